@@ -1,0 +1,1 @@
+"""The network, its transforms, training and evaluation. Knows no HTTP and never imports `app`."""

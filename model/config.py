@@ -1,0 +1,157 @@
+"""What a checkpoint says about itself: the network's shape and how images become windows.
+
+Frozen dataclasses that travel as JSON in a checkpoint's header. Knows no torch and no files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+Shape = tuple[int, int]
+Colour = tuple[int, int, int]
+
+DIVISOR = 16
+"""Four 2×2 poolings: with `padding=1`, height and width are multiples of 2⁴."""
+
+LOST_BORDER = 92
+"""Pixels that the unpadded network (`padding=0`) loses on each side: 572 -> 388 (paper, fig. 1)."""
+
+
+class ConfigError(ValueError):
+    """A value in a checkpoint's header or a configuration is wrong; the message names it."""
+
+
+def _from_json(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """Build a frozen dataclass from JSON: unknown keys are named, lists become tuples."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"{cls.__name__} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    return cls(**{name: frozen(value) for name, value in values.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The arguments of `model.unet.UNet`."""
+
+    in_channels: int = 3
+    out_channels: int = 1
+    base_features: int = 64
+    padding: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels", "base_features"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.padding not in (0, 1):
+            raise ConfigError(f"padding must be 0 (the paper's) or 1, not {self.padding}")
+
+    @property
+    def margin(self) -> int:
+        """Pixels by which an input window is larger than its output, on each side."""
+        return 0 if self.padding else LOST_BORDER
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return _from_json(cls, values)  # type: ignore[no-any-return]
+
+
+@dataclasses.dataclass(frozen=True)
+class PreprocessConfig:
+    """How an image becomes windows, and logits become a mask."""
+
+    # image -> windows
+    mode: Literal["native", "resize"] = "native"
+    """native: cut at the image's own resolution; resize: the whole image becomes one window."""
+    window: tuple[Shape, ...] = ((256, 256), (512, 512))
+    """The closed set of input shapes (height, width) the network ever sees."""
+    overlap: int = 64
+    """Pixels that neighbouring windows share at least, and over which they are blended."""
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    """Filter of the one resize path (antialiased); used by mode "resize" only."""
+
+    # values
+    intensity: Literal["range", "percentile"] = "range"
+    """range: the type's full range is 0..1; percentile: the image's own 1%..99.8% is."""
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+
+    # logits -> mask
+    threshold: float = 0.5
+    classes: tuple[str, ...] = ("background", "foreground")
+    palette: tuple[Colour, ...] = ((0, 0, 0), (255, 255, 255))
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("mode", ("native", "resize")),
+            ("interpolation", ("bilinear", "bicubic", "lanczos")),
+            ("intensity", ("range", "percentile")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+                )
+        if not self.window or any(len(shape) != 2 or min(shape) < 1 for shape in self.window):
+            raise ConfigError(f"window must list (height, width) pairs, not {self.window!r}")
+        if self.mode == "resize" and len(self.window) != 1:
+            raise ConfigError(f"mode 'resize' takes exactly one window, not {len(self.window)}")
+        if not 0 <= self.overlap < min(min(shape) for shape in self.window):
+            raise ConfigError(f"overlap {self.overlap} must be smaller than every window")
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ConfigError("mean and std need one value a channel, std above 0")
+        if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
+            raise ConfigError(f"threshold must lie in 0..1, not {self.threshold}")
+        if len(self.classes) < 2 or len(self.palette) != len(self.classes):
+            raise ConfigError("classes need the background, one more, and a palette colour each")
+
+    @property
+    def binary(self) -> bool:
+        """Two classes: one sigmoid decides. More: a softmax over one channel a class."""
+        return len(self.classes) == 2
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return _from_json(cls, values)  # type: ignore[no-any-return]
+
+
+def check_together(architecture: UNetConfig, preprocess: PreprocessConfig) -> None:
+    """Hold what neither config can hold alone.
+
+    A binary model has one output channel (foreground) or two (foreground, and the border between
+    touching objects, which separates instances). A model of n > 2 classes has n.
+
+    Raises:
+        ConfigError: the channel counts contradict each other, or a window cannot pass the network.
+    """
+    if len(preprocess.mean) != architecture.in_channels:
+        raise ConfigError(
+            f"mean has {len(preprocess.mean)} values for {architecture.in_channels} input channels"
+        )
+    allowed = (1, 2) if preprocess.binary else (len(preprocess.classes),)
+    if architecture.out_channels not in allowed:
+        raise ConfigError(
+            f"{len(preprocess.classes)} classes need {' or '.join(map(str, allowed))} output "
+            f"channels, not {architecture.out_channels}"
+        )
+    for height, width in preprocess.window:
+        for size in (height, width):
+            inner = size - 2 * architecture.margin
+            if architecture.padding == 1 and size % DIVISOR:
+                raise ConfigError(f"window {height}x{width} is not divisible by {DIVISOR}")
+            if architecture.padding == 0 and (inner < 1 or (size - 12) % DIVISOR):
+                raise ConfigError(
+                    f"window {height}x{width} does not fit an unpadded network: each side must be "
+                    f"12 more than a multiple of {DIVISOR} (188, 204, ..., 572), at least 188"
+                )

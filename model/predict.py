@@ -1,0 +1,56 @@
+"""An image through the network, in plain torch: the reference every engine is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.config import PreprocessConfig
+from model.transforms import normalise, prepare, probabilities, restore
+from model.unet import UNet
+from model.windows import Stitcher, plan_windows
+
+
+class Predictor:
+    """Callable: decoded image (H, W[, 3]) uint8 or uint16 -> probabilities (C, H, W) float32.
+
+    Args:
+        network: on the device to use; put into evaluation mode for each call and back.
+        preprocess: of the checkpoint.
+    """
+
+    def __init__(self, network: UNet, preprocess: PreprocessConfig) -> None:
+        self.network = network
+        self.preprocess = preprocess
+
+    @torch.inference_mode()
+    def __call__(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        device = next(self.network.parameters()).device
+        pixels = prepare(image, self.preprocess)
+        plan = plan_windows(
+            pixels.shape[0], pixels.shape[1], self.network.config, self.preprocess
+        )
+        stitcher = Stitcher(plan, self.network.config.out_channels)
+        buffer = np.empty((*plan.shape, pixels.shape[2]), np.uint8)
+        with _evaluating(self.network):
+            for window in plan.windows:
+                plan.cut(pixels, window, out=buffer)
+                batch = normalise(torch.from_numpy(buffer)[None].to(device), self.preprocess)
+                batch = batch.contiguous(memory_format=torch.channels_last)
+                output = probabilities(self.network(batch), self.preprocess)
+                stitcher.add(window, output[0].cpu().numpy())
+        return restore(stitcher.result(), *image.shape[:2])
+
+
+@contextmanager
+def _evaluating(network: UNet) -> Iterator[None]:
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)

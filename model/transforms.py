@@ -1,0 +1,159 @@
+"""Image -> what the network sees, and logits -> mask: the only code for either.
+
+Training, evaluation, the command line and the service all call these functions, so what was
+learnt is what is served. The steps, in the order of the data::
+
+    decoded image (H, W) or (H, W, 3), uint8 or uint16
+      -> prepare        uint8 (H, W, C): intensities, colour, and the resize of mode "resize"
+      -> model.windows  uint8 windows: what crosses the bus to a device
+      -> normalise      float (N, C, h, w): on the device
+      -> UNet           logits
+      -> probabilities  float in 0..1: on the device
+      -> model.windows  stitched
+      -> restore        back to the image's own size (mode "resize")
+      -> to_mask        uint8 (H, W)
+
+`normalise` and `probabilities` use only the methods of the tensors they are given, so that
+importing this module, and serving without torch, does not import it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from model.config import PreprocessConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PERCENTILES = (1.0, 99.8)
+"""Of the whole image, mapped to 0 and 1 by `intensity="percentile"`."""
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+ByteArray = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+
+def prepare(image: npt.NDArray[np.generic], config: PreprocessConfig) -> ByteArray:
+    """The uint8 image that is cut into windows.
+
+    Eight bits are enough once the intensities are spread over the image's own range, and a quarter
+    of the bytes of a float to carry to a device.
+
+    Args:
+        image: (H, W) grey or (H, W, 3) RGB, uint8 or uint16.
+        config: of the checkpoint.
+
+    Returns:
+        (H, W, C) uint8 for C = len(config.mean); mode "resize": of the one declared window's size.
+
+    Raises:
+        ValueError: another type or shape.
+    """
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or not image.size:
+        raise ValueError(
+            f"an image is uint8 or uint16, (H, W) or (H, W, 3), not {image.dtype} {image.shape}"
+        )
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if config.intensity == "percentile":
+        low, high = _percentiles(image)
+    else:
+        low, high = 0.0, float(np.iinfo(image.dtype).max)
+    pixels = _stretch(image, low, high)
+    if config.mode == "resize":
+        pixels = _resize_bytes(pixels, *config.window[0], config)
+    channels = len(config.mean)
+    if pixels.shape[2] == channels:
+        return np.ascontiguousarray(pixels)
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, channels, axis=2)
+    if channels == 1:
+        return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+    raise ValueError(f"cannot make {channels} channels of {pixels.shape[2]}")
+
+
+def _percentiles(image: npt.NDArray[np.generic]) -> tuple[float, float]:
+    """1% and 99.8% of all the values of the image, the channels together (that keeps its colours).
+
+    From a histogram: exact for integers, and one pass whatever the size.
+    """
+    counts = np.bincount(image.ravel(), minlength=2)
+    cumulated = np.cumsum(counts)
+    low, high = (
+        float(np.searchsorted(cumulated, cumulated[-1] * percent / 100)) for percent in PERCENTILES
+    )
+    if high <= low:  # a nearly empty field: its few bright pixels are all there is to see
+        values = np.flatnonzero(counts)
+        low, high = float(values[0]), float(values[-1])
+    return low, high
+
+
+def _stretch(image: npt.NDArray[np.generic], low: float, high: float) -> ByteArray:
+    """low..high -> 0..255, clipped. A table, since there are only so many values."""
+    values = np.arange(int(np.iinfo(image.dtype).max) + 1, dtype=np.float32)
+    table = np.clip((values - low) * (255.0 / max(high - low, 1.0)) + 0.5, 0, 255).astype(np.uint8)
+    return table[image]
+
+
+def _resize_bytes(pixels: ByteArray, height: int, width: int, config: PreprocessConfig) -> ByteArray:
+    """Antialiased, by Pillow, whose fixed-point filters are fast on bytes."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    grey = pixels.shape[2] == 1
+    source = Image.fromarray(pixels[:, :, 0] if grey else pixels)
+    resized = np.asarray(source.resize((width, height), _FILTERS[config.interpolation]))
+    return resized[:, :, None] if grey else resized
+
+
+def normalise(windows: Tensor, config: PreprocessConfig) -> Tensor:
+    """(N, h, w, C) uint8 -> (N, C, h, w) float32, (value/255 - mean) / std, on their device."""
+    scaled = windows.permute(0, 3, 1, 2).float()
+    mean = scaled.new_tensor(config.mean).view(1, -1, 1, 1)
+    std = scaled.new_tensor(config.std).view(1, -1, 1, 1)
+    return (scaled / 255 - mean) / std
+
+
+def probabilities(logits: Tensor, config: PreprocessConfig) -> Tensor:
+    """(N, C, h, w) logits -> probabilities in 0..1, float32.
+
+    Binary models: a sigmoid a channel (foreground; the border between touching objects, if there
+    is a second). Others: a softmax over the classes.
+    """
+    logits = logits.float()
+    return logits.sigmoid() if config.binary else logits.softmax(dim=1)
+
+
+def restore(stitched: FloatArray, height: int, width: int) -> FloatArray:
+    """(C, h, w) probabilities -> (C, height, width): the way back of mode "resize"."""
+    if stitched.shape[1:] == (height, width):
+        return stitched
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR))
+            for channel in stitched
+        ]
+    )
+
+
+def to_mask(
+    stitched: FloatArray, config: PreprocessConfig, threshold: float | None = None
+) -> ByteArray:
+    """(C, H, W) probabilities -> (H, W) uint8.
+
+    Binary models: 255 where the foreground's probability is at least the threshold (the
+    checkpoint's, unless given), else 0. Others: the index of the most probable class.
+    """
+    if config.binary:
+        limit = config.threshold if threshold is None else threshold
+        return np.where(stitched[0] >= limit, np.uint8(255), np.uint8(0))
+    return stitched.argmax(axis=0).astype(np.uint8)
