@@ -32,7 +32,9 @@ def _from_json(cls: type[Any], values: Mapping[str, Any]) -> Any:
 
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
-        raise ConfigError(f"{cls.__name__} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"{cls.__name__} has no {unknown[0]!r}; it has {', '.join(sorted(known))}"
+        )
     return cls(**{name: frozen(value) for name, value in values.items()})
 
 

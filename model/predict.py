@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from model.checkpoint import Checkpoint
 from model.config import PreprocessConfig
 from model.transforms import normalise, prepare, probabilities, restore
 from model.unet import UNet
@@ -27,13 +29,21 @@ class Predictor:
         self.network = network
         self.preprocess = preprocess
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Self:
+        """The predictor of a checkpoint, in fp32."""
+        network = UNet.from_config(checkpoint.architecture)
+        network.load_state_dict(
+            {name: torch.from_numpy(tensor).float() for name, tensor in checkpoint.state.items()}
+        )
+        network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(network, checkpoint.preprocess)
+
     @torch.inference_mode()
-    def __call__(self, image: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    def __call__(self, image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         device = next(self.network.parameters()).device
         pixels = prepare(image, self.preprocess)
-        plan = plan_windows(
-            pixels.shape[0], pixels.shape[1], self.network.config, self.preprocess
-        )
+        plan = plan_windows(pixels.shape[0], pixels.shape[1], self.network.config, self.preprocess)
         stitcher = Stitcher(plan, self.network.config.out_channels)
         buffer = np.empty((*plan.shape, pixels.shape[2]), np.uint8)
         with _evaluating(self.network):

@@ -19,7 +19,7 @@ importing this module, and serving without torch, does not import it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
 
-def prepare(image: npt.NDArray[np.generic], config: PreprocessConfig) -> ByteArray:
+def prepare(image: npt.NDArray[Any], config: PreprocessConfig) -> ByteArray:
     """The uint8 image that is cut into windows.
 
     Eight bits are enough once the intensities are spread over the image's own range, and a quarter
@@ -82,7 +82,7 @@ def prepare(image: npt.NDArray[np.generic], config: PreprocessConfig) -> ByteArr
     raise ValueError(f"cannot make {channels} channels of {pixels.shape[2]}")
 
 
-def _percentiles(image: npt.NDArray[np.generic]) -> tuple[float, float]:
+def _percentiles(image: npt.NDArray[Any]) -> tuple[float, float]:
     """1% and 99.8% of all the values of the image, the channels together (that keeps its colours).
 
     From a histogram: exact for integers, and one pass whatever the size.
@@ -98,14 +98,17 @@ def _percentiles(image: npt.NDArray[np.generic]) -> tuple[float, float]:
     return low, high
 
 
-def _stretch(image: npt.NDArray[np.generic], low: float, high: float) -> ByteArray:
+def _stretch(image: npt.NDArray[Any], low: float, high: float) -> ByteArray:
     """low..high -> 0..255, clipped. A table, since there are only so many values."""
     values = np.arange(int(np.iinfo(image.dtype).max) + 1, dtype=np.float32)
     table = np.clip((values - low) * (255.0 / max(high - low, 1.0)) + 0.5, 0, 255).astype(np.uint8)
-    return table[image]
+    stretched: ByteArray = table[image]
+    return stretched
 
 
-def _resize_bytes(pixels: ByteArray, height: int, width: int, config: PreprocessConfig) -> ByteArray:
+def _resize_bytes(
+    pixels: ByteArray, height: int, width: int, config: PreprocessConfig
+) -> ByteArray:
     """Antialiased, by Pillow, whose fixed-point filters are fast on bytes."""
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -156,4 +159,5 @@ def to_mask(
     if config.binary:
         limit = config.threshold if threshold is None else threshold
         return np.where(stitched[0] >= limit, np.uint8(255), np.uint8(0))
-    return stitched.argmax(axis=0).astype(np.uint8)
+    indices: ByteArray = stitched.argmax(axis=0).astype(np.uint8)
+    return indices

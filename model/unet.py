@@ -20,6 +20,8 @@ This module knows nothing of images, files or training.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -112,7 +114,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = UNetConfig(in_channels, out_channels, base_features, padding)
         widths = [base_features * 2**level for level in range(5)]  # 64 128 256 512 1024
-        levels = list(zip(widths, widths[1:], strict=False))  # (64, 128) ... (512, 1024)
+        levels = list(pairwise(widths))  # (64, 128) ... (512, 1024)
 
         # The contracting path: convolve, remember for the skip, pool.
         self.down_conv = nn.ModuleList(

@@ -121,9 +121,7 @@ class WindowPlan:
             for column in range(len(self.columns.starts))
         ]
 
-    def cut(
-        self, image: npt.NDArray[np.uint8], window: Window, out: npt.NDArray[np.uint8]
-    ) -> None:
+    def cut(self, image: npt.NDArray[np.uint8], window: Window, out: npt.NDArray[np.uint8]) -> None:
         """Copy one window of `image` into `out`, reflected where it hangs over the edge.
 
         Args:

@@ -1,0 +1,283 @@
+"""Self-describing checkpoints: one `.safetensors` file rebuilds everything a mask needs.
+
+Beside the network's tensors, under their state-dict names, the file carries
+
+- in its header, as JSON: the architecture, the preprocessing, and a card of free facts (metrics,
+  data, licence, how it was trained, the git revision);
+- as two more tensors: a golden image and the mask the trained network makes of it, which an engine
+  has to reproduce before it may serve (`golden.image`, `golden.mask`);
+- a digest of all tensors, so that the file proves itself wherever it is copied.
+
+`manifest.json` beside the files records the sha256 of each. Nothing is ever unpickled. Arrays are
+NumPy; knows no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from model.config import ConfigError, PreprocessConfig, UNetConfig, check_together
+
+SUFFIX = ".safetensors"
+MANIFEST = "manifest.json"
+FORMAT = "unet-server/1"
+
+_GOLDEN_IMAGE, _GOLDEN_MASK = "golden.image", "golden.mask"
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint of ours, or is damaged; the message is one line and names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+    """One image and its mask by the reference in fp32.
+
+    Attributes:
+        image: decoded, (H, W) or (H, W, 3), uint8 or uint16.
+        mask: (H, W) uint8, as `model.transforms.to_mask` gives it.
+    """
+
+    image: npt.NDArray[Any]
+    mask: npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A trained model.
+
+    Attributes:
+        name: the file's stem; what clients ask for.
+        architecture, preprocess: rebuild the network and its data path.
+        state: tensors by state-dict name, float16 or float32.
+        golden: what an engine must reproduce.
+        card: metrics, data, licence, training, revision, ...: facts for people, as JSON.
+        sha256: of the file, in hex; empty before it is saved.
+    """
+
+    name: str
+    architecture: UNetConfig
+    preprocess: PreprocessConfig
+    state: Mapping[str, npt.NDArray[Any]]
+    golden: Golden
+    card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sha256: str = ""
+
+    @property
+    def id(self) -> str:
+        """name@first 12 hex digits of the sha256: names exactly these weights."""
+        return f"{self.name}@{self.sha256[:12]}"
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """Write `checkpoint` to `path` atomically: a reader sees the old file or the new one.
+
+    Returns:
+        The checkpoint with its sha256 and its name as saved.
+
+    Raises:
+        ConfigError: architecture and preprocessing contradict each other.
+        CheckpointError: the tensors are not those of the architecture.
+        OSError: the file cannot be written; what was there before is intact.
+    """
+    check_together(checkpoint.architecture, checkpoint.preprocess)
+    tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.state.items()}
+    _check_tensors(path, tensors, checkpoint.architecture)
+    tensors[_GOLDEN_IMAGE] = np.ascontiguousarray(checkpoint.golden.image)
+    tensors[_GOLDEN_MASK] = np.ascontiguousarray(checkpoint.golden.mask)
+    header = {
+        "format": FORMAT,
+        "digest": _digest(tensors),
+        "architecture": json.dumps(checkpoint.architecture.to_json()),
+        "preprocess": json.dumps(checkpoint.preprocess.to_json()),
+        "card": json.dumps(checkpoint.card),
+    }
+    content = save(tensors, metadata=header)
+    write_atomically(path, content)
+    return dataclasses.replace(
+        checkpoint, name=path.stem, sha256=hashlib.sha256(content).hexdigest()
+    )
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and prove a checkpoint.
+
+    Raises:
+        CheckpointError: missing, truncated, tampered with, or not one of ours; one line that says
+            which, and what to do.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    recorded = read_manifest(path.parent).get(path.name, sha256)
+    if recorded != sha256:
+        raise CheckpointError(
+            f"{path} is not the file that {MANIFEST} records: its sha256 starts with "
+            f"{sha256[:12]}, not {recorded[:12]}; fetch it again, or record it if you changed it"
+        )
+    header = _header(path, content)
+    try:
+        tensors = load(content)
+        if header["digest"] != _digest(tensors):
+            raise CheckpointError(f"{path} was altered: its tensors do not match their digest")
+        golden = Golden(tensors.pop(_GOLDEN_IMAGE), tensors.pop(_GOLDEN_MASK))
+        architecture = UNetConfig.from_json(json.loads(header["architecture"]))
+        preprocess = PreprocessConfig.from_json(json.loads(header["preprocess"]))
+        card = json.loads(header["card"])
+        check_together(architecture, preprocess)
+    except (KeyError, TypeError, json.JSONDecodeError, SafetensorError, ConfigError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {error}") from error
+    _check_tensors(path, tensors, architecture)
+    return Checkpoint(path.stem, architecture, preprocess, tensors, golden, card, sha256)
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """File name -> sha256 of the checkpoints that `folder` vouches for; empty without a manifest.
+
+    Raises:
+        CheckpointError: the manifest is not what `record` writes.
+    """
+    path = folder / MANIFEST
+    try:
+        return {name: entry["sha256"] for name, entry in json.loads(path.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f'{path} should map file names to {{"sha256": ...}}: {error!r}'
+        ) from error
+
+
+def record(path: Path) -> None:
+    """Enter the file at `path` into the manifest beside it."""
+    content = path.read_bytes()
+    manifest = path.parent / MANIFEST
+    entries = json.loads(manifest.read_text()) if manifest.exists() else {}
+    entries[path.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    write_atomically(manifest, (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step; on any failure what was there before is intact."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def git_revision() -> str:
+    """The commit this code stands at, with `+` if it was changed since; "unknown" outside git."""
+    root = Path(__file__).parent
+    try:
+        revision = _git("rev-parse", "--short=12", "HEAD", cwd=root)
+        return revision + ("+" if _git("status", "--porcelain", "-uno", cwd=root) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def parameter_shapes(config: UNetConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of the network's state dict, in its order (see model.unet)."""
+    widths = [config.base_features * 2**level for level in range(5)]
+
+    def conv(name: str, out: int, *rest: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield f"{name}.weight", (out, *rest)
+        yield f"{name}.bias", (out,)
+
+    def double(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from conv(f"{name}.first", outputs, inputs, 3, 3)
+        yield from conv(f"{name}.second", outputs, outputs, 3, 3)
+
+    for level, (inputs, outputs) in enumerate(
+        zip([config.in_channels, *widths], widths[:4], strict=False)
+    ):
+        yield from double(f"down_conv.{level}", inputs, outputs)
+    yield from double("middle_conv", widths[3], widths[4])
+    for level, (high, low) in enumerate(zip(widths[:0:-1], widths[3::-1], strict=True)):
+        yield f"up_sample.{level}.up.weight", (high, low, 2, 2)
+        yield f"up_sample.{level}.up.bias", (low,)
+    for level, (high, low) in enumerate(zip(widths[:0:-1], widths[3::-1], strict=True)):
+        yield from double(f"up_conv.{level}", high, low)
+    yield from conv("final_conv", config.out_channels, widths[0], 1, 1)
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _header(path: Path, content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file (8 bytes of length, then JSON), or what it is instead."""
+    if not content:
+        raise CheckpointError(f"{path} is empty")
+    if content[:4] == b"PK\x03\x04" or content[:2] == b"\x80\x02":
+        raise CheckpointError(
+            f"{path} is a pickled torch file, which is never opened here; turn it into a "
+            f"checkpoint with: unet import {path} --name {path.stem}"
+        )
+    length = int.from_bytes(content[:8], "little")
+    if content[8:9] != b"{":
+        raise CheckpointError(f"{path} is not a safetensors file")
+    if len(content) < 8 + length:
+        raise CheckpointError(f"{path} is truncated: its header is not complete")
+    try:
+        fields = json.loads(content[8 : 8 + length])
+        end = max(
+            (f["data_offsets"][1] for k, f in fields.items() if k != "__metadata__"), default=0
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {error}") from error
+    if len(content) < 8 + length + end:
+        raise CheckpointError(
+            f"{path} is truncated: {len(content):,} bytes of {8 + length + end:,}"
+        )
+    header: dict[str, str] = fields.get("__metadata__") or {}
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is a safetensors file without a description of its network; add one with: "
+            f"unet import {path} --name {path.stem}"
+        )
+    return header
+
+
+def _check_tensors(
+    path: Path, tensors: Mapping[str, npt.NDArray[Any]], architecture: UNetConfig
+) -> None:
+    wanted = dict(parameter_shapes(architecture))
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{path} does not fit {architecture}: {name} should be "
+                f"{wanted.get(name, 'absent')}, and is {found.get(name, 'absent')}"
+            )
+
+
+def _digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """sha256 over name, type, shape and bytes of every tensor, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
