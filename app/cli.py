@@ -1,0 +1,45 @@
+"""`unet`: one command a verb. Only the chosen command's module is imported."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "serve": ("app.server", "serve masks over HTTP"),
+    "segment": ("app.local", "segment files here, without a server"),
+    "models": ("app.catalogue", "list the checkpoints of a folder"),
+    "train": ("model.train", "train a network from a configuration"),
+    "evaluate": ("app.evaluation", "measure a checkpoint, or a running service, on a data set"),
+    "import": ("model.foreign", "turn a foreign state dict into a checkpoint"),
+}
+"""Verb -> the module with its `add_arguments` and `main`, and what it does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 2 and one line on standard error for a user's mistake."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="unet", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for verb, (module, text) in COMMANDS.items():
+        command = commands.add_parser(verb, help=text, description=text)
+        if verb == chosen:
+            importlib.import_module(module).add_arguments(command)
+    args = parser.parse_args(arguments)
+    try:
+        return int(importlib.import_module(COMMANDS[args.command][0]).main(args))
+    except KeyboardInterrupt:
+        return 130
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # every error of ours that a user can mend is one of them
+        print(f"unet: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""What every engine promises. Imports no backend."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from model.config import Shape
+
+
+class Engine(Protocol):
+    """One model on one device, for a closed set of window shapes.
+
+    Attributes:
+        backend: "openvino" or "torch".
+        device: "cpu", "cuda:0", ...
+        precision: "fp32", "bf16", "fp16" or "int8".
+        reason: why `auto` chose this, for the log and `/models`.
+        shapes: the (height, width) of the windows it takes.
+        max_batch: windows it takes at once.
+    """
+
+    backend: str
+    device: str
+    precision: str
+    reason: str
+    shapes: tuple[Shape, ...]
+    max_batch: int
+
+    def stage(self, shape: Shape, count: int) -> npt.NDArray[np.uint8]:
+        """A (count, height, width, C) buffer to cut windows into, in memory the device likes.
+
+        Raises:
+            ValueError: not one of `shapes`, or more than `max_batch`.
+        """
+
+    def run(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """(n, height, width, C) uint8, from `stage` -> (n, channels, h, w) probabilities.
+
+        The result of a window does not depend on the others of its batch.
+
+        Raises:
+            OutOfMemory: a smaller batch may fit.
+            DeviceLost: nothing will work any more.
+            EngineError: anything else the backend says.
+        """
+
+    def warm(self) -> None:
+        """Run every shape once, so that no request pays for what a first run costs."""
+
+    def close(self) -> None:
+        """Give the device's memory back."""

@@ -1,0 +1,71 @@
+"""The engines of one device, as what the batcher runs batches on.
+
+Knows windows and engines; nothing of queues, files or HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from app.engine.base import Engine
+from app.errors import NonFiniteOutput
+from model.config import Shape
+from model.windows import Window, WindowPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchKey:
+    """Windows with equal keys may share a batch: the same weights, the same shape."""
+
+    model: str
+    shape: Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One window of a prepared image; its pixels are cut only when its batch is staged."""
+
+    image: npt.NDArray[np.uint8]
+    plan: WindowPlan
+    window: Window
+
+
+class Worker:
+    """A device with the engines of every model in service; a `app.batching.Runner`.
+
+    Args:
+        name: of the device.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.engines: dict[str, Engine] = {}
+
+    def max_batch(self, key: BatchKey) -> int:
+        return self.engines[key.model].max_batch
+
+    def prepare(self, key: BatchKey, items: Sequence[Piece]) -> npt.NDArray[np.uint8]:
+        """Cut the windows into one staging buffer, (n, height, width, C)."""
+        staged = self.engines[key.model].stage(key.shape, len(items))
+        for piece, out in zip(items, staged, strict=True):
+            piece.plan.cut(piece.image, piece.window, out)
+        return staged
+
+    def run(
+        self, key: BatchKey, staged: npt.NDArray[np.uint8]
+    ) -> Sequence[npt.NDArray[np.float32]]:
+        """The probabilities of each window, (channels, h, w).
+
+        Raises:
+            NonFiniteOutput: one of the windows gave NaN or infinity; alone, it is the culprit.
+            EngineError: what the engine raises.
+        """
+        result = self.engines[key.model].run(staged)
+        # A sum is NaN or infinite as soon as one of its terms is, and needs no second array.
+        if not np.isfinite(result.sum(dtype=np.float64)):
+            raise NonFiniteOutput(f"{key.model} gave values that are not finite")
+        return list(result)

@@ -1,0 +1,109 @@
+"""`unet segment`: files in, masks out, by the service's own path, without a server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import math
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from app.errors import ServiceError
+from app.segmenter import Options, Output
+from app.service import Service
+from app.settings import load_settings
+from model.checkpoint import write_atomically
+from model.data import IMAGE_SUFFIXES
+
+_IN_HAND = 3
+"""Images at once: one is decoded and one encoded while the engine has the third."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, help="files, or folders of images")
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("masks"), help="folder for the masks (masks)"
+    )
+    parser.add_argument(
+        "--output", type=Output, choices=list(Output), default=Output.MASK, metavar="KIND",
+        help=f"one of {', '.join(Output)} (mask)",
+    )  # fmt: skip
+    parser.add_argument("--threshold", type=_fraction, help="0..1 (the model's own)")
+    for name in ("model", "weights_dir", "device", "engine", "precision", "threads"):
+        parser.add_argument("--" + name.replace("_", "-"), help=f"as UNET_{name.upper()}")
+
+
+def main(args: argparse.Namespace) -> int:
+    """0 when every image has its mask, 1 when some could not be segmented."""
+    logging.basicConfig(level=logging.WARNING, format="unet: %(message)s")
+    names = ("model", "weights_dir", "device", "engine", "precision", "threads")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    sources = _sources(args.images)
+    service = Service(load_settings(**given))
+    failures = asyncio.run(_segment_all(service, sources, args))
+    for path, reason in failures:
+        print(f"unet: {path}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+async def _segment_all(
+    service: Service, sources: dict[str, Path], args: argparse.Namespace
+) -> list[tuple[Path, str]]:
+    await service.start_alone()
+    failures: list[tuple[Path, str]] = []
+    slots = asyncio.Semaphore(_IN_HAND)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    async def one(name: str, path: Path) -> None:
+        async with slots:
+            try:
+                with service.registry.lease(None) as model:
+                    data = await asyncio.to_thread(path.read_bytes)
+                    options = Options(args.output, args.threshold)
+                    result = await service.segmenter.segment(model, data, options, math.inf)
+            except (ServiceError, OSError) as error:
+                failures.append((path, str(error)))
+            else:
+                await asyncio.to_thread(write_atomically, args.out / f"{name}.png", result.png)
+            bar.update()
+
+    try:
+        with tqdm(total=len(sources), unit="image", disable=not sys.stderr.isatty()) as bar:
+            await asyncio.gather(*(one(name, path) for name, path in sources.items()))
+    finally:
+        await service.stop()
+    return failures
+
+
+def _sources(paths: list[Path]) -> dict[str, Path]:
+    """Name of the mask -> image.
+
+    Raises:
+        ValueError: nothing there, or two images whose masks would have the same name.
+    """
+    files = [
+        file
+        for path in paths
+        for file in (
+            sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+            if path.is_dir()
+            else [path]
+        )
+    ]
+    sources: dict[str, Path] = {}
+    for file in files:
+        if (other := sources.setdefault(file.stem, file)) != file:
+            raise ValueError(f"{other} and {file} would both become {file.stem}.png")
+    if not sources:
+        raise ValueError(f"no images in {', '.join(map(str, paths))}")
+    return sources
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
+    return value

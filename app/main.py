@@ -1,0 +1,91 @@
+"""The application: service, routes, middleware, errors, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
+
+from app import handlers
+from app.middleware import HearOut, Observe
+from app.routers import models, probes, segment
+from app.schemas import Problem
+from app.service import Service
+from app.settings import Settings
+
+_STATIC = Path(__file__).parent / "static"
+
+_EXPOSED = [
+    "X-Request-ID",
+    "X-Model",
+    "X-Engine",
+    "X-Mask-Coverage",
+    "X-Mask-Confidence",
+    "X-Mask-Objects",
+    "Server-Timing",
+    "Retry-After",
+]
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The whole application; `app.state.service` is what is behind the routes.
+
+    Raises:
+        SettingsError, EngineUnavailable: the settings ask for what is not there.
+    """
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = FastAPI(
+        title="unet-server",
+        summary="Bytes of an image in, a PNG mask out, made by a trained U-Net.",
+        license_info={"name": "MIT"},
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    for router in (segment.router, models.router, probes.router):
+        app.include_router(router)
+    app.mount("/static", StaticFiles(directory=_STATIC), name="static")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_STATIC / "index.html")
+
+    handlers.install(app)
+    app.add_middleware(HearOut)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
+    app.add_middleware(Observe, metrics=service.metrics)
+    _add_problem_schema(app)
+    return app
+
+
+def _add_problem_schema(app: FastAPI) -> None:
+    """Routes refer to the problem document by name; FastAPI lists only models it sees itself."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = plain()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["Problem"] = Problem.model_json_schema()
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

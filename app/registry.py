@@ -1,0 +1,233 @@
+"""The models in service: loading, proving, swapping and freeing them.
+
+A model is served only after it reproduced its golden mask through the very path that requests
+take. A changed file is loaded beside the old one, and takes its place between two batches; a bad
+file leaves the old one where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from app.engine.factory import EngineChoice, build_engine
+from app.engine.worker import BatchKey, Worker
+from app.errors import Unavailable, UnknownModel
+from app.metrics import Metrics
+from model.checkpoint import SUFFIX, Checkpoint, load_checkpoint
+from model.metrics import Overlap
+from model.windows import WindowPlan, plan_windows
+
+log = logging.getLogger(__name__)
+
+GOLDEN_IOU = 0.98
+"""The least overlap with its golden mask that a model must show before it is served."""
+
+_RELOAD_SECONDS = 2.0
+
+
+class ModelRejected(Exception):
+    """A checkpoint was loaded and is not fit to serve; one line says why."""
+
+
+@dataclasses.dataclass
+class ServedModel:
+    """A model that engines are ready for.
+
+    Attributes:
+        checkpoint: without its weights; those are the engines' now.
+        choices: the engine it runs on, one a device.
+        golden_iou: what its proof gave.
+        users: requests that hold it at the moment; it is freed after the last.
+    """
+
+    checkpoint: Checkpoint
+    choices: Sequence[EngineChoice]
+    golden_iou: float = 0.0
+    users: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.checkpoint.id
+
+    def plan(self, height: int, width: int) -> WindowPlan:
+        """The windows of an image of this size."""
+        if self.checkpoint.preprocess.mode == "resize":
+            height, width = self.checkpoint.preprocess.window[0]
+        return plan_windows(height, width, self.checkpoint.architecture, self.checkpoint.preprocess)
+
+    def key(self, plan: WindowPlan) -> BatchKey:
+        return BatchKey(self.id, plan.shape)
+
+
+@dataclasses.dataclass
+class Entry:
+    """A name clients may ask for, and what became of its file."""
+
+    path: Path
+    stamp: tuple[int, int] | None = None
+    served: ServedModel | None = None
+    error: str | None = None
+
+
+Prove = Callable[[ServedModel], Awaitable[np.ndarray[tuple[int, int], np.dtype[np.uint8]]]]
+
+
+class Registry:
+    """Names -> models.
+
+    Args:
+        folder: of the checkpoints.
+        default: name of the model that serves when none is asked for.
+        choices: one a device.
+        workers: the devices, in the order of `choices`.
+        prove: gives the mask of a model's golden image by the path of requests.
+        metrics: where models and reloads are shown.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        default: str,
+        choices: Sequence[EngineChoice],
+        workers: Sequence[Worker],
+        prove: Prove,
+        metrics: Metrics,
+    ) -> None:
+        self.folder = folder
+        self.default = default
+        self.entries = {path.stem: Entry(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
+        self._choices = choices
+        self._workers = workers
+        self._prove = prove
+        self._metrics = metrics
+
+    @contextmanager
+    def lease(self, name: str | None) -> Iterator[ServedModel]:
+        """Hold the model of that name (None: the default) while a request uses it.
+
+        Raises:
+            UnknownModel: no checkpoint of that name.
+            Unavailable: it is there, but not (or not yet) fit to serve.
+        """
+        entry = self.entries.get(name or self.default)
+        if entry is None:
+            known = ", ".join(sorted(self.entries))
+            raise UnknownModel(f"there is no model {name!r} here; there is {known}")
+        served = entry.served
+        if served is None:
+            raise Unavailable(entry.error or f"{entry.path.stem} is still loading", retry_after=2)
+        served.users += 1
+        try:
+            yield served
+        finally:
+            served.users -= 1
+            if served.users == 0 and entry.served is not served:
+                self._free(served)
+
+    async def load_default(self) -> None:
+        """Load and prove the default model.
+
+        Raises:
+            CheckpointError, ModelRejected: it cannot serve.
+        """
+        await self._load(self.entries[self.default])
+
+    async def load_others(self) -> None:
+        """Load what is not loaded yet; a file that is no good is reported and left out."""
+        for entry in list(self.entries.values()):
+            if entry.served is None:
+                await self._try(entry)
+
+    async def watch(self) -> None:
+        """Take in changed and new files, for ever."""
+        while True:
+            await asyncio.sleep(_RELOAD_SECONDS)
+            for path in await asyncio.to_thread(lambda: sorted(self.folder.glob(f"*{SUFFIX}"))):
+                entry = self.entries.setdefault(path.stem, Entry(path))
+                if _stamp(path) not in (None, entry.stamp):
+                    await self._try(entry)
+
+    def close(self) -> None:
+        for entry in self.entries.values():
+            if entry.served is not None:
+                self._free(entry.served)
+                entry.served = None
+
+    async def _try(self, entry: Entry) -> None:
+        try:
+            await self._load(entry)
+        except Exception as error:  # whatever a file does, the other models go on serving
+            entry.error = str(error)
+            self._metrics.reloads.labels("rejected").inc()
+            log.error("model %s is not taken in: %s", entry.path.stem, error)
+        else:
+            self._metrics.reloads.labels("accepted").inc()
+
+    async def _load(self, entry: Entry) -> None:
+        # Before reading: a file that changes meanwhile has another stamp, and is read again.
+        entry.stamp = _stamp(entry.path)
+        checkpoint = await asyncio.to_thread(load_checkpoint, entry.path)
+        if entry.served is not None and entry.served.checkpoint.sha256 == checkpoint.sha256:
+            return
+        served = ServedModel(dataclasses.replace(checkpoint, state={}), self._choices)
+        try:
+            await asyncio.to_thread(self._build, checkpoint)
+            mask = await self._prove(served)
+            served.golden_iou = Overlap.of(mask > 0, checkpoint.golden.mask > 0).iou
+            if served.golden_iou < GOLDEN_IOU:
+                raise ModelRejected(
+                    f"{entry.path} does not reproduce its golden mask: IoU "
+                    f"{served.golden_iou:.3f}, at least {GOLDEN_IOU} is asked for"
+                )
+        except BaseException:
+            self._free(served)
+            raise
+        old, entry.served, entry.error = entry.served, served, None
+        self._announce(served, old)
+        if old is not None and old.users == 0:
+            self._free(old)
+
+    def _build(self, checkpoint: Checkpoint) -> None:
+        for choice, worker in zip(self._choices, self._workers, strict=True):
+            engine = build_engine(choice, checkpoint)
+            engine.warm()
+            worker.engines[checkpoint.id] = engine
+
+    def _free(self, served: ServedModel) -> None:
+        for worker in self._workers:
+            engine = worker.engines.pop(served.id, None)
+            if engine is not None:
+                engine.close()
+
+    def _announce(self, served: ServedModel, old: ServedModel | None) -> None:
+        info = self._metrics.model_info
+        for choice in self._choices:
+            labels = (choice.backend, choice.device, choice.precision)
+            if old is not None:
+                info.remove(old.checkpoint.name, old.id, *labels)
+            info.labels(served.checkpoint.name, served.id, *labels).set(1)
+            log.info(
+                "model %s is ready on %s (%s, %s; %s), golden IoU %.4f",
+                served.id,
+                choice.device,
+                choice.backend,
+                choice.precision,
+                choice.reason,
+                served.golden_iou,
+            )
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file does: its time and size; None when it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

@@ -1,0 +1,70 @@
+"""What is in service: GET /models and GET /models/{name}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+
+from app.errors import UnknownModel
+from app.registry import Entry
+from app.routers.auth import authorized
+from app.service import Service
+
+router = APIRouter(tags=["models"], dependencies=[Depends(authorized)])
+
+
+@router.get("/models", summary="All models")
+async def models(request: Request) -> dict[str, Any]:
+    """The default model's name, and every model with what it is and how it is served."""
+    service: Service = request.app.state.service
+    return {
+        "default": service.registry.default,
+        "models": [
+            _describe(name, entry, service) for name, entry in service.registry.entries.items()
+        ],
+    }
+
+
+@router.get("/models/{name}", summary="One model")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """404 for a name that is not there."""
+    service: Service = request.app.state.service
+    entry = service.registry.entries.get(name)
+    if entry is None:
+        known = ", ".join(service.registry.entries)
+        raise UnknownModel(f"there is no model {name!r} here; there is {known}")
+    return _describe(name, entry, service)
+
+
+def _describe(name: str, entry: Entry, service: Service) -> dict[str, Any]:
+    served = entry.served
+    described: dict[str, Any] = {
+        "name": name,
+        "ready": served is not None,
+        "default": name == service.registry.default,
+        "error": entry.error,
+    }
+    if served is None:
+        return described
+    checkpoint = served.checkpoint
+    choice = served.choices[0]
+    return described | {
+        "id": checkpoint.id,
+        "sha256": checkpoint.sha256,
+        "architecture": checkpoint.architecture.to_json(),
+        "preprocessing": checkpoint.preprocess.to_json(),
+        "classes": checkpoint.preprocess.classes,
+        "threshold": checkpoint.preprocess.threshold,
+        "window_shapes": checkpoint.preprocess.window,
+        "metrics": checkpoint.card.get("metrics", {}),
+        "data": checkpoint.card.get("data"),
+        "licence": checkpoint.card.get("licence"),
+        "revision": checkpoint.card.get("revision"),
+        "engine": choice.backend,
+        "device": ",".join(choice.device for choice in served.choices),
+        "precision": choice.precision,
+        "max_batch": choice.max_batch,
+        "chosen_because": choice.reason,
+        "golden_iou": served.golden_iou,
+    }

@@ -1,0 +1,69 @@
+"""Query parameters and documents of the API, as OpenAPI shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+from pydantic import BaseModel, Field
+
+from app.errors import InvalidRequest
+from app.segmenter import Output
+
+
+class Problem(BaseModel):
+    """Every error's body, `application/problem+json` (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="what was wrong, and what would be right")
+    request_id: str
+
+
+PROBLEM: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": text,
+        "content": {
+            "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+        },
+    }
+    for status, text in {
+        401: "The API key is missing or wrong.",
+        404: "Unknown model.",
+        413: "Too many bytes or pixels.",
+        415: "An image format that is not accepted.",
+        422: "Not an image, a damaged one, no file, or a parameter that makes no sense.",
+        429: "The queue is full; Retry-After says when to come back.",
+        500: "Our own fault.",
+        503: "Not ready, draining, or the engine is dead.",
+        504: "The deadline passed, or cannot be met.",
+    }.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentQuery:
+    """The query of POST /segment."""
+
+    model: str | None
+    threshold: float | None
+    output: Output
+
+
+async def segment_query(
+    request: Request,
+    model: Annotated[str | None, Query(description="default: the service's default model")] = None,
+    threshold: Annotated[
+        float | None, Query(ge=0, le=1, description="default: the model's")
+    ] = None,
+    output: Annotated[Output, Query(description="what comes back")] = Output.MASK,
+) -> SegmentQuery:
+    """The parsed query; a parameter that does not exist is an error, not a silent nothing."""
+    known = {field.name for field in dataclasses.fields(SegmentQuery)}
+    if unknown := sorted(set(request.query_params) - known):
+        raise InvalidRequest(
+            f"unknown parameter {unknown[0]!r}; there are {', '.join(sorted(known))}"
+        )
+    return SegmentQuery(model, threshold, output)

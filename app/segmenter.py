@@ -1,0 +1,280 @@
+"""Bytes of an image in, bytes of its mask out: the one place where the rooms are joined.
+
+::
+
+    bytes ─ images.inspect ─ plan ─ batcher.admit ─ images.decode ─ transforms.prepare
+          ─ batcher (windows, engines) ─ stitch ─ transforms.to_mask ─ images.encode ─ bytes
+
+What an image costs is known from its header, so it is admitted or refused before it is decoded.
+Everything that takes time runs on a pool of threads; the event loop only hands things on. Knows
+no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from app import images
+from app.batching import Batcher, Ticket
+from app.engine.worker import Piece
+from app.errors import DeadlineExceeded, InvalidRequest, QueueFull
+from app.metrics import Metrics
+from app.registry import ServedModel
+from model.instances import label_instances
+from model.transforms import prepare, restore, to_mask
+from model.windows import Stitcher, WindowPlan
+
+T = TypeVar("T")
+FloatArray = npt.NDArray[np.float32]
+
+
+class Output(StrEnum):
+    """What a client may ask for."""
+
+    MASK = "mask"
+    PROBABILITY = "probability"
+    INSTANCES = "instances"
+    OVERLAY = "overlay"
+    CUTOUT = "cutout"
+
+    @property
+    def shows_image(self) -> bool:
+        return self in (Output.OVERLAY, Output.CUTOUT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the mask is made of the probabilities; None is the model's own threshold."""
+
+    output: Output = Output.MASK
+    threshold: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """The answer for one image.
+
+    Attributes:
+        png: the encoded output, of the upright image's size.
+        width, height: of it, in pixels.
+        coverage: fraction of the pixels that are not background.
+        confidence: mean over the pixels of the probability of what was decided.
+        objects: how many there are, if instances were asked for.
+        seconds: by stage.
+    """
+
+    png: bytes
+    width: int
+    height: int
+    coverage: float
+    confidence: float
+    objects: int | None
+    seconds: dict[str, float]
+
+
+class Segmenter:
+    """Joins decoding, windows, batcher, stitching and encoding.
+
+    Args:
+        batcher: computes windows.
+        pool: threads for everything else that takes time.
+        max_pixels: of one image.
+        budget: pixels of decoded images that may be held at once.
+        metrics: where stages are observed.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher[Piece, FloatArray],
+        pool: Executor,
+        *,
+        max_pixels: int,
+        budget: int,
+        metrics: Metrics,
+    ) -> None:
+        self._batcher = batcher
+        self._pool = pool
+        self._max_pixels = max_pixels
+        self._budget = budget
+        self._held = 0
+        self._metrics = metrics
+
+    @property
+    def held_pixels(self) -> int:
+        """Pixels of decoded images held at the moment."""
+        return self._held
+
+    async def segment(
+        self, model: ServedModel, data: bytes, options: Options, deadline: float
+    ) -> Segmentation:
+        """The mask of one encoded image.
+
+        Args:
+            deadline: on the event loop's clock.
+
+        Raises:
+            ImageError: the bytes are not an image that is accepted.
+            Refusal: the service will not do it now, or not in time.
+            InvalidRequest: the model has no such output.
+            EngineError: our own fault.
+        """
+        if options.output is Output.INSTANCES and not model.checkpoint.preprocess.binary:
+            raise InvalidRequest("output=instances needs a model of one class; this one has more")
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._segment(model, data, options, deadline)
+        except TimeoutError:
+            self._metrics.rejected.labels("deadline").inc()
+            raise DeadlineExceeded("the deadline passed before the mask was done") from None
+
+    async def golden_mask(self, model: ServedModel) -> npt.NDArray[np.uint8]:
+        """The mask of the model's golden image, by the path of requests."""
+        image = model.checkpoint.golden.image
+        plan = model.plan(*image.shape[:2])
+        with self._batcher.admit(plan.count) as ticket:
+            pixels = await self._call(prepare, image, model.checkpoint.preprocess)
+            stitched = await self._infer(model, plan, ticket, pixels)
+        restored = await self._call(restore, stitched, *image.shape[:2])
+        return to_mask(restored, model.checkpoint.preprocess)
+
+    async def _segment(
+        self, model: ServedModel, data: bytes, options: Options, deadline: float
+    ) -> Segmentation:
+        preprocess = model.checkpoint.preprocess
+        clock = _Stages()
+        header = await self._call(images.inspect, data, max_pixels=self._max_pixels)
+        height, width = header.height, header.width
+        plan = model.plan(height, width)
+        # A resized image may be decoded at a fraction of its size, unless it is to be shown.
+        reduced = preprocess.mode == "resize" and not options.output.shows_image
+        with (
+            self._hold(height * width),
+            self._batcher.admit(plan.count, deadline=deadline) as ticket,
+        ):
+            decoded = await self._call(
+                images.decode, data, header, at_least=preprocess.window[0] if reduced else None
+            )
+            pixels = await self._call(prepare, decoded, preprocess)
+            if not options.output.shows_image:
+                decoded = None
+            clock.done("decode")
+            stitched = await self._infer(model, plan, ticket, pixels)
+            clock.seconds["queue"] = ticket.queue_seconds
+            clock.seconds["infer"] = ticket.infer_seconds
+            clock.restart()
+            result = await self._call(
+                _finish, stitched, (height, width), decoded, model, options, clock
+            )
+        for stage, seconds in clock.seconds.items():
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+        self._metrics.images.labels(model.checkpoint.name).inc()
+        self._metrics.pixels.labels(model.checkpoint.name).inc(height * width)
+        return result
+
+    async def _infer(
+        self,
+        model: ServedModel,
+        plan: WindowPlan,
+        ticket: Ticket[Piece, FloatArray],
+        pixels: npt.NDArray[np.uint8],
+    ) -> FloatArray:
+        windows = plan.windows
+        pieces = [Piece(pixels, plan, window) for window in windows]
+        stitcher = Stitcher(plan, model.checkpoint.architecture.out_channels)
+        for window, future in zip(windows, ticket.submit(model.key(plan), pieces), strict=True):
+            await self._call(stitcher.add, window, await future)
+        return stitcher.result()
+
+    @contextmanager
+    def _hold(self, pixels: int) -> Iterator[None]:
+        """Count a decoded image against the budget; one alone may be larger than all of it."""
+        if self._held and self._held + pixels > self._budget:
+            self._metrics.rejected.labels("memory").inc()
+            raise QueueFull(
+                f"decoded images of {self._held / 1e6:.0f} megapixels are waiting already",
+                retry_after=1,
+            )
+        self._held += pixels
+        try:
+            yield
+        finally:
+            self._held -= pixels
+
+    async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+
+
+class _Stages:
+    """Seconds by stage, of what runs one after the other."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self._last = time.perf_counter()
+
+    def done(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
+
+
+def _finish(
+    stitched: FloatArray,
+    size: tuple[int, int],
+    decoded: npt.NDArray[Any] | None,
+    model: ServedModel,
+    options: Options,
+    clock: _Stages,
+) -> Segmentation:
+    """Probabilities -> the encoded answer."""
+    preprocess = model.checkpoint.preprocess
+    threshold = preprocess.threshold if options.threshold is None else options.threshold
+    probabilities = restore(stitched, *size)
+    mask = to_mask(probabilities, preprocess, threshold)
+    clock.done("stitch")
+    foreground = probabilities[0] if preprocess.binary else 1 - probabilities[0]
+    objects = None
+    match options.output:
+        case Output.MASK if preprocess.binary:
+            png = images.encode_mask(mask)
+        case Output.MASK:
+            png = images.encode_labels(mask, preprocess.palette)
+        case Output.PROBABILITY:
+            png = images.encode_grey16(np.rint(foreground * 65535).astype(np.uint16))
+        case Output.INSTANCES:
+            labels = label_instances(probabilities, threshold)
+            objects = int(labels.max())
+            png = images.encode_grey16(labels)
+        case Output.OVERLAY:
+            assert decoded is not None
+            png = images.encode_rgb(images.overlay(decoded, mask))
+        case Output.CUTOUT:
+            assert decoded is not None
+            png = images.encode_rgba(images.cutout(decoded, foreground))
+    if preprocess.binary:
+        confidence = np.maximum(foreground, 1 - foreground).mean()
+    else:
+        confidence = probabilities.max(axis=0).mean()
+    clock.done("encode")
+    return Segmentation(
+        png,
+        size[1],
+        size[0],
+        coverage=float((mask > 0).mean()),
+        confidence=float(confidence),
+        objects=objects,
+        seconds=clock.seconds,
+    )

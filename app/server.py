@@ -1,0 +1,106 @@
+"""The process: a socket, signals, and an orderly end. `unet serve`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from app import logs
+from app.main import create_app
+from app.service import Service
+from app.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, but the first SIGTERM drains before the sockets close.
+
+    Uvicorn alone stops listening at once, so that a load balancer sees refused connections
+    before it had a chance to read `/readyz`. Here the probe turns 503 first, new work is refused
+    with 503 and Retry-After, every accepted request is answered, and then the sockets close.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+        self._ending: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals():
+            self._loop = asyncio.get_running_loop()
+            failed = self._loop.create_task(self._leave_on_failure())
+            try:
+                yield
+            finally:
+                failed.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._ending is not None or sig == signal.SIGINT:
+            super().handle_exit(sig, frame)  # the second signal, or Ctrl-C: do not wait
+            return
+        self._captured_signals.append(sig)
+        self._loop.call_soon_threadsafe(self._begin_end)
+
+    def _begin_end(self) -> None:
+        self._ending = self._loop.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        seconds = self.service.settings.drain_s
+        end = self._loop.time() + seconds
+        log.info("draining: accepted requests are answered, for up to %g s", seconds)
+        try:
+            await asyncio.wait_for(self.service.drain(), seconds)
+        except TimeoutError:
+            log.warning("requests were still unanswered after UNET_DRAIN_S=%g", seconds)
+        # The last answers may still be on their way out; they get what is left of the time.
+        self.config.timeout_graceful_shutdown = max(1, round(end - self._loop.time()))
+        self.should_exit = True
+
+    async def _leave_on_failure(self) -> None:
+        await self.service.failed.wait()
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                host, port = listening.getsockname()[:2]
+                log.info("listening on http://%s:%d", host, port)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag a setting."""
+    for name, field in Settings.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        default = "auto" if field.default is None else field.default
+        text = f"{field.description} (UNET_{name.upper()}, {default})"
+        parser.add_argument(flag, default=None, metavar="VALUE", help=text.replace("%", "%%"))
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve until a signal; 1 when the default model could not be served."""
+    given = {name: getattr(args, name) for name in Settings.model_fields}
+    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    logs.set_up(settings.log_format, settings.log_level)
+    app = create_app(settings)
+    service: Service = app.state.service
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+    Server(config, service).run()
+    return 1 if service.failed.is_set() else 0

@@ -1,0 +1,182 @@
+"""The house, assembled: what is built from the settings, in which order it starts and ends.
+
+Start: listen (so that probes are answered), load, warm every shape, reproduce the golden mask,
+ready; then the other models. End: not ready at once, no new work, every accepted request
+answered, then the engines are freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from app.batching import Batcher
+from app.engine.factory import choose_engines, cpu_quota
+from app.engine.worker import BatchKey, Piece, Worker
+from app.metrics import Metrics
+from app.registry import Registry
+from app.segmenter import FloatArray, Segmenter
+from app.settings import Settings, SettingsError
+from model.checkpoint import SUFFIX
+
+log = logging.getLogger(__name__)
+
+_QUEUE_ON_CPU, _QUEUE_ON_CUDA = 64, 512
+_ENGINE_FAILED = 70
+"""Exit status after an engine failure (sysexits.h: EX_SOFTWARE)."""
+
+
+class Service:
+    """Everything behind the routes.
+
+    Raises:
+        SettingsError, EngineUnavailable: the settings ask for what is not there.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        _check_model(settings.weights_dir, settings.model)
+        choices = choose_engines(
+            device=settings.device,
+            engine=settings.engine,
+            precision=settings.precision,
+            threads=settings.threads,
+            max_batch=settings.max_batch,
+        )
+        self.metrics = Metrics()
+        self.workers = [Worker(choice.device) for choice in choices]
+        on_cpu = choices[0].device == "cpu"
+        self.batcher: Batcher[Piece, FloatArray] = Batcher(
+            self.workers,
+            max_batch=self._max_batch,
+            capacity=settings.queue_windows or (_QUEUE_ON_CPU if on_cpu else _QUEUE_ON_CUDA),
+            max_wait=settings.max_wait_ms / 1000,
+            observer=self.metrics,
+        )
+        # Decoding and encoding run beside the engine; more threads than CPUs would only contend.
+        self.pool = ThreadPoolExecutor(settings.threads or cpu_quota(), "images")
+        self.segmenter = Segmenter(
+            self.batcher,
+            self.pool,
+            max_pixels=int(settings.max_megapixels * 1e6),
+            budget=int(settings.queue_megapixels * 1e6),
+            metrics=self.metrics,
+        )
+        self.registry = Registry(
+            settings.weights_dir,
+            settings.model,
+            choices,
+            self.workers,
+            self.segmenter.golden_mask,
+            self.metrics,
+        )
+        self.choices = choices
+        self.started = False
+        self.failure: Exception | None = None
+        self.failed = asyncio.Event()
+        """Set when the start failed for good: nothing will ever be served."""
+        self.draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._show()
+
+    async def start(self) -> None:
+        """Begin to load; returns at once, so that the probes are answered meanwhile."""
+        await self.batcher.start()
+        self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watchdog())]
+
+    async def start_alone(self) -> None:
+        """Load the default model and nothing else, without probes; returns when it is ready.
+
+        Raises:
+            CheckpointError, ModelRejected: it cannot serve.
+        """
+        await self.batcher.start()
+        await self.registry.load_default()
+        self.started = True
+
+    async def drain(self) -> None:
+        """No new work from now on; returns when every accepted request is settled."""
+        self.draining = True
+        await self.batcher.drain()
+
+    async def stop(self) -> None:
+        """After the last request: end the tasks and free the engines."""
+        self.draining = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.batcher.close()
+        self.registry.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def not_alive(self) -> str | None:
+        """Why an orchestrator should restart this process; None while it is sound."""
+        running = self.batcher.running_for()
+        if running > self.settings.watchdog_s:
+            return (
+                f"the engine is hung: a batch has been running for {running:.0f} s, longer than "
+                f"UNET_WATCHDOG_S={self.settings.watchdog_s:g}"
+            )
+        if self.batcher.dead is not None:
+            return f"the engine is lost: {self.batcher.dead}"
+        return None
+
+    def not_ready(self) -> str | None:
+        """Why no request should come here now; None when the default model is proven."""
+        if self.draining:
+            return "draining: the service is about to stop"
+        if self.failure is not None:
+            return f"the default model cannot be served: {self.failure}"
+        if not self.started:
+            return f"starting: {self.settings.model} is loading"
+        return self.not_alive()
+
+    async def _load(self) -> None:
+        try:
+            await self.registry.load_default()
+        except Exception as error:
+            self.failure = error
+            log.error("the default model cannot be served: %s", error)
+            if not self.settings.reload:
+                self.failed.set()
+                return
+        self.started = True
+        await self.registry.load_others()
+        if self.settings.reload:
+            await self.registry.watch()
+
+    async def _watchdog(self) -> None:
+        """Leave the process, if told to, when the engine is hung or lost."""
+        while self.settings.exit_on_engine_failure:
+            await asyncio.sleep(min(1.0, self.settings.watchdog_s / 4))
+            if cause := self.not_alive():
+                log.critical("leaving: %s", cause)
+                logging.shutdown()
+                os._exit(_ENGINE_FAILED)  # a hung thread cannot be joined
+
+    def _max_batch(self, key: BatchKey) -> int:
+        return self.workers[0].max_batch(key)
+
+    def _show(self) -> None:
+        gauge, batcher = self.metrics.gauge, self.batcher
+        gauge("windows_waiting", "Windows in the queue.", lambda: batcher.waiting)
+        gauge("windows_in_flight", "Windows on a device.", lambda: batcher.in_flight)
+        gauge("windows_reserved", "Windows of all admitted requests.", lambda: batcher.reserved)
+        gauge(
+            "engine_windows_per_second", "Measured rate, 0 before it.", lambda: batcher.rate or 0.0
+        )
+        gauge("batch_running_seconds", "Age of the running batch.", batcher.running_for)
+        gauge("held_pixels", "Decoded images held.", lambda: self.segmenter.held_pixels)
+        gauge("ready", "1 when requests are served.", lambda: float(self.not_ready() is None))
+
+
+def _check_model(folder: Path, name: str) -> None:
+    there = sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
+    if name not in there:
+        raise SettingsError(
+            f"UNET_MODEL={name!r}: {folder} holds "
+            + (f"{', '.join(there)}" if there else f"no {SUFFIX} files")
+        )

@@ -1,0 +1,104 @@
+"""The settings: environment variables with the prefix UNET_, each also a flag of `unet serve`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "UNET_"
+
+
+class SettingsError(ValueError):
+    """A setting is wrong: one line that names it, its value and what is allowed."""
+
+
+_Auto = Annotated[int | None, Field(ge=1)]
+_Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Every setting, its default, and what it means."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+
+    weights_dir: Path = Field(Path("weights"), description="folder of checkpoints")
+    model: str = Field("nuclei", description="name of the default model")
+    reload: bool = Field(False, description="on: take in changed and new checkpoints while serving")
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or cuda:N,cuda:M")
+    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="what computes")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="of the arithmetic"
+    )
+    threads: _Auto = Field(None, description="CPU threads; auto is the container's CPU quota")
+
+    max_batch: _Auto = Field(None, description="windows at once; auto depends on the device")
+    max_wait_ms: float = Field(0, ge=0, le=10_000, description="wait to fill a batch, in ms")
+    queue_windows: _Auto = Field(None, description="windows that may be in the house at once")
+    queue_megapixels: float = Field(
+        400, gt=0, description="decoded images that may be in the house at once"
+    )
+    request_timeout_s: float = Field(30, gt=0, le=86_400, description="longest time for a request")
+    watchdog_s: float = Field(60, gt=0, description="a batch that runs longer is hung")
+    drain_s: float = Field(20, ge=0, description="time for accepted requests at the end")
+    exit_on_engine_failure: bool = Field(
+        False, description="on: leave the process when the engine is hung or lost"
+    )
+
+    max_upload_mb: float = Field(32, gt=0, description="bytes of a request, in 10^6")
+    max_megapixels: float = Field(100, gt=0, description="pixels of an image, in 10^6")
+    api_keys: _Names = Field((), description="comma-separated keys; none: no key is asked for")
+    cors_origins: _Names = Field((), description="comma-separated origins of other pages")
+
+    log_format: Literal["json", "text"] = Field("json", description="json or text")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe message that is logged"
+    )
+
+    @field_validator("threads", "max_batch", "queue_windows", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value in ("auto", "") else value
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(item.strip() for item in value.split(",") if item.strip())
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*", value):
+            raise ValueError("allowed are auto, cpu, cuda, cuda:N, cuda:N,cuda:M")
+        return value
+
+    @field_validator("weights_dir")
+    @classmethod
+    def _folder(cls, value: Path) -> Path:
+        if not value.is_dir():
+            raise ValueError("allowed is a folder that exists")
+        return value
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from the environment; flags that were given win.
+
+    Raises:
+        SettingsError: one line that names the first wrong setting.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{PREFIX}{name.upper()}={first['input']!r}: {message}") from None

@@ -1,0 +1,100 @@
+"""The body of a request -> the files in it, never more bytes than allowed in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import AsyncIterator
+from pathlib import PurePosixPath
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from app.errors import InvalidRequest, UploadTooLarge
+
+_RAW_TYPES = ("application/octet-stream",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """One file of a request.
+
+    Attributes:
+        name: its stem, safe to use as a file name; empty for a raw body.
+        data: its bytes.
+    """
+
+    name: str
+    data: bytes
+
+
+class _Parser(MultiPartParser):
+    # The limit holds the whole body in check already; a temporary file would only add latency.
+    spool_max_size = 2**62
+
+
+async def read_uploads(request: Request, max_bytes: int) -> list[Upload]:
+    """The files of a multipart body (its `file` parts), or the raw body itself.
+
+    Raises:
+        UploadTooLarge: more than `max_bytes`; what is too much was never kept.
+        InvalidRequest: no file, or another kind of body.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await _read_form(request, max_bytes)
+    if kind.startswith("image/") or kind in _RAW_TYPES:
+        data = b"".join([chunk async for chunk in _limited(request, max_bytes)])
+        if not data:
+            raise InvalidRequest("the body is empty; send the bytes of an image")
+        return [Upload("", data)]
+    raise InvalidRequest(
+        "send an image as multipart/form-data with a part named 'file', or as the raw body with "
+        f"Content-Type image/* or application/octet-stream, not {kind or 'nothing'!r}"
+    )
+
+
+async def _read_form(request: Request, max_bytes: int) -> list[Upload]:
+    try:
+        parser = _Parser(
+            request.headers, _limited(request, max_bytes), max_files=1000, max_fields=100
+        )
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise InvalidRequest(f"the multipart body is malformed: {error}") from error
+    try:
+        for field in form:
+            if field != "file":
+                raise InvalidRequest(f"unknown form field {field!r}; images go into 'file'")
+        uploads = []
+        for part in form.getlist("file"):
+            if not isinstance(part, UploadFile):
+                raise InvalidRequest("the part 'file' has no file name, so it is no file")
+            uploads.append(Upload(_safe_stem(part.filename or ""), await part.read()))
+    finally:
+        await form.close()
+    if not uploads:
+        raise InvalidRequest("the body has no part named 'file'")
+    return uploads
+
+
+async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body's chunks; raises as soon as they are too many."""
+    error = UploadTooLarge(f"the request is larger than the {max_bytes / 1e6:g} MB allowed")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise error
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise error
+        yield chunk
+
+
+def _safe_stem(filename: str) -> str:
+    """The last part of a client's path, without its suffix, fit for a file name anywhere."""
+    stem = PurePosixPath(filename.replace("\\", "/")).stem
+    printable = (c if c.isalnum() or c in " ._-()[]+=@" else "_" for c in stem)
+    return unicodedata.normalize("NFC", "".join(printable)).strip(" .")[:120]
