@@ -37,7 +37,7 @@ _RETRY_LATER = (429, 503)
 
 
 def status_of(error: errors.ServiceError) -> int:
-    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)  # type: ignore[index]
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
 def describe(error: errors.ServiceError) -> tuple[int, str]:

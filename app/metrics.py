@@ -42,14 +42,13 @@ class Metrics:
             "batch_seconds", "A batch on its device.", _SECONDS, ("device",)
         )
         self.rejected = self._counter("rejected", "Requests refused at admission.", ("reason",))
-        self.cancelled_windows = self._counter(
-            "cancelled_windows", "Windows dropped because their client left.", ()
-        )
-        self.expired_windows = self._counter(
-            "expired_windows", "Windows dropped because their deadline passed.", ()
+        self.dropped_windows = self._counter(
+            "dropped_windows",
+            "Windows taken out of the queue: cancelled (the client left), expired, failed, ...",
+            ("reason",),
         )
         self.batch_failures = self._counter(
-            "batch_failures", "Batches that raised, by error.", ("error",)
+            "batch_failures", "Batches that raised.", ("device", "error")
         )
         self.reloads = self._counter("reloads", "Checkpoints taken in or turned down.", ("result",))
         self.model_info = Gauge(
@@ -82,6 +81,15 @@ class Metrics:
     def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None:
         self.batch_windows.observe(size)
         self.batch_seconds.labels(runner).observe(seconds)
+
+    def batch_failed(self, runner: str, error: BaseException) -> None:
+        self.batch_failures.labels(runner, type(error).__name__).inc()
+
+    def refused(self, reason: str) -> None:
+        self.rejected.labels(reason).inc()
+
+    def dropped(self, reason: str, windows: int) -> None:
+        self.dropped_windows.labels(reason).inc(windows)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(f"unet_{name}", text, labels, registry=self.registry)

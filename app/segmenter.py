@@ -165,15 +165,15 @@ class Segmenter:
                 images.decode, data, header, at_least=preprocess.window[0] if reduced else None
             )
             pixels = await self._call(prepare, decoded, preprocess)
-            if not options.output.shows_image:
-                decoded = None
+            shown = decoded if options.output.shows_image else None
+            del decoded  # up to hundreds of megabytes that nobody needs while the engine works
             clock.done("decode")
             stitched = await self._infer(model, plan, ticket, pixels)
             clock.seconds["queue"] = ticket.queue_seconds
             clock.seconds["infer"] = ticket.infer_seconds
             clock.restart()
             result = await self._call(
-                _finish, stitched, (height, width), decoded, model, options, clock
+                _finish, stitched, (height, width), shown, model, options, clock
             )
         for stage, seconds in clock.seconds.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import PurePosixPath
 
 from fastapi import Request
@@ -79,7 +79,7 @@ async def _read_form(request: Request, max_bytes: int) -> list[Upload]:
     return uploads
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body's chunks; raises as soon as they are too many."""
     error = UploadTooLarge(f"the request is larger than the {max_bytes / 1e6:g} MB allowed")
     declared = request.headers.get("content-length", "")

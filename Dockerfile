@@ -1,0 +1,46 @@
+# Two images from one file:
+#   docker build -t unet-server .                    CPU, without torch
+#   docker build -t unet-server:cuda --target cuda . NVIDIA GPUs (run with --gpus all)
+ARG PYTHON=3.12
+
+FROM python:${PYTHON}-slim AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /build
+# The dependencies first: they change rarely, and their layer is most of the image.
+COPY requirements requirements
+RUN pip install -r requirements/serve.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY model model
+RUN pip install --no-deps .
+
+FROM build AS build-cuda
+RUN pip install -r requirements/torch.txt
+
+FROM python:${PYTHON}-slim AS base
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin unet
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    UNET_HOST=0.0.0.0 \
+    UNET_PORT=8000 \
+    UNET_WEIGHTS_DIR=/srv/weights
+WORKDIR /srv
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"UNET_PORT\"]}/readyz', timeout=2)"]
+CMD ["unet", "serve"]
+
+FROM base AS cuda
+COPY --from=build-cuda /opt/venv /opt/venv
+COPY weights weights
+USER 10001
+
+# The last stage is what a plain `docker build` makes.
+FROM base AS cpu
+COPY --from=build /opt/venv /opt/venv
+COPY weights weights
+USER 10001

@@ -1,0 +1,219 @@
+"""Bytes <-> image: limits from the header first, then decoding; and PNG encoding.
+
+Knows Pillow and NumPy; no HTTP, no network, no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from app.errors import CorruptImage, ImageTooLarge, UnsupportedImage
+
+Image.MAX_IMAGE_PIXELS = None  # `inspect` holds a limit of its own, as an error and not a warning
+
+ACCEPTED = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+_NAMES = "JPEG, PNG, TIFF, WebP, BMP and GIF"
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+ByteArray = npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What an image says of itself before it is decoded.
+
+    Attributes:
+        format: Pillow's name of it.
+        width, height: of the upright image, in pixels.
+        mode: Pillow's name of its pixels.
+        orientation: EXIF's, 1..8.
+    """
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    orientation: int = 1
+
+
+def inspect(data: bytes, *, max_pixels: int) -> Header:
+    """Read the header, and nothing else.
+
+    Raises:
+        CorruptImage: not an image.
+        UnsupportedImage: an image, of a format that is not accepted.
+        ImageTooLarge: more than `max_pixels`.
+    """
+    with _opened(data) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageTooLarge(
+                f"the image has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
+                f"{max_pixels / 1e6:g} are allowed"
+            )
+        orientation = _orientation(image)
+        if orientation in _SIDEWAYS:
+            width, height = height, width
+        return Header(str(image.format), width, height, image.mode, orientation)
+
+
+def decode(
+    data: bytes, header: Header, *, at_least: tuple[int, int] | None = None
+) -> npt.NDArray[Any]:
+    """The upright pixels of the first frame.
+
+    Args:
+        at_least: (height, width) that are enough: a JPEG may then be decoded at a fraction of its
+            size, which is much faster, and the result is smaller than the header says.
+
+    Returns:
+        (H, W, 3) uint8, or (H, W) uint8 or uint16 for grey images. Greys of more than 8 bits keep
+        their range; 32-bit ones are spread over theirs. Transparency is laid on black.
+
+    Raises:
+        CorruptImage: truncated or damaged.
+    """
+    with _opened(data) as image:
+        if at_least is not None and header.format in ("JPEG", "MPO"):
+            height, width = at_least
+            if header.orientation in _SIDEWAYS:
+                height, width = width, height
+            image.draft("RGB", (width, height))
+        image.load()
+        pixels = _pixels(image)
+    upright = _turn(pixels, header.orientation)
+    if at_least is None and upright.shape[:2] != (header.height, header.width):
+        raise CorruptImage("the image is not as large as its header says")
+    return np.ascontiguousarray(upright)
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which is not our concern
+            with Image.open(io.BytesIO(data)) as image:
+                if image.format not in ACCEPTED:
+                    raise UnsupportedImage(f"{image.format} is not accepted; send {_NAMES}")
+                yield image
+    except (UnsupportedImage, ImageTooLarge, CorruptImage):
+        raise
+    except UnidentifiedImageError:
+        raise CorruptImage(f"these {len(data)} bytes are not an image; send {_NAMES}") from None
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise whatever their format makes them stumble on
+        raise CorruptImage(f"the image is damaged or incomplete: {error}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF: the image itself may be fine
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _pixels(image: Image.Image) -> npt.NDArray[Any]:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode in ("I", "F"):
+        return _spread(np.asarray(image))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
+        return np.asarray(Image.alpha_composite(black, rgba).convert("RGB"))
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _spread(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """32-bit integers or floats over their real, finite range."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.zeros(values.shape, np.uint16)
+    low, high = float(values[finite].min()), float(values[finite].max())
+    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
+        return values.astype(np.uint16)  # 16 bits in a wide type, as Pillow opens some PNGs
+    scaled = (np.where(finite, values, low).astype(np.float64) - low) / max(high - low, 1e-300)
+    return np.rint(scaled * 65535).astype(np.uint16)
+
+
+def _turn(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """As EXIF's orientation says (Exif 2.32, tag 274)."""
+    if orientation in _SIDEWAYS:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def encode_mask(mask: ByteArray) -> bytes:
+    """(H, W) of 0 and 255 -> 8-bit grey PNG."""
+    return _png(Image.fromarray(mask))
+
+
+def encode_labels(labels: ByteArray, palette: Sequence[tuple[int, int, int]]) -> bytes:
+    """(H, W) class indices -> palette PNG whose values are the indices."""
+    image = Image.fromarray(labels).convert("P")
+    image.putdata(labels.ravel())
+    image.putpalette([value for colour in palette for value in colour])
+    return _png(image)
+
+
+def encode_grey16(values: npt.NDArray[np.uint16]) -> bytes:
+    """(H, W) -> 16-bit grey PNG."""
+    return _png(Image.fromarray(values))
+
+
+def encode_rgb(image: ByteArray) -> bytes:
+    """(H, W, 3) -> RGB PNG."""
+    return _png(Image.fromarray(image))
+
+
+def encode_rgba(image: ByteArray) -> bytes:
+    """(H, W, 4) -> RGBA PNG."""
+    return _png(Image.fromarray(image))
+
+
+def overlay(
+    image: npt.NDArray[Any], mask: ByteArray, colour: tuple[int, int, int] = (255, 64, 129)
+) -> ByteArray:
+    """The image as RGB, tinted where the mask is not background."""
+    shown = _shown(image).copy()
+    inside = mask > 0
+    shown[inside] = (shown[inside].astype(np.uint16) + np.array(colour, np.uint16)) // 2
+    return shown
+
+
+def cutout(image: npt.NDArray[Any], probability: npt.NDArray[np.float32]) -> ByteArray:
+    """The image as RGBA, as opaque as its pixels are foreground."""
+    alpha = np.rint(probability * 255).astype(np.uint8)
+    return np.dstack([_shown(image), alpha])
+
+
+def _shown(image: npt.NDArray[Any]) -> ByteArray:
+    """(H, W, 3) uint8 to look at: 16 bits are spread over their real range."""
+    if image.dtype == np.uint16:
+        low, high = int(image.min()), int(image.max())
+        image = ((image.astype(np.float32) - low) * (255 / max(high - low, 1))).astype(np.uint8)
+    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,153 @@
+"""Shared fixtures: a real process of the service on a real port, and images drawn on the spot."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@dataclasses.dataclass
+class Server:
+    """A running `unet serve`."""
+
+    url: str
+    process: subprocess.Popen[str]
+    lines: list[str]
+
+    def wait_ready(self, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                    return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise AssertionError("not ready:\n" + "\n".join(self.lines))
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one sample of /metrics; 0 while it has none."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            match = re.fullmatch(rf"{name}(?:{{(.*)}})? (\S+)", line)
+            if match and wanted <= set((match[1] or "").split(",")):
+                return float(match[2])
+        return 0.0
+
+    def stop(self, sig: int = signal.SIGTERM, seconds: float = 30) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        return self.process.wait(seconds)
+
+
+@contextlib.contextmanager
+def serving(*flags: str, ready: bool = True, **environment: str) -> Iterator[Server]:
+    """Start the service on a free port; it is killed at the end if it is still there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve", "--port", "0", *flags],
+        cwd=ROOT,
+        env={**os.environ, "UNET_LOG_FORMAT": "text", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines: list[str] = []
+    listening = threading.Event()
+    server = Server("", process, lines)
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line.rstrip())
+            if match := re.search(r"listening on (http://\S+:\d+)", line):
+                server.url = match[1]
+                listening.set()
+        listening.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert listening.wait(30), "the service does not listen"
+        if ready:
+            server.wait_ready()
+        yield server
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        reader.join()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """One service with the shipped weights, shared by all tests that leave it as it was."""
+    with serving() as running:
+        yield running
+
+
+def nuclei(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A drawn field of nuclei: image (H, W) uint8 with blur and shot noise, labels (H, W) uint16."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    image = np.full((height, width), 12.0)
+    labels = np.zeros((height, width), np.uint16)
+    for label in range(1, max(2, height * width // 2500)):
+        cy, cx = rng.uniform(0, height), rng.uniform(0, width)
+        a, b, angle = rng.uniform(6, 13), rng.uniform(6, 13), rng.uniform(0, np.pi)
+        u = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+        v = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
+        inside = (u / a) ** 2 + (v / b) ** 2 < 1
+        if (labels[inside] > 0).any():
+            continue
+        labels[inside] = label
+        image[inside] = rng.uniform(70, 180)
+    noisy = rng.poisson(image).clip(0, 255)
+    return noisy.astype(np.uint8), labels
+
+
+def encode(array: np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+Post = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def post(server: Server) -> Post:
+    """POST /segment to the shared service: post(bytes, **query)."""
+
+    def send(data: bytes, *, headers: dict[str, str] | None = None, **query: object) -> httpx.Response:
+        return httpx.post(
+            f"{server.url}/segment",
+            content=data,
+            params=query,  # type: ignore[arg-type]
+            headers={"Content-Type": "application/octet-stream", **(headers or {})},
+            timeout=60,
+        )
+
+    return send

@@ -1,0 +1,165 @@
+"""Nothing in a request makes a 5xx, an unbounded allocation, or a line of another's data."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import Post, Server, encode, nuclei
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, body: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", body)
+        + png_chunk(b"IEND", b"")
+    )
+
+
+def bomb() -> bytes:
+    """745 KB that unpack to 768 MB: 16,000 × 16,000 black pixels."""
+    packer = zlib.compressobj(9)
+    row = b"\0" * (16_000 * 3 + 1)
+    return png(16_000, 16_000, b"".join(packer.compress(row) for _ in range(16_000)) + packer.flush())
+
+
+def wrong_crc() -> bytes:
+    data = bytearray(encode(nuclei(32, 32)[0]))
+    data[data.index(b"IDAT") + 10] ^= 0xFF
+    return bytes(data)
+
+
+def heif() -> bytes:
+    return b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + b"\x00" * 100
+
+
+JPEG = encode(np.asarray(Image.fromarray(nuclei(64, 64)[0]).convert("RGB")), "JPEG")
+
+CASES: dict[str, tuple[bytes, int]] = {
+    "empty": (b"", 422),
+    "text": (b"this is not an image, whatever its name says", 422),
+    "truncated jpeg": (JPEG[: len(JPEG) // 2], 422),
+    "png with a wrong crc": (wrong_crc(), 422),
+    "png cut after its header": (png(64, 64, b"")[:40], 422),
+    "20,000 x 20,000 declared": (png(20_000, 20_000, zlib.compress(b"\0")), 413),
+    "a format that is not accepted": (encode(nuclei(16, 16)[0], "PPM"), 415),
+}
+
+
+def assert_problem(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert set(problem) == {"type", "title", "status", "detail", "request_id"}
+    assert problem["status"] == status
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert len(problem["detail"]) > 10
+    assert "Traceback" not in problem["detail"]
+    return problem
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bytes_that_are_no_good(post: Post, case: str) -> None:
+    data, status = CASES[case]
+    assert_problem(post(data), status)
+
+
+def test_decompression_bomb_costs_nothing(server: Server, post: Post) -> None:
+    data = bomb()
+    assert 700_000 < len(data) < 800_000
+    post(encode(nuclei(32, 32)[0]))
+    before = server.metric("process_resident_memory_bytes")
+    assert_problem(post(data), 413)
+    assert server.metric("process_resident_memory_bytes") - before < 50e6
+
+
+def test_gif_of_a_thousand_frames_is_its_first(post: Post) -> None:
+    frames = [Image.fromarray(nuclei(48, 40, seed)[0]) for seed in (0, 1)] * 500
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    response = post(buffer.getvalue())
+    assert response.status_code == 200
+    alone = io.BytesIO()
+    frames[0].save(alone, "GIF")
+    assert response.content == post(alone.getvalue()).content
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "word"),
+    [
+        ({"model": "../nuclei"}, 404, "nuclei"),
+        ({"model": "no-such"}, 404, "nuclei"),
+        ({"threshold": "1.5"}, 422, "threshold"),
+        ({"threshold": "half"}, 422, "threshold"),
+        ({"threshold": "nan"}, 422, "threshold"),
+        ({"output": "hologram"}, 422, "output"),
+        ({"treshold": "0.5"}, 422, "threshold"),
+    ],
+)
+def test_parameters_that_make_no_sense(
+    post: Post, query: dict[str, str], status: int, word: str
+) -> None:
+    problem = assert_problem(post(encode(nuclei(16, 16)[0]), **query), status)
+    assert word in problem["detail"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
+def test_timeouts_that_make_no_sense(post: Post, value: str) -> None:
+    headers = {"X-Request-Timeout": value}
+    assert_problem(post(encode(nuclei(16, 16)[0]), headers=headers), 422)
+
+
+def test_multipart_without_a_file(server: Server) -> None:
+    url = f"{server.url}/segment"
+    boundary = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert_problem(httpx.post(url, content=b"--x--\r\n", headers=boundary), 422)
+    assert_problem(httpx.post(url, data={"file": "text"}, files={"other": b"x"}), 422)
+    assert_problem(httpx.post(url, content=b"garbage", headers=boundary), 422)
+    no_boundary = {"Content-Type": "multipart/form-data"}
+    assert_problem(httpx.post(url, content=b"x", headers=no_boundary), 422)
+    assert_problem(httpx.post(url), 422)
+    assert_problem(httpx.post(url, json={"file": "x"}), 422)
+
+
+def test_too_many_bytes_are_refused_while_reading(server: Server, post: Post) -> None:
+    """Declared or not (chunked), raw or multipart; and the client gets to read the answer."""
+    big = b"\0" * 40_000_000
+    before = server.metric("process_resident_memory_bytes")
+    assert_problem(post(big), 413)
+
+    def chunks() -> Any:
+        for _ in range(40):
+            yield b"\0" * 1_000_000
+
+    url = f"{server.url}/segment"
+    headers = {"Content-Type": "application/octet-stream"}
+    assert_problem(httpx.post(url, content=chunks(), headers=headers, timeout=30), 413)
+    assert_problem(httpx.post(url, files={"file": ("x.png", big)}, timeout=30), 413)
+    assert server.metric("process_resident_memory_bytes") - before < 120e6
+
+
+def test_unknown_routes_and_methods_are_problems_too(server: Server) -> None:
+    assert_problem(httpx.get(f"{server.url}/nowhere"), 404)
+    assert_problem(httpx.get(f"{server.url}/segment"), 405)
+    assert_problem(httpx.get(f"{server.url}/models/..%2Fnuclei"), 404)
+    assert_problem(httpx.get(f"{server.url}/models/nobody"), 404)
+
+
+def test_nothing_above_was_an_error_of_ours(server: Server) -> None:
+    text = httpx.get(f"{server.url}/metrics").text
+    assert 'status="500"' not in text
+    assert server.metric("unet_windows_reserved") == 0
+    assert server.metric("unet_held_pixels") == 0

@@ -1,0 +1,208 @@
+"""Start, probes, settings, keys and the end, with a real process."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from model.checkpoint import record
+from tests.conftest import ROOT, Server, encode, nuclei, serving
+
+PROBES = ("/livez", "/readyz", "/startupz", "/healthz")
+IMAGE = encode(nuclei(512, 512)[0])
+
+
+def test_probes_of_a_ready_service(server: Server) -> None:
+    for probe in PROBES:
+        assert httpx.get(server.url + probe).status_code == 200, probe
+
+
+def test_probes_while_starting() -> None:
+    with serving(ready=False) as starting:
+        assert httpx.get(f"{starting.url}/livez").status_code == 200
+        first = httpx.get(f"{starting.url}/readyz")
+        if first.status_code == 503:  # it may have been quicker than we are
+            assert "loading" in first.json()["cause"]
+            assert httpx.post(f"{starting.url}/segment", content=IMAGE).status_code == 503
+        starting.wait_ready()
+        assert httpx.get(f"{starting.url}/startupz").status_code == 200
+
+
+def test_models_tell_what_is_served(server: Server) -> None:
+    listing = httpx.get(f"{server.url}/models").json()
+    (default,) = (each for each in listing["models"] if each["name"] == listing["default"])
+    assert default == httpx.get(f"{server.url}/models/{listing['default']}").json()
+    assert default["ready"]
+    assert default["architecture"]["in_channels"] == 3
+    assert default["golden_iou"] >= 0.98
+    assert default["id"].endswith(default["sha256"][:12])
+    assert "auto" not in (default["device"], default["engine"], default["precision"])
+    assert default["metrics"]["dice"] > 0.8
+
+
+def test_documentation_lists_the_route(server: Server) -> None:
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    assert "multipart/form-data" in document["paths"]["/segment"]["post"]["requestBody"]["content"]
+    assert {"401", "413", "429", "504"} <= set(document["paths"]["/segment"]["post"]["responses"])
+    assert "Problem" in document["components"]["schemas"]
+    assert httpx.get(f"{server.url}/docs").status_code == 200
+
+
+def test_metrics_agree_with_what_was_asked() -> None:
+    with serving() as own:
+        statuses = [
+            httpx.post(f"{own.url}/segment", content=body, headers={"Content-Type": "image/png"})
+            for body in (IMAGE, IMAGE, b"nonsense")
+        ]
+        assert [each.status_code for each in statuses] == [200, 200, 422]
+        assert own.metric("unet_requests_total", route="/segment", status="200") == 2
+        assert own.metric("unet_requests_total", route="/segment", status="422") == 1
+        assert own.metric("unet_images_total", model="nuclei") == 2
+        assert own.metric("unet_stage_seconds_count", stage="infer") == 2
+        assert own.metric("unet_windows_waiting") == 0
+        assert own.metric("process_resident_memory_bytes") > 1e7
+
+
+def test_api_keys() -> None:
+    with serving(UNET_API_KEYS="one,two") as closed:
+        url = f"{closed.url}/segment"
+        body = {"content": IMAGE}
+        assert httpx.post(url, **body).status_code == 401
+        wrong = httpx.post(url, **body, headers={"X-API-Key": "three"})
+        assert wrong.status_code == 401
+        assert wrong.headers["content-type"] == "application/problem+json"
+        kind = {"Content-Type": "image/png"}
+        for header in ({"X-API-Key": "two"}, {"Authorization": "Bearer one"}):
+            assert httpx.post(url, **body, headers=header | kind).status_code == 200
+        assert httpx.get(f"{closed.url}/models").status_code == 401
+        assert httpx.get(f"{closed.url}/readyz").status_code == 200
+
+
+def test_sigterm_answers_what_was_accepted_and_exits() -> None:
+    with serving() as ending:
+        answers: list[int] = []
+
+        def send() -> None:
+            response = httpx.post(
+                f"{ending.url}/segment",
+                content=IMAGE,
+                headers={"Content-Type": "image/png"},
+                timeout=60,
+            )
+            answers.append(response.status_code)
+
+        clients = [threading.Thread(target=send) for _ in range(4)]
+        for client in clients:
+            client.start()
+        while ending.metric("unet_windows_reserved") < 4:
+            time.sleep(0.01)
+        ending.process.send_signal(signal.SIGTERM)
+        probe = httpx.get(f"{ending.url}/readyz")
+        assert probe.status_code == 503
+        assert "draining" in probe.json()["cause"]
+        assert httpx.get(f"{ending.url}/livez").status_code == 200
+        for client in clients:
+            client.join()
+        assert answers == [200] * 4
+        assert ending.stop(seconds=10) == -signal.SIGTERM
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("UNET_PORT", "http", "integer"),
+        ("UNET_DEVICE", "tpu", "cuda:N"),
+        ("UNET_ENGINE", "onnx", "openvino"),
+        ("UNET_PRECISION", "int4", "int8"),
+        ("UNET_MAX_BATCH", "0", "1"),
+        ("UNET_WEIGHTS_DIR", "/no/such/folder", "folder"),
+        ("UNET_MODEL", "unknown", "nuclei"),
+        ("UNET_RELOAD", "perhaps", "bool"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line(name: str, value: str, allowed: str) -> None:
+    result = run("serve", "--port", "0", **{name: value}) if name != "UNET_PORT" else run(
+        "serve", UNET_PORT=value
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert name in line
+    assert value in line
+    assert allowed in line
+
+
+def test_no_silent_fall_back_from_cuda() -> None:
+    pytest.importorskip("torch")
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.fail("this test is for machines without CUDA; run it with CUDA_VISIBLE_DEVICES=")
+    result = run("serve", "--port", "0", UNET_DEVICE="cuda")
+    assert result.returncode == 2
+    assert "CUDA" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_damaged_weights_are_never_served(tmp_path: Path) -> None:
+    damaged = tmp_path / "nuclei.safetensors"
+    content = bytearray((ROOT / "weights" / "nuclei.safetensors").read_bytes())
+    content[-1000] ^= 0xFF
+    damaged.write_bytes(content)
+    result = run("serve", "--port", "0", UNET_WEIGHTS_DIR=str(tmp_path), UNET_LOG_FORMAT="text")
+    assert result.returncode == 1
+    assert "nuclei.safetensors was altered" in result.stderr
+
+
+def test_a_checkpoint_that_misses_its_golden_mask_is_never_served(tmp_path: Path) -> None:
+    import dataclasses
+
+    from model.checkpoint import Golden, load_checkpoint, save_checkpoint
+
+    good = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
+    liar = dataclasses.replace(good, golden=Golden(good.golden.image, 255 - good.golden.mask))
+    save_checkpoint(tmp_path / "nuclei.safetensors", liar)
+    record(tmp_path / "nuclei.safetensors")
+    result = run("serve", "--port", "0", UNET_WEIGHTS_DIR=str(tmp_path), UNET_LOG_FORMAT="text")
+    assert result.returncode == 1
+    assert "golden mask" in result.stderr
+
+
+def test_command_line_segments_a_folder(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for seed in range(3):
+        (source / f"{seed}.png").write_bytes(encode(nuclei(80, 90, seed)[0]))
+    (source / "bad.png").write_bytes(b"not an image")
+    shutil.copy(source / "0.png", source / "other.png")
+    result = run("segment", str(source), "-o", str(tmp_path / "out"))
+    assert result.returncode == 1
+    assert "bad.png" in result.stderr
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["0.png", "1.png", "2.png", "other.png"]
+    assert (tmp_path / "out/0.png").read_bytes() == (tmp_path / "out/other.png").read_bytes()
+
+
+def test_commands_explain_mistakes_in_one_line() -> None:
+    for arguments in (["segment", "/no/such.png"], ["models", "/no/such"]):
+        result = run(*arguments)
+        assert result.returncode in (1, 2)
+        assert len(result.stderr.splitlines()) == 1

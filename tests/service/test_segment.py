@@ -1,0 +1,151 @@
+"""POST /segment against a real process: what comes back for what goes in."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.checkpoint import load_checkpoint
+from model.predict import Predictor
+from model.transforms import to_mask
+from tests.conftest import ROOT, Post, Server, decode, encode, nuclei
+
+
+def test_mask_of_drawn_nuclei_is_right(post: Post) -> None:
+    image, labels = nuclei(300, 410)
+    response = post(encode(image))
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    png = Image.open(io.BytesIO(response.content))
+    assert (png.mode, png.size) == ("L", (410, 300))
+    mask = np.asarray(png)
+    assert set(np.unique(mask)) == {0, 255}
+    found, true = mask > 0, labels > 0
+    dice = 2 * (found & true).sum() / (found.sum() + true.sum())
+    assert dice > 0.85
+    assert float(response.headers["x-mask-coverage"]) == pytest.approx(found.mean(), abs=1e-6)
+    assert 0.5 <= float(response.headers["x-mask-confidence"]) <= 1
+    for stage in ("decode", "queue", "infer", "encode"):
+        assert f"{stage};dur=" in response.headers["server-timing"]
+
+
+def test_service_and_reference_agree(post: Post) -> None:
+    """The mask over HTTP is the mask of the network in plain torch, but for rounding."""
+    checkpoint = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
+    image, _ = nuclei(230, 700, seed=1)
+    response = post(encode(image))
+    served = decode(response.content)
+    reference = to_mask(Predictor.of(checkpoint)(image), checkpoint.preprocess)
+    assert (served != reference).mean() < 1e-4
+    assert response.headers["x-model"] == checkpoint.id
+    assert response.headers["x-engine"].split("/")[0] in ("cpu", "cuda:0")
+
+
+def test_multipart_and_raw_body_give_the_same_mask(server: Server, post: Post) -> None:
+    image = encode(nuclei(100, 120)[0])
+    form = httpx.post(f"{server.url}/segment", files={"file": ("a.png", image, "image/png")})
+    assert form.status_code == 200
+    assert form.content == post(image).content
+    assert form.content == post(image, headers={"Content-Type": "image/png"}).content
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (17, 3), (256, 256), (511, 513)])
+def test_any_size(post: Post, size: tuple[int, int]) -> None:
+    height, width = size
+    response = post(encode(np.full(size, 90, np.uint8)))
+    assert response.status_code == 200
+    assert decode(response.content).shape == (height, width)
+
+
+def test_upright_size_and_content(post: Post) -> None:
+    """EXIF orientation 6: the camera was turned; the mask is as people see the image."""
+    image, _ = nuclei(96, 160, seed=2)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encode(np.rot90(image), "PNG", exif=exif)  # stored so that orientation 6 undoes it
+    mask = decode(post(turned).content)
+    plain = decode(post(encode(image)).content)
+    assert mask.shape == plain.shape == (96, 160)
+    assert (mask != plain).mean() < 0.01
+
+
+def test_sixteen_bit_by_its_real_range(post: Post) -> None:
+    image, _ = nuclei(200, 200, seed=3)
+    eight = decode(post(encode(image)).content)
+    sixteen = decode(post(encode(image.astype(np.uint16) * 16, "TIFF")).content)  # a 12-bit camera
+    assert eight.mean() > 5
+    assert (eight != sixteen).mean() < 0.005
+
+
+def test_outputs(post: Post) -> None:
+    image, labels = nuclei(128, 144, seed=4)
+    png = encode(image)
+    mask = decode(post(png).content)
+    probability = decode(post(png, output="probability").content)
+    assert probability.max() > 60_000
+    assert ((probability >= 0.5 * 65535) == (mask > 0)).mean() > 0.9999
+    response = post(png, output="instances")
+    instances = decode(response.content)
+    assert int(response.headers["x-mask-objects"]) == instances.max()
+    assert abs(int(instances.max()) - len(np.unique(labels)) + 1) <= 3
+    assert Image.open(io.BytesIO(post(png, output="overlay").content)).mode == "RGB"
+    cutout = Image.open(io.BytesIO(post(png, output="cutout").content))
+    assert (cutout.mode, cutout.size) == ("RGBA", (144, 128))
+    alpha = np.asarray(cutout)[..., 3]
+    assert alpha[mask > 0].mean() > 128 > alpha[mask == 0].mean()
+
+
+def test_threshold(post: Post) -> None:
+    png = encode(nuclei(128, 128, seed=5)[0])
+    areas = [(decode(post(png, threshold=t).content) > 0).mean() for t in (0, 0.2, 0.8)]
+    assert areas[0] == 1.0
+    assert areas[0] > areas[1] > areas[2] > 0
+
+
+def test_several_files_come_back_as_a_zip_and_the_good_survive_the_bad(server: Server) -> None:
+    good = encode(nuclei(64, 80)[0])
+    response = httpx.post(
+        f"{server.url}/segment",
+        files=[
+            ("file", ("a.png", good)),
+            ("file", ("a.png", good)),
+            ("file", ("../../etc/b.png", good)),
+            ("file", ("broken.png", b"no image")),
+        ],
+    )
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/zip"
+    archive = zipfile.ZipFile(io.BytesIO(response.content))
+    assert set(archive.namelist()) == {"a.png", "a-2.png", "b.png", "errors.json"}
+    assert archive.read("a.png") == archive.read("b.png")
+    assert decode(archive.read("a.png")).shape == (64, 80)
+    errors = json.loads(archive.read("errors.json"))
+    assert list(errors) == ["broken"]
+    assert errors["broken"]["status"] == 422
+
+
+def test_json(server: Server) -> None:
+    image = encode(nuclei(64, 80)[0])
+    response = httpx.post(
+        f"{server.url}/segment",
+        files={"file": ("cells.png", image)},
+        headers={"Accept": "application/json"},
+    )
+    (only,) = response.json()["images"]
+    assert (only["name"], only["width"], only["height"]) == ("cells", 80, 64)
+    mask = decode(base64.b64decode(only["mask"]))
+    assert (mask > 0).mean() == pytest.approx(only["coverage"])
+
+
+def test_request_id_is_the_clients_if_it_is_sane(post: Post) -> None:
+    png = encode(np.zeros((8, 8), np.uint8))
+    assert post(png, headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    made = post(png, headers={"X-Request-ID": "a b\tc" * 50}).headers["x-request-id"]
+    assert len(made) == 32
