@@ -79,7 +79,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(request, error.status_code, error.detail, dict(error.headers or {}))
+        detail, headers = error.detail, dict(error.headers or {})
+        if error.status_code == 404:
+            detail = f"there is nothing at {request.url.path}; /docs lists what there is"
+        elif error.status_code == 405:
+            allowed = headers.get("Allow") or headers.get("allow", "another method")
+            detail = f"{request.method} is not for {request.url.path}; {allowed} is"
+        return problem(request, error.status_code, detail, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
