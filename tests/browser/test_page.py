@@ -1,0 +1,198 @@
+"""The page in headless Chromium, against a real service."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.conftest import Server, decode, encode, nuclei
+
+CHROMIUM = Path("/usr/bin/chromium")
+ROOM = 60_000  # milliseconds for a mask on a busy machine
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.fail(f"{CHROMIUM} is missing: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """The loaded page; afterwards: no error on its console, no request to another place."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, accept_downloads=True)
+    page.set_default_timeout(ROOM)
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "console",
+        # a refused image is logged by the browser itself; those answers are tested by their text
+        lambda message: (
+            complaints.append(message.text)
+            if message.type == "error" and "422" not in message.text
+            else None
+        ),
+    )
+    page.on(
+        "request",
+        lambda request: (
+            complaints.append(request.url)
+            if not request.url.startswith((server.url, "blob:", "data:"))
+            else None
+        ),
+    )
+    page.goto(server.url)
+    yield page
+    page.close()
+    assert complaints == []
+
+
+def canvas(page: Page) -> np.ndarray:
+    """The pixels that the viewer shows, (H, W, 4)."""
+    width, height, data = page.evaluate(
+        """() => {
+            const c = document.getElementById('canvas');
+            return [c.width, c.height, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]];
+        }"""
+    )
+    return np.array(data, np.uint8).reshape(height, width, 4)
+
+
+def done(page: Page, count: int = 1) -> None:
+    page.wait_for_function(
+        "n => document.querySelectorAll('#strip [data-state=done]').length === n", arg=count
+    )
+
+
+def choose(page: Page, *files: tuple[str, bytes]) -> None:
+    page.set_input_files(
+        "#files",
+        [
+            {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+            for name, data in files
+        ],
+    )
+
+
+def test_a_sample_shows_its_mask_and_what_it_cost(page: Page) -> None:
+    page.click("[data-sample*=fluorescence]")
+    done(page)
+    with_mask = canvas(page)
+    page.click("#overlay")
+    plain = canvas(page)
+    assert with_mask.shape == plain.shape == (512, 512, 4)
+    changed = (with_mask != plain).any(axis=2)
+    assert 0.05 < changed.mean() < 0.6
+    assert (plain[..., 0] == plain[..., 1]).all()  # the sample is grey, and nothing tints it now
+    page.keyboard.press("o")
+    assert (canvas(page) == with_mask).all()
+    page.keyboard.press("l")
+    outlined = (canvas(page) != plain).any(axis=2)
+    assert 0 < outlined.mean() < changed.mean() / 2
+    facts = page.inner_text("#facts")
+    for word in ("512 × 512", "Foreground", "Time", "nuclei@", "fp32"):
+        assert word in facts
+    assert "nucleus" in page.inner_text("#service")
+
+
+def test_the_downloaded_mask_is_the_services(page: Page, server: Server) -> None:
+    data = encode(nuclei(120, 200)[0])
+    choose(page, ("cells.png", data))
+    done(page)
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == "cells-mask.png"
+    content = Path(download.value.path()).read_bytes()
+    headers = {"Content-Type": "image/png"}
+    assert content == httpx.post(f"{server.url}/segment", content=data, headers=headers).content
+    mask = decode(content)
+    assert mask.shape == (120, 200)
+    page.keyboard.press("m")
+    assert (canvas(page)[..., 0] == mask).all()
+
+
+def test_several_images_one_of_them_bad(page: Page) -> None:
+    images = [(f"{seed}.png", encode(nuclei(64, 96, seed)[0])) for seed in range(3)]
+    choose(page, *images, ("notes.png", b"not an image"))
+    done(page, 3)
+    page.wait_for_selector("#strip [data-state=failed]")
+    page.click("#strip [data-state=failed]")
+    assert "not an image" in page.inner_text("#error")
+    assert page.is_disabled("#download")
+    assert "3 masks made, 1 failed" in page.inner_text("#status")
+    with page.expect_download() as download:
+        page.click("#download-all")
+    archive = zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes()))
+    assert archive.testzip() is None
+    assert sorted(archive.namelist()) == ["0-mask.png", "1-mask.png", "2-mask.png"]
+    assert decode(archive.read("1-mask.png")).shape == (64, 96)
+
+
+def test_a_format_only_the_service_can_show(page: Page) -> None:
+    image = nuclei(100, 100)[0].astype(np.uint16) * 16
+    choose(page, ("stack.tif", encode(image, "TIFF")))
+    done(page)
+    assert page.is_visible("#note")
+    shown = canvas(page)
+    assert shown.shape == (100, 100, 4)
+    assert shown[..., 0].mean() > shown[..., 1].mean() + 3  # the service's overlay is tinted
+
+
+def test_dropping_files(page: Page) -> None:
+    page.evaluate(
+        """async (bytes) => {
+            const transfer = new DataTransfer();
+            for (const name of ['a.png', 'b.png']) {
+                transfer.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/png'}));
+            }
+            dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, cancelable: true}));
+        }""",
+        list(encode(nuclei(48, 48)[0])),
+    )
+    done(page, 2)
+
+
+def test_a_folder(page: Page, tmp_path: Path) -> None:
+    for seed in range(3):
+        (tmp_path / f"{seed}.png").write_bytes(encode(nuclei(40, 40, seed)[0]))
+    (tmp_path / "readme.txt").write_text("not for the service")
+    page.set_input_files("#folder", tmp_path)
+    done(page, 3)
+    assert page.locator("#strip li").count() == 3
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_nothing_sticks_out_on_a_small_screen(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.click("[data-sample*=histology]")
+    done(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Page) -> None:
+    page.click("[data-sample*=histology]")
+    done(page)
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll('button, input, a')]
+            .filter((e) => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length))
+            .map((e) => e.outerHTML)"""
+    )
+    assert unnamed == []
+    page.focus("#overlay")
+    before = canvas(page)
+    page.keyboard.press("Enter")
+    assert (canvas(page) != before).any()
