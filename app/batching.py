@@ -1,91 +1,52 @@
 """The dynamic batcher: windows of many requests share the batches of a few devices.
 
-What it knows: keys, items, runners, time. What it does not: torch, images, HTTP.
-
 ::
 
-    admit ──▶ Ticket ──submit──▶ ring of tickets, one a key ──▶ batch ──▶ prepare ──▶ run
-      │                             ▲ one window each, in turn              (a lane a device)
-      └▶ QueueFull, DeadlineExceeded, Unavailable
+    admit ──▶ Ticket ──submit──▶ fair queue ──▶ batch ──▶ prepare ──▶ run ──▶ futures
+      └▶ QueueFull, DeadlineExceeded, Unavailable         (a lane for each device)
 
-- **Bounded.** A request reserves its windows before it is decoded; what does not fit is refused at
-  once. A request larger than the whole queue is admitted only when nothing else is.
-- **Work-conserving.** A batch is formed from what waits at the moment a device is free. While it
-  runs, the next one is prepared, but only once it is full: until then it can still grow.
-- **Fair.** Tickets take turns window by window, and keys batch by batch.
-- **Contained.** A batch that fails is split and tried again, so that a window's failure is its own
-  request's alone. Running out of memory halves the batches of that key on that device, for good.
+- **Bounded.** A request reserves its windows before it is decoded; what does not fit is refused
+  at once. One larger than the whole queue is admitted when nothing else is in the house.
+- **Work-conserving.** A batch is formed of what waits at the moment a device is free. While it
+  runs the next one is prepared, but only once it is full: until then it can still grow.
+- **Fair.** Requests take turns window by window, keys batch by batch.
+- **Contained.** What a window raises fails its own request alone (`app.lanes`).
 
-All state belongs to the event loop's thread, so there is not one lock. Every future is settled by
-`_settle`, once, whatever happens.
+Knows keys, items, runners and time; no torch, no images, no HTTP. All state belongs to the event
+loop's thread: there is no lock. Every future is settled by `_settle`, once, whatever happens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
-import sys
-import threading
-from collections import OrderedDict, deque
+import math
 from collections.abc import Callable, Hashable, Sequence
-from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from app.errors import (
-    DeadlineExceeded,
-    DeviceLost,
-    EngineError,
-    OutOfMemory,
-    QueueFull,
-    Unavailable,
-)
+from app.errors import DeadlineExceeded, DeviceLost, QueueFull, Unavailable
+from app.fairqueue import FairQueue
+from app.lanes import Lane, Observer, Runner
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_SMOOTHING = 0.2
-"""Weight of the newest batch in the measured seconds a window takes."""
-
-
-class Runner(Protocol):
-    """A device. Both calls block, each on a thread of its own, so that they overlap."""
-
-    name: str
-
-    def prepare(self, key: Any, items: Sequence[Any]) -> Any:
-        """Bring the items into the form `run` takes: cut, stack, copy."""
-
-    def run(self, key: Any, staged: Any) -> Sequence[Any]:
-        """One result an item, in their order."""
-
-
-class Observer(Protocol):
-    """Told of what happens, on the event loop; must not block."""
-
-    def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None: ...
-    def batch_failed(self, runner: str, error: BaseException) -> None: ...
-    def refused(self, reason: str) -> None: ...
-    def dropped(self, reason: str, windows: int) -> None: ...
-
-
-class _Silent:
-    def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None: ...
-    def batch_failed(self, runner: str, error: BaseException) -> None: ...
-    def refused(self, reason: str) -> None: ...
-    def dropped(self, reason: str, windows: int) -> None: ...
 
 
 class _Entry(Generic[Item, Result]):
-    """One window: its item, who waits for it, and the ticket it counts against."""
+    """One window: its item, the request it belongs to, and who waits for it."""
 
-    __slots__ = ("future", "item", "ticket")
+    __slots__ = ("future", "item", "since", "ticket")
 
-    def __init__(
-        self, ticket: Ticket[Item, Result], item: Item, future: asyncio.Future[Result]
-    ) -> None:
+    def __init__(self, ticket: Ticket[Item, Result], item: Item) -> None:
         self.ticket = ticket
         self.item = item
-        self.future = future
+        loop = asyncio.get_running_loop()
+        self.since = loop.time()
+        self.future: asyncio.Future[Result] = loop.create_future()
+
+    @property
+    def wanted(self) -> bool:
+        return not self.ticket.left
 
 
 class Ticket(Generic[Item, Result]):
@@ -94,81 +55,60 @@ class Ticket(Generic[Item, Result]):
     Leaving it, for whatever reason, drops its windows that still wait and frees its places.
 
     Attributes:
-        queue_seconds: from `submit` to the last result, less `infer_seconds`.
-        infer_seconds: total duration of the batches that held its windows.
+        infer_seconds: during which some of its windows were on a device.
     """
 
     def __init__(
         self, batcher: Batcher[Item, Result], windows: int, deadline: float | None
     ) -> None:
         self.deadline = deadline
-        self.infer_seconds = 0.0
         self.places = windows  # reserved and not settled yet
-        self.waiting: dict[Hashable, deque[_Entry[Item, Result]]] = {}
+        self.unused = windows  # reserved and not submitted yet
+        self.left = False
+        self.submitted_at = self.settled_at = 0.0
+        self.infer_seconds = 0.0
+        self._ran_until = 0.0
         self._batcher = batcher
-        self._unused = windows
-        self.submitted = self.settled = 0.0
-        self.closed = False
 
     @property
     def queue_seconds(self) -> float:
-        return max(0.0, self.settled - self.submitted - self.infer_seconds)
+        """From `submit` to the last result, less `infer_seconds`."""
+        return max(0.0, self.settled_at - self.submitted_at - self.infer_seconds)
 
     def submit(self, key: Hashable, items: Sequence[Item]) -> list[asyncio.Future[Result]]:
-        """Queue windows that may share a batch; one future each.
+        """Queue windows that may share a batch with others of the same key; one future each.
 
         Raises:
             ValueError: more windows than were reserved, or the ticket was left already.
         """
-        if self.closed or len(items) > self._unused:
-            raise ValueError(f"{len(items)} windows on a ticket with {self._unused} left")
-        self._unused -= len(items)
-        return self._batcher._enqueue(self, key, items)
+        if self.left or len(items) > self.unused:
+            raise ValueError(f"{len(items)} windows on a ticket with {self.unused} left")
+        entries = [_Entry(self, item) for item in items]
+        self.unused -= len(entries)
+        self.submitted_at = self.submitted_at or entries[0].since if entries else 0.0
+        self._batcher._enqueue(self, key, entries)
+        return [entry.future for entry in entries]
+
+    def ran(self, start: float, end: float) -> None:
+        """Some of its windows were on a device; time that two devices shared counts once."""
+        self.infer_seconds += max(0.0, end - max(start, self._ran_until))
+        self._ran_until = max(end, self._ran_until)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._batcher._leave(self)
-
-
-class _Ring(Generic[Item, Result]):
-    """The tickets that wait with windows of one key, next in turn first."""
-
-    def __init__(self, since: float) -> None:
-        self.tickets: deque[Ticket[Item, Result]] = deque()
-        self.windows = 0
-        self.since = since  # when its oldest window began to wait, or its last batch left
-
-
-class _Lane(Generic[Item, Result]):
-    """A runner, its two threads, and what is known of it."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-        self.preparing = _Thread(f"{runner.name} prepare")
-        self.running = _Thread(f"{runner.name} run")
-        self.caps: dict[Hashable, int] = {}
-        self.since: float | None = None  # when the running batch began
-        self.lost: DeviceLost | None = None
-        self.wake = asyncio.Event()
-        self.held: set[_Entry[Item, Result]] = set()  # taken from the queue and not settled
-        self.seconds: float | None = None  # that a window takes, measured
 
 
 class Batcher(Generic[Item, Result]):
     """See the module.
 
     Args:
-        runners: the devices; each pulls from the same queue.
+        runners: the devices.
         max_batch: windows at once, or a function of the key.
         capacity: windows that may be admitted and not settled.
-        max_wait: seconds to wait for a batch to fill, from its first window; 0 does not wait.
+        max_wait: seconds a batch waits to be filled, from the first window of its key; 0: none.
         observer: told of what happens.
     """
 
@@ -181,17 +121,18 @@ class Batcher(Generic[Item, Result]):
         max_wait: float = 0.0,
         observer: Observer | None = None,
     ) -> None:
-        self._lanes: list[_Lane[Item, Result]] = [_Lane(runner) for runner in runners]
+        self._observer = observer or Observer()
+        self._lanes = [Lane(runner, self._observer) for runner in runners]
         self._max_batch = max_batch if callable(max_batch) else lambda key: max_batch
         self._capacity = capacity
         self._max_wait = max_wait
-        self._observer = observer or _Silent()
-        self._rings: OrderedDict[Hashable, _Ring[Item, Result]] = OrderedDict()  # next key first
-        self._open: set[Ticket[Item, Result]] = set()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._queue: FairQueue[Ticket[Item, Result], _Entry[Item, Result]] = FairQueue()
+        self._tickets: set[Ticket[Item, Result]] = set()
         self._all_left = asyncio.Event()
         self._all_left.set()
-        self.reserved = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._held: set[_Entry[Item, Result]] = set()  # taken from the queue and not settled
+        self.reserved = 0  # windows of every admitted request that are not settled yet
         self.draining = False
 
     # --- for probes and metrics ---
@@ -199,29 +140,28 @@ class Batcher(Generic[Item, Result]):
     @property
     def waiting(self) -> int:
         """Windows in the queue."""
-        return sum(ring.windows for ring in self._rings.values())
+        return len(self._queue)
 
     @property
     def in_flight(self) -> int:
         """Windows that are prepared or run."""
-        return sum(len(lane.held) for lane in self._lanes)
+        return len(self._held)
 
     @property
     def rate(self) -> float | None:
-        """Windows a second of all devices that are not lost, measured; None before a batch."""
+        """Windows a second, measured, of all devices that are not lost; None before a batch."""
         measured = [lane.seconds for lane in self._lanes if lane.seconds and not lane.lost]
         return sum(1 / seconds for seconds in measured) if measured else None
 
     @property
     def dead(self) -> DeviceLost | None:
-        """Why nothing can be computed any more, once every device is lost."""
-        lost = [lane.lost for lane in self._lanes if lane.lost is not None]
-        return lost[0] if lost and len(lost) == len(self._lanes) else None
+        """Why nothing can be computed any more: the last device is lost."""
+        return self._lanes[-1].lost if all(lane.lost for lane in self._lanes) else None
 
     @property
     def caps(self) -> dict[tuple[str, Hashable], int]:
         """Largest batch by device and key, where running out of memory has lowered it."""
-        return {(lane.runner.name, k): cap for lane in self._lanes for k, cap in lane.caps.items()}
+        return {(each.runner.name, k): cap for each in self._lanes for k, cap in each.caps.items()}
 
     def running_for(self) -> float:
         """Seconds that the longest-running batch has been on its device; 0 when all are free."""
@@ -231,10 +171,7 @@ class Batcher(Generic[Item, Result]):
     # --- for requests ---
 
     def admit(self, windows: int, *, deadline: float | None = None) -> Ticket[Item, Result]:
-        """Reserve places for a request of so many windows.
-
-        Args:
-            deadline: on the event loop's clock.
+        """Reserve places for a request of so many windows; deadline on the event loop's clock.
 
         Raises:
             Unavailable: draining, or every device is lost.
@@ -243,129 +180,85 @@ class Batcher(Generic[Item, Result]):
         """
         if self.draining:
             self._observer.refused("draining")
-            raise Unavailable("the service is draining; ask another instance")
-        if self.dead is not None:
+            raise Unavailable("the service is stopping")
+        if self.dead:
             self._observer.refused("dead")
-            raise Unavailable(f"the engine is lost: {self.dead}")
-        if self.reserved and self.reserved + windows > self._capacity:
+            raise self._no_engine()
+        ahead = self.reserved
+        seconds = 1 / self.rate if self.rate else 0.0
+        if ahead and ahead + windows > self._capacity:
             self._observer.refused("queue_full")
             raise QueueFull(
-                f"the queue is full: {self.reserved} of {self._capacity} windows are taken, this "
-                f"image needs {windows}",
-                retry_after=self._estimate(self.reserved + windows - self._capacity),
+                f"{ahead} of {self._capacity} places are taken, and this image needs {windows}",
+                retry_after=(ahead + windows - self._capacity) * seconds,
             )
-        if deadline is not None:
-            left = deadline - asyncio.get_running_loop().time()
-            if (needed := self._estimate(self.reserved + windows)) > left:
-                self._observer.refused("deadline")
-                raise DeadlineExceeded(
-                    f"this image would take about {needed:.1f} s, and {max(0.0, left):.1f} s are "
-                    "left until its deadline"
-                )
+        left = math.inf if deadline is None else deadline - self._now()
+        if (needed := (ahead + windows) * seconds) > left or left <= 0:
+            self._observer.refused("deadline")
+            raise DeadlineExceeded(f"it would take about {needed:.1f} s; {left:.1f} s are left")
         ticket: Ticket[Item, Result] = Ticket(self, windows, deadline)
         self.reserved += windows
-        self._open.add(ticket)
+        self._tickets.add(ticket)
         self._all_left.clear()
         return ticket
 
-    def _enqueue(
-        self, ticket: Ticket[Item, Result], key: Hashable, items: Sequence[Item]
-    ) -> list[asyncio.Future[Result]]:
-        loop = asyncio.get_running_loop()
-        entries = [_Entry(ticket, item, loop.create_future()) for item in items]
-        ticket.submitted = ticket.submitted or loop.time()
-        if self.dead is not None:
-            for entry in entries:
-                self._settle(entry, Unavailable(f"the engine is lost: {self.dead}"))
-        elif entries:
-            self._queue(ticket, key, entries)
-        return [entry.future for entry in entries]
-
     def _leave(self, ticket: Ticket[Item, Result]) -> None:
-        """Drop what still waits; what runs is computed for nobody."""
-        if ticket.closed:
-            return
-        ticket.closed = True
-        self._drop(ticket, "cancelled", asyncio.CancelledError())
-        self.reserved -= ticket.places
-        ticket.places = 0
-        self._open.discard(ticket)
-        if not self._open:
-            self._all_left.set()
-
-    def _estimate(self, windows: int) -> float:
-        """Seconds for so many windows at the measured rate; 0 while nothing was measured."""
-        return windows / self.rate if self.rate else 0.0
+        """Free a request's places; what runs is computed for nobody."""
+        if not ticket.left:
+            self._drop(ticket, "cancelled", asyncio.CancelledError())
+            ticket.left = True
+            self.reserved -= ticket.places
+            self._tickets.discard(ticket)
+            if not self._tickets:
+                self._all_left.set()
 
     # --- the queue ---
 
-    def _queue(
+    def _enqueue(
         self, ticket: Ticket[Item, Result], key: Hashable, entries: Sequence[_Entry[Item, Result]]
     ) -> None:
-        if key not in self._rings:
-            self._rings[key] = _Ring(asyncio.get_running_loop().time())
-        ring = self._rings[key]
-        if key not in ticket.waiting:
-            ticket.waiting[key] = deque()
-            ring.tickets.append(ticket)
-        ticket.waiting[key].extend(entries)
-        ring.windows += len(entries)
+        self._queue.put(ticket, key, entries)
+        if self.dead:
+            self._drop(ticket, "dead", self._no_engine())
         for lane in self._lanes:
             lane.wake.set()
 
-    def _form(self, key: Hashable, size: int) -> list[_Entry[Item, Result]]:
-        """Up to `size` windows of one key: one of each ticket in turn, none past its deadline."""
-        ring = self._rings[key]
-        now = asyncio.get_running_loop().time()
-        batch: list[_Entry[Item, Result]] = []
-        while ring.tickets and len(batch) < size:
-            ticket = ring.tickets[0]
-            if ticket.deadline is not None and ticket.deadline <= now:
-                self._drop(ticket, "expired", DeadlineExceeded("the deadline passed in the queue"))
-                continue
-            line = ticket.waiting[key]
-            batch.append(line.popleft())
-            ring.windows -= 1
-            ring.tickets.rotate(-1)
-            if not line:
-                self._forget(ticket, key)
-        if key in self._rings:
-            ring.since = now
-            self._rings.move_to_end(key)  # the other keys are next
+    def _form(self, lane: Lane, key: Hashable) -> list[_Entry[Item, Result]]:
+        """The next batch of a key; requests past their deadline are dropped on the way."""
+        now = self._now()
+
+        def in_time(ticket: Ticket[Item, Result]) -> bool:
+            if ticket.deadline is None or now < ticket.deadline:
+                return True
+            self._drop(ticket, "expired", DeadlineExceeded("the deadline passed in the queue"))
+            return False
+
+        batch = self._queue.take(key, lane.cap(key, self._max_batch(key)), in_time)
+        self._held.update(batch)
         return batch
 
-    def _forget(self, ticket: Ticket[Item, Result], key: Hashable) -> None:
-        """Take a ticket out of a ring."""
-        ring = self._rings[key]
-        ring.windows -= len(ticket.waiting.pop(key))
-        ring.tickets.remove(ticket)
-        if not ring.tickets:
-            del self._rings[key]
-
     def _drop(self, ticket: Ticket[Item, Result], reason: str, error: BaseException) -> None:
-        """Take a ticket's waiting windows out of the queue, before they cost anything."""
-        dropped = [entry for line in ticket.waiting.values() for entry in line]
-        for key in list(ticket.waiting):
-            self._forget(ticket, key)
-        if dropped:
+        """Take a request's waiting windows out of the queue, before they cost anything."""
+        if dropped := self._queue.discard(ticket):
             self._observer.dropped(reason, len(dropped))
         for entry in dropped:
             self._settle(entry, error)
 
     def _settle(self, entry: _Entry[Item, Result], outcome: Result | BaseException) -> None:
-        """The only place where a future gets its result, once; its place in the queue is free."""
+        """The only place where a future gets its outcome, once; its place is free again."""
+        self._held.discard(entry)
         ticket = entry.ticket
-        if not ticket.closed:
+        if not ticket.left:
             ticket.places -= 1
             self.reserved -= 1
-            ticket.settled = asyncio.get_running_loop().time()
-        if entry.future.done():  # its request was cancelled meanwhile
+            ticket.settled_at = self._now()
+        if entry.future.done():  # whoever awaited it was cancelled
             return
         if isinstance(outcome, asyncio.CancelledError):
             entry.future.cancel()
         elif isinstance(outcome, BaseException):
             entry.future.set_exception(outcome)
-            entry.future.exception()  # seen: after a sibling's failure nobody may come to ask
+            entry.future.exception()  # counts as seen: after a first failure nobody asks for more
         else:
             entry.future.set_result(outcome)
 
@@ -381,209 +274,77 @@ class Batcher(Generic[Item, Result]):
         await self._all_left.wait()
 
     async def close(self) -> None:
-        """Stop serving; whatever is not settled yet fails. A hung device is left behind."""
+        """Stop; whatever is not settled yet fails. A hung device is left behind."""
         self.draining = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        gone = Unavailable("the service has stopped")
         for lane in self._lanes:
-            lane.preparing.end()
-            lane.running.end()
-            while lane.held:
-                self._settle(lane.held.pop(), gone)
-        for ticket in list(self._open):
-            self._drop(ticket, "stopped", gone)
+            lane.end()
+        stopped = Unavailable("the service has stopped")
+        for entry in list(self._held):
+            self._settle(entry, stopped)
+        for ticket in list(self._tickets):
+            self._drop(ticket, "stopped", stopped)
 
-    async def _serve(self, lane: _Lane[Item, Result]) -> None:
+    async def _serve(self, lane: Lane) -> None:
         """Form, prepare, run: for one device, until it is lost or the batcher is closed."""
         running: asyncio.Task[None] | None = None
         try:
             while (key := await self._next(lane, running)) is not None:
-                batch = self._form(key, self._cap(lane, key))
-                if not batch:
-                    continue
-                lane.held.update(batch)
-                staged = await self._prepare(lane, key, batch)
-                if running is not None:
-                    await running
-                running = asyncio.create_task(self._run(lane, key, batch, staged))
-                running.add_done_callback(lambda _: lane.wake.set())
-        finally:
+                if batch := self._form(lane, key):
+                    staged = await lane.prepare(key, batch)
+                    if running is not None:
+                        await running
+                    running = asyncio.create_task(self._run(lane, key, batch, staged))
+                    running.add_done_callback(lambda _: lane.wake.set())
+        except asyncio.CancelledError:
             if running is not None:
                 running.cancel()
+            raise
+        finally:
+            if running is not None:
                 await asyncio.gather(running, return_exceptions=True)
 
-    async def _next(
-        self, lane: _Lane[Item, Result], running: asyncio.Task[None] | None
-    ) -> Hashable | None:
-        """The key to serve next: whatever waits once the device is free; before, a full batch.
-
-        None when the device is lost.
-        """
+    async def _next(self, lane: Lane, running: asyncio.Task[None] | None) -> Hashable | None:
+        """The key to serve: with a full batch at any time, else once the device is free and its
+        first window has waited enough. None when the device is lost."""
         while lane.lost is None:
             lane.wake.clear()
-            free = running is None or running.done()
-            now = asyncio.get_running_loop().time()
-            patience = None
-            for key, ring in self._rings.items():
-                left = ring.since + self._max_wait - now
-                if ring.windows >= self._cap(lane, key) or (free and left <= 0):
+            free, now, patience = running is None or running.done(), self._now(), None
+            for key in self._queue:
+                first = min(entry.since for entry in self._queue.heads(key))
+                left = first + self._max_wait - now
+                full = self._queue.size(key) >= lane.cap(key, self._max_batch(key))
+                if full or (free and left <= 0):
                     return key
-                if free:
-                    patience = left if patience is None else min(patience, left)
-            # the timeout wraps the wait alone: what waits stays in its ring
+                if left <= 0:
+                    break  # its turn, once the device is free: the others do not pass it
+                patience = left if patience is None else min(left, patience)
+            # the timeout wraps the wait alone: what was collected so far stays in the queue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(lane.wake.wait(), patience)
         return None
 
-    def _cap(self, lane: _Lane[Item, Result], key: Hashable) -> int:
-        return min(self._max_batch(key), lane.caps.get(key, sys.maxsize))
-
-    async def _prepare(
-        self, lane: _Lane[Item, Result], key: Hashable, batch: Sequence[_Entry[Item, Result]]
-    ) -> Any:
-        """What `run` takes, or the exception: that is `_run`'s to handle, as its own are."""
-        try:
-            items = [entry.item for entry in batch]
-            return await lane.preparing.call(lane.runner.prepare, key, items)
-        except Exception as error:
-            return error
-
     async def _run(
-        self,
-        lane: _Lane[Item, Result],
-        key: Hashable,
-        batch: Sequence[_Entry[Item, Result]],
-        staged: Any,
+        self, lane: Lane, key: Hashable, batch: Sequence[_Entry[Item, Result]], staged: Any
     ) -> None:
-        """Run a batch and settle it; one that fails is split, down to the window at fault."""
-        loop = asyncio.get_running_loop()
-        if all(entry.future.done() for entry in batch):  # every client has left meanwhile
-            for entry in batch:
-                self._finish(lane, entry, asyncio.CancelledError())
-            return
-        started = lane.since = loop.time()
-        try:
-            if lane.lost is not None:
-                raise lane.lost
-            if isinstance(staged, Exception):
-                raise staged
-            results = await lane.running.call(lane.runner.run, key, staged)
-            if len(results) != len(batch):
-                raise EngineError(f"{len(results)} results for {len(batch)} windows")
-        except DeviceLost as error:
-            self._lose(lane, key, batch, error)
-        except Exception as error:
-            lane.since = None
-            self._observer.batch_failed(lane.runner.name, error)
-            await self._split(lane, key, batch, error)
-        else:
-            seconds = loop.time() - started
-            per_window = seconds / len(batch)
-            lane.seconds = (
-                per_window
-                if lane.seconds is None
-                else lane.seconds + _SMOOTHING * (per_window - lane.seconds)
-            )
-            self._observer.batch_done(lane.runner.name, key, len(batch), seconds)
-            for ticket in {entry.ticket for entry in batch}:
-                ticket.infer_seconds += seconds
-            for entry, result in zip(batch, results, strict=True):
-                self._finish(lane, entry, result)
-        finally:
-            lane.since = None
+        """Compute a batch and settle its windows."""
+        started = self._now()
+        async for entry, outcome in lane.compute(key, batch, staged):
+            entry.ticket.ran(started, self._now())
+            if isinstance(outcome, DeviceLost) and entry.wanted:
+                self._held.discard(entry)
+                self._enqueue(entry.ticket, key, [entry])  # for another device
+                continue
+            self._settle(entry, outcome)
+            if isinstance(outcome, Exception):  # half an image is of no use to anybody
+                self._drop(entry.ticket, "failed", outcome)
+        for ticket in list(self._tickets) if self.dead else ():
+            self._drop(ticket, "dead", self._no_engine())
 
-    async def _split(
-        self,
-        lane: _Lane[Item, Result],
-        key: Hashable,
-        batch: Sequence[_Entry[Item, Result]],
-        error: Exception,
-    ) -> None:
-        """Try the halves of a failed batch; a window that fails alone fails its request."""
-        half = len(batch) // 2
-        if isinstance(error, OutOfMemory) and half:
-            lane.caps[key] = min(half, self._cap(lane, key))
-        if not half:
-            (culprit,) = batch
-            self._finish(lane, culprit, error)
-            # the rest of its image is of no use to anybody
-            self._drop(culprit.ticket, "failed", error)
-            return
-        for part in (batch[:half], batch[half:]):
-            await self._run(lane, key, part, await self._prepare(lane, key, part))
+    def _no_engine(self) -> Unavailable:
+        return Unavailable(f"the engine is lost: {self.dead}")
 
-    def _lose(
-        self,
-        lane: _Lane[Item, Result],
-        key: Hashable,
-        batch: Sequence[_Entry[Item, Result]],
-        error: DeviceLost,
-    ) -> None:
-        """A device is gone: its windows go to the others, or fail when there is none."""
-        if lane.lost is None:
-            lane.lost = error
-            self._observer.batch_failed(lane.runner.name, error)
-        for entry in batch:
-            lane.held.discard(entry)
-            if self.dead is not None or entry.ticket.closed:
-                self._settle(entry, Unavailable(f"the engine is lost: {error}"))
-            else:
-                self._queue(entry.ticket, key, [entry])
-        if self.dead is not None:
-            for ticket in list(self._open):
-                self._drop(ticket, "dead", Unavailable(f"the engine is lost: {error}"))
-
-    def _finish(
-        self,
-        lane: _Lane[Item, Result],
-        entry: _Entry[Item, Result],
-        outcome: Result | BaseException,
-    ) -> None:
-        lane.held.discard(entry)
-        self._settle(entry, outcome)
-
-
-class _Thread:
-    """One thread for blocking calls, in their order.
-
-    Not an executor: its threads are joined when the process ends, and a hung device would keep
-    it from ending.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
-
-    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-
-        def settle(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-        def work() -> None:
-            result, failure = None, None
-            try:
-                result = function(*args)
-            except BaseException as error:
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
-                loop.call_soon_threadsafe(settle, result, failure)
-
-        self._calls.put(work)
-        return await future
-
-    def end(self) -> None:
-        """Let the thread go once it has done what it was given."""
-        self._calls.put(None)
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

@@ -31,7 +31,7 @@ _SAFE_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 _PAGE_POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; img-src 'self' blob: data:; style-src 'self'; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
 

@@ -105,7 +105,7 @@ def server() -> Iterator[Server]:
 
 
 def nuclei(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A drawn field of nuclei: image (H, W) uint8 with blur and shot noise, labels (H, W) uint16."""
+    """A drawn field of nuclei: image (H, W) uint8 with shot noise, labels (H, W) uint16."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     image = np.full((height, width), 12.0)
@@ -141,7 +141,9 @@ Post = Callable[..., httpx.Response]
 def post(server: Server) -> Post:
     """POST /segment to the shared service: post(bytes, **query)."""
 
-    def send(data: bytes, *, headers: dict[str, str] | None = None, **query: object) -> httpx.Response:
+    def send(
+        data: bytes, *, headers: dict[str, str] | None = None, **query: object
+    ) -> httpx.Response:
         return httpx.post(
             f"{server.url}/segment",
             content=data,

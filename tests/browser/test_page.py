@@ -66,7 +66,8 @@ def canvas(page: Page) -> np.ndarray:
     width, height, data = page.evaluate(
         """() => {
             const c = document.getElementById('canvas');
-            return [c.width, c.height, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]];
+            const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height);
+            return [c.width, c.height, [...pixels.data]];
         }"""
     )
     return np.array(data, np.uint8).reshape(height, width, 4)
@@ -188,7 +189,8 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Page) -> Non
     done(page)
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll('button, input, a')]
-            .filter((e) => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length))
+            .filter((e) => !e.textContent.trim() && !e.getAttribute('aria-label'))
+            .filter((e) => !e.labels?.length)
             .map((e) => e.outerHTML)"""
     )
     assert unnamed == []

@@ -33,7 +33,9 @@ def bomb() -> bytes:
     """745 KB that unpack to 768 MB: 16,000 × 16,000 black pixels."""
     packer = zlib.compressobj(9)
     row = b"\0" * (16_000 * 3 + 1)
-    return png(16_000, 16_000, b"".join(packer.compress(row) for _ in range(16_000)) + packer.flush())
+    return png(
+        16_000, 16_000, b"".join(packer.compress(row) for _ in range(16_000)) + packer.flush()
+    )
 
 
 def wrong_crc() -> bytes:

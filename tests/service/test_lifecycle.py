@@ -140,8 +140,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_line(name: str, value: str, allowed: str) -> None:
-    result = run("serve", "--port", "0", **{name: value}) if name != "UNET_PORT" else run(
-        "serve", UNET_PORT=value
+    result = (
+        run("serve", "--port", "0", **{name: value})
+        if name != "UNET_PORT"
+        else run("serve", UNET_PORT=value)
     )
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
