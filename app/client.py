@@ -22,7 +22,7 @@ _PATIENCE = 10
 """Attempts at a busy service before its answer is passed on."""
 
 
-class SegmentationFailed(RuntimeError):
+class SegmentationFailed(ValueError):
     """The service answered with a problem document.
 
     Attributes:
@@ -88,19 +88,25 @@ class Client:
                 break
             time.sleep(float(response.headers.get("retry-after", 1)))
         if response.status_code != 200:
-            try:
-                detail = response.json()["detail"]
-            except (ValueError, KeyError):
-                detail = response.text[:200]
-            raise SegmentationFailed(
-                response.status_code, detail, response.headers.get("x-request-id", "")
-            )
+            raise _failure(response)
         return Answer(response.content, response.headers)
 
     def models(self) -> dict[str, Any]:
         """What is in service."""
-        response = self._http.get("/models")
-        response.raise_for_status()
+        return self._get("/models")
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One model: architecture, preprocessing, metrics, engine.
+
+        Raises:
+            SegmentationFailed: the service has no such model.
+        """
+        return self._get(f"/models/{name}")
+
+    def _get(self, path: str) -> dict[str, Any]:
+        response = self._http.get(path)
+        if response.status_code != 200:
+            raise _failure(response)
         return response.json()  # type: ignore[no-any-return]
 
     def close(self) -> None:
@@ -116,3 +122,13 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _failure(response: httpx.Response) -> SegmentationFailed:
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = response.text[:200]
+    return SegmentationFailed(
+        response.status_code, detail, response.headers.get("x-request-id", "")
+    )

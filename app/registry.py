@@ -59,7 +59,7 @@ class ServedModel:
     def plan(self, height: int, width: int) -> WindowPlan:
         """The windows of an image of this size."""
         if self.checkpoint.preprocess.mode == "resize":
-            height, width = self.checkpoint.preprocess.window[0]
+            height, width = self.checkpoint.preprocess.resized
         return plan_windows(height, width, self.checkpoint.architecture, self.checkpoint.preprocess)
 
     def key(self, plan: WindowPlan) -> BatchKey:

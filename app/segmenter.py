@@ -162,7 +162,7 @@ class Segmenter:
             self._batcher.admit(plan.count, deadline=deadline) as ticket,
         ):
             decoded = await self._call(
-                images.decode, data, header, at_least=preprocess.window[0] if reduced else None
+                images.decode, data, header, at_least=preprocess.resized if reduced else None
             )
             pixels = await self._call(prepare, decoded, preprocess)
             shown = decoded if options.output.shows_image else None

@@ -54,6 +54,9 @@ class Golden:
     mask: npt.NDArray[np.uint8]
 
 
+_NO_GOLDEN = Golden(np.zeros((0, 0), np.uint8), np.zeros((0, 0), np.uint8))
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """A trained model.
@@ -62,7 +65,7 @@ class Checkpoint:
         name: the file's stem; what clients ask for.
         architecture, preprocess: rebuild the network and its data path.
         state: tensors by state-dict name, float16 or float32.
-        golden: what an engine must reproduce.
+        golden: what an engine must reproduce; not in a draft, see `model.predict.with_golden`.
         card: metrics, data, licence, training, revision, ...: facts for people, as JSON.
         sha256: of the file, in hex; empty before it is saved.
     """
@@ -71,7 +74,7 @@ class Checkpoint:
     architecture: UNetConfig
     preprocess: PreprocessConfig
     state: Mapping[str, npt.NDArray[Any]]
-    golden: Golden
+    golden: Golden = dataclasses.field(default_factory=lambda: _NO_GOLDEN)
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sha256: str = ""
 
@@ -89,12 +92,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Checkpoint:
 
     Raises:
         ConfigError: architecture and preprocessing contradict each other.
-        CheckpointError: the tensors are not those of the architecture.
+        CheckpointError: the tensors are not those of the architecture, or there is no golden pair.
         OSError: the file cannot be written; what was there before is intact.
     """
     check_together(checkpoint.architecture, checkpoint.preprocess)
     tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.state.items()}
     _check_tensors(path, tensors, checkpoint.architecture)
+    if not checkpoint.golden.image.size:
+        raise CheckpointError(f"{path}: a checkpoint needs its golden pair")
     tensors[_GOLDEN_IMAGE] = np.ascontiguousarray(checkpoint.golden.image)
     tensors[_GOLDEN_MASK] = np.ascontiguousarray(checkpoint.golden.mask)
     header = {
@@ -171,7 +176,7 @@ def record(path: Path) -> None:
     write_atomically(manifest, (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace `path` by `content` in one step; on any failure what was there before is intact."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

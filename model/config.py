@@ -74,8 +74,19 @@ class PreprocessConfig:
     # image -> windows
     mode: Literal["native", "resize"] = "native"
     """native: cut at the image's own resolution; resize: the whole image becomes one window."""
-    window: tuple[Shape, ...] = ((256, 256), (512, 512))
+    window: tuple[Shape, ...] = (
+        (256, 256),
+        (256, 320),
+        (320, 256),
+        (368, 368),
+        (512, 512),
+        (528, 704),
+        (704, 528),
+        (640, 640),
+    )
     """The closed set of input shapes (height, width) the network ever sees."""
+    size: tuple[int, ...] = ()
+    """resize: (height, width) the image becomes, then reflected to the window; () is the window."""
     overlap: int = 64
     """Pixels that neighbouring windows share at least, and over which they are blended."""
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
@@ -106,6 +117,15 @@ class PreprocessConfig:
             raise ConfigError(f"window must list (height, width) pairs, not {self.window!r}")
         if self.mode == "resize" and len(self.window) != 1:
             raise ConfigError(f"mode 'resize' takes exactly one window, not {len(self.window)}")
+        if self.size and (
+            self.mode != "resize"
+            or len(self.size) != 2
+            or not 0 < self.size[0] <= self.window[0][0]
+            or not 0 < self.size[1] <= self.window[0][1]
+        ):
+            raise ConfigError(
+                f"size {self.size} needs mode 'resize' and must fit into the window {self.window}"
+            )
         if not 0 <= self.overlap < min(min(shape) for shape in self.window):
             raise ConfigError(f"overlap {self.overlap} must be smaller than every window")
         if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
@@ -114,6 +134,11 @@ class PreprocessConfig:
             raise ConfigError(f"threshold must lie in 0..1, not {self.threshold}")
         if len(self.classes) < 2 or len(self.palette) != len(self.classes):
             raise ConfigError("classes need the background, one more, and a palette colour each")
+
+    @property
+    def resized(self) -> Shape:
+        """Mode "resize": (height, width) of every image in front of the network."""
+        return (self.size[0], self.size[1]) if self.size else self.window[0]
 
     @property
     def binary(self) -> bool:
@@ -152,8 +177,8 @@ def check_together(architecture: UNetConfig, preprocess: PreprocessConfig) -> No
             inner = size - 2 * architecture.margin
             if architecture.padding == 1 and size % DIVISOR:
                 raise ConfigError(f"window {height}x{width} is not divisible by {DIVISOR}")
-            if architecture.padding == 0 and (inner < 1 or (size - 12) % DIVISOR):
+            if architecture.padding == 0 and (inner < DIVISOR or (size - 12) % DIVISOR):
                 raise ConfigError(
                     f"window {height}x{width} does not fit an unpadded network: each side must be "
-                    f"12 more than a multiple of {DIVISOR} (188, 204, ..., 572), at least 188"
+                    f"12 more than a multiple of {DIVISOR} (204, 220, ..., 572), at least 204"
                 )

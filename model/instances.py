@@ -24,7 +24,9 @@ def label_instances(
     else:
         inner = ndimage.binary_erosion(foreground, iterations=2)
     seeds, _ = ndimage.label(inner)
-    nearest = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
+    nearest = ndimage.distance_transform_edt(
+        seeds == 0, return_distances=False, return_indices=True
+    )
     labels = np.where(foreground, seeds[tuple(nearest)], 0)
     sizes = np.bincount(labels.ravel())
     keep = sizes >= MIN_PIXELS

@@ -1,24 +1,67 @@
-"""What training minimises. Logits and targets in, a scalar out."""
+"""What training minimises: targets and weights from labels, and the loss of logits."""
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
+from model.config import PreprocessConfig
 
-def dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - the soft Dice coefficient over batch and pixels (Milletari et al. 2016, eq. 1).
+_FAR = 4.0
+"""Distances beyond this many σ add less than exp(-8) to eq. 2 and are not looked for."""
 
-    Pooled over the batch: a crop without any foreground gives no noise of its own.
+
+def border_weights(
+    labels: npt.NDArray[np.int32], weight: float, sigma: float
+) -> npt.NDArray[np.float32]:
+    """w(x) of the paper's eq. 2, with a class weight of 1.
+
+    w(x) = 1 + w0 · exp(-(d1 + d2)² / 2σ²) on background pixels, d1 and d2 the distances to the
+    nearest and the second nearest object: the narrow gaps between touching objects weigh most.
 
     Args:
-        probabilities, target: (N, C, H, W) in 0..1.
+        labels: (H, W), 0 background, one value an object.
+        weight: w0.
+        sigma: σ, in pixels.
     """
-    axes = (0, 2, 3)
-    shared = (probabilities * target).sum(axes)
-    total = probabilities.sum(axes) + target.sum(axes)
-    return (1 - (2 * shared + smooth) / (total + smooth)).mean()
+    reach = int(np.ceil(_FAR * sigma))
+    nearest = np.full(labels.shape, np.inf)
+    second = nearest.copy()
+    # `find_objects` lists the bounding boxes of labels 1..max, None where a label does not occur
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        near = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in box)
+        distance = ndimage.distance_transform_edt(labels[near] != label)
+        first = nearest[near]
+        second[near] = np.minimum(second[near], np.maximum(first, distance))
+        nearest[near] = np.minimum(first, distance)
+    gap = np.exp(-((nearest + second) ** 2) / (2 * sigma**2))
+    weights: npt.NDArray[np.float32] = (1 + weight * gap * (labels == 0)).astype(np.float32)
+    return weights
+
+
+def targets(labels: Tensor, preprocess: PreprocessConfig, channels: int, reach: int) -> Tensor:
+    """What the probabilities should be.
+
+    Args:
+        labels: (N, H, W) integers.
+        channels: of the network's output.
+        reach: of the border channel, in pixels.
+
+    Returns:
+        (N, channels, H, W) float. Binary: foreground, and the border between objects if there is
+        a second channel. Else one-hot over the classes.
+    """
+    if not preprocess.binary:
+        return F.one_hot(labels.long(), channels).permute(0, 3, 1, 2).float()
+    if channels == 1:
+        return (labels[:, None] > 0).float()
+    return foreground_and_border(labels, reach)
 
 
 def foreground_and_border(labels: Tensor, reach: int = 2) -> Tensor:
@@ -40,12 +83,40 @@ def foreground_and_border(labels: Tensor, reach: int = 2) -> Tensor:
     return torch.cat([values > 0, border], dim=1).float()
 
 
-def segmentation_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy plus Dice: the first is well-behaved far away, the second near.
+def dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """1 - the soft Dice coefficient over batch and pixels (Milletari et al. 2016, eq. 1).
+
+    Pooled over the batch: a crop without any foreground gives no noise of its own.
+
+    Args:
+        probabilities, target: (N, C, H, W) in 0..1.
+    """
+    axes = (0, 2, 3)
+    shared = (probabilities * target).sum(axes)
+    total = probabilities.sum(axes) + target.sum(axes)
+    return (1 - (2 * shared + smooth) / (total + smooth)).mean()
+
+
+def segmentation_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    binary: bool = True,
+    dice_weight: float = 1.0,
+) -> Tensor:
+    """Cross-entropy plus Dice: the first is well-behaved far away, the second near.
 
     Args:
         logits, target: (N, C, H, W).
         weight: (N, 1, H, W) of the cross-entropy, the paper's w(x) of eq. 1; None is 1.
+        binary: a sigmoid a channel; else a softmax over them.
     """
-    entropy = F.binary_cross_entropy_with_logits(logits, target, weight=weight)
-    return entropy + dice_loss(logits.sigmoid(), target)
+    if binary:
+        entropy = F.binary_cross_entropy_with_logits(logits, target, weight=weight)
+        probabilities = logits.sigmoid()
+    else:
+        each = -(logits.log_softmax(dim=1) * target).sum(1, keepdim=True)
+        entropy = (each if weight is None else each * weight).mean()
+        probabilities = logits.softmax(dim=1)
+    return entropy + dice_weight * dice_loss(probabilities, target) if dice_weight else entropy

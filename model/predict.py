@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
@@ -10,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, Golden
 from model.config import PreprocessConfig
-from model.transforms import normalise, prepare, probabilities, restore
+from model.transforms import normalise, prepare, probabilities, restore, to_mask
 from model.unet import UNet
 from model.windows import Stitcher, plan_windows
+
+GOLDEN_SIDE = 256
+"""Pixels of a golden image's sides, unless the whole image is needed (mode "resize")."""
 
 
 class Predictor:
@@ -54,6 +58,18 @@ class Predictor:
                 output = probabilities(self.network(batch), self.preprocess)
                 stitcher.add(window, output[0].cpu().numpy())
         return restore(stitcher.result(), *image.shape[:2])
+
+
+def with_golden(checkpoint: Checkpoint, image: npt.NDArray[Any]) -> Checkpoint:
+    """The checkpoint with a golden pair: `image` (its middle, mode "native") and the mask of it.
+
+    The weights are taken as they are stored, rounded to fp16 if they are.
+    """
+    if checkpoint.preprocess.mode == "native":
+        top, left = (max(0, (length - GOLDEN_SIDE) // 2) for length in image.shape[:2])
+        image = np.ascontiguousarray(image[top : top + GOLDEN_SIDE, left : left + GOLDEN_SIDE])
+    mask = to_mask(Predictor.of(checkpoint)(image), checkpoint.preprocess)
+    return dataclasses.replace(checkpoint, golden=Golden(image, mask))
 
 
 @contextmanager

@@ -1,210 +1,475 @@
 """Training: pairs of images and masks in, a self-describing checkpoint out.
 
 A run lives in a folder of its own and can be killed at any moment: the same command goes on from
-the last state, and draws the same crops, because the crop of step s and place i depends on
-(seed, s, i) alone.
+the last state and draws the same crops, because the crop at a place of the sequence depends on
+(seed, place) alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import argparse
+import logging
 import math
-import os
+import platform
+import shlex
 import signal
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from model.augment import AugmentConfig, augment
+from model.augment import augment
+from model.checkpoint import Checkpoint, git_revision, record, save_checkpoint
 from model.config import PreprocessConfig, UNetConfig
-from model.data import Pair, Sample, read_sample
-from model.losses import foreground_and_border, segmentation_loss
-from model.metrics import Overlap
-from model.predict import Predictor
-from model.transforms import prepare, to_mask
+from model.data import PairedDataset, Sample, open_dataset, read_image, split_dataset
+from model.evaluate import Report, evaluate, from_probabilities
+from model.losses import border_weights, segmentation_loss, targets
+from model.pictures import compare, contact_sheet
+from model.predict import Predictor, with_golden
+from model.recipe import OptimConfig, Recipe, add_flags, given_flags
+from model.run import Run, open_run
+from model.transforms import normalise, prepare, to_mask
 from model.unet import UNet
+from model.windows import plan_windows
+
+_SMOOTHING = 0.98
+"""Of the running mean of the loss that is shown."""
+_LOG_EVERY = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """How the weights are moved."""
-
-    batch: int = 8
-    steps: int = 4000
-    """Length of the schedule; with `minutes`, the end of the budget is the end of the schedule."""
-    minutes: float | None = None
-    learning_rate: float = 4e-4
-    weight_decay: float = 1e-4
-    warmup: int = 100
-    """Steps until the full learning rate."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    ema: float = 0.998
-    """Decay of the moving average of the weights that is validated and shipped."""
-    seed: int = 0
+class TrainingDiverged(ValueError):
+    """The loss is no number any more; the message names the step and its images."""
 
 
-class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Endless random crops; the item at an index is always the same."""
+class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
+    """Crops without end. The item at a place is always the same; each epoch sees every image once.
 
-    def __init__(
-        self, samples: list[Sample], preprocess: PreprocessConfig, config: AugmentConfig, seed: int
-    ) -> None:
-        self.pairs = [(prepare(sample.image, preprocess), sample.labels) for sample in samples]
-        self.config = config
-        self.seed = seed
+    Items: pixels (h, w, C) uint8, labels (h, w) int32, weights (h, w) float32 of the paper's
+    eq. 1, and the place itself.
+    """
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, index))
-        image, labels = self.pairs[rng.integers(len(self.pairs))]
-        return augment(image, labels, self.config, rng)
+    def __init__(self, samples: PairedDataset, recipe: Recipe) -> None:
+        self.samples = samples
+        self.recipe = recipe
+        self._kept: dict[int, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]] = {}
+        self._order: tuple[int, npt.NDArray[np.intp]] = (-1, np.empty(0, np.intp))
+        self._whole = not recipe.augment.crop
+
+    def preload(self) -> None:
+        """Prepare images until the cache is full: workers that are forked later share them."""
+        room = self.recipe.run.cache_mb * 1_000_000
+        indices = tqdm(
+            range(len(self.samples)), "reading", unit="image", leave=False, disable=_quiet()
+        )
+        for index in indices:
+            pair = self._prepared(index)
+            room -= pair[0].nbytes + pair[1].nbytes
+            if room < 0:
+                break
+            self._kept[index] = pair
+
+    def foreground(self) -> float:
+        """Share of the pixels that are not background, over up to 100 images."""
+        shares = [(self._pair(i)[1] > 0).mean() for i in range(min(100, len(self.samples)))]
+        return float(np.clip(np.mean(shares), 0.01, 0.99))
+
+    def id(self, place: int) -> str:
+        return self.samples.ids[self._image(place)]
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        recipe = self.recipe
+        image, labels = self._pair(self._image(place))
+        if not self._whole:
+            rng = np.random.default_rng((recipe.optim.seed, place))
+            image, labels = augment(image, labels, recipe.augment, rng)
+        if recipe.data.labels == "instances" and recipe.loss.border_weight:
+            loss = recipe.loss
+            weights = border_weights(labels, loss.border_weight, loss.border_sigma)
+        else:
+            weights = np.ones(labels.shape, np.float32)
+        return (
+            torch.from_numpy(np.ascontiguousarray(image)),
+            torch.from_numpy(np.ascontiguousarray(labels)),
+            torch.from_numpy(weights),
+            place,
+        )
+
+    def _image(self, place: int) -> int:
+        epoch, position = divmod(place, len(self.samples))
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((self.recipe.optim.seed, epoch, 1))
+            self._order = (epoch, rng.permutation(len(self.samples)))
+        return int(self._order[1][position])
+
+    def _pair(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        return self._kept.get(index) or self._prepared(index)
+
+    def _prepared(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        sample, preprocess = self.samples[index], self.recipe.preprocess
+        image = prepare(sample.image, preprocess)
+        labels = _nearest(sample.labels, *image.shape[:2])
+        if self._whole:
+            image, labels = _padded(image, labels, self.recipe.network, preprocess)
+        # torch warns of arrays that Pillow handed out read-only
+        return np.require(image, requirements=("C", "W")), np.require(
+            labels, requirements=("C", "W")
+        )
 
 
 def initialise(network: UNet, foreground: float) -> None:
     """He initialisation (2015, eq. 10), and an output that starts at the foreground's share."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            # a 2×2 up-convolution with stride 2 adds up in_channels products a pixel, not 4 times that
+            # a 2×2 up-convolution with stride 2 adds in_channels products a pixel, not four times
             fan = module.in_channels * (9 if module.kernel_size == (3, 3) else 1)
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
             assert module.bias is not None
             nn.init.zeros_(module.bias)
-    nn.init.normal_(network.final_conv.weight, std=0.01)
-    assert network.final_conv.bias is not None
-    nn.init.constant_(network.final_conv.bias, math.log(foreground / (1 - foreground)))
+    final = network.final_conv
+    assert final.bias is not None
+    nn.init.normal_(final.weight, std=0.01)
+    if network.config.out_channels <= 2:
+        nn.init.constant_(final.bias, math.log(foreground / (1 - foreground)))
 
 
-def validate(predict: Predictor, samples: list[Sample]) -> dict[str, float]:
-    """Mean over the images, and pooled, of Dice and IoU of the foreground."""
-    counts = [
-        Overlap.of(to_mask(predict(sample.image), predict.preprocess) > 0, sample.labels > 0)
-        for sample in samples
-    ]
-    pooled = sum(counts[1:], start=counts[0])
+class Trainer:
+    """Network, average and optimiser of a run, and how one step changes them."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, foreground: float) -> None:
+        self.recipe = recipe
+        self.device = device
+        optim = recipe.optim
+        torch.manual_seed(optim.seed)
+        self.network = _on(device, UNet.from_config(recipe.network))
+        if optim.initialisation == "he":
+            initialise(self.network, foreground)
+        self.average = _on(device, UNet.from_config(recipe.network))
+        self.average.load_state_dict(self.network.state_dict())
+        if optim.optimiser == "adam":
+            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(
+                self.network.parameters(), optim.learning_rate
+            )
+        else:
+            self.optimiser = torch.optim.AdamW(
+                self.network.parameters(), optim.learning_rate, weight_decay=optim.weight_decay
+            )
+        wanted = recipe.run.autocast
+        self.bf16 = wanted == "bf16" or (wanted == "auto" and device.type == "cuda")
+        self.steps_done = 0
+        self.seconds = 0.0
+
+    @property
+    def predictor(self) -> Predictor:
+        """Of what is validated and shipped."""
+        return Predictor(self.average, self.recipe.preprocess)
+
+    def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> float:
+        """One batch; returns its loss. `progress` is the share of the schedule that is over."""
+        recipe, optim = self.recipe, self.recipe.optim
+        rate = learning_rate(optim, self.steps_done, progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        inputs = normalise(pixels.to(self.device, non_blocking=True), recipe.preprocess)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        labels = labels.to(self.device, non_blocking=True)
+        weight = weights.to(self.device, non_blocking=True)[:, None]
+        margin = recipe.network.margin
+        wanted = targets(
+            labels, recipe.preprocess, recipe.network.out_channels, recipe.loss.border_reach
+        )
+        if margin:  # an unpadded network answers for the inner part alone
+            wanted = wanted[..., margin:-margin, margin:-margin]
+            weight = weight[..., margin:-margin, margin:-margin]
+        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            logits = self.network(inputs)
+        loss = segmentation_loss(
+            logits.float(),
+            wanted,
+            weight,
+            binary=recipe.preprocess.binary,
+            dice_weight=recipe.loss.dice_weight,
+        )
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"the loss is {value}")
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if optim.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip)
+        self.optimiser.step()
+        self._follow(min(optim.ema, (1 + self.steps_done) / (10 + self.steps_done)))
+        self.steps_done += 1
+        return value
+
+    @torch.no_grad()
+    def _follow(self, decay: float) -> None:
+        if not self.recipe.optim.ema:
+            decay = 0.0
+        for slow, fast in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            slow.lerp_(fast, 1 - decay)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.steps_done,
+            "seconds": self.seconds,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.steps_done, self.seconds = state["step"], state["seconds"]
+
+
+def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:
+    """Linear warm-up, then constant, or half a cosine down to 1% (Loshchilov & Hutter 2017)."""
+    rate = optim.learning_rate * min(1.0, (step + 1) / max(optim.warmup, 1))
+    if optim.schedule == "cosine":
+        rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return rate
+
+
+def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
+    """Train, or go on with the run in `folder`.
+
+    Returns:
+        The checkpoint, `folder`/NAME.safetensors: the average of the weights, its golden pair, and
+        a card with the scores on training and validation images.
+
+    Raises:
+        DataError, ConfigError: the data or the recipe are not what they should be.
+        TrainingDiverged: the loss is no number; the state before is kept.
+        OSError: the folder cannot be written; what was there is intact.
+    """
+    device = _device(recipe.run.device)
+    training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
+    with open_run(folder, recipe) as run, _interruptible() as interrupted:
+        held = list(tqdm(validation, "reading", unit="image", leave=False, disable=_quiet()))
+        crops = Crops(training, recipe)
+        crops.preload()
+        trainer = Trainer(recipe, device, crops.foreground())
+        if state := run.load_state(device):
+            trainer.load(state)
+        _fit(trainer, crops, held, run, interrupted)
+        run.save_state(trainer.state())
+        report = _report(trainer, training, held, command)
+        run.report(report)
+        run.draw()
+        return _export(trainer, held, run, report)
+
+
+def _fit(
+    trainer: Trainer, crops: Crops, held: list[Sample], run: Run, interrupted: threading.Event
+) -> None:
+    recipe, optim = trainer.recipe, trainer.recipe.optim
+    total = optim.steps or math.ceil(optim.epochs * len(crops.samples) / optim.batch) or None
+    budget = 60 * optim.minutes or math.inf
+    # `Sampler` would shuffle; the order is the places themselves, from where the run stands
+    last = (total or 10**9) * optim.batch
+    loader = DataLoader(
+        crops,
+        batch_size=optim.batch,
+        sampler=range(trainer.steps_done * optim.batch, last),
+        num_workers=recipe.run.workers,
+        pin_memory=trainer.device.type == "cuda",
+    )
+    epoch = max(1, len(crops.samples) // optim.batch)
+    pictured = max(1, epoch // recipe.run.pictures) if recipe.run.pictures else 0
+    running: float | None = None
+    clock = time.monotonic()
+    with tqdm(
+        total=total, initial=trainer.steps_done, unit="step", dynamic_ncols=True, disable=_quiet()
+    ) as bar:
+        for pixels, labels, weights, places in loader:
+            progress = max(trainer.steps_done / (total or math.inf), trainer.seconds / budget)
+            if interrupted.is_set() or progress >= 1:
+                break
+            try:
+                loss = trainer.step(pixels, labels, weights, progress)
+            except TrainingDiverged as error:
+                names = ", ".join(crops.id(int(place)) for place in places)
+                raise TrainingDiverged(
+                    f"{error} at step {trainer.steps_done}, whose batch is {names}; the state "
+                    f"before is in {run.folder}; try a lower --learning-rate"
+                ) from None
+            now = time.monotonic()
+            took, clock = now - clock, now
+            trainer.seconds += took
+            step = trainer.steps_done
+            running = loss if running is None else _SMOOTHING * running + (1 - _SMOOTHING) * loss
+            speed = len(pixels) / took
+            rate = trainer.optimiser.param_groups[0]["lr"]
+            bar.update()
+            bar.set_postfix_str(f"loss {running:.3f}, lr {rate:.1e}, {speed:.1f} images/s")
+            if step % _LOG_EVERY == 0:
+                run.log(
+                    step,
+                    {
+                        "loss": running,
+                        "learning_rate": rate,
+                        "images_per_second": speed,
+                        "seconds": trainer.seconds,
+                    },
+                )
+            if pictured and step % pictured == 0:
+                sample = held[step // pictured % len(held)]
+                run.picture(f"pictures/{step:07d}.png", _picture(trainer, sample))
+            if step % recipe.run.every == 0:
+                scores = _validate(trainer, held).summary()
+                run.log(step, {**scores, "seconds": trainer.seconds})
+                run.picture("samples.png", _samples(trainer, held))
+                run.save_state(trainer.state())
+                run.draw()
+                bar.write(
+                    f"step {step}: validation Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}"
+                )
+                clock = time.monotonic()  # validation is not training time
+
+
+def _validate(trainer: Trainer, samples: Sequence[Sample]) -> Report:
+    instances = trainer.recipe.data.labels == "instances"
+    predict = from_probabilities(trainer.predictor, trainer.recipe.preprocess, instances=instances)
+    classes = len(trainer.recipe.preprocess.classes)
+    return evaluate(predict, samples, classes=classes, instances=instances)
+
+
+def _report(
+    trainer: Trainer, training: PairedDataset, held: list[Sample], command: str
+) -> dict[str, Any]:
+    """Scores on the validation images, and on as many training images: the gap is over-fitting."""
+    seen = [training[i] for i in np.linspace(0, len(training) - 1, len(held)).astype(int)]
     return {
-        "dice": float(np.mean([count.dice for count in counts])),
-        "iou": float(np.mean([count.iou for count in counts])),
-        "pooled_dice": pooled.dice,
-        "pooled_iou": pooled.iou,
+        "validation": _validate(trainer, held).summary(),
+        "training": _validate(trainer, seen).summary(),
+        "images": {"training": len(training), "validation": len(held)},
+        "steps": trainer.steps_done,
+        "hours": round(trainer.seconds / 3600, 3),
+        "hardware": _hardware(trainer.device),
+        "command": command,
+        "revision": git_revision(),
+        "torch": torch.__version__,
+        "recipe": trainer.recipe.to_json(),
     }
 
 
-def train(
-    training: list[Pair],
-    validation: list[Pair],
-    architecture: UNetConfig,
+def _export(trainer: Trainer, held: list[Sample], run: Run, report: dict[str, Any]) -> Path:
+    recipe = trainer.recipe
+    state = {
+        name: tensor.detach().half().cpu().numpy()
+        for name, tensor in trainer.average.state_dict().items()
+    }
+    image = read_image(Path(recipe.data.golden)) if recipe.data.golden else held[0].image
+    card = {
+        "metrics": report["validation"],
+        "training_metrics": report["training"],
+        "data": recipe.data.source,
+        "licence": recipe.data.licence,
+        "training": {
+            key: report[key]
+            for key in ("command", "images", "steps", "hours", "hardware", "torch", "revision")
+        },
+    }
+    path = run.folder / f"{recipe.name}.safetensors"
+    draft = Checkpoint(recipe.name, recipe.network, recipe.preprocess, state, card=card)
+    save_checkpoint(path, with_golden(draft, image))
+    record(path)
+    return path
+
+
+def _picture(trainer: Trainer, sample: Sample) -> Any:
+    mask = to_mask(trainer.predictor(sample.image), trainer.recipe.preprocess)
+    return compare(sample.image, sample.labels, mask)
+
+
+def _samples(trainer: Trainer, held: list[Sample], count: int = 6) -> Any:
+    shown = held[:: max(1, len(held) // count)][:count]
+    return contact_sheet([(sample.id, _picture(trainer, sample)) for sample in shown])
+
+
+def _nearest(labels: npt.NDArray[np.int32], height: int, width: int) -> npt.NDArray[np.int32]:
+    """Labels at another size; each pixel is one that was there, so that labels stay labels."""
+    if labels.shape == (height, width):
+        return labels
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
+    resized: npt.NDArray[np.int32] = labels[rows[:, None], columns]
+    return resized
+
+
+def _padded(
+    image: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int32],
+    network: UNetConfig,
     preprocess: PreprocessConfig,
-    augmentation: AugmentConfig,
-    optim: OptimConfig,
-    folder: Path,
-    *,
-    every: int = 250,
-) -> UNet:
-    """Train, validating every `every` steps; returns the network with the averaged weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(optim.seed)
-    samples = [read_sample(pair) for pair in training]
-    held = [read_sample(pair) for pair in validation]
-    share = float(np.mean([(sample.labels > 0).mean() for sample in samples]))
-    network = UNet.from_config(architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    initialise(network, share)
-    average = UNet.from_config(architecture).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average.load_state_dict(network.state_dict())
-    optimiser = torch.optim.AdamW(
-        network.parameters(), optim.learning_rate, weight_decay=optim.weight_decay
-    )
-    step, spent = 0, 0.0
-    state_file = folder / "state.pt"
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, spent = state["step"], state["seconds"]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """The whole image as the service's own plan cuts it, and its labels the same way."""
+    plan = plan_windows(image.shape[0], image.shape[1], network, preprocess)
+    pixels = np.empty((*plan.shape, image.shape[2]), np.uint8)
+    plan.cut(image, plan.windows[0], out=pixels)
+    height, width = labels.shape
+    below, right = plan.shape[0] - height, plan.shape[1] - width
+    return pixels, np.pad(labels, ((0, below), (0, right)), mode="reflect")
 
-    def save() -> None:
-        state = {
-            "network": network.state_dict(),
-            "average": average.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "step": step,
-            "seconds": spent,
-        }
-        part = state_file.with_suffix(".part")
-        torch.save(state, part)
-        os.replace(part, state_file)
 
-    def log(record: Mapping[str, Any]) -> None:
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+def _on(device: torch.device, network: UNet) -> UNet:
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
-    crops = Crops(samples, preprocess, augmentation, optim.seed)
-    order = range(step * optim.batch, optim.steps * optim.batch)
-    loader = DataLoader(crops, batch_size=optim.batch, sampler=order)
-    bar = tqdm(total=optim.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=5)
-    running, clock = 0.0, time.monotonic()
-    interrupted = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    for pixels, labels in loader:
-        if interrupted.is_set():
-            break
-        progress = step / optim.steps
-        if optim.minutes is not None:
-            progress = max(progress, spent / (60 * optim.minutes))
-        if progress >= 1:
-            break
-        warm = min(1.0, (step + 1) / optim.warmup)
-        rate = optim.learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        inputs = pixels.to(device).permute(0, 3, 1, 2).float() / 255
-        inputs = (inputs - inputs.new_tensor(preprocess.mean).view(1, -1, 1, 1)) / inputs.new_tensor(
-            preprocess.std
-        ).view(1, -1, 1, 1)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        target = foreground_and_border(labels.to(device))[:, : architecture.out_channels]
-        loss = segmentation_loss(network(inputs), target)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), optim.clip)
-        optimiser.step()
-        decay = min(optim.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
-                slow.lerp_(fast, 1 - decay)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}")
-        running = value if running == 0 else 0.98 * running + 0.02 * value
-        step += 1
-        now = time.monotonic()
-        spent, clock = spent + now - clock, now
-        bar.update()
-        bar.set_postfix(loss=f"{running:.3f}", lr=f"{rate:.1e}")
-        if step % 20 == 0:
-            log({"step": step, "seconds": spent, "loss": running, "learning_rate": rate})
-        if step % every == 0:
-            scores = validate(Predictor(average, preprocess), held)
-            log({"step": step, "seconds": spent, **scores})
-            tqdm.write(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-            save()
-            clock = time.monotonic()
-    bar.close()
-    signal.signal(signal.SIGINT, before)
-    save()
-    if interrupted.is_set():
-        return average
-    scores = validate(Predictor(average, preprocess), held)
-    log({"step": step, "seconds": spent, **scores})
-    tqdm.write(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-    return average
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}: there is no CUDA device here")
+    return torch.device(name)
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+
+
+def _quiet() -> bool:
+    return not sys.stderr.isatty()
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event: the step is finished, and what there is is written."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="a recipe, model/configs/nuclei.toml for one")
+    parser.add_argument("--out", type=Path, help="folder of the run (runs/NAME); resumed if there")
+    add_flags(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    logging.basicConfig(format="%(message)s")
+    recipe = Recipe.read(args.config, given_flags(args))
+    folder = args.out or Path("runs") / recipe.name
+    path = train(recipe, folder, shlex.join(["unet", *sys.argv[1:]]))
+    print(f"{path}  (the whole run: {folder}/report.json)")
+    return 0

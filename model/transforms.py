@@ -71,7 +71,7 @@ def prepare(image: npt.NDArray[Any], config: PreprocessConfig) -> ByteArray:
         low, high = 0.0, float(np.iinfo(image.dtype).max)
     pixels = _stretch(image, low, high)
     if config.mode == "resize":
-        pixels = _resize_bytes(pixels, *config.window[0], config)
+        pixels = _resize_bytes(pixels, *config.resized, config)
     channels = len(config.mean)
     if pixels.shape[2] == channels:
         return np.ascontiguousarray(pixels)

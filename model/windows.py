@@ -59,11 +59,11 @@ class Axis:
         for index, start in enumerate(self.starts):
             ramp = np.ones(self.size)
             if index > 0:
-                shared = self.starts[index - 1] + self.size - start
-                ramp[:shared] *= _fade(shared)
+                fade = _fade(self.starts[index - 1] + self.size - start)
+                ramp[: len(fade)] *= fade
             if index + 1 < len(self.starts):
-                shared = start + self.size - self.starts[index + 1]
-                ramp[-shared:] *= _fade(shared)[::-1]
+                fade = _fade(start + self.size - self.starts[index + 1])
+                ramp[self.size - len(fade) :] *= fade[::-1]
             raised[index][start : start + self.size] = ramp
         total = np.sum(raised, axis=0)
         return tuple(
@@ -73,11 +73,13 @@ class Axis:
 
 
 def _fade(length: int) -> npt.NDArray[np.float64]:
-    """From 0 to 1 over `length` pixels, without ever reaching either: a raised cosine.
+    """From 0 to 1 over `length` pixels: a raised cosine over the middle half of them.
 
-    It stays near 0 over the outer pixels, those that a window's zero-padded border reaches first.
+    The outer quarter is 0, since a window's zero-padded border is felt most there. Measured on the
+    shipped model, a fade over the whole length left differences ten times as large at the seams.
     """
-    return 0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 0.5) / length)
+    position = (np.arange(length) + 0.5) / max(length, 1)
+    return 0.5 - 0.5 * np.cos(np.pi * np.clip(2 * position - 0.5, 0, 1))
 
 
 @dataclasses.dataclass(frozen=True)

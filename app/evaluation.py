@@ -1,0 +1,187 @@
+"""`unet evaluate`: a checkpoint by the reference or an engine, or a running service by its URL."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+from app.client import Client
+from app.engine.base import Engine
+from app.engine.factory import build_engine, choose_engines
+from model.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from model.config import PreprocessConfig
+from model.data import PairedDataset, open_dataset, split_dataset
+from model.evaluate import Predict, Prediction, evaluate, from_probabilities, worst_sheet
+from model.recipe import DataConfig, Recipe
+from model.transforms import prepare, restore
+from model.windows import Stitcher, plan_windows
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def by_engine(engine: Engine, checkpoint: Checkpoint) -> Callable[[npt.NDArray[Any]], FloatArray]:
+    """Decoded image -> (C, H, W) probabilities by an engine, one window at a time."""
+    architecture, preprocess = checkpoint.architecture, checkpoint.preprocess
+
+    def predict(image: npt.NDArray[Any]) -> FloatArray:
+        pixels = prepare(image, preprocess)
+        plan = plan_windows(pixels.shape[0], pixels.shape[1], architecture, preprocess)
+        stitcher = Stitcher(plan, architecture.out_channels)
+        for window in plan.windows:
+            staged = engine.stage(plan.shape, 1)
+            plan.cut(pixels, window, out=staged[0])
+            stitcher.add(window, engine.run(staged)[0])
+        return restore(stitcher.result(), image.shape[0], image.shape[1])
+
+    return predict
+
+
+def by_url(client: Client, *, instances: bool = False, **query: str | float) -> Predict:
+    """A running service; every image is sent as PNG, which loses nothing."""
+
+    def predict(image: npt.NDArray[Any]) -> Prediction:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+        data = buffer.getvalue()
+        mask = client.segment(data, **query).image()
+        if not instances:
+            return Prediction(mask)
+        return Prediction(mask, client.segment(data, output="instances", **query).image())
+
+    return predict
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a checkpoint's file; with --url, the model's name")
+    what = parser.add_argument_group("data: a recipe's validation images, or two folders")
+    what.add_argument("--config", type=Path, help="a recipe; its [data] and its split are used")
+    what.add_argument("--part", choices=("validation", "training", "all"), default="validation")
+    what.add_argument("--images", type=Path)
+    what.add_argument("--masks", type=Path)
+    what.add_argument(
+        "--labels", choices=("binary", "classes", "instances"), help="what masks hold (binary)"
+    )
+    who = parser.add_argument_group("who computes")
+    who.add_argument("--url", help="of a running service")
+    who.add_argument("--key", help="its API key")
+    who.add_argument(
+        "--engine",
+        choices=("reference", "auto", "openvino", "torch"),
+        default="reference",
+        help="reference: plain torch in fp32; or one of the service's engines (reference)",
+    )
+    who.add_argument("--device", default="auto")
+    who.add_argument("--precision", default="auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure of every image")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="PNG of the worst ten images")
+
+
+def main(args: argparse.Namespace) -> int:
+    try:
+        return _measure(args)
+    except httpx.TransportError as error:
+        raise ValueError(f"{args.url} does not answer: {error}") from error
+
+
+def _measure(args: argparse.Namespace) -> int:
+    with _opened(args) as judge:
+        dataset = _dataset(args, judge.preprocess)
+        instances = dataset.kind == "instances"
+        predict = judge.predict(instances)
+        report = evaluate(
+            predict,
+            dataset,
+            classes=len(judge.preprocess.classes),
+            instances=instances,
+            progress=lambda samples: tqdm(
+                samples, total=len(dataset), unit="image", disable=not sys.stderr.isatty()
+            ),
+        )
+        if args.sheet:
+            buffer = io.BytesIO()
+            worst_sheet(report, predict, dataset).save(buffer, "PNG")
+            write_atomically(args.sheet, buffer.getvalue())
+    print(f"{judge.name}\n{report.table()}")
+    if args.json:
+        text = json.dumps({"model": judge.name, **report.to_json()}, indent=2)
+        write_atomically(args.json, text.encode())
+    return 0
+
+
+@dataclasses.dataclass
+class _Judge:
+    """Who is measured; `close` ends what it holds."""
+
+    name: str
+    preprocess: PreprocessConfig
+    predict: Callable[[bool], Predict]
+    close: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> _Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _opened(args: argparse.Namespace) -> _Judge:
+    if args.url:
+        client = Client(args.url, key=args.key)
+        model = client.model(args.model)
+        return _Judge(
+            f"{model['id']} at {args.url}",
+            PreprocessConfig.from_json(model["preprocessing"]),
+            lambda instances: by_url(client, instances=instances, model=args.model),
+            client.close,
+        )
+    checkpoint = load_checkpoint(Path(args.model))
+    if args.engine == "reference":
+        from model.predict import Predictor
+
+        device = "cpu" if args.device == "auto" else args.device
+        function, name = Predictor.of(checkpoint, device), f"{checkpoint.id} by the reference"
+        return _Judge(name, checkpoint.preprocess, _both(function, checkpoint.preprocess))
+    choice = choose_engines(
+        device=args.device, engine=args.engine, precision=args.precision, max_batch=1
+    )[0]
+    engine = build_engine(choice, checkpoint)
+    return _Judge(
+        f"{checkpoint.id} by {choice.backend} on {choice.device} in {choice.precision}",
+        checkpoint.preprocess,
+        _both(by_engine(engine, checkpoint), checkpoint.preprocess),
+        engine.close,
+    )
+
+
+def _both(
+    function: Callable[[npt.NDArray[Any]], FloatArray], preprocess: PreprocessConfig
+) -> Callable[[bool], Predict]:
+    return lambda instances: from_probabilities(function, preprocess, instances=instances)
+
+
+def _dataset(args: argparse.Namespace, preprocess: PreprocessConfig) -> PairedDataset:
+    if args.config:
+        config = Recipe.read(args.config).data
+        dataset = open_dataset(config, preprocess)
+        if args.part == "all":
+            return dataset
+        training, validation = split_dataset(dataset, config)
+        return validation if args.part == "validation" else training
+    if not (args.images and args.masks):
+        raise ValueError("say what to measure on: --config RECIPE, or --images and --masks")
+    config = DataConfig(
+        images=str(args.images), masks=str(args.masks), labels=args.labels or "binary"
+    )
+    return open_dataset(config, preprocess)

@@ -1,0 +1,260 @@
+"""`unet import`: a foreign state dict becomes a self-describing checkpoint.
+
+Read with `weights_only=True`, so that nothing in the file is executed. Two sources are known:
+
+- the annotated implementation (labml.ai), whose names and arithmetic are ours;
+- milesial/Pytorch-UNet with transposed convolutions (`bilinear=False`). It normalises batches,
+  which at inference is a factor and an offset a channel and folds into the convolution before; it
+  concatenates the skip first, which is a permutation of input channels; and its two-class softmax
+  is a sigmoid of the difference. So the mapping is exact. `bilinear=True` has no counterpart here
+  and is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.checkpoint import (
+    SUFFIX,
+    Checkpoint,
+    CheckpointError,
+    parameter_shapes,
+    record,
+    save_checkpoint,
+)
+from model.config import ConfigError, PreprocessConfig, UNetConfig
+from model.data import read_image
+from model.predict import with_golden
+
+State = dict[str, Tensor]
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+_COLOURS = ((0, 0, 0), (255, 255, 255), (230, 75, 60), (60, 160, 230), (240, 190, 60),
+            (90, 190, 110), (160, 100, 210), (240, 130, 40))  # fmt: skip
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a foreign file, whatever they are wrapped in.
+
+    Raises:
+        CheckpointError: unreadable, or not a state dict.
+    """
+    try:
+        if path.suffix == SUFFIX:
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors, which is not opened here; save its state_dict() alone"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a file of torch or safetensors: {error}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    state = {
+        str(name).removeprefix("module."): tensor.float()
+        for name, tensor in content.items()
+        if isinstance(tensor, Tensor)
+    }
+    if not state:
+        raise CheckpointError(f"{path} holds no tensors")
+    return state
+
+
+def to_ours(state: State) -> State:
+    """The tensors under our names.
+
+    Raises:
+        CheckpointError: an architecture that cannot be mapped; the message says why.
+    """
+    if "inc.double_conv.0.weight" in state:
+        return _from_milesial(state)
+    if "down_conv.0.first.weight" in state:
+        return state
+    raise CheckpointError(
+        f"no architecture that is known here: its first tensor is {next(iter(state))!r}; known are "
+        "the annotated implementation's ('down_conv.0.first.weight') and milesial/Pytorch-UNet's"
+    )
+
+
+def describe(state: State) -> UNetConfig:
+    """The architecture that tensors under our names belong to (padding=1, which leaves no trace).
+
+    Raises:
+        CheckpointError: they belong to none.
+    """
+    try:
+        base, channels = state["down_conv.0.first.weight"].shape[:2]
+        config = UNetConfig(channels, state["final_conv.weight"].shape[0], base)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"the state dict is incomplete: {error}") from error
+    wanted = dict(parameter_shapes(config))
+    for name in sorted(wanted.keys() | state.keys()):
+        found = tuple(state[name].shape) if name in state else "absent"
+        if wanted.get(name, "absent") != found:
+            raise CheckpointError(
+                f"this is no U-Net of base_features={base}: {name} should be "
+                f"{wanted.get(name, 'absent')}, and is {found}"
+            )
+    return config
+
+
+def _from_milesial(state: State) -> State:
+    if not any(name.startswith("up1.up.") for name in state):
+        raise CheckpointError(
+            "milesial/Pytorch-UNet with bilinear up-sampling cannot be mapped: this network "
+            "up-samples by transposed convolutions; train it with bilinear=False"
+        )
+    ours: State = {}
+    stages = ["inc", "down1.maxpool_conv.1", "down2.maxpool_conv.1", "down3.maxpool_conv.1"]
+    for level, stage in enumerate(stages):
+        _fold(state, f"{stage}.double_conv", ours, f"down_conv.{level}")
+    _fold(state, "down4.maxpool_conv.1.double_conv", ours, "middle_conv")
+    for level in range(4):
+        for kind in ("weight", "bias"):
+            ours[f"up_sample.{level}.up.{kind}"] = _get(state, f"up{level + 1}.up.{kind}")
+        _fold(state, f"up{level + 1}.conv.double_conv", ours, f"up_conv.{level}")
+        # theirs: skip first, then the up-sampled half; ours the other way round
+        first = ours[f"up_conv.{level}.first.weight"]
+        skip, upsampled = first.chunk(2, dim=1)
+        ours[f"up_conv.{level}.first.weight"] = torch.cat([upsampled, skip], dim=1)
+    weight, bias = _get(state, "outc.conv.weight"), _get(state, "outc.conv.bias")
+    if len(weight) == 2:  # softmax over (background, foreground) = sigmoid of the difference
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    ours["final_conv.weight"], ours["final_conv.bias"] = weight, bias
+    return ours
+
+
+def _fold(state: State, theirs: str, ours: State, name: str) -> None:
+    """Two convolutions, each with the batch normalisation after it: y = γ(x - μ)/√(σ² + ε) + β."""
+    for place, which in ((0, "first"), (3, "second")):
+        weight = _get(state, f"{theirs}.{place}.weight")
+        bias = state.get(f"{theirs}.{place}.bias", torch.zeros(len(weight)))
+        norm = f"{theirs}.{place + 1}"
+        scale = _get(state, f"{norm}.weight") / (_get(state, f"{norm}.running_var") + 1e-5).sqrt()
+        shift = _get(state, f"{norm}.bias") - _get(state, f"{norm}.running_mean") * scale
+        ours[f"{name}.{which}.weight"] = weight * scale.view(-1, 1, 1, 1)
+        ours[f"{name}.{which}.bias"] = bias * scale + shift
+
+
+def _get(state: State, name: str) -> Tensor:
+    try:
+        return state[name]
+    except KeyError:
+        raise CheckpointError(f"the state dict is incomplete: {name} is missing") from None
+
+
+def _drawn(channels: int) -> npt.NDArray[np.uint8]:
+    """Blobs on a dark ground: a golden image needs no meaning, only what the network reacts to."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:256, :256]
+    field = np.zeros((256, 256))
+    for cy, cx, radius in zip(*rng.uniform(0, 256, (2, 24)), rng.uniform(6, 28, 24), strict=True):
+        field += np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2))
+    grey = np.clip(field * 200 + rng.normal(20, 6, field.shape), 0, 255).astype(np.uint8)
+    return grey if channels == 1 else np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("foreign", type=Path, help="a state dict: .pth, .pt or .safetensors")
+    parser.add_argument("--name", help="of the model (the file's own)")
+    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder (weights)")
+    parser.add_argument("--base-features", type=int, help="checked against the file")
+    parser.add_argument("--padding", type=int, choices=(0, 1), default=1, help="(1)")
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="with the background first (from the file)"
+    )
+    parser.add_argument("--mode", choices=("native", "resize"), default="native")
+    parser.add_argument(
+        "--window", nargs="+", metavar="HxW", help="shapes; 'resize' takes one (the defaults)"
+    )
+    parser.add_argument("--mean", nargs="+", type=float, help="a channel, of values 0..1 (0)")
+    parser.add_argument("--std", nargs="+", type=float, help="a channel, of values 0..1 (1)")
+    parser.add_argument("--intensity", choices=("range", "percentile"), default="range")
+    parser.add_argument("--golden", type=Path, help="image for the golden pair (a drawn one)")
+    parser.add_argument("--licence", default="unknown", help="of the weights")
+    parser.add_argument("--data", default="unknown", help="what they were trained on")
+    parser.add_argument("--force", action="store_true", help="replace a checkpoint of that name")
+
+
+def main(args: argparse.Namespace) -> int:
+    state = to_ours(read_state(args.foreign))
+    found = describe(state)
+    if args.base_features not in (None, found.base_features):
+        raise ConfigError(
+            f"--base-features {args.base_features}: the file has {found.base_features}"
+        )
+    architecture = UNetConfig(
+        found.in_channels, found.out_channels, found.base_features, args.padding
+    )
+    checkpoint = Checkpoint(
+        args.name or args.foreign.stem,
+        architecture,
+        _preprocess(args, architecture),
+        {name: tensor.half().numpy() for name, tensor in state.items()},
+        card={
+            "metrics": {},
+            "data": args.data,
+            "licence": args.licence,
+            "imported_from": args.foreign.name,
+        },
+    )
+    path = args.out / f"{checkpoint.name}{SUFFIX}"
+    if path.exists() and not args.force:
+        raise ConfigError(f"{path} exists; give another --name, or --force to replace it")
+    image = read_image(args.golden) if args.golden else _drawn(architecture.in_channels)
+    args.out.mkdir(parents=True, exist_ok=True)
+    saved = save_checkpoint(path, with_golden(checkpoint, image))
+    record(path)
+    print(f"{path}: {saved.id}, serve it with: unet serve --model {saved.name}")
+    return 0
+
+
+def _preprocess(args: argparse.Namespace, architecture: UNetConfig) -> PreprocessConfig:
+    channels, outputs = architecture.in_channels, architecture.out_channels
+    classes = tuple(args.classes or ())
+    if not classes:
+        names = [f"class {index}" for index in range(1, outputs)]
+        classes = ("background", *(names if outputs > 2 else ["foreground"]))
+    palette = tuple(_COLOURS[index % len(_COLOURS)] for index in range(len(classes)))
+    values: dict[str, Any] = {}
+    if args.window:
+        values["window"] = tuple(_shape(text) for text in args.window)
+    elif args.mode == "resize":
+        values["window"] = ((512, 512),) if architecture.padding else ((572, 572),)
+    elif not architecture.padding:
+        values |= {"window": ((380, 380), (572, 572)), "overlap": 0}
+    return PreprocessConfig(
+        mode=args.mode,
+        intensity=args.intensity,
+        mean=tuple(args.mean or (0.0,) * channels),
+        std=tuple(args.std or (1.0,) * channels),
+        classes=classes,
+        palette=palette,
+        **values,
+    )
+
+
+def _shape(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise ConfigError(f"--window {text}: a shape is HEIGHTxWIDTH, 512x512 for one")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,84 @@
+"""Pictures for people: predictions beside the truth, and training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from model.config import PreprocessConfig
+from model.transforms import prepare
+
+ByteArray = npt.NDArray[np.uint8]
+
+_HIT, _MISSED, _EXTRA = (60, 190, 90), (60, 120, 255), (240, 70, 70)
+_CAPTION = 16
+
+
+def compare(
+    image: npt.NDArray[Any], true: npt.NDArray[Any], predicted: npt.NDArray[Any], side: int = 256
+) -> Image.Image:
+    """The image, and over it what was hit (green), missed (blue) and too much (red).
+
+    Args:
+        image: decoded.
+        true, predicted: (H, W), not 0 is foreground.
+        side: the longer one of each of the two halves, in pixels.
+    """
+    shown = prepare(image, PreprocessConfig(intensity="percentile"))
+    tinted = shown.astype(np.float32) * 0.5
+    a, b = true > 0, predicted > 0
+    for where, colour in ((a & b, _HIT), (a & ~b, _MISSED), (b & ~a, _EXTRA)):
+        tinted[where] += 0.5 * np.array(colour, np.float32)
+    both = Image.fromarray(np.hstack([shown, tinted.astype(np.uint8)]))
+    scale = side / max(shown.shape[:2])
+    return both.resize((round(both.width * scale), round(both.height * scale)))
+
+
+def contact_sheet(
+    entries: Sequence[tuple[str, Image.Image]], columns: int = 2, gap: int = 8
+) -> Image.Image:
+    """Captioned pictures in a grid."""
+    width = max(picture.width for _, picture in entries)
+    height = max(picture.height for _, picture in entries) + _CAPTION
+    rows = -(-len(entries) // columns)
+    sheet = Image.new(
+        "RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (24, 24, 28)
+    )
+    draw = ImageDraw.Draw(sheet)
+    for index, (caption, picture) in enumerate(entries):
+        x = gap + index % columns * (width + gap)
+        y = gap + index // columns * (height + gap)
+        draw.text((x, y), caption, fill=(220, 220, 225))
+        sheet.paste(picture, (x, y + _CAPTION))
+    return sheet
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Loss over the steps, and the validation's Dice and IoU.
+
+    Raises:
+        ImportError: matplotlib (the extra `train`) is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    losses = [record for record in records if "loss" in record]
+    scores = [record for record in records if "dice" in record]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([r["step"] for r in losses], [r["loss"] for r in losses], color="#c2410c")
+    left.set(xlabel="step", ylabel="training loss (running mean)", yscale="log")
+    for name, colour in (("dice", "#1d4ed8"), ("iou", "#15803d")):
+        right.plot(
+            [r["step"] for r in scores], [r[name] for r in scores], "o-", color=colour, label=name
+        )
+    right.set(xlabel="step", ylabel="validation, mean over images")
+    if scores:
+        right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,183 @@
+import dataclasses
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+
+from model.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Golden,
+    load_checkpoint,
+    parameter_shapes,
+    read_manifest,
+    record,
+    save_checkpoint,
+    write_atomically,
+)
+from model.config import ConfigError, PreprocessConfig, UNetConfig
+from model.unet import UNet
+
+
+@pytest.fixture
+def checkpoint():
+    architecture = UNetConfig(3, 1, 2)
+    rng = np.random.default_rng(0)
+    return Checkpoint(
+        "tiny",
+        architecture,
+        PreprocessConfig(intensity="percentile", threshold=0.4),
+        {n: rng.normal(size=s).astype(np.float16) for n, s in parameter_shapes(architecture)},
+        Golden(np.zeros((8, 8), np.uint16), np.full((8, 8), 255, np.uint8)),
+        {"metrics": {"dice": 0.5}, "licence": "MIT"},
+    )
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path, checkpoint):
+    path = tmp_path / "other-name.safetensors"
+    saved = save_checkpoint(path, checkpoint)
+    loaded = load_checkpoint(path)
+    assert loaded.name == "other-name"
+    assert loaded.sha256 == saved.sha256
+    assert loaded.id == f"other-name@{saved.sha256[:12]}"
+    assert loaded.architecture == checkpoint.architecture
+    assert loaded.preprocess == checkpoint.preprocess
+    assert loaded.card == checkpoint.card
+    assert loaded.golden.image.dtype == np.uint16
+    assert np.array_equal(loaded.golden.mask, checkpoint.golden.mask)
+    assert loaded.state.keys() == checkpoint.state.keys()
+    for name, tensor in loaded.state.items():
+        assert np.array_equal(tensor, checkpoint.state[name])
+
+
+@pytest.mark.parametrize(("base", "channels"), [(2, 1), (4, 5)])
+def test_parameter_shapes_are_those_of_the_network(base, channels):
+    network = UNet(3, channels, base_features=base)
+    real = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    assert dict(parameter_shapes(network.config)) == real
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, checkpoint, monkeypatch):
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, checkpoint)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(path, dataclasses.replace(checkpoint, card={}))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 9, 200, -1])
+def test_a_truncated_file_is_named_in_one_line(tmp_path, checkpoint, keep):
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, checkpoint)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"tiny\.safetensors (is|has)") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [-3, -5000])
+def test_a_tampered_tensor_is_noticed(tmp_path, checkpoint, place):
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, checkpoint)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="was altered"):
+        load_checkpoint(path)
+
+
+def test_the_manifest_vouches_for_the_whole_file(tmp_path, checkpoint):
+    path = tmp_path / "tiny.safetensors"
+    saved = save_checkpoint(path, checkpoint)
+    record(path)
+    assert read_manifest(tmp_path) == {"tiny.safetensors": saved.sha256}
+    assert load_checkpoint(path).sha256 == saved.sha256
+    save_checkpoint(path, dataclasses.replace(checkpoint, card={"licence": "mine"}))
+    with pytest.raises(CheckpointError, match=r"is not the file that manifest\.json records"):
+        load_checkpoint(path)
+    (tmp_path / "manifest.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="should map file names"):
+        load_checkpoint(path)
+
+
+def test_a_pickled_file_is_refused_unopened_and_says_how_to_import_it(tmp_path):
+    path = tmp_path / "foreign.pth"
+    torch.save({"weight": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"pickled .* unet import .*foreign\.pth"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps([1], protocol=2))
+    with pytest.raises(CheckpointError, match="pickled"):
+        load_checkpoint(path)
+
+
+def test_a_foreign_safetensors_file_says_how_to_import_it(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    path.write_bytes(save({"weight": np.zeros(3)}))
+    with pytest.raises(CheckpointError, match=r"without a description .* unet import"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"plain text, and not a checkpoint",
+        b"\xff" * 64,
+        (2**63).to_bytes(8, "little") + b"{",
+        (2).to_bytes(8, "little") + b"{]",
+        (14).to_bytes(8, "little") + b'{"a": [1, 2 ]}',
+    ],
+)
+def test_garbage_is_an_error_of_one_line(tmp_path, content):
+    path = tmp_path / "garbage.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="garbage"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"absent\.safetensors cannot be read"):
+        load_checkpoint(tmp_path / "absent.safetensors")
+
+
+def test_contradictions_are_refused_before_anything_is_written(tmp_path, checkpoint):
+    path = tmp_path / "tiny.safetensors"
+    with pytest.raises(ConfigError, match="output channels"):
+        save_checkpoint(path, dataclasses.replace(checkpoint, architecture=UNetConfig(3, 7, 2)))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        save_checkpoint(path, dataclasses.replace(checkpoint, architecture=UNetConfig(3, 1, 4)))
+    draft = Checkpoint("tiny", checkpoint.architecture, checkpoint.preprocess, checkpoint.state)
+    with pytest.raises(CheckpointError, match="golden pair"):
+        save_checkpoint(path, draft)
+    assert not path.exists()
+
+
+def test_a_header_with_an_unknown_value_is_named(tmp_path, checkpoint):
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, checkpoint)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"]["preprocess"] = json.dumps({"windows": [[256, 256]]})
+    packed = json.dumps(header).encode()
+    path.write_bytes(len(packed).to_bytes(8, "little") + packed + content[8 + length :])
+    with pytest.raises(CheckpointError, match="PreprocessConfig has no 'windows'"):
+        load_checkpoint(path)
+
+
+def test_atomic_writes_replace_in_one_step(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, b"first")
+    write_atomically(path, io.BytesIO(b"second").getbuffer())
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]

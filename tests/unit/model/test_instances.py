@@ -1,0 +1,52 @@
+import numpy as np
+
+from model.instances import label_instances
+from model.losses import foreground_and_border
+from model.metrics import Matches
+from tests.conftest import nuclei
+
+
+def touching():
+    labels = np.zeros((60, 60), np.int32)
+    labels[10:50, 5:30], labels[10:50, 30:55] = 1, 2
+    return labels
+
+
+def test_a_border_channel_separates_what_touches():
+    import torch
+
+    truth = touching()
+    channels = foreground_and_border(torch.from_numpy(truth)[None], reach=2)[0].numpy()
+    found = label_instances(channels.astype(np.float32))
+    assert found.dtype == np.uint16
+    assert found.max() == 2
+    assert ((found > 0) == (truth > 0)).all()
+    assert Matches.of(found, truth).precisions[-1] == 1
+
+
+def test_without_a_border_channel_apart_objects_are_told_apart():
+    labels = nuclei(200, 200, seed=2)[1]
+    found = label_instances((labels > 0).astype(np.float32)[None])
+    assert found.max() > 5
+    assert ((found > 0) & (labels == 0)).sum() == 0
+
+
+def test_specks_are_dropped_and_the_numbers_have_no_gaps():
+    foreground = np.zeros((40, 40), np.float32)
+    foreground[2, 2] = foreground[30, 3] = 1
+    foreground[10:20, 10:20] = 1
+    found = label_instances(np.stack([foreground, np.zeros_like(foreground)]))
+    assert sorted(np.unique(found)) == [0, 1]
+    assert found[15, 15] == 1
+
+
+def test_nothing_and_everything():
+    assert label_instances(np.zeros((2, 16, 16), np.float32)).max() == 0
+    full = np.stack([np.ones((16, 16)), np.zeros((16, 16))]).astype(np.float32)
+    assert (label_instances(full) == 1).all()
+
+
+def test_the_threshold_counts():
+    ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (32, 1))
+    both = np.stack([ramp, np.zeros_like(ramp)])
+    assert (label_instances(both, 0.25) > 0).mean() > (label_instances(both, 0.75) > 0).mean()

@@ -1,0 +1,83 @@
+import argparse
+from pathlib import Path
+
+import pytest
+
+from model import recipe
+from model.config import ConfigError
+from model.recipe import SECTIONS, Recipe, add_flags, given_flags
+
+CONFIGS = sorted((Path(recipe.__file__).parent / "configs").glob("*.toml"))
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path):
+    assert Recipe.read(path).name == path.stem
+
+
+def test_the_carvana_recipe_keeps_the_annotated_experiment():
+    carvana = Recipe.read(CONFIGS[0].parent / "carvana.toml")
+    assert (carvana.network.in_channels, carvana.network.out_channels) == (3, 1)
+    assert carvana.optim.optimiser == "adam"
+    assert carvana.optim.learning_rate == 2.5e-4
+    assert (carvana.optim.batch, carvana.optim.epochs, carvana.run.pictures) == (1, 4, 50)
+    assert carvana.loss.dice_weight == 0
+    assert min(carvana.preprocess.resized) == 572
+    assert carvana.preprocess.window == ((576, 864),)
+
+
+def test_field_names_are_unique_over_the_sections():
+    names = [name for kind in SECTIONS.values() for name in kind.__dataclass_fields__]
+    assert len(names) == len(set(names))
+
+
+def test_every_value_is_a_flag_and_a_flag_wins(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    line = (
+        "--learning-rate 1e-3 --steps 7 --flip false --crop [32,48] --images some/folder "
+        "--validation-list 12 --name 2024"
+    )
+    args = parser.parse_args(line.split(" "))
+    read = Recipe.read(write(tmp_path, "[optim]\nsteps = 9\nbatch = 3"), given_flags(args))
+    assert read.optim.learning_rate == 1e-3
+    assert (read.optim.steps, read.optim.batch) == (7, 3)
+    assert read.augment.flip is False
+    assert read.augment.crop == (32, 48)
+    assert read.data.images == "some/folder"
+    assert read.data.validation_list == "12"
+    assert read.name == "2024"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[optim]\nlerning_rate = 1", "did you mean 'learning_rate'"),
+        ("[optimiser]\nsteps = 1", r"unknown section \[optimiser\]; did you mean 'optim'"),
+        ("steps = 1", "unknown section"),
+        ("optim = 3", "is a section"),
+        ("[optim]\nsteps = 'many'", "steps must be a whole number, not 'many'"),
+        ("[optim]\nsteps = true", "steps must be a whole number"),
+        ("[optim]\nsteps = 0", "say how long"),
+        ("[optim]\nsteps = 1\nschedule = 'step'", "schedule must be one of cosine, constant"),
+        ("[optim]\nsteps = 1\nema = 1.0", "ema must lie in 0..1"),
+        ("[optim]\nsteps = 1\nbatch = 0", "must be above 0"),
+        ("[optim]\nsteps = 1\n[augment]\ncrop = [100, 100]", "multiples of 16"),
+        ("[optim]\nsteps = 1\n[augment]\ncrop = []", "needs mode 'resize'"),
+        ("[optim]\nsteps = 1\n[network]\nout_channels = 2", "needs labels 'instances'"),
+        ("[optim]\nsteps = 1\n[data]\nlabels = 'classes'", "more than two names"),
+        ("[optim]\nsteps = 1\n[data]\nvalidation_share = 1.5", "validation_share"),
+        ("[optim\n", "is not TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_named_in_one_line(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        Recipe.read(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert "recipe.toml" in str(caught.value)

@@ -1,0 +1,284 @@
+"""Training as a user sees it: it learns, it can be killed, and mistakes are named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app import cli
+from model.augment import augment
+from model.checkpoint import load_checkpoint
+from model.recipe import AugmentConfig, OptimConfig, Recipe
+from model.train import Trainer, learning_rate
+from tests.conftest import FIXTURES, ROOT, nuclei
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Eight drawn fields of nuclei and a recipe for them."""
+    for index in range(8):
+        image, labels = nuclei(96, 112, seed=index)
+        for name, array in (("images", image), ("masks", labels)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(array).save(tmp_path / name / f"{index}.png")
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+        name = "drawn"
+        [data]
+        images = "{tmp_path}/images"
+        masks = "{tmp_path}/masks"
+        labels = "instances"
+        validation_share = 0.25
+        licence = "MIT"
+        [network]
+        out_channels = 2
+        base_features = 4
+        [preprocess]
+        intensity = "percentile"
+        window = [[112, 112]]
+        overlap = 16
+        classes = ["background", "nucleus"]
+        [augment]
+        crop = [48, 48]
+        [optim]
+        steps = 12
+        batch = 2
+        warmup = 2
+        [run]
+        every = 4
+        """
+    )
+    return tmp_path
+
+
+def run(data, *flags, out="run"):
+    return cli.main(["train", str(data / "recipe.toml"), "--out", str(data / out), *flags])
+
+
+def test_a_run_leaves_everything_that_was_promised(data, capsys):
+    assert run(data, "--pictures", "2") == 0
+    folder = data / "run"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "config.json", "state.pt", "metrics.jsonl", "curves.png", "samples.png", "report.json",
+        "drawn.safetensors", "manifest.json", "tensorboard", "pictures",
+    }  # fmt: skip
+    report = json.loads((folder / "report.json").read_text())
+    assert report["steps"] == 12
+    assert report["images"] == {"training": 6, "validation": 2}
+    assert {"dice", "iou", "f1_50", "ap_50", "found", "true"} <= report["validation"].keys()
+    assert "dice" in report["training"]
+    checkpoint = load_checkpoint(folder / "drawn.safetensors")
+    assert checkpoint.card["metrics"] == report["validation"]
+    assert checkpoint.card["training"]["steps"] == 12
+    assert checkpoint.golden.image.size
+    with Image.open(folder / "curves.png") as curves:
+        assert curves.width > 300
+    assert any((folder / "tensorboard").iterdir())
+    assert len(list((folder / "pictures").iterdir())) >= 4
+    assert "drawn.safetensors" in capsys.readouterr().out
+
+
+def tensors(folder):
+    return load_checkpoint(folder / "drawn.safetensors").state
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_killed_run_goes_on_to_the_same_result(data, workers):
+    assert run(data, out="straight") == 0
+    command = [
+        sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml"),
+        "--out", str(data / "killed"), "--workers", workers,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    log = data / "killed/metrics.jsonl"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (data / "killed/state.pt").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = torch.load(data / "killed/state.pt", weights_only=True)
+    assert 0 < state["step"] <= 12
+    with log.open("a") as file:
+        file.write('{"step": 999, "loss')  # a line that the kill cut off
+    assert run(data, "--workers", workers, out="killed") == 0
+    straight, killed = tensors(data / "straight"), tensors(data / "killed")
+    assert all(np.array_equal(straight[name], killed[name]) for name in straight)
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_ctrl_c_ends_cleanly_with_what_there_is(data):
+    command = [
+        sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml"),
+        "--out", str(data / "run"), "--steps", "1000000",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (data / "run/state.pt").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "drawn.safetensors" in output
+    report = json.loads((data / "run/report.json").read_text())
+    assert report["steps"] >= 4
+    load_checkpoint(data / "run/drawn.safetensors")
+
+
+def test_minutes_are_a_budget(data):
+    begin = time.monotonic()
+    assert run(data, "--minutes", "0.03", "--steps", "0", "--every", "1000") == 0
+    assert time.monotonic() - begin < 60
+    report = json.loads((data / "run/report.json").read_text())
+    assert 1.5 < report["hours"] * 3600 < 10
+
+
+def test_a_folder_with_another_run_is_not_overwritten(data, capsys):
+    assert run(data, "--steps", "2") == 0
+    assert run(data, "--steps", "3", "--batch", "4") == 2
+    assert "holds a run with batch = 2, not 4" in capsys.readouterr().err
+    assert run(data, "--steps", "3", "--every", "1") == 0
+
+
+def test_nan_stops_with_the_images_of_the_batch(data, capsys):
+    assert run(data, "--learning-rate", "1e30", "--clip", "0", "--warmup", "0") == 2
+    error = capsys.readouterr().err
+    assert "the loss is" in error
+    assert "whose batch is" in error
+    assert error.count("\n") == 1
+    assert not (data / "run/drawn.safetensors").exists()
+
+
+def test_a_full_disk_leaves_the_last_state(data, capsys, monkeypatch):
+    assert run(data, "--steps", "4") == 0
+    before = (data / "run/state.pt").read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(data, "--steps", "8") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert (data / "run/state.pt").read_bytes() == before
+    assert not list((data / "run").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--images", "absent"], "absent is not a folder"),
+        (["--crop", "[50,50]"], "multiples of 16"),
+        (["--device", "cuda"], "no CUDA device"),
+        (["--golden", "absent.png"], "absent.png cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(data, flags, says, capsys):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert run(data, *flags, "--steps", "2") == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_unpadded_networks_and_several_classes_train(data):
+    for path in (data / "masks").iterdir():
+        labels = np.asarray(Image.open(path))
+        Image.fromarray((labels % 3).astype(np.uint8)).save(path)
+    flags = ["--labels", "classes", "--out-channels", "3", "--border-weight", "0"]
+    flags += ["--classes", '["background","odd","even"]', "--steps", "2"]
+    flags += ["--palette", "[[0,0,0],[255,0,0],[0,255,0]]"]
+    assert run(data, *flags) == 0
+    unpadded = ["--padding", "0", "--crop", "[204,204]", "--window", "[[204,204]]"]
+    assert run(data, *flags, *unpadded, "--overlap", "0", out="unpadded") == 0
+    assert load_checkpoint(data / "unpadded/drawn.safetensors").architecture.padding == 0
+
+
+def test_whole_images_with_padding_train(data):
+    flags = ["--crop", "[]", "--mode", "resize", "--window", "[[96,112]]", "--size", "[90,110]"]
+    assert run(data, *flags, "--steps", "2") == 0
+
+
+def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
+    """On the committed image: one half to learn from, the other to measure on."""
+    image = np.asarray(Image.open(FIXTURES / "img2d.tif"))
+    labels = np.asarray(Image.open(FIXTURES / "mask2d.tif"))
+    for index, (top, left) in enumerate(((0, 0), (256, 0), (0, 256), (256, 256))):
+        cut = np.s_[top : top + 256, left : left + 256]
+        for name, array in (("images", image), ("masks", labels)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(array[cut].astype(np.uint16)).save(tmp_path / name / f"{index}.png")
+    (tmp_path / "held.txt").write_text("2\n3\n")
+    flags = {
+        "images": tmp_path / "images", "masks": tmp_path / "masks", "groups": "", "golden": "",
+        "validation-list": tmp_path / "held.txt", "base-features": 8, "crop": "[96,96]",
+        "batch": 4, "warmup": 10, "ema": 0.9, "learning-rate": 2e-3, "every": 1000,
+    }  # fmt: skip
+    config = str(ROOT / "model/configs/nuclei.toml")
+    options = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+
+    def report(out, *extra):
+        assert cli.main(["train", config, "--out", str(tmp_path / out), *options, *extra]) == 0
+        return json.loads((tmp_path / out / "report.json").read_text())
+
+    untrained = report("untrained", "--steps", "1")["validation"]["dice"]
+    trained = report("trained", "--steps", "120")["validation"]["dice"]
+    lines = (tmp_path / "trained/metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
+    assert losses[-1] < losses[0] - 0.2
+    assert trained > untrained + 0.2
+    assert trained > 0.6
+
+
+def test_the_schedule_warms_up_and_falls_to_a_hundredth():
+    optim = OptimConfig(learning_rate=1.0, warmup=10)
+    assert learning_rate(optim, 0, 0) == pytest.approx(0.1)
+    assert learning_rate(optim, 9, 0) == pytest.approx(1)
+    assert learning_rate(optim, 500, 0.5) == pytest.approx(0.505)
+    assert learning_rate(optim, 999, 1) == pytest.approx(0.01)
+    assert learning_rate(OptimConfig(schedule="constant", warmup=0), 5, 0.9) == 4e-4
+
+
+def test_a_crop_is_the_same_for_the_same_place_and_labels_stay_labels():
+    image, labels = nuclei(120, 100, seed=1)
+    image, labels = np.repeat(image[:, :, None], 3, 2), labels.astype(np.int32)
+    config = AugmentConfig(crop=(64, 48))
+    first = augment(image, labels, config, np.random.default_rng(5))
+    again = augment(image, labels, config, np.random.default_rng(5))
+    other = augment(image, labels, config, np.random.default_rng(6))
+    assert first[0].shape == (64, 48, 3)
+    assert first[0].dtype == np.uint8
+    assert first[1].shape == (64, 48)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+    assert set(np.unique(other[1])) <= set(np.unique(labels))
+
+
+def test_image_and_labels_move_together():
+    labels = nuclei(160, 160, seed=4)[1].astype(np.int32)
+    image = np.repeat(((labels > 0) * 255).astype(np.uint8)[:, :, None], 3, 2)
+    config = AugmentConfig(
+        crop=(96, 96), gain=0, offset=0, gamma=0, colour=0, noise=0, blur=0, invert=0
+    )
+    for seed in range(5):
+        pixels, moved = augment(image, labels, config, np.random.default_rng(seed))
+        assert ((pixels[:, :, 0] > 127) == (moved > 0)).mean() > 0.99
+
+
+def test_the_average_follows_the_weights(data):
+    recipe = Recipe.read(data / "recipe.toml")
+    trainer = Trainer(recipe, torch.device("cpu"), 0.2)
+    before = trainer.average.final_conv.weight.clone()
+    pixels = torch.randint(0, 255, (2, 48, 48, 3), dtype=torch.uint8)
+    trainer.step(pixels, torch.ones(2, 48, 48), torch.ones(2, 48, 48), 0.0)
+    after, fast = trainer.average.final_conv.weight, trainer.network.final_conv.weight
+    assert torch.allclose(after, before.lerp(fast, 1 - 1 / 10))
+    assert not torch.equal(after, fast)

@@ -1,0 +1,110 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import PreprocessConfig
+from model.transforms import normalise, prepare, probabilities, restore, to_mask
+from tests.conftest import nuclei
+
+RANGE = PreprocessConfig()
+PERCENTILE = PreprocessConfig(intensity="percentile")
+
+
+def test_eight_bits_pass_unchanged_and_grey_becomes_three_channels():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    pixels = prepare(grey, RANGE)
+    assert pixels.shape == (16, 16, 3)
+    assert all(np.array_equal(pixels[:, :, c], grey) for c in range(3))
+
+
+def test_colour_becomes_grey_for_a_model_of_one_channel():
+    one = PreprocessConfig(mean=(0.5,), std=(0.25,))
+    pixels = prepare(np.full((4, 4, 3), 90, np.uint8), one)
+    assert pixels.shape == (4, 4, 1)
+    assert (pixels == 90).all()
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_percentiles_spread_the_image_over_its_own_range(depth):
+    image = nuclei(200, 240)[0].astype(depth) + 3
+    pixels = prepare(image, PERCENTILE)[:, :, 0]
+    low, high = np.percentile(image, (1, 99.8), method="inverted_cdf").astype(float)
+    expected = np.clip((image - low) / (high - low), 0, 1) * 255
+    assert np.abs(pixels - expected).max() <= 0.51
+
+
+def test_sixteen_bits_give_what_eight_bits_give():
+    image = nuclei(120, 120)[0]
+    # the same picture in another unit and with an offset: the network must not see a difference
+    wide = image.astype(np.uint16) * 150 + 1000
+    difference = prepare(wide, PERCENTILE).astype(int) - prepare(image, PERCENTILE)
+    assert np.abs(difference).max() <= 1
+
+
+def test_the_order_of_bytes_does_not_matter_and_constant_images_are_finite():
+    assert (prepare(np.full((8, 8), 7, np.uint8), PERCENTILE) <= 255).all()
+    assert prepare(np.zeros((1, 1), np.uint16), PERCENTILE).shape == (1, 1, 3)
+
+
+def test_a_few_bright_pixels_are_not_lost():
+    image = np.zeros((100, 100), np.uint16)
+    image[50, 50] = 60_000  # a tenth of a thousandth: beyond the upper percentile
+    assert prepare(image, PERCENTILE)[50, 50, 0] == 255
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4, 4)), np.zeros((4,), np.uint8), np.zeros((0, 4), np.uint8)]
+)
+def test_what_is_no_image_is_named(wrong):
+    with pytest.raises(ValueError, match="an image is uint8 or uint16"):
+        prepare(wrong, RANGE)
+
+
+def test_resize_is_antialiased_and_back_again():
+    config = PreprocessConfig(mode="resize", window=((64, 48),), overlap=0)
+    stripes = np.zeros((640, 480), np.uint8)
+    stripes[::2] = 255
+    pixels = prepare(stripes, config)
+    assert pixels.shape == (64, 48, 3)
+    assert np.abs(pixels.astype(int) - 127).max() <= 6  # without antialiasing: 0 or 255
+    assert restore(np.ones((2, 64, 48), np.float32), 640, 480).shape == (2, 640, 480)
+
+
+def test_resize_to_a_size_within_the_window():
+    config = PreprocessConfig(mode="resize", window=((576, 864),), size=(572, 857))
+    assert config.resized == (572, 857)
+    assert prepare(np.zeros((1280, 1918, 3), np.uint8), config).shape == (572, 857, 3)
+
+
+def test_normalise_is_the_formula():
+    config = PreprocessConfig(mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
+    windows = torch.randint(0, 256, (2, 4, 6, 3), dtype=torch.uint8)
+    result = normalise(windows, config)
+    assert result.shape == (2, 3, 4, 6)
+    expected = (windows[1, 2, 3].double() / 255 - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor(
+        [0.5, 1.0, 2.0]
+    )
+    assert torch.allclose(result[1, :, 2, 3].double(), expected, atol=1e-6)
+
+
+def test_binary_masks_are_0_and_255_from_the_threshold_up():
+    field = np.array([[[0.2, 0.5, 0.7]]], np.float32)
+    assert to_mask(field, RANGE).tolist() == [[0, 255, 255]]
+    assert to_mask(field, RANGE, 0.6).tolist() == [[0, 0, 255]]
+    assert to_mask(field, RANGE, 0.0).tolist() == [[255, 255, 255]]
+
+
+def test_several_classes_are_indices_and_their_probabilities_sum_to_one():
+    config = PreprocessConfig(classes=("a", "b", "c"), palette=((0, 0, 0),) * 3)
+    result = probabilities(torch.randn(1, 3, 4, 4), config)
+    assert torch.allclose(result.sum(1), torch.ones(1, 4, 4))
+    mask = to_mask(result[0].numpy(), config)
+    assert np.array_equal(mask, result[0].argmax(0).numpy())
+
+
+def test_the_module_does_not_import_torch():
+    code = "import sys, model.transforms, model.windows; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,141 @@
+"""Windows: they cover, they sum to one, and nobody sees them."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import load_checkpoint
+from model.config import PreprocessConfig, UNetConfig
+from model.predict import Predictor
+from model.unet import UNet
+from model.windows import Axis, Stitcher, WindowPlan, plan_windows
+from tests.conftest import ROOT, nuclei
+
+PADDED, UNPADDED = UNetConfig(), UNetConfig(padding=0)
+
+
+def sizes(count: int) -> list[int]:
+    rng = random.Random(0)
+    return [1, 15, 16, 17, 255, 256, 257, 511, 512, 513, 10_000] + [
+        rng.randrange(1, 3000) for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("length", sizes(40))
+def test_an_axis_is_covered_on_the_pooling_grid_with_weights_that_sum_to_one(length: int) -> None:
+    for size, overlap in ((256, 64), (512, 64), (64, 0), (64, 63), (388, 0)):
+        axis = Axis.cover(length, size, overlap)
+        assert axis.starts[0] == 0
+        assert axis.starts[-1] + size >= length
+        assert axis.starts[-1] + size < length + 16 or len(axis.starts) == 1
+        assert all(start % 16 == 0 for start in axis.starts)
+        total = np.zeros(max(length, axis.starts[-1] + size))
+        for start, weight in zip(axis.starts, axis.weights, strict=True):
+            assert weight.min() >= 0
+            total[start : start + size] += weight
+        assert np.abs(total[:length] - 1).max() < 1e-6
+        for one, two in zip(axis.starts, axis.starts[1:], strict=False):
+            assert one + size - two >= min(overlap, size - 16)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 900), (300, 310), (512, 512), (700, 1111)]
+)
+def test_cutting_and_stitching_give_the_image_back(height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    plan = plan_windows(height, width, PADDED, PreprocessConfig())
+    stitcher = Stitcher(plan, 3)
+    for window in plan.windows:
+        out = np.empty((*plan.shape, 3), np.uint8)
+        plan.cut(image, window, out)
+        stitcher.add(window, out.transpose(2, 0, 1).astype(np.float32))
+    assert np.abs(stitcher.result() - image.transpose(2, 0, 1)).max() < 1e-3
+
+
+def test_beyond_the_edge_the_image_is_reflected() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 70, 1), dtype=np.uint8)
+    plan = plan_windows(40, 70, PADDED, PreprocessConfig(window=((64, 128),), overlap=0))
+    out = np.empty((64, 128, 1), np.uint8)
+    plan.cut(image, plan.windows[0], out)
+    expected = np.pad(image, ((0, 24), (0, 58), (0, 0)), mode="reflect")
+    assert (out == expected).all()
+
+
+def test_a_tiny_image_is_reflected_many_times() -> None:
+    image = np.array([[[1], [2], [3]]], np.uint8)
+    plan = plan_windows(1, 3, PADDED, PreprocessConfig(window=((16, 16),), overlap=0))
+    out = np.empty((16, 16, 1), np.uint8)
+    plan.cut(image, plan.windows[0], out)
+    assert (out[:, :, 0] == [1, 2, 3, 2] * 4).all()
+
+
+def test_the_plan_wastes_the_fewest_pixels() -> None:
+    preprocess = PreprocessConfig(window=((256, 256), (512, 512), (256, 512)))
+    assert plan_windows(200, 500, PADDED, preprocess).shape == (256, 512)
+    assert plan_windows(500, 500, PADDED, preprocess).shape == (512, 512)
+    assert plan_windows(10, 10, PADDED, preprocess).shape == (256, 256)
+    for height, width in ((300, 900), (1000, 1000), (2000, 300)):
+        best = plan_windows(height, width, PADDED, preprocess)
+        each = [
+            plan_windows(height, width, PADDED, PreprocessConfig(window=(shape,)))
+            for shape in preprocess.window
+        ]
+        assert best.waste == min(plan.waste for plan in each)
+
+
+def test_an_image_without_pixels_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one pixel"):
+        plan_windows(0, 5, PADDED, PreprocessConfig())
+
+
+def test_unpadded_windows_give_what_the_whole_image_would() -> None:
+    """padding=0 loses its border: windows overlap by it, and abut without a trace."""
+    torch.manual_seed(0)
+    network = UNet(1, 1, base_features=2, padding=0)
+    preprocess = PreprocessConfig(window=((252, 252),), overlap=0, mean=(0.5,), std=(0.25,))
+    image = np.random.default_rng(0).integers(0, 256, (150, 130), dtype=np.uint8)
+    stitched = Predictor(network, preprocess)(image)
+    plan = plan_windows(150, 130, network.config, preprocess)
+    assert plan.count > 4
+    bottom, right = plan.rows.starts[-1] + 68, plan.columns.starts[-1] + 68
+    padded = np.pad(image, ((92, 92 + bottom - 150), (92, 92 + right - 130)), mode="reflect")
+    x = (torch.from_numpy(padded)[None, None].float() / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        whole = network(x).sigmoid().numpy()[0, :, :150, :130]
+    assert np.abs(stitched - whole).max() < 1e-5
+
+
+def seam_distance(plan: WindowPlan) -> np.ndarray:
+    """(H, W): pixels to the nearest place where one window hands over to the next."""
+
+    def along(axis: Axis) -> np.ndarray:
+        seams = [
+            (two + one + axis.size) / 2
+            for one, two in zip(axis.starts, axis.starts[1:], strict=False)
+        ]
+        return np.abs(np.arange(axis.length)[:, None] - np.array(seams)).min(axis=1)
+
+    return np.minimum(along(plan.rows)[:, None], along(plan.columns)[None, :])
+
+
+def test_seams_cannot_be_measured() -> None:
+    """Against a run whose windows lie elsewhere: no more difference at the seams than away."""
+    checkpoint = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
+    predict = Predictor.of(checkpoint)
+    height, width, shift = 1000, 1500, 160
+    noise = np.random.default_rng(0).normal(0, 30, (height, width))
+    image = (nuclei(height, width)[0] + noise).clip(0, 255).astype(np.uint8)
+    plan = plan_windows(height, width, checkpoint.architecture, checkpoint.preprocess)
+    assert plan.count > 4
+    shifted = np.pad(image, ((shift, 0), (shift, 0)), mode="reflect")
+    difference = np.abs(predict(image) - predict(shifted)[:, shift:, shift:])[0]
+    distance = seam_distance(plan)
+    inner = np.zeros(distance.shape, bool)
+    inner[64:-64, 64:-64] = True  # the image's own edge is another matter
+    at, away = difference[inner & (distance < 8)].mean(), difference[inner & (distance > 32)].mean()
+    assert away < 1e-3
+    assert at <= away, f"{at:.2e} at the seams, {away:.2e} away from them"
