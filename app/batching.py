@@ -53,9 +53,6 @@ class Ticket(Generic[Item, Result]):
     """The right of one request to some windows; a context manager.
 
     Leaving it, for whatever reason, drops its windows that still wait and frees its places.
-
-    Attributes:
-        infer_seconds: during which some of its windows were on a device.
     """
 
     def __init__(
@@ -66,7 +63,7 @@ class Ticket(Generic[Item, Result]):
         self.unused = windows  # reserved and not submitted yet
         self.left = False
         self.submitted_at = self.settled_at = 0.0
-        self.infer_seconds = 0.0
+        self.infer_seconds = 0.0  # during which some of its windows were on a device
         self._ran_until = 0.0
         self._batcher = batcher
 
@@ -154,14 +151,10 @@ class Batcher(Generic[Item, Result]):
         return sum(1 / seconds for seconds in measured) if measured else None
 
     @property
-    def dead(self) -> DeviceLost | None:
+    def dead(self) -> Unavailable | None:
         """Why nothing can be computed any more: the last device is lost."""
-        return self._lanes[-1].lost if all(lane.lost for lane in self._lanes) else None
-
-    @property
-    def caps(self) -> dict[tuple[str, Hashable], int]:
-        """Largest batch by device and key, where running out of memory has lowered it."""
-        return {(each.runner.name, k): cap for each in self._lanes for k, cap in each.caps.items()}
+        lost = [lane.lost for lane in self._lanes]
+        return Unavailable(f"the engine is lost: {lost[-1]}") if all(lost) else None
 
     def running_for(self) -> float:
         """Seconds that the longest-running batch has been on its device; 0 when all are free."""
@@ -181,9 +174,9 @@ class Batcher(Generic[Item, Result]):
         if self.draining:
             self._observer.refused("draining")
             raise Unavailable("the service is stopping")
-        if self.dead:
+        if dead := self.dead:
             self._observer.refused("dead")
-            raise self._no_engine()
+            raise dead
         ahead = self.reserved
         seconds = 1 / self.rate if self.rate else 0.0
         if ahead and ahead + windows > self._capacity:
@@ -218,8 +211,8 @@ class Batcher(Generic[Item, Result]):
         self, ticket: Ticket[Item, Result], key: Hashable, entries: Sequence[_Entry[Item, Result]]
     ) -> None:
         self._queue.put(ticket, key, entries)
-        if self.dead:
-            self._drop(ticket, "dead", self._no_engine())
+        if dead := self.dead:
+            self._drop(ticket, "dead", dead)
         for lane in self._lanes:
             lane.wake.set()
 
@@ -302,9 +295,14 @@ class Batcher(Generic[Item, Result]):
             if running is not None:
                 running.cancel()
             raise
+        except Exception as error:  # a bug of ours: a lost device, never one that is waited for
+            lane.lost = DeviceLost(repr(error))
         finally:
             if running is not None:
                 await asyncio.gather(running, return_exceptions=True)
+            if dead := self.dead:
+                for ticket in list(self._tickets):
+                    self._drop(ticket, "dead", dead)
 
     async def _next(self, lane: Lane, running: asyncio.Task[None] | None) -> Hashable | None:
         """The key to serve: with a full batch at any time, else once the device is free and its
@@ -331,20 +329,20 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         """Compute a batch and settle its windows."""
         started = self._now()
-        async for entry, outcome in lane.compute(key, batch, staged):
-            entry.ticket.ran(started, self._now())
-            if isinstance(outcome, DeviceLost) and entry.wanted:
-                self._held.discard(entry)
-                self._enqueue(entry.ticket, key, [entry])  # for another device
-                continue
-            self._settle(entry, outcome)
-            if isinstance(outcome, Exception):  # half an image is of no use to anybody
-                self._drop(entry.ticket, "failed", outcome)
-        for ticket in list(self._tickets) if self.dead else ():
-            self._drop(ticket, "dead", self._no_engine())
-
-    def _no_engine(self) -> Unavailable:
-        return Unavailable(f"the engine is lost: {self.dead}")
+        try:
+            async for entry, outcome in lane.compute(key, batch, staged):
+                entry.ticket.ran(started, self._now())
+                if isinstance(outcome, DeviceLost) and entry.wanted:
+                    self._held.discard(entry)
+                    self._enqueue(entry.ticket, key, [entry])  # for another device
+                    continue
+                self._settle(entry, outcome)
+                if isinstance(outcome, Exception):  # half an image is of no use to anybody
+                    self._drop(entry.ticket, "failed", outcome)
+        except Exception as error:
+            lane.lost = DeviceLost(repr(error))
+            for entry in self._held.intersection(batch):
+                self._settle(entry, lane.lost)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -40,6 +40,9 @@ class Observer:
     def batch_failed(self, runner: str, error: BaseException) -> None:
         """A batch raised; it will be split, if it can be."""
 
+    def capped(self, runner: str, key: Hashable, cap: int) -> None:
+        """The device ran out of memory: batches of this key are no larger from now on."""
+
     def refused(self, reason: str) -> None:
         """A request was not admitted: queue_full, deadline, draining, dead."""
 
@@ -126,6 +129,7 @@ class Lane:
                 return
             if isinstance(error, OutOfMemory):
                 self.caps[key] = self.cap(key, half)
+                self._observer.capped(self.runner.name, key, self.caps[key])
             for part in (batch[:half], batch[half:]):
                 async for outcome in self.compute(key, part, await self.prepare(key, part)):
                     yield outcome

@@ -1,9 +1,10 @@
-"""`unet segment`: files in, masks out, by the service's own path, without a server."""
+"""`unet segment`: files in, masks (or outlines) out, by the service's path, without a server."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import math
 import sys
@@ -67,7 +68,14 @@ async def _segment_all(
             except (ServiceError, OSError) as error:
                 failures.append((path, str(error)))
             else:
-                await asyncio.to_thread(write_atomically, args.out / f"{name}.png", result.png)
+                if result.polygons is None:
+                    path, content = args.out / f"{name}.png", result.png
+                else:
+                    path, content = (
+                        args.out / f"{name}.geojson",
+                        json.dumps(result.polygons).encode(),
+                    )
+                await asyncio.to_thread(write_atomically, path, content)
             bar.update()
 
     try:

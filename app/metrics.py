@@ -52,6 +52,12 @@ class Metrics(Observer):
         self.batch_failures = self._counter(
             "batch_failures", "Batches that raised.", ("device", "error")
         )
+        self.batch_cap = Gauge(
+            "unet_batch_cap_windows",
+            "Largest batch, where running out of memory has lowered it.",
+            ("device", "key"),
+            registry=self.registry,
+        )
         self.reloads = self._counter("reloads", "Checkpoints taken in or turned down.", ("result",))
         self.model_info = Gauge(
             "unet_model_info",
@@ -86,6 +92,9 @@ class Metrics(Observer):
 
     def batch_failed(self, runner: str, error: BaseException) -> None:
         self.batch_failures.labels(runner, type(error).__name__).inc()
+
+    def capped(self, runner: str, key: Hashable, cap: int) -> None:
+        self.batch_cap.labels(runner, str(key)).set(cap)
 
     def refused(self, reason: str) -> None:
         self.rejected.labels(reason).inc()

@@ -8,6 +8,7 @@ file leaves the old one where it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from app.engine.factory import EngineChoice, build_engine
 from app.engine.worker import BatchKey, Worker
 from app.errors import Unavailable, UnknownModel
 from app.metrics import Metrics
-from model.checkpoint import SUFFIX, Checkpoint, load_checkpoint
+from model.checkpoint import MANIFEST, SUFFIX, Checkpoint, load_checkpoint
 from model.metrics import Overlap
 from model.windows import WindowPlan, plan_windows
 
@@ -30,6 +31,9 @@ GOLDEN_IOU = 0.98
 """The least overlap with its golden mask that a model must show before it is served."""
 
 _RELOAD_SECONDS = 2.0
+
+
+Stamp = tuple[int, int, int]
 
 
 class ModelRejected(Exception):
@@ -71,7 +75,7 @@ class Entry:
     """A name clients may ask for, and what became of its file."""
 
     path: Path
-    stamp: tuple[int, int] | None = None
+    stamp: Stamp | None = None
     served: ServedModel | None = None
     error: str | None = None
 
@@ -224,10 +228,17 @@ class Registry:
             )
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when a file does: its time and size; None when it is gone."""
+def _stamp(path: Path) -> Stamp | None:
+    """What changes when a file or its manifest does; None when the file is gone.
+
+    The manifest is written after the file. Seen between the two, a checkpoint has the wrong hash;
+    with the manifest's own change it is looked at again.
+    """
     try:
-        status = path.stat()
+        file = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size
+    with contextlib.suppress(OSError):
+        manifest = (path.parent / MANIFEST).stat()
+        return file.st_mtime_ns, file.st_size, manifest.st_mtime_ns
+    return file.st_mtime_ns, file.st_size, 0

@@ -31,6 +31,7 @@ from app.errors import DeadlineExceeded, InvalidRequest, QueueFull
 from app.metrics import Metrics
 from app.registry import ServedModel
 from model.instances import label_instances
+from model.polygons import components, outline
 from model.transforms import prepare, restore, to_mask
 from model.windows import Stitcher, WindowPlan
 
@@ -46,6 +47,7 @@ class Output(StrEnum):
     INSTANCES = "instances"
     OVERLAY = "overlay"
     CUTOUT = "cutout"
+    POLYGONS = "polygons"
 
     @property
     def shows_image(self) -> bool:
@@ -65,11 +67,12 @@ class Segmentation:
     """The answer for one image.
 
     Attributes:
-        png: the encoded output, of the upright image's size.
+        png: the encoded output, of the upright image's size; empty for polygons.
         width, height: of it, in pixels.
         coverage: fraction of the pixels that are not background.
         confidence: mean over the pixels of the probability of what was decided.
-        objects: how many there are, if instances were asked for.
+        objects: how many there are, if instances or polygons were asked for.
+        polygons: a GeoJSON FeatureCollection, if it was asked for.
         seconds: by stage.
     """
 
@@ -80,6 +83,7 @@ class Segmentation:
     confidence: float
     objects: int | None
     seconds: dict[str, float]
+    polygons: dict[str, Any] | None = None
 
 
 class Segmenter:
@@ -246,7 +250,7 @@ def _finish(
     mask = to_mask(probabilities, preprocess, threshold)
     clock.done("stitch")
     foreground = probabilities[0] if preprocess.binary else 1 - probabilities[0]
-    objects = None
+    objects, png, polygons = None, b"", None
     match options.output:
         case Output.MASK if preprocess.binary:
             png = images.encode_mask(mask)
@@ -264,6 +268,10 @@ def _finish(
         case Output.CUTOUT:
             assert decoded is not None
             png = images.encode_rgba(images.cutout(decoded, foreground))
+        case Output.POLYGONS:
+            features = _outline(probabilities, mask, model, threshold)
+            objects = len(features)
+            polygons = {"type": "FeatureCollection", "features": features}
     if preprocess.binary:
         confidence = np.maximum(foreground, 1 - foreground).mean()
     else:
@@ -277,4 +285,19 @@ def _finish(
         confidence=float(confidence),
         objects=objects,
         seconds=clock.seconds,
+        polygons=polygons,
     )
+
+
+def _outline(
+    probabilities: FloatArray, mask: npt.NDArray[np.uint8], model: ServedModel, threshold: float
+) -> list[dict[str, Any]]:
+    """Binary models: an outline for each object; others: for each connected part of a class."""
+    names = model.checkpoint.preprocess.classes
+    if model.checkpoint.preprocess.binary:
+        return outline(label_instances(probabilities, threshold), probabilities[0], names[1])
+    return [
+        feature
+        for index, name in enumerate(names[1:], start=1)
+        for feature in outline(components(mask == index), probabilities[index], name)
+    ]

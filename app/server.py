@@ -20,6 +20,11 @@ from app.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
 
+_LINGER = 0.5
+"""Seconds from the signal to the end at least: who connects meanwhile reads 503, not a reset."""
+_SETTLE = 0.1
+"""Seconds in which connections that were accepted last can still say what they want."""
+
 
 class Server(uvicorn.Server):
     """Uvicorn, but the first SIGTERM drains before the sockets close.
@@ -62,6 +67,7 @@ class Server(uvicorn.Server):
             await asyncio.wait_for(self.service.drain(), seconds)
         except TimeoutError:
             log.warning("requests were still unanswered after UNET_DRAIN_S=%g", seconds)
+        await asyncio.sleep(max(0.0, min(seconds, _LINGER) - seconds + end - self._loop.time()))
         # The last answers may still be on their way out; they get what is left of the time.
         self.config.timeout_graceful_shutdown = max(1, round(end - self._loop.time()))
         self.should_exit = True
@@ -69,6 +75,12 @@ class Server(uvicorn.Server):
     async def _leave_on_failure(self) -> None:
         await self.service.failed.wait()
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()  # uvicorn would hang up on connections in the same breath
+        await asyncio.sleep(_SETTLE)
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

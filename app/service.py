@@ -120,8 +120,8 @@ class Service:
                 f"the engine is hung: a batch has been running for {running:.0f} s, longer than "
                 f"UNET_WATCHDOG_S={self.settings.watchdog_s:g}"
             )
-        if self.batcher.dead is not None:
-            return f"the engine is lost: {self.batcher.dead}"
+        if dead := self.batcher.dead:
+            return str(dead)
         return None
 
     def not_ready(self) -> str | None:

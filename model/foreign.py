@@ -176,11 +176,16 @@ def _drawn(channels: int) -> npt.NDArray[np.uint8]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("foreign", type=Path, help="a state dict: .pth, .pt or .safetensors")
     parser.add_argument("--name", help="of the model (the file's own)")
-    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder (weights)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("weights"), help="folder (weights), or a file"
+    )
     parser.add_argument("--base-features", type=int, help="checked against the file")
     parser.add_argument("--padding", type=int, choices=(0, 1), default=1, help="(1)")
     parser.add_argument(
-        "--classes", nargs="+", metavar="NAME", help="with the background first (from the file)"
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="the background may be omitted (from the file)",
     )
     parser.add_argument("--mode", choices=("native", "resize"), default="native")
     parser.add_argument(
@@ -205,8 +210,11 @@ def main(args: argparse.Namespace) -> int:
     architecture = UNetConfig(
         found.in_channels, found.out_channels, found.base_features, args.padding
     )
+    folder, name = args.out, args.name or args.foreign.stem
+    if args.out.suffix == SUFFIX:
+        folder, name = args.out.parent, args.name or args.out.stem
     checkpoint = Checkpoint(
-        args.name or args.foreign.stem,
+        name,
         architecture,
         _preprocess(args, architecture),
         {name: tensor.half().numpy() for name, tensor in state.items()},
@@ -217,11 +225,11 @@ def main(args: argparse.Namespace) -> int:
             "imported_from": args.foreign.name,
         },
     )
-    path = args.out / f"{checkpoint.name}{SUFFIX}"
+    path: Path = folder / f"{name}{SUFFIX}"
     if path.exists() and not args.force:
         raise ConfigError(f"{path} exists; give another --name, or --force to replace it")
     image = read_image(args.golden) if args.golden else _drawn(architecture.in_channels)
-    args.out.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     saved = save_checkpoint(path, with_golden(checkpoint, image))
     record(path)
     print(f"{path}: {saved.id}, serve it with: unet serve --model {saved.name}")
@@ -230,10 +238,13 @@ def main(args: argparse.Namespace) -> int:
 
 def _preprocess(args: argparse.Namespace, architecture: UNetConfig) -> PreprocessConfig:
     channels, outputs = architecture.in_channels, architecture.out_channels
-    classes = tuple(args.classes or ())
+    classes = tuple(name for part in args.classes or () for name in part.split(",") if name)
+    expected = max(2, outputs)
     if not classes:
         names = [f"class {index}" for index in range(1, outputs)]
-        classes = ("background", *(names if outputs > 2 else ["foreground"]))
+        classes = tuple(names if outputs > 2 else ["foreground"])
+    if len(classes) == expected - 1:
+        classes = ("background", *classes)
     palette = tuple(_COLOURS[index % len(_COLOURS)] for index in range(len(classes)))
     values: dict[str, Any] = {}
     if args.window:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -185,17 +186,21 @@ class Recipe:
 
     @classmethod
     def read(cls, path: Path, flags: Mapping[str, Any] | None = None) -> Self:
-        """A recipe from a TOML file, with `flags` (field name -> value) laid over it.
+        """A recipe from a TOML file, or from the `config.json` of a run, with `flags` over it.
+
+        Args:
+            flags: field name -> value.
 
         Raises:
-            ConfigError: not TOML, an unknown key (named, with the nearest valid one), a value of
-                another type or out of range.
+            ConfigError: neither of them, an unknown key (named, with the nearest valid one), a
+                value of another type or out of range.
             OSError: the file cannot be read.
         """
+        is_json = path.suffix == ".json"
         try:
-            document = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not TOML: {error}") from error
+            document = (json if is_json else tomllib).loads(path.read_text())
+        except ValueError as error:  # of both parsers, and of UTF-8
+            raise ConfigError(f"{path} is not {'JSON' if is_json else 'TOML'}: {error}") from error
         try:
             return cls._of(document, flags or {})
         except ConfigError as error:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -59,10 +59,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*flags: str, ready: bool = True, **environment: str) -> Iterator[Server]:
+def serving(
+    *flags: str, ready: bool = True, program: Sequence[str] = ("-m", "app.cli"), **environment: str
+) -> Iterator[Server]:
     """Start the service on a free port; it is killed at the end if it is still there."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "serve", "--port", "0", *flags],
+        [sys.executable, *program, "serve", "--port", "0", *flags],
         cwd=ROOT,
         env={**os.environ, "UNET_LOG_FORMAT": "text", **environment},
         stderr=subprocess.PIPE,
@@ -153,3 +155,33 @@ def post(server: Server) -> Post:
         )
 
     return send
+
+
+def write_tiny(path: Path, seed: int = 0, base_features: int = 4) -> str:
+    """A small untrained checkpoint of 64×64 and 128×128 windows, with its golden pair and its
+    entry in the manifest; a service with it does hundreds of images a second. Returns its id."""
+    from model.checkpoint import Checkpoint, parameter_shapes, record, save_checkpoint
+    from model.config import PreprocessConfig, UNetConfig
+    from model.predict import with_golden
+
+    architecture = UNetConfig(3, 1, base_features, 1)
+    rng = np.random.default_rng(seed)
+    state = {
+        name: (rng.normal(size=shape) * np.sqrt(2 / max(1, int(np.prod(shape[1:]))))).astype(
+            np.float32
+        )
+        for name, shape in parameter_shapes(architecture)
+    }
+    preprocess = PreprocessConfig(window=((64, 64), (128, 128)), overlap=32)
+    draft = Checkpoint(path.stem, architecture, preprocess, state)
+    saved = save_checkpoint(path, with_golden(draft, nuclei(100, 100, seed)[0]))
+    record(path)
+    return saved.id
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder with the small checkpoint alone, under the default model's name."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny(folder / "nuclei.safetensors")
+    return folder

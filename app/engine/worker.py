@@ -24,6 +24,9 @@ class BatchKey:
     model: str
     shape: Shape
 
+    def __str__(self) -> str:
+        return f"{self.model} {self.shape[0]}x{self.shape[1]}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Piece:

@@ -20,7 +20,7 @@ from app.handlers import describe
 from app.registry import ServedModel
 from app.routers.auth import authorized
 from app.schemas import PROBLEM, SegmentQuery, segment_query
-from app.segmenter import Options, Segmentation
+from app.segmenter import Options, Output, Segmentation
 from app.service import Service
 from app.uploads import Upload, read_uploads
 
@@ -82,12 +82,14 @@ async def segment(
         results = await _unless_client_leaves(
             request, _segment_all(service, model, uploads, options, deadline)
         )
-    if _wants_json(request):
-        return JSONResponse(_statistics(model, uploads, results))
+    if len(uploads) == 1 and isinstance(results[0], ServiceError):
+        raise results[0]
+    if query.output is Output.POLYGONS or _wants_json(request):
+        document = _statistics(model, uploads, results)
+        return JSONResponse(document, headers=_model_headers(model))
     if len(uploads) == 1:
         (result,) = results
-        if isinstance(result, ServiceError):
-            raise result
+        assert isinstance(result, Segmentation)
         return Response(result.png, media_type="image/png", headers=_headers(model, result))
     return Response(
         await asyncio.to_thread(_zip, uploads, results),
@@ -187,7 +189,7 @@ def _statistics(
 def _statistics_of(result: Segmentation | ServiceError) -> dict[str, Any]:
     if isinstance(result, ServiceError):
         return {"error": _error(result)}
-    statistics = {
+    statistics: dict[str, Any] = {
         "width": result.width,
         "height": result.height,
         "coverage": result.coverage,
@@ -195,8 +197,11 @@ def _statistics_of(result: Segmentation | ServiceError) -> dict[str, Any]:
         "milliseconds": {
             stage: round(seconds * 1000, 1) for stage, seconds in result.seconds.items()
         },
-        "mask": base64.b64encode(result.png).decode(),
     }
+    if result.polygons is not None:
+        statistics["polygons"] = result.polygons
+    else:
+        statistics["mask"] = base64.b64encode(result.png).decode()
     if result.objects is not None:
         statistics["objects"] = result.objects
     return statistics

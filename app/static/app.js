@@ -9,6 +9,7 @@ const items = []; // {file, name, state, image, mask, tint, edges, blob, headers
 let shown = null;
 let running = 0;
 const view = { overlay: true, outline: false, mask: false };
+const keys = { name: "unet-api-key" }; // kept until the tab is closed, when the service asks for one
 
 // --- images in -------------------------------------------------------------------------------
 
@@ -69,8 +70,10 @@ async function segment(item) {
 }
 
 async function post(item, output) {
+  item.model ??= $("model").value;
+  const query = new URLSearchParams(item.model ? { output, model: item.model } : { output });
   for (let attempt = 1; ; attempt += 1) {
-    const answer = await fetch(`/segment?output=${output}`, {
+    const answer = await ask(`/segment?${query}`, {
       method: "POST",
       headers: { "Content-Type": "application/octet-stream" },
       body: item.file,
@@ -84,6 +87,35 @@ async function post(item, output) {
     const problem = await answer.json().catch(() => ({}));
     throw new Error(problem.detail || `The service answered ${answer.status}.`);
   }
+}
+
+/** fetch with the key the service wants, once somebody has typed it. */
+async function ask(url, options = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem(keys.name);
+    const answer = await fetch(url, {
+      ...options,
+      headers: { ...options.headers, ...(key ? { "X-API-Key": key } : {}) },
+    });
+    if (answer.status !== 401) return answer;
+    await askForKey(key);
+  }
+}
+
+function askForKey(refused) {
+  if (sessionStorage.getItem(keys.name) !== refused) return Promise.resolve(); // another was typed
+  $("key-note").textContent = refused ? "That key was refused." : "This service asks for an API key.";
+  $("key-form").hidden = false;
+  keys.typed ??= new Promise((done) => {
+    $("key-form").onsubmit = (event) => {
+      event.preventDefault();
+      sessionStorage.setItem(keys.name, $("key").value.trim());
+      $("key-form").hidden = true;
+      keys.typed = null;
+      done();
+    };
+  });
+  return keys.typed;
 }
 
 async function decode(file) {
@@ -153,12 +185,13 @@ function draw() {
       context.drawImage(view.outline ? item.edges : item.tint, 0, 0);
     }
   }
+  $("stage").hidden = !source && item.state === "failed";
   $("name").textContent = item.name;
   $("error").hidden = item.state !== "failed";
   $("error").textContent = item.error || "";
   $("note").hidden = !item.shownByService;
   $("note").textContent = "Your browser cannot show this format; the service drew image and mask.";
-  $("download").disabled = item.state !== "done";
+  $("download").disabled = $("kind").disabled = item.state !== "done";
   $("overlay").disabled = $("outline").disabled = $("opacity").disabled = Boolean(item.shownByService);
   facts(item);
 }
@@ -255,6 +288,16 @@ function tell() {
 // --- masks out -------------------------------------------------------------------------------
 
 const maskName = (item) => `${item.name.replace(/\.[^.]+$/, "")}-mask.png`;
+
+/** What was chosen beside the button; everything but the mask is made now. */
+async function download(item, kind) {
+  if (kind === "mask") return save(item.blob, maskName(item));
+  const answer = await post(item, kind);
+  const name = maskName(item).replace(/-mask\.png$/, "");
+  if (kind !== "polygons") return save(await answer.blob(), `${name}-${kind}.png`);
+  const [{ polygons }] = (await answer.json()).images;
+  return save(new Blob([JSON.stringify(polygons)], { type: "application/geo+json" }), `${name}.geojson`);
+}
 
 function save(blob, name) {
   const link = document.createElement("a");
@@ -374,24 +417,35 @@ addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) add(event.clipboardData.files);
 });
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || !shown || event.target.tagName === "INPUT") return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !shown) return;
+  if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
   const name = { o: "overlay", l: "outline", m: "mask" }[event.key.toLowerCase()];
   if (name && !$(name).disabled) toggle(name);
 });
 for (const name of Object.keys(view)) $(name).addEventListener("click", () => toggle(name));
 $("opacity").addEventListener("input", () => shown && draw());
-$("download").addEventListener("click", () => save(shown.blob, maskName(shown)));
+$("download").addEventListener("click", () => {
+  download(shown, $("kind").value).catch((error) => say(error.message));
+});
 $("download-all").addEventListener("click", async () => save(await zip(uniqueMasks()), "masks.zip"));
 $("curl").textContent = `curl -F file=@image.png ${location.origin}/segment -o mask.png`;
 
 async function introduce() {
   try {
-    const { default: name, models } = await (await fetch("/models")).json();
+    const { default: name, models } = await (await ask("/models")).json();
+    const ready = models.filter((each) => each.ready);
+    $("model").replaceChildren(
+      ...ready.map((each) => {
+        const finds = each.classes.slice(1).join(", ");
+        return new Option(`${each.name} (finds: ${finds})`, each.name, each.default, each.default);
+      }),
+    );
+    $("models").hidden = ready.length < 2;
     const model = models.find((each) => each.name === name);
     $("service").textContent = model.ready
       ? `finds: ${model.classes.slice(1).join(", ")} · model ${model.id} on ${model.device}`
       : `model ${name} is loading …`;
-    if (!model.ready) setTimeout(introduce, 1000);
+    if (models.some((each) => !each.ready && !each.error)) setTimeout(introduce, 1000);
   } catch {
     $("service").textContent = "the service does not tell its models";
   }

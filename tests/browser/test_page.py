@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from tests.conftest import Server, decode, encode, nuclei
+from tests.conftest import Server, decode, encode, nuclei, serving
 
 CHROMIUM = Path("/usr/bin/chromium")
 ROOM = 60_000  # milliseconds for a mask on a busy machine
@@ -126,6 +127,37 @@ def test_the_downloaded_mask_is_the_services(page: Page, server: Server) -> None
     assert (canvas(page)[..., 0] == mask).all()
 
 
+def test_outlines_and_objects_can_be_downloaded_too(page: Page) -> None:
+    choose(page, ("cells.png", encode(nuclei(120, 200)[0])))
+    done(page)
+    found = {}
+    for kind, name in (("polygons", "cells.geojson"), ("instances", "cells-instances.png")):
+        page.select_option("#kind", kind)
+        with page.expect_download() as download:
+            page.click("#download")
+        assert download.value.suggested_filename == name
+        found[kind] = Path(download.value.path()).read_bytes()
+    features = json.loads(found["polygons"])["features"]
+    assert len(features) == decode(found["instances"]).max() > 0
+
+
+def test_a_service_with_keys_asks_for_one(browser: Browser) -> None:
+    with serving(UNET_API_KEYS="sesame") as closed:
+        page = browser.new_page()
+        page.set_default_timeout(ROOM)
+        page.goto(closed.url)
+        for key in ("wrong", "sesame"):
+            page.fill("#key", key)
+            page.click("#key-form button")
+            if key == "wrong":
+                page.wait_for_selector("text=That key was refused.")
+        page.wait_for_selector("text=finds: nucleus")
+        assert not page.is_visible("#key-form")
+        choose(page, ("cells.png", encode(nuclei(64, 64)[0])))
+        done(page)
+        page.close()
+
+
 def test_several_images_one_of_them_bad(page: Page) -> None:
     images = [(f"{seed}.png", encode(nuclei(64, 96, seed)[0])) for seed in range(3)]
     choose(page, *images, ("notes.png", b"not an image"))
@@ -134,6 +166,7 @@ def test_several_images_one_of_them_bad(page: Page) -> None:
     page.click("#strip [data-state=failed]")
     assert "not an image" in page.inner_text("#error")
     assert page.is_disabled("#download")
+    assert not page.is_visible("#stage")
     assert "3 masks made, 1 failed" in page.inner_text("#status")
     with page.expect_download() as download:
         page.click("#download-all")
@@ -188,7 +221,7 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Page) -> Non
     page.click("[data-sample*=histology]")
     done(page)
     unnamed = page.evaluate(
-        """() => [...document.querySelectorAll('button, input, a')]
+        """() => [...document.querySelectorAll('button, input, select, a')]
             .filter((e) => !e.textContent.trim() && !e.getAttribute('aria-label'))
             .filter((e) => !e.labels?.length)
             .map((e) => e.outerHTML)"""

@@ -102,6 +102,34 @@ def test_outputs(post: Post) -> None:
     assert alpha[mask > 0].mean() > 128 > alpha[mask == 0].mean()
 
 
+def test_polygons_are_geojson_of_the_same_objects(server: Server, post: Post) -> None:
+    png = encode(nuclei(128, 144, seed=4)[0])
+    response = post(png, output="polygons")
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-model"].startswith("nuclei@")
+    (image,) = response.json()["images"]
+    assert (image["width"], image["height"]) == (144, 128)
+    assert "mask" not in image
+    collection = image["polygons"]
+    assert collection["type"] == "FeatureCollection"
+    assert len(collection["features"]) == image["objects"]
+    instances = decode(post(png, output="instances").content)
+    areas = sorted(each["properties"]["area"] for each in collection["features"])
+    assert areas == sorted(np.bincount(instances.ravel())[1:].tolist())
+    for feature in collection["features"]:
+        left, top, right, bottom = feature["bbox"]
+        assert 0 <= left < right <= 144
+        assert 0 <= top < bottom <= 128
+        assert feature["properties"]["classification"] == {"name": "nucleus"}
+    two = httpx.post(
+        f"{server.url}/segment",
+        params={"output": "polygons"},
+        files=[("file", ("a.png", png)), ("file", ("bad.png", b"no"))],
+    ).json()["images"]
+    assert len(two[0]["polygons"]["features"]) == image["objects"]
+    assert two[1]["error"]["status"] == 422
+
+
 def test_threshold(post: Post) -> None:
     png = encode(nuclei(128, 128, seed=5)[0])
     areas = [(decode(post(png, threshold=t).content) > 0).mean() for t in (0, 0.2, 0.8)]

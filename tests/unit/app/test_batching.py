@@ -61,6 +61,10 @@ class Log(Observer):
     def __init__(self) -> None:
         self.events: Counter[str] = Counter()
         self.sizes: list[int] = []
+        self.caps: dict[tuple[str, Hashable], int] = {}
+
+    def capped(self, runner: str, key: Hashable, cap: int) -> None:
+        self.caps[runner, key] = cap
 
     def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None:
         self.sizes.append(size)
@@ -384,7 +388,7 @@ def test_out_of_memory_halves_the_batch_and_is_remembered() -> None:
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         assert len(await ask(batcher, *range(32), key="big")) == 32
-        assert batcher.caps == {("device", "big"): 2}
+        assert log.caps == {("device", "big"): 2}
         device.batches.clear()
         assert len(await ask(batcher, *range(32), key="big")) == 32
 
@@ -435,6 +439,30 @@ def test_windows_of_a_lost_device_go_to_the_other() -> None:
 
     with_batcher(body, lost, sound)
     assert 1 <= len(lost.batches) <= 2
+
+
+@pytest.mark.parametrize("where", ["observer", "max_batch"])
+def test_a_bug_of_ours_is_a_lost_device_and_nobody_waits_for_ever(where: str) -> None:
+    class Broken(Log):
+        def batch_done(self, *_: object) -> None:
+            if where == "observer":
+                raise RuntimeError("a bug")
+
+    def max_batch(key: Hashable) -> int:
+        if where == "max_batch":
+            raise RuntimeError("a bug")
+        return 4
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(
+                *(ask(batcher, n) for n in range(10)), return_exceptions=True
+            )
+        assert all(isinstance(result, Exception) for result in results), results
+        if where == "max_batch":
+            assert "a bug" in str(batcher.dead)
+
+    with_batcher(body, Device(), log=Broken(), max_batch=max_batch)
 
 
 def test_losing_the_last_device_fails_everything_and_admits_nothing() -> None:

@@ -141,6 +141,14 @@ def test_import_gives_a_checkpoint_that_proves_itself(annotated, tmp_path, wrap,
     assert "--force" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", [["cell"], ["background,cell"], ["background", "cell"]])
+def test_import_into_a_file_with_names_as_people_write_them(annotated, tmp_path, names):
+    _, path = annotated
+    out = tmp_path / "new" / "theirs.safetensors"
+    assert cli.main(["import", str(path), "--out", str(out), "--classes", *names]) == 0
+    assert load_checkpoint(out).preprocess.classes == ("background", "cell")
+
+
 class Evil:
     def __reduce__(self):
         return (os.system, ("touch evil-was-here",))

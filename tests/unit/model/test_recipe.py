@@ -1,4 +1,5 @@
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ def write(tmp_path, text):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path):
     assert Recipe.read(path).name == path.stem
+
+
+def test_the_copy_in_a_run_folder_is_a_recipe_too(tmp_path):
+    path = tmp_path / "config.json"
+    for config in CONFIGS:
+        recipe = Recipe.read(config)
+        path.write_text(json.dumps(recipe.to_json()))
+        assert Recipe.read(path) == recipe
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
+        Recipe.read(path)
 
 
 def test_the_carvana_recipe_keeps_the_annotated_experiment():

@@ -1,0 +1,155 @@
+"""Every engine computes the same function: of the network, of a window, whatever its company."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.client import Client
+from app.engine.base import Engine
+from app.engine.openvino import OpenVinoEngine
+from app.engine.torch import TorchEngine
+from app.evaluation import by_engine, by_url
+from model.checkpoint import Checkpoint, load_checkpoint, parameter_shapes
+from model.config import PreprocessConfig, UNetConfig
+from model.data import Sample, read_image
+from model.evaluate import evaluate, from_probabilities
+from model.predict import Predictor
+from model.transforms import normalise, probabilities
+from model.unet import UNet
+from tests.conftest import FIXTURES, ROOT, Server, nuclei
+
+BINARY = ("background", "nucleus")
+CASES = {
+    "padded": (UNetConfig(3, 1, 8, 1), PreprocessConfig(overlap=16, window=((64, 96), (128, 128)))),
+    "two channels, percentile": (
+        UNetConfig(3, 2, 8, 1),
+        PreprocessConfig(overlap=16, window=((96, 64),), intensity="percentile", classes=BINARY),
+    ),
+    "unpadded": (UNetConfig(3, 1, 8, 0), PreprocessConfig(overlap=16, window=((188, 204),))),
+    "classes": (
+        UNetConfig(3, 4, 8, 1),
+        PreprocessConfig(
+            overlap=16,
+            window=((64, 64),),
+            classes=("none", "a", "b", "c"),
+            palette=((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)),
+        ),
+    ),
+}
+
+
+def drawn(architecture: UNetConfig, preprocess: PreprocessConfig) -> Checkpoint:
+    """He-initialised weights, so that activations keep their size through all layers."""
+    rng = np.random.default_rng(7)
+    state = {
+        name: (rng.normal(size=shape) * np.sqrt(2 / max(1, int(np.prod(shape[1:]))))).astype(
+            np.float32
+        )
+        for name, shape in parameter_shapes(architecture)
+    }
+    return Checkpoint("drawn", architecture, preprocess, state)
+
+
+def engines(checkpoint: Checkpoint, max_batch: int = 4) -> list[Engine]:
+    return [
+        OpenVinoEngine(checkpoint, threads=2, max_batch=max_batch),
+        TorchEngine(checkpoint, device="cpu", precision="fp32", max_batch=max_batch),
+    ]
+
+
+def reference(checkpoint: Checkpoint, windows: np.ndarray) -> np.ndarray:
+    network = UNet.from_config(checkpoint.architecture).eval()
+    network.load_state_dict(
+        {name: torch.from_numpy(value).float() for name, value in checkpoint.state.items()}
+    )
+    with torch.inference_mode():
+        batch = normalise(torch.from_numpy(windows), checkpoint.preprocess)
+        return probabilities(network(batch), checkpoint.preprocess).numpy()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])
+def test_an_engine_computes_the_network(case: str, which: int) -> None:
+    checkpoint = drawn(*CASES[case])
+    engine = engines(checkpoint)[which]
+    rng = np.random.default_rng(1)
+    for shape in checkpoint.preprocess.window:
+        staged = engine.stage(shape, 2)
+        staged[:] = rng.integers(0, 256, staged.shape)
+        expected = reference(checkpoint, staged)
+        assert expected.std() > 0.01  # not a constant that anything would reproduce
+        assert np.abs(engine.run(staged) - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])
+def test_a_window_does_not_depend_on_its_company(which: int) -> None:
+    """Bit by bit in OpenVINO; torch may pick another kernel for another batch size."""
+    checkpoint = drawn(*CASES["padded"])
+    engine = engines(checkpoint)[which]
+    staged = engine.stage((64, 96), 4)
+    staged[:] = np.random.default_rng(2).integers(0, 256, staged.shape)
+    together = np.array(engine.run(staged), copy=True)
+    for index in range(4):
+        alone = engine.run(np.ascontiguousarray(staged[index : index + 1]))[0]
+        if which == 0:
+            assert np.array_equal(alone, together[index])
+        else:
+            assert np.abs(alone - together[index]).max() < 1e-5
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])
+def test_only_declared_windows_are_staged(which: int) -> None:
+    engine = engines(drawn(*CASES["padded"]))[which]
+    for shape, count in (((64, 64), 1), ((64, 96), 0), ((64, 96), 5)):
+        with pytest.raises(ValueError, match="windows of"):
+            engine.stage(shape, count)
+
+
+def test_two_models_with_one_name_do_not_meet_in_the_cache(tmp_path: Path) -> None:
+    first = drawn(*CASES["padded"])
+    doubled = {name: value * 1.1 for name, value in first.state.items()}
+    second = dataclasses.replace(first, state=doubled)
+    results = []
+    for checkpoint in (first, second, first):
+        engine = OpenVinoEngine(checkpoint, threads=2, max_batch=1, cache=tmp_path)
+        staged = engine.stage((64, 96), 1)
+        staged[:] = 100
+        results.append(np.array(engine.run(staged), copy=True))
+    assert np.array_equal(results[0], results[2])
+    assert not np.array_equal(results[0], results[1])
+
+
+def test_network_engine_and_service_are_measured_the_same(server: Server) -> None:
+    """`evaluate` takes any of the three; on real and drawn images they give equal figures."""
+    checkpoint = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
+    real = Sample(
+        "real",
+        read_image(FIXTURES / "img2d.tif")[:300, :280],
+        read_image(FIXTURES / "mask2d.tif")[:300, :280].astype(np.int32),
+    )
+    image, labels = nuclei(200, 170, seed=9)
+    samples = [real, Sample("drawn", image, labels.astype(np.int32))]
+    engine = OpenVinoEngine(checkpoint, threads=2, max_batch=1)
+    predictors = {
+        "network": from_probabilities(
+            Predictor.of(checkpoint), checkpoint.preprocess, instances=True
+        ),
+        "engine": from_probabilities(
+            by_engine(engine, checkpoint), checkpoint.preprocess, instances=True
+        ),
+    }
+    with Client(server.url) as client:
+        predictors["service"] = by_url(client, instances=True)
+        figures = {
+            name: evaluate(predict, samples, instances=True).summary()
+            for name, predict in predictors.items()
+        }
+    assert figures["network"]["dice"] > 0.8
+    for name in ("engine", "service"):
+        for figure, value in figures["network"].items():
+            assert figures[name][figure] == pytest.approx(value, abs=2e-4), (name, figure)

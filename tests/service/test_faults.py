@@ -1,0 +1,104 @@
+"""An engine that fails: the fault stays with its image, or the process says that it is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.conftest import Server, encode, nuclei, serving
+from tests.service.test_bad_input import assert_problem
+
+GOOD = encode(nuclei(60, 60)[0])
+POISON = encode(np.full((60, 60), 255, np.uint8))
+DRIVER = (str(Path(__file__).parent / "faulty.py"),)
+
+
+def post(server: Server, data: bytes, **query: object) -> httpx.Response:
+    return httpx.post(
+        f"{server.url}/segment",
+        content=data,
+        params=query,  # type: ignore[arg-type]
+        headers={"Content-Type": "image/png"},
+        timeout=30,
+    )
+
+
+def faulty(fault: str, weights: Path, **environment: str):  # type: ignore[no-untyped-def]
+    return serving(program=DRIVER, FAULT=fault, UNET_WEIGHTS_DIR=str(weights), **environment)
+
+
+@pytest.mark.parametrize("fault", ["nan", "error"])
+def test_only_the_culprit_fails_in_a_shared_batch(fault: str, tiny: Path) -> None:
+    with faulty(fault, tiny, UNET_MAX_BATCH="8", UNET_MAX_WAIT_MS="200") as server:
+        alone = post(server, GOOD).content
+        with ThreadPoolExecutor(8) as clients:
+            bodies = [GOOD] * 5 + [POISON] + [GOOD] * 2
+            answers = list(clients.map(lambda body: post(server, body), bodies))
+        for body, answer in zip(bodies, answers, strict=True):
+            if body is POISON:
+                problem = assert_problem(answer, 500)
+                assert "secret" not in problem["detail"]
+            else:
+                assert answer.status_code == 200
+                assert answer.content == alone
+        assert any("secret" in line or "not finite" in line for line in server.lines)
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        assert server.metric("unet_windows_reserved") == 0
+
+
+def test_out_of_memory_costs_nobody_an_answer(tiny: Path) -> None:
+    with faulty("memory", tiny, UNET_MAX_BATCH="8", UNET_MAX_WAIT_MS="200") as server:
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(lambda _: post(server, GOOD), range(16)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert server.metric("unet_batch_cap_windows", device="cpu") in (1, 2)
+        assert server.metric("unet_batch_failures_total", error="OutOfMemory") >= 1
+
+
+def test_a_lost_device_is_not_alive_and_says_why(tiny: Path) -> None:
+    with faulty("lost", tiny) as server:
+        assert_problem(post(server, POISON), 503)
+        for probe in ("/livez", "/readyz"):
+            answer = httpx.get(server.url + probe)
+            assert answer.status_code == 503
+            assert "illegal memory access" in answer.json()["cause"]
+        refused = post(server, GOOD)
+        assert_problem(refused, 503)
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_a_hung_engine_is_found_by_the_watchdog(tiny: Path) -> None:
+    with faulty("hang", tiny, UNET_WATCHDOG_S="1", UNET_REQUEST_TIMEOUT_S="5") as server:
+        hung = threading.Thread(target=post, args=(server, POISON))
+        hung.start()
+        started = time.monotonic()
+        while httpx.get(f"{server.url}/livez").status_code == 200:
+            assert time.monotonic() - started < 10
+            time.sleep(0.05)
+        assert "hung" in httpx.get(f"{server.url}/livez").json()["cause"]
+        assert httpx.get(f"{server.url}/metrics").status_code == 200
+        hung.join()
+        assert server.stop(seconds=15) != 0
+
+
+@pytest.mark.parametrize("fault", ["hang", "lost"])
+def test_the_process_leaves_if_told_to(fault: str, tiny: Path) -> None:
+    settings = {"UNET_EXIT_ON_ENGINE_FAILURE": "on", "UNET_WATCHDOG_S": "1"}
+    with faulty(fault, tiny, **settings) as server:
+        client = threading.Thread(target=_post_quietly, args=(server,))
+        client.start()
+        assert server.process.wait(15) == 70
+        client.join()
+        assert any("leaving" in line for line in server.lines)
+
+
+def _post_quietly(server: Server) -> None:
+    with contextlib.suppress(httpx.TransportError):
+        post(server, POISON)

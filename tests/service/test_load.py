@@ -1,0 +1,243 @@
+"""A real process on a real port under load: nothing is lost, nothing is crossed, probes answer."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import socket
+import statistics
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import Server, encode, nuclei, serving, write_tiny
+from tests.service.test_faults import faulty
+
+SMALL = encode(nuclei(60, 60)[0])
+PNG = {"Content-Type": "image/png"}
+
+
+class Crowd:
+    """Clients that post one image after the other until they are told to stop.
+
+    Attributes:
+        outcomes: how many answers of each status; or the name of what went wrong instead.
+        masks: the distinct bodies of the answers 200.
+    """
+
+    def __init__(self, server: Server, clients: int, image: bytes = SMALL) -> None:
+        self.outcomes: Counter[int | str] = Counter()
+        self.masks: set[bytes] = set()
+        self.models: list[str] = []
+        self._server = server
+        self._image = image
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._post) for _ in range(clients)]
+
+    def __enter__(self) -> Crowd:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+
+    def stop(self) -> None:
+        """No new requests; those on their way are waited for at the end of the block."""
+        self._stop.set()
+
+    def _post(self) -> None:
+        # A connection for each request: kept-alive ones may be closed by the server at any time.
+        while not self._stop.is_set():
+            try:
+                answer = httpx.post(
+                    f"{self._server.url}/segment", content=self._image, headers=PNG, timeout=30
+                )
+            except httpx.TransportError as error:
+                self.outcomes[type(error).__name__] += 1
+                return
+            self.outcomes[answer.status_code] += 1
+            if answer.status_code == 200:
+                self.masks.add(answer.content)
+                self.models.append(answer.headers["x-model"])
+
+
+def test_overload_is_answered_200_or_429_and_nothing_else(tiny: Path) -> None:
+    with faulty("slow", tiny, UNET_QUEUE_WINDOWS="4") as server:
+        with Crowd(server, 20) as crowd:
+            reserved = []
+            until = time.monotonic() + 3
+            while time.monotonic() < until:
+                reserved.append(server.metric("unet_windows_reserved"))
+                time.sleep(0.02)
+        assert set(crowd.outcomes) == {200, 429}
+        assert max(reserved) == 4
+        assert len(crowd.masks) == 1
+        # what clients counted is what the operator sees
+        for status, count in crowd.outcomes.items():
+            seen = server.metric("unet_requests_total", route="/segment", status=str(status))
+            assert seen == count
+        assert server.metric("unet_rejected_total", reason="queue_full") == crowd.outcomes[429]
+        assert server.metric("unet_images_total", model="nuclei") == crowd.outcomes[200]
+        assert server.metric("unet_windows_reserved") == 0
+
+
+def test_refusals_say_when_to_come_back(tiny: Path) -> None:
+    with faulty("slow", tiny, UNET_QUEUE_WINDOWS="2") as server, Crowd(server, 4):
+        for _ in range(1000):
+            answer = httpx.post(f"{server.url}/segment", content=SMALL, headers=PNG)
+            if answer.status_code == 429:
+                break
+        assert answer.status_code == 429
+        assert 1 <= int(answer.headers["retry-after"]) <= 5
+
+
+def test_deadlines_are_refused_at_once_or_kept(tiny: Path) -> None:
+    big = encode(nuclei(600, 600)[0])  # dozens of windows, a tenth of a second each
+    with faulty("slow", tiny) as server:
+        httpx.post(f"{server.url}/segment", content=SMALL, headers=PNG)  # gives a rate
+        started = time.monotonic()
+        answer = httpx.post(
+            f"{server.url}/segment", content=big, headers=PNG | {"X-Request-Timeout": "0.5"}
+        )
+        assert answer.status_code == 504
+        assert time.monotonic() - started < 0.5
+        assert server.metric("unet_rejected_total", reason="deadline") == 1
+        assert server.metric("unet_windows_reserved") == 0
+
+
+def _hang_up(server: Server, image: bytes, when: float) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /segment HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\n"
+        connection.sendall(f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image)
+        time.sleep(when)
+
+
+def test_clients_that_leave_cost_nothing_more(tiny: Path) -> None:
+    """Mid-batch (the first window is on the device) and mid-queue (all of them wait)."""
+    big = encode(nuclei(600, 600)[0])
+    with faulty("slow", tiny, UNET_QUEUE_WINDOWS="1000") as server:
+        leavers = [threading.Thread(target=_hang_up, args=(server, big, 0.6)) for _ in range(4)]
+        for leaver in leavers:
+            leaver.start()
+        for leaver in leavers:
+            leaver.join()
+        until = time.monotonic() + 5
+        while server.metric("unet_windows_reserved") and time.monotonic() < until:
+            time.sleep(0.02)
+        assert server.metric("unet_windows_reserved") == 0
+        assert server.metric("unet_held_pixels") == 0
+        dropped = server.metric("unet_dropped_windows_total", reason="cancelled")
+        ran = server.metric("unet_batch_windows_sum")
+        assert dropped > 50
+        assert ran < dropped / 2
+        assert server.metric("unet_requests_total", route="/segment", status="499") == 4
+        answer = httpx.post(f"{server.url}/segment", content=SMALL, headers=PNG)
+        assert answer.status_code == 200
+
+
+def test_sigterm_under_load_loses_nobody_twenty_times(tiny: Path) -> None:
+    moments = random.Random(0)
+    accepted = 0
+    for _ in range(20):
+        with serving(UNET_WEIGHTS_DIR=str(tiny)) as server, Crowd(server, 8) as crowd:
+            time.sleep(moments.uniform(0.05, 0.4))
+            crowd.stop()  # what is on its way now must be answered
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(15) == -signal.SIGTERM
+        assert set(crowd.outcomes) <= {200, 503}, crowd.outcomes
+        assert len(crowd.masks) <= 1
+        accepted += crowd.outcomes[200]
+    assert accepted > 100
+
+
+def test_reload_under_load_has_no_errors(tmp_path: Path) -> None:
+    path = tmp_path / "nuclei.safetensors"
+    first = write_tiny(path, seed=0)
+    with (
+        serving(UNET_WEIGHTS_DIR=str(tmp_path), UNET_RELOAD="on") as server,
+        Crowd(server, 4) as crowd,
+    ):
+        second = write_tiny(path, seed=1)
+        until = time.monotonic() + 20
+        while second not in crowd.models and time.monotonic() < until:
+            time.sleep(0.05)
+        path.write_bytes(b"damaged while it was copied")
+        while not server.metric("unet_reloads_total", result="rejected"):
+            assert time.monotonic() < until + 10
+            time.sleep(0.05)
+        time.sleep(0.2)
+        crowd.stop()
+        model = httpx.get(f"{server.url}/models/nuclei").json()
+        assert model["id"] == second
+        assert model["ready"]
+        assert "nuclei.safetensors" in model["error"]
+        write_tiny(tmp_path / "another.safetensors", seed=2)
+        while httpx.get(f"{server.url}/models/another").status_code == 404:
+            assert time.monotonic() < until + 20
+            time.sleep(0.05)
+    assert set(crowd.outcomes) == {200}
+    assert set(crowd.models) == {first, second}
+    assert len(crowd.masks) == 2
+    assert crowd.models[-1] == second
+
+
+def test_probes_answer_while_every_core_is_busy(tiny: Path) -> None:
+    """The statistic is the median: single answers wait for the machine, not for the service."""
+    image = encode(nuclei(500, 500)[0])
+    with serving(UNET_WEIGHTS_DIR=str(tiny)) as server, Crowd(server, 8, image) as crowd:
+        while not crowd.outcomes[200]:
+            time.sleep(0.01)
+        seconds = []
+        with httpx.Client(base_url=server.url) as client:
+            for _ in range(30):
+                for probe in ("/livez", "/readyz", "/startupz", "/healthz"):
+                    started = time.perf_counter()
+                    assert client.get(probe).status_code == 200
+                    seconds.append(time.perf_counter() - started)
+        assert statistics.median(seconds) < 0.05
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_mask_is_the_same_alone_and_in_company(tiny: Path, batch: int) -> None:
+    """Bit by bit: OpenVINO's result for a window does not depend on its batch."""
+    images = [encode(nuclei(50 + 30 * n, 180 - 20 * n, seed=n)[0]) for n in range(6)]
+    with serving(UNET_WEIGHTS_DIR=str(tiny), UNET_MAX_BATCH=str(batch)) as server:
+
+        def mask(image: bytes) -> bytes:
+            answer = httpx.post(f"{server.url}/segment", content=image, headers=PNG, timeout=30)
+            assert answer.status_code == 200
+            return answer.content
+
+        alone = [mask(image) for image in images]
+        with ThreadPoolExecutor(12) as clients:
+            crowded = list(clients.map(mask, images * 8))
+        assert crowded == alone * 8
+        if batch > 1:
+            batches = server.metric("unet_batch_windows_count")
+            assert server.metric("unet_batch_windows_sum") > batches * 1.2
+
+
+def test_logs_are_one_json_line_a_request(tiny: Path) -> None:
+    import json
+
+    with serving(UNET_WEIGHTS_DIR=str(tiny), UNET_LOG_FORMAT="json", ready=False) as server:
+        with contextlib.suppress(AssertionError):
+            server.wait_ready()
+        headers = PNG | {"X-Request-ID": "abc-123"}
+        httpx.post(f"{server.url}/segment", content=SMALL, headers=headers)
+        httpx.post(f"{server.url}/segment", content=b"nonsense", headers=headers)
+    lines = [json.loads(line) for line in server.lines]
+    requests = [line for line in lines if line.get("path") == "/segment"]
+    assert [line["status"] for line in requests] == [200, 422]
+    assert {line["request_id"] for line in requests} == {"abc-123"}
+    assert all(line["milliseconds"] > 0 for line in requests)

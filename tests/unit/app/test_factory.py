@@ -1,0 +1,90 @@
+"""What the settings become on a machine, and that nothing falls back in silence."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.engine import factory
+from app.engine.factory import EngineUnavailable, choose_engines, cpu_quota
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "_cuda_devices", lambda: 2)
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "_cuda_devices", lambda: 0)
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_auto_on_a_cpu() -> None:
+    (choice,) = choose_engines()
+    assert (choice.backend, choice.device) == ("openvino", "cpu")
+    assert choice.max_batch == 1
+    assert "no CUDA device" in choice.reason
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_without_openvino_a_cpu_gets_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "_installed", lambda package: package != "openvino")
+    assert choose_engines()[0].backend == "torch"
+    with pytest.raises(EngineUnavailable, match="pip install openvino"):
+        choose_engines(engine="openvino")
+
+
+@pytest.mark.usefixtures("cuda")
+def test_auto_with_cuda() -> None:
+    (choice,) = choose_engines()
+    assert (choice.backend, choice.device, choice.precision) == ("torch", "cuda:0", "bf16")
+    assert choice.max_batch == factory.CUDA_BATCH
+    assert choose_engines(device="cpu")[0].device == "cpu"
+    assert [each.device for each in choose_engines(device="cuda:0,cuda:1")] == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"device": "cuda:5"}, "sees 2 CUDA devices"),
+        ({"device": "cuda", "engine": "openvino"}, "runs on the CPU only"),
+        ({"device": "cuda", "precision": "int8"}, "bf16 and fp16 and fp32"),
+        ({"device": "cpu", "precision": "bf16"}, "PRECISION=bf16"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(settings: dict[str, str], says: str) -> None:
+    with pytest.raises(EngineUnavailable, match=says):
+        choose_engines(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_cuda_without_cuda_is_refused() -> None:
+    with pytest.raises(EngineUnavailable, match="torch sees 0 CUDA devices"):
+        choose_engines(device="cuda")
+
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, CORES),
+        ({"cpu.max": "max 100000\n"}, CORES),
+        ({"cpu.max": "100000 100000\n"}, 1),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, CORES),
+        ({"cpu.max": "nonsense"}, CORES),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, CORES),
+        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ],
+)
+def test_cpu_quota(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert cpu_quota(tmp_path) == cpus

@@ -1,0 +1,73 @@
+"""Outlines: closed, of the right area, at the right place, holes and parts included."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.polygons import components, outline
+from tests.conftest import nuclei
+
+
+def area(ring: list[list[float]]) -> float:
+    """The shoelace formula; positive when counter-clockwise with y upwards."""
+    x, y = np.array(ring).T
+    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
+
+
+def test_a_square_touching_the_corner() -> None:
+    labels = np.zeros((8, 9), np.int32)
+    labels[:4, :4] = 1
+    probability = np.full(labels.shape, 0.75, np.float32)
+    (feature,) = outline(labels, probability, "nucleus")
+    assert feature["type"] == "Feature"
+    assert feature["bbox"] == [0, 0, 4, 4]
+    assert feature["properties"]["area"] == 16
+    assert feature["properties"]["score"] == 0.75
+    assert feature["properties"]["classification"] == {"name": "nucleus"}
+    (ring,) = feature["geometry"]["coordinates"]
+    assert ring[0] == ring[-1]
+    assert np.min(ring) == 0
+    assert np.max(ring) == 4
+
+
+def test_holes_and_parts() -> None:
+    labels = np.zeros((30, 30), np.int32)
+    labels[2:12, 2:12] = 1
+    labels[5:9, 5:9] = 0
+    labels[20:25, 20:25] = 1
+    (feature,) = outline(labels, labels.astype(np.float32), "x")
+    assert feature["geometry"]["type"] == "MultiPolygon"
+    first, second = feature["geometry"]["coordinates"]
+    assert [len(first), len(second)] == [2, 1]
+    outer, hole = first
+    assert area(outer) * area(hole) < 0  # they wind in opposite directions (RFC 7946, 3.1.6)
+    total = abs(area(outer)) - abs(area(hole)) + abs(area(second[0]))
+    assert abs(total - feature["properties"]["area"]) < 6  # corners are cut
+
+
+def test_areas_and_places_of_drawn_nuclei() -> None:
+    _, labels = nuclei(120, 150, seed=3)
+    features = outline(labels, (labels > 0).astype(np.float32), "nucleus")
+    present = [label for label in np.unique(labels) if label]
+    assert len(features) == len(present)
+    for label, feature in zip(present, features, strict=True):
+        if feature["geometry"]["type"] != "Polygon":
+            continue
+        rows, columns = np.nonzero(labels == label)
+        rings = feature["geometry"]["coordinates"]
+        inside = abs(area(rings[0])) - sum(abs(area(ring)) for ring in rings[1:])
+        assert abs(inside - len(rows)) <= 0.1 * len(rows) + 3
+        x, y = np.array(rings[0]).mean(axis=0)
+        assert abs(x - columns.mean() - 0.5) < 3
+        assert abs(y - rows.mean() - 0.5) < 3
+
+
+def test_nothing_gives_nothing() -> None:
+    empty = np.zeros((5, 5), np.int32)
+    assert outline(empty, empty.astype(np.float32), "x") == []
+    assert components(empty > 0).max() == 0
+
+
+def test_components_join_at_corners() -> None:
+    mask = np.eye(4, dtype=bool)
+    assert components(mask).max() == 1
