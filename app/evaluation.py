@@ -140,6 +140,10 @@ def _opened(args: argparse.Namespace) -> _Judge:
     if args.url:
         client = Client(args.url, key=args.key)
         model = client.model(args.model)
+        if not model["ready"]:
+            raise ValueError(
+                f"{args.model} at {args.url} is not ready: {model['error'] or 'still loading'}"
+            )
         return _Judge(
             f"{model['id']} at {args.url}",
             PreprocessConfig.from_json(model["preprocessing"]),
