@@ -24,6 +24,8 @@ ACCEPTED = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 _NAMES = "JPEG, PNG, TIFF, WebP, BMP and GIF"
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif")
+"""What a PNG that has EXIF data contains: the chunk's name, or an old tool's text chunk."""
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -61,7 +63,7 @@ def inspect(data: bytes, *, max_pixels: int) -> Header:
                 f"the image has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
                 f"{max_pixels / 1e6:g} are allowed"
             )
-        orientation = _orientation(image)
+        orientation = _orientation(image, data)
         if orientation in _SIDEWAYS:
             width, height = height, width
         return Header(str(image.format), width, height, image.mode, orientation)
@@ -116,7 +118,10 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise CorruptImage(f"the image is damaged or incomplete: {error}") from error
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, data: bytes) -> int:
+    # In a PNG it may stand behind the pixels, so Pillow decodes all of them to look for it.
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
+        return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF: the image itself may be fine
