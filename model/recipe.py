@@ -34,6 +34,8 @@ class DataConfig:
     validation_list: str = ""
     """A text file with one id a line: the validation images. Else a share of the groups is."""
     validation_share: float = 0.12
+    balance: float = 0.0
+    """0: every image is drawn as often; 1: every group, so that rare kinds count; or in between."""
     golden: str = ""
     """An image whose publication is allowed: the checkpoint carries a part of it. Else it is of
     the validation images."""
@@ -102,6 +104,10 @@ class OptimConfig:
     """Decay of the moving average of the weights that is validated and shipped; 0: no average."""
     initialisation: str = "he"
     """he (He et al. 2015, eq. 10) or torch (the library's own default)."""
+    start: str = ""
+    """A checkpoint whose weights training starts from; one of fewer base_features is widened."""
+    batch_norm: bool = False
+    """Train with batch normalisation, which is folded into the convolutions that are shipped."""
     batch: int = 8
     epochs: float = 0.0
     """Passes over the training images, unless `steps` says how long."""

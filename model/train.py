@@ -8,6 +8,7 @@ the last state and draws the same crops, because the crop at a place of the sequ
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import math
 import platform
@@ -16,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,7 +31,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from model.augment import augment
-from model.checkpoint import Checkpoint, git_revision, record, save_checkpoint
+from model.batchnorm import fold, normalise_convolutions
+from model.checkpoint import (
+    Checkpoint,
+    git_revision,
+    load_checkpoint,
+    record,
+    save_checkpoint,
+)
 from model.config import PreprocessConfig, UNetConfig
 from model.data import PairedDataset, Sample, open_dataset, read_image, split_dataset
 from model.evaluate import Report, evaluate, from_probabilities
@@ -40,11 +49,14 @@ from model.recipe import OptimConfig, Recipe, add_flags, given_flags
 from model.run import Run, open_run
 from model.transforms import normalise, prepare, to_mask
 from model.unet import UNet
+from model.widen import widen
 from model.windows import plan_windows
 
 _SMOOTHING = 0.98
 """Of the running mean of the loss that is shown."""
 _LOG_EVERY = 20
+_ADOPTED = 32
+"""Crops on whose statistics a network that is trained already takes on batch normalisation."""
 
 
 class TrainingDiverged(ValueError):
@@ -52,7 +64,8 @@ class TrainingDiverged(ValueError):
 
 
 class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
-    """Crops without end. The item at a place is always the same; each epoch sees every image once.
+    """Crops without end. The item at a place is always the same; each epoch sees every image once,
+    or as often as `data.balance` says.
 
     Items: pixels (h, w, C) uint8, labels (h, w) int32, weights (h, w) float32 of the paper's
     eq. 1, and the place itself.
@@ -64,6 +77,9 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         self._kept: dict[int, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]] = {}
         self._order: tuple[int, npt.NDArray[np.intp]] = (-1, np.empty(0, np.intp))
         self._whole = not recipe.augment.crop
+        groups = Counter(pair.group for pair in samples.pairs)
+        weights = [groups[pair.group] ** -recipe.data.balance for pair in samples.pairs]
+        self._shares = np.array(weights) / sum(weights)
 
     def preload(self) -> None:
         """Prepare images until the cache is full: workers that are forked later share them."""
@@ -82,6 +98,10 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         """Share of the pixels that are not background, over up to 100 images."""
         shares = [(self._pair(i)[1] > 0).mean() for i in range(min(100, len(self.samples)))]
         return float(np.clip(np.mean(shares), 0.01, 0.99))
+
+    def pixels(self, count: int) -> Tensor:
+        """(count, h, w, C) uint8: the first crops."""
+        return torch.stack([self[place][0] for place in range(count)])
 
     def id(self, place: int) -> str:
         return self.samples.ids[self._image(place)]
@@ -108,7 +128,10 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         epoch, position = divmod(place, len(self.samples))
         if self._order[0] != epoch:
             rng = np.random.default_rng((self.recipe.optim.seed, epoch, 1))
-            self._order = (epoch, rng.permutation(len(self.samples)))
+            # Systematic sampling: one random offset, then equal steps along the summed shares.
+            steps = (np.arange(len(self._shares)) + rng.random()) / len(self._shares)
+            drawn = np.searchsorted(np.cumsum(self._shares), steps)
+            self._order = (epoch, rng.permutation(np.minimum(drawn, len(self._shares) - 1)))
         return int(self._order[1][position])
 
     def _pair(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
@@ -145,16 +168,20 @@ def initialise(network: UNet, foreground: float) -> None:
 class Trainer:
     """Network, average and optimiser of a run, and how one step changes them."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, foreground: float) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, crops: Crops) -> None:
         self.recipe = recipe
         self.device = device
         optim = recipe.optim
         torch.manual_seed(optim.seed)
         self.network = _on(device, UNet.from_config(recipe.network))
-        if optim.initialisation == "he":
-            initialise(self.network, foreground)
-        self.average = _on(device, UNet.from_config(recipe.network))
-        self.average.load_state_dict(self.network.state_dict())
+        if optim.start:
+            self.network.load_state_dict(_started(Path(optim.start), recipe.network))
+        elif optim.initialisation == "he":
+            initialise(self.network, crops.foreground())
+        if optim.batch_norm:
+            seen = self._inputs(crops.pixels(_ADOPTED)) if optim.start else None
+            normalise_convolutions(self.network, seen)
+        self.average = copy.deepcopy(self.network)
         if optim.optimiser == "adam":
             self.optimiser: torch.optim.Optimizer = torch.optim.Adam(
                 self.network.parameters(), optim.learning_rate
@@ -171,7 +198,7 @@ class Trainer:
     @property
     def predictor(self) -> Predictor:
         """Of what is validated and shipped."""
-        return Predictor(self.average, self.recipe.preprocess)
+        return Predictor(fold(self.average), self.recipe.preprocess)
 
     def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> float:
         """One batch; returns its loss. `progress` is the share of the schedule that is over."""
@@ -179,8 +206,7 @@ class Trainer:
         rate = learning_rate(optim, self.steps_done, progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        inputs = normalise(pixels.to(self.device, non_blocking=True), recipe.preprocess)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = self._inputs(pixels)
         labels = labels.to(self.device, non_blocking=True)
         weight = weights.to(self.device, non_blocking=True)[:, None]
         margin = recipe.network.margin
@@ -211,12 +237,17 @@ class Trainer:
         self.steps_done += 1
         return value
 
+    def _inputs(self, pixels: Tensor) -> Tensor:
+        inputs = normalise(pixels.to(self.device, non_blocking=True), self.recipe.preprocess)
+        return inputs.contiguous(memory_format=torch.channels_last)
+
     @torch.no_grad()
     def _follow(self, decay: float) -> None:
         if not self.recipe.optim.ema:
             decay = 0.0
-        for slow, fast in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            slow.lerp_(fast, 1 - decay)
+        fast = self.network.state_dict()
+        for name, slow in self.average.state_dict().items():
+            slow.lerp_(fast[name], 1 - decay)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -232,6 +263,13 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.steps_done, self.seconds = state["step"], state["seconds"]
+
+
+def _started(path: Path, network: UNetConfig) -> dict[str, Tensor]:
+    """The weights of a checkpoint, widened to `network` if it is narrower."""
+    checkpoint = load_checkpoint(path)
+    state = {name: torch.from_numpy(tensor).float() for name, tensor in checkpoint.state.items()}
+    return widen(state, checkpoint.architecture, network)
 
 
 def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:
@@ -260,7 +298,7 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
         held = list(tqdm(validation, "reading", unit="image", leave=False, disable=_quiet()))
         crops = Crops(training, recipe)
         crops.preload()
-        trainer = Trainer(recipe, device, crops.foreground())
+        trainer = Trainer(recipe, device, crops)
         if state := run.load_state(device):
             trainer.load(state)
         _fit(trainer, crops, held, run, interrupted)
@@ -369,7 +407,7 @@ def _export(trainer: Trainer, held: list[Sample], run: Run, report: dict[str, An
     recipe = trainer.recipe
     state = {
         name: tensor.detach().half().cpu().numpy()
-        for name, tensor in trainer.average.state_dict().items()
+        for name, tensor in trainer.predictor.network.state_dict().items()
     }
     image = read_image(Path(recipe.data.golden)) if recipe.data.golden else held[0].image
     card = {

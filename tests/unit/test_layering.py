@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 # From the top of the house to its foundations; a module imports from its own floor or below.
 FLOORS = [
     ["app.cli"],
-    ["app.server", "app.local", "app.catalogue", "app.evaluation", "app.bench"],
+    ["app.export", "app.server", "app.local", "app.catalogue", "app.bench"],
+    ["app.evaluation"],
     ["app.main"],
     ["app.routers", "app.middleware"],
     ["app.handlers", "app.schemas", "app.uploads"],
@@ -30,6 +31,7 @@ FLOORS = [
     ["model.data", "model.predict", "model.augment", "model.losses", "model.pictures"],
     ["model.recipe"],
     ["model.checkpoint", "model.metrics", "model.instances", "model.polygons"],
+    ["model.batchnorm", "model.widen"],
     ["model.transforms", "model.windows", "model.unet"],
     ["model.config"],
 ]

@@ -15,8 +15,9 @@ from PIL import Image
 from app import cli
 from model.augment import augment
 from model.checkpoint import load_checkpoint
-from model.recipe import AugmentConfig, OptimConfig, Recipe
-from model.train import Trainer, learning_rate
+from model.data import Pair, PairedDataset, open_dataset, split_dataset
+from model.recipe import AugmentConfig, DataConfig, OptimConfig, Recipe
+from model.train import Crops, Trainer, learning_rate
 from tests.conftest import FIXTURES, ROOT, nuclei
 
 
@@ -222,6 +223,7 @@ def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
         "images": tmp_path / "images", "masks": tmp_path / "masks", "groups": "", "golden": "",
         "validation-list": tmp_path / "held.txt", "base-features": 8, "crop": "[96,96]",
         "batch": 4, "warmup": 10, "ema": 0.9, "learning-rate": 2e-3, "every": 1000,
+        "batch-norm": "false",
     }  # fmt: skip
     config = str(ROOT / "model/configs/nuclei.toml")
     options = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
@@ -274,9 +276,36 @@ def test_image_and_labels_move_together():
         assert ((pixels[:, :, 0] > 127) == (moved > 0)).mean() > 0.99
 
 
+def test_a_run_starts_from_a_narrower_checkpoint(data):
+    assert run(data, "--steps", "4") == 0
+    start = data / "run/drawn.safetensors"
+    wider = ["--start", str(start), "--base-features", "8", "--batch-norm", "true"]
+    assert run(data, *wider, "--steps", "1", "--learning-rate", "1e-9", out="wider") == 0
+    reports = [json.loads((data / out / "report.json").read_text()) for out in ("run", "wider")]
+    first, second = (report["validation"]["dice"] for report in reports)
+    assert second == pytest.approx(first, abs=0.01)  # it begins where the narrow one ended
+    checkpoint = load_checkpoint(data / "wider/drawn.safetensors")
+    assert checkpoint.architecture.base_features == 8
+    assert np.abs(np.float32(checkpoint.state["down_conv.0.first.bias"])).max() > 0
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_an_epoch_draws_by_the_size_of_groups(balance):
+    """Nine images of one group and one of another: balance 1 draws both groups as often."""
+    pairs = [Pair(str(i), ROOT, ROOT, "large" if i < 9 else "small") for i in range(10)]
+    recipe = Recipe(data=DataConfig(balance=balance), optim=OptimConfig(steps=1))
+    crops = Crops(PairedDataset(pairs), recipe)
+    drawn = [crops.id(place) for place in range(1000)]
+    expected = 1000 / (1 + 9 * 9**-balance)
+    assert drawn.count("9") == pytest.approx(expected, abs=60)
+    if not balance:
+        assert sorted(drawn[:10]) == sorted(str(i) for i in range(10))  # each once an epoch
+
+
 def test_the_average_follows_the_weights(data):
     recipe = Recipe.read(data / "recipe.toml")
-    trainer = Trainer(recipe, torch.device("cpu"), 0.2)
+    samples, _ = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
+    trainer = Trainer(recipe, torch.device("cpu"), Crops(samples, recipe))
     before = trainer.average.final_conv.weight.clone()
     pixels = torch.randint(0, 255, (2, 48, 48, 3), dtype=torch.uint8)
     trainer.step(pixels, torch.ones(2, 48, 48), torch.ones(2, 48, 48), 0.0)
