@@ -13,6 +13,7 @@ COMMANDS = {
     "models": ("app.catalogue", "list the checkpoints of a folder"),
     "train": ("model.train", "train a network from a configuration"),
     "evaluate": ("app.evaluation", "measure a checkpoint, or a running service, on a data set"),
+    "export": ("app.export", "calibrate a checkpoint for int8, or write its OpenVINO graph"),
     "import": ("model.foreign", "turn a foreign state dict into a checkpoint"),
 }
 """Verb -> the module with its `add_arguments` and `main`, and what it does."""

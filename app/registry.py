@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.engine.factory import EngineChoice, build_engine
+from app.engine.factory import EngineChoice, build_engine, resolve
 from app.engine.worker import BatchKey, Worker
 from app.errors import Unavailable, UnknownModel
 from app.metrics import Metrics
@@ -180,9 +180,10 @@ class Registry:
         checkpoint = await asyncio.to_thread(load_checkpoint, entry.path)
         if entry.served is not None and entry.served.checkpoint.sha256 == checkpoint.sha256:
             return
-        served = ServedModel(dataclasses.replace(checkpoint, state={}), self._choices)
+        choices = [resolve(choice, checkpoint) for choice in self._choices]
+        served = ServedModel(dataclasses.replace(checkpoint, state={}), choices)
         try:
-            await asyncio.to_thread(self._build, checkpoint)
+            await asyncio.to_thread(self._build, checkpoint, choices)
             mask = await self._prove(served)
             served.golden_iou = Overlap.of(mask > 0, checkpoint.golden.mask > 0).iou
             if served.golden_iou < GOLDEN_IOU:
@@ -198,8 +199,8 @@ class Registry:
         if old is not None and old.users == 0:
             self._free(old)
 
-    def _build(self, checkpoint: Checkpoint) -> None:
-        for choice, worker in zip(self._choices, self._workers, strict=True):
+    def _build(self, checkpoint: Checkpoint, choices: Sequence[EngineChoice]) -> None:
+        for choice, worker in zip(choices, self._workers, strict=True):
             engine = build_engine(choice, checkpoint)
             engine.warm()
             worker.engines[checkpoint.id] = engine
@@ -212,11 +213,11 @@ class Registry:
 
     def _announce(self, served: ServedModel, old: ServedModel | None) -> None:
         info = self._metrics.model_info
-        for choice in self._choices:
-            labels = (choice.backend, choice.device, choice.precision)
-            if old is not None:
-                info.remove(old.checkpoint.name, old.id, *labels)
-            info.labels(served.checkpoint.name, served.id, *labels).set(1)
+        if old is not None:
+            for choice in old.choices:
+                info.remove(*_labels(old, choice))
+        for choice in served.choices:
+            info.labels(*_labels(served, choice)).set(1)
             log.info(
                 "model %s is ready on %s (%s, %s; %s), golden IoU %.4f",
                 served.id,
@@ -226,6 +227,11 @@ class Registry:
                 choice.reason,
                 served.golden_iou,
             )
+
+
+def _labels(served: ServedModel, choice: EngineChoice) -> tuple[str, ...]:
+    name = served.checkpoint.name
+    return name, served.id, choice.backend, choice.device, choice.precision
 
 
 def _stamp(path: Path) -> Stamp | None:

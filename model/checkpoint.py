@@ -3,7 +3,8 @@
 Beside the network's tensors, under their state-dict names, the file carries
 
 - in its header, as JSON: the architecture, the preprocessing, and a card of free facts (metrics,
-  data, licence, how it was trained, the git revision);
+  data, licence, how it was trained, the git revision); and, if it was calibrated, what int8 needs
+  to know of its activations;
 - as two more tensors: a golden image and the mask the trained network makes of it, which an engine
   has to reproduce before it may serve (`golden.image`, `golden.mask`);
 - a digest of all tensors, so that the file proves itself wherever it is copied.
@@ -28,7 +29,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from model.config import ConfigError, PreprocessConfig, UNetConfig, check_together
+from model.config import Calibration, ConfigError, PreprocessConfig, UNetConfig, check_together
 
 SUFFIX = ".safetensors"
 MANIFEST = "manifest.json"
@@ -67,6 +68,7 @@ class Checkpoint:
         state: tensors by state-dict name, float16 or float32.
         golden: what an engine must reproduce; not in a draft, see `model.predict.with_golden`.
         card: metrics, data, licence, training, revision, ...: facts for people, as JSON.
+        calibration: what int8 needs; None: this model has no int8.
         sha256: of the file, in hex; empty before it is saved.
     """
 
@@ -76,6 +78,7 @@ class Checkpoint:
     state: Mapping[str, npt.NDArray[Any]]
     golden: Golden = dataclasses.field(default_factory=lambda: _NO_GOLDEN)
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: Calibration | None = None
     sha256: str = ""
 
     @property
@@ -109,6 +112,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Checkpoint:
         "preprocess": json.dumps(checkpoint.preprocess.to_json()),
         "card": json.dumps(checkpoint.card),
     }
+    if checkpoint.calibration is not None:
+        header["calibration"] = json.dumps(checkpoint.calibration.to_json())
     content = save(tensors, metadata=header)
     write_atomically(path, content)
     return dataclasses.replace(
@@ -143,11 +148,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         architecture = UNetConfig.from_json(json.loads(header["architecture"]))
         preprocess = PreprocessConfig.from_json(json.loads(header["preprocess"]))
         card = json.loads(header["card"])
+        stored = json.loads(header.get("calibration", "null"))
+        calibration = Calibration.from_json(stored) if stored else None
         check_together(architecture, preprocess)
     except (KeyError, TypeError, json.JSONDecodeError, SafetensorError, ConfigError) as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from error
     _check_tensors(path, tensors, architecture)
-    return Checkpoint(path.stem, architecture, preprocess, tensors, golden, card, sha256)
+    return Checkpoint(
+        path.stem, architecture, preprocess, tensors, golden, card, calibration, sha256
+    )
 
 
 def read_manifest(folder: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 Shape = tuple[int, int]
 Colour = tuple[int, int, int]
@@ -151,6 +151,49 @@ class PreprocessConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         return _from_json(cls, values)  # type: ignore[no-any-return]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What int8 has to know of a network's activations, and what it was measured to cost.
+
+    Attributes:
+        ranges: convolution -> (low, high) of what it gives, behind the ReLU where there is one.
+        images: validation images on which the next two were measured; 0: not measured.
+        iou: mean IoU of the int8 masks with the fp32 masks of the same weights.
+        dice_loss: fp32's mean Dice less int8's.
+    """
+
+    LEAST_IOU: ClassVar[float] = 0.99
+    MOST_DICE_LOSS: ClassVar[float] = 0.002
+
+    ranges: Mapping[str, tuple[float, float]]
+    images: int = 0
+    iou: float = 0.0
+    dice_loss: float = math.inf
+
+    @property
+    def proven(self) -> bool:
+        """Whether int8 may be chosen where nobody asked for a precision."""
+        good = self.iou >= self.LEAST_IOU and self.dice_loss <= self.MOST_DICE_LOSS
+        return self.images > 0 and good
+
+    def __str__(self) -> str:
+        if not self.images:
+            return "int8 was not measured on validation images"
+        return (
+            f"int8 keeps IoU {self.iou:.4f} with fp32 and loses {self.dice_loss:.4f} Dice on "
+            f"{self.images} validation images"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        known = dict(values)
+        known["ranges"] = {name: tuple(pair) for name, pair in values.get("ranges", {}).items()}
+        return _from_json(cls, known)  # type: ignore[no-any-return]
 
 
 def check_together(architecture: UNetConfig, preprocess: PreprocessConfig) -> None:

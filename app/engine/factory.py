@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from app.engine.base import Engine
-from model.checkpoint import Checkpoint
+from model.checkpoint import SUFFIX, Checkpoint
 
 CUDA_BATCH = 8
 """Windows at once on a CUDA device: enough to fill it at 512×512, little enough to stay quick."""
@@ -30,7 +30,7 @@ class EngineChoice:
     Attributes:
         backend: "openvino" or "torch".
         device: "cpu" or "cuda:N".
-        precision: of the arithmetic.
+        precision: of the arithmetic; "auto" until a model is known, see `resolve`.
         threads: CPU threads of the engine.
         max_batch: windows at once.
         reason: why, in words.
@@ -79,10 +79,10 @@ def choose_engines(
     if not _installed(engine):
         raise EngineUnavailable(f"ENGINE={engine} is not installed here: pip install {engine}")
     allowed = _precisions(engine, on_cpu)
-    if precision == "auto":
+    if precision == "auto" and engine != "openvino":
         precision = allowed[0]
         reason.append(f"precision {precision}")
-    if precision not in allowed:
+    if precision not in (*allowed, "auto"):
         raise EngineUnavailable(
             f"PRECISION={precision} is not to be had with {engine} on {names[0]}; "
             f"there is {' and '.join(allowed)}"
@@ -97,8 +97,34 @@ def choose_engines(
     ]
 
 
+def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
+    """The choice for one model: int8 is the default only for those it was proven on.
+
+    Raises:
+        EngineUnavailable: int8 was asked for, and this model was not calibrated.
+    """
+    calibration = checkpoint.calibration
+    if choice.precision == "int8" and calibration is None:
+        raise EngineUnavailable(
+            f"PRECISION=int8: {checkpoint.name} has no calibration; make one with: unet export "
+            f"{checkpoint.name}{SUFFIX} --calibrate RECIPE"
+        )
+    if choice.precision != "auto":
+        return choice
+    precision = "int8" if calibration and calibration.proven else "fp32"
+    why = "this model has no calibration for int8" if calibration is None else str(calibration)
+    return dataclasses.replace(
+        choice, precision=precision, reason=f"{choice.reason}; precision {precision}: {why}"
+    )
+
+
 def build_engine(choice: EngineChoice, checkpoint: Checkpoint, cache: Path | None = None) -> Engine:
-    """The engine of one model on one device, not yet warm."""
+    """The engine of one model on one device, not yet warm.
+
+    Raises:
+        EngineUnavailable: this model cannot be had in that precision.
+    """
+    choice = resolve(choice, checkpoint)
     if choice.backend == "openvino":
         from app.engine.openvino import OpenVinoEngine
 
@@ -106,6 +132,7 @@ def build_engine(choice: EngineChoice, checkpoint: Checkpoint, cache: Path | Non
             checkpoint,
             threads=choice.threads,
             max_batch=choice.max_batch,
+            precision=choice.precision,
             reason=choice.reason,
             cache=cache,
         )
@@ -146,7 +173,7 @@ def _precisions(engine: str, on_cpu: bool) -> tuple[str, ...]:
     """The default first."""
     if engine == "torch" and not on_cpu:
         return ("bf16", "fp16", "fp32")
-    return ("fp32",)
+    return ("fp32", "int8") if engine == "openvino" else ("fp32",)
 
 
 def _installed(package: str) -> bool:

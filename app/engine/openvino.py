@@ -3,6 +3,12 @@
 No torch, no export, no intermediate file: the graph is written down once more below, in the terms
 of OpenVINO, with normalisation before it and the sigmoid or softmax behind it, so that bytes go in
 and probabilities come out of one compiled model.
+
+int8 is the same graph with int8 weights, one scale an output channel, and a `FakeQuantize` on
+every activation; OpenVINO's own passes make 8-bit convolutions of these. Ranges come from the
+checkpoint's calibration. What is concatenated shares one quantiser, and the up-sampled branch can
+be far larger than the skip beside it; `equalised` makes both equally large first, which is exact in
+fp32.
 """
 
 from __future__ import annotations
@@ -25,13 +31,18 @@ _LEVELS = 4
 _LOST = (88, 40, 16, 4)
 """Pixels on each side by which a skip is larger than what it joins, unpadded, from the top level
 down: each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
+_SMALLEST = 1e-6
+"""Least range of an activation: a layer that gave nothing while it was calibrated has none."""
+
+Ranges = Mapping[str, tuple[float, float]]
 
 
 class OpenVinoEngine:
     """See `app.engine.base.Engine`.
 
     Args:
-        checkpoint: the model.
+        checkpoint: the model; int8 needs its calibration.
+        precision: "fp32" or "int8".
         threads: CPU threads to use.
         max_batch: windows at once.
         cache: folder for compiled models, which makes later starts faster; None is none.
@@ -46,10 +57,11 @@ class OpenVinoEngine:
         *,
         threads: int,
         max_batch: int,
+        precision: str = "fp32",
         reason: str = "",
         cache: Path | None = None,
     ) -> None:
-        self.precision = "fp32"
+        self.precision = precision
         self.reason = reason
         self.shapes: tuple[Shape, ...] = checkpoint.preprocess.window
         self.max_batch = max_batch
@@ -61,7 +73,14 @@ class OpenVinoEngine:
         }
         if cache is not None:
             options["CACHE_DIR"] = os.fspath(cache)
-        graph = build_graph(checkpoint.architecture, checkpoint.preprocess, checkpoint.state)
+        ranges = None
+        if precision == "int8":
+            if checkpoint.calibration is None:
+                raise EngineError(f"{checkpoint.name} has no calibration, which int8 needs")
+            ranges = checkpoint.calibration.ranges
+        graph = build_graph(
+            checkpoint.architecture, checkpoint.preprocess, checkpoint.state, ranges
+        )
         self._model = ov.Core().compile_model(graph, "CPU", options)
         self._request = self._model.create_infer_request()
 
@@ -89,25 +108,48 @@ def build_graph(
     architecture: UNetConfig,
     preprocess: PreprocessConfig,
     state: Mapping[str, npt.NDArray[Any]],
+    ranges: Ranges | None = None,
 ) -> ov.Model:
     """`model.unet.UNet` between normalisation and probabilities, for any window shape.
 
     The input is (N, H, W, C) uint8, the output (N, out_channels, H', W') float32.
+
+    Args:
+        ranges: of the activations (`model.config.Calibration`); None: in fp32.
     """
     pad = [architecture.padding] * 2
+    tensors = {name: value.astype(np.float32) for name, value in state.items()}
+    if ranges is not None:
+        tensors = equalised(tensors, ranges)
 
-    def weight(name: str) -> npt.NDArray[np.float32]:
-        return state[name].astype(np.float32)
+    def weight(name: str, axis: int = 0) -> Any:
+        """The tensor; in int8 with a scale for each place of `axis`, the output channels."""
+        value = tensors[f"{name}.weight"]
+        if ranges is None or name == "final_conv":  # 1×1: it costs nothing, and decides
+            return ops.constant(value)
+        others = tuple(each for each in range(4) if each != axis)
+        scale = np.maximum(np.abs(value).max(axis=others, keepdims=True) / 127, 1e-12)
+        whole = np.rint(value / scale).astype(np.int8)
+        return ops.multiply(ops.convert(ops.constant(whole), "f32"), ops.constant(scale))
+
+    def narrow(x: Any, name: str, *, signed: bool = False) -> Any:
+        """Nothing in fp32; in int8 the 256 levels of a convolution's output, one of them 0."""
+        if ranges is None:
+            return x
+        high = np.float32(max(ranges[name][1], _SMALLEST))
+        low = np.float32(-high * 128 / 127 if signed else 0)
+        return ops.fake_quantize(x, low, high, low, high, 256)
 
     def bias(name: str) -> npt.NDArray[np.float32]:
-        return weight(f"{name}.bias").reshape(1, -1, 1, 1)
+        return tensors[f"{name}.bias"].reshape(1, -1, 1, 1)
 
     def convolve(x: Any, name: str, padding: list[int]) -> Any:
-        x = ops.convolution(x, weight(f"{name}.weight"), [1, 1], padding, padding, [1, 1])
+        x = ops.convolution(x, weight(name), [1, 1], padding, padding, [1, 1])
         return ops.add(x, bias(name))
 
     def double(x: Any, name: str) -> Any:
         x = ops.relu(convolve(x, f"{name}.first", pad))
+        x = narrow(x, f"{name}.first")
         return ops.relu(convolve(x, f"{name}.second", pad))
 
     def crop(skip: Any, level: int) -> Any:
@@ -124,15 +166,43 @@ def build_graph(
     x = ops.add(ops.multiply(x, scale.reshape(1, -1, 1, 1)), shift.reshape(1, -1, 1, 1))
     skips = []
     for level in range(_LEVELS):
-        x = double(x, f"down_conv.{level}")
+        name = f"down_conv.{level}"
+        # One quantiser for both uses of a skip, symmetric as its partner's: two of them cost more
+        # time than the bit they win is worth.
+        x = narrow(double(x, name), f"{name}.second", signed=True)
         skips.append(x)
         x = ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
-    x = double(x, "middle_conv")
+    x = narrow(double(x, "middle_conv"), "middle_conv.second")
     for level in range(_LEVELS):
-        x = ops.convolution_backprop_data(x, weight(f"up_sample.{level}.up.weight"), [2, 2])
-        x = ops.add(x, bias(f"up_sample.{level}.up"))
+        partner = f"down_conv.{_LEVELS - 1 - level}.second"
+        x = ops.convolution_backprop_data(x, weight(f"up_sample.{level}.up", axis=1), [2, 2])
+        x = narrow(ops.add(x, bias(f"up_sample.{level}.up")), partner, signed=True)
         skip = crop(skips.pop(), _LEVELS - 1 - level)
         x = double(ops.concat([x, skip], axis=1), f"up_conv.{level}")
+        if level < _LEVELS - 1:
+            x = narrow(x, f"up_conv.{level}.second")
     x = convolve(x, "final_conv", [0, 0])
     x = ops.sigmoid(x) if preprocess.binary else ops.softmax(x, axis=1)
     return ov.Model([x], [image], "unet")
+
+
+def equalised(
+    state: Mapping[str, npt.NDArray[np.float32]], ranges: Ranges
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The same network, with every up-sampled branch as large as the skip it is joined with.
+
+    The up-convolution is linear: its weights and bias times f, and over f the weights of the next
+    convolution that read it, give the same function.
+    """
+    result = dict(state)
+    for level in range(_LEVELS):
+        up, joined = f"up_sample.{level}.up", f"up_conv.{level}.first.weight"
+        low, high = ranges[up]
+        skip = ranges[f"down_conv.{_LEVELS - 1 - level}.second"][1]
+        factor = np.float32(max(skip, _SMALLEST) / max(-low, high, _SMALLEST))
+        for name in (f"{up}.weight", f"{up}.bias"):
+            result[name] = state[name] * factor
+        channels = state[f"{up}.bias"].size
+        result[joined] = state[joined].copy()
+        result[joined][:, :channels] /= factor  # the up-sampled tensor comes first
+    return result

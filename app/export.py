@@ -1,0 +1,127 @@
+"""`unet export`: what int8 needs, measured and written into a checkpoint; or an OpenVINO graph.
+
+`--calibrate` looks at the activations of the reference on training images, builds the int8 engine
+from their ranges, and measures on validation images what it costs. All of it goes into the
+checkpoint, and the service takes int8 by itself only where it was proven.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from app.engine.factory import build_engine, choose_engines
+from app.evaluation import by_engine
+from model.checkpoint import Checkpoint, load_checkpoint, record, save_checkpoint
+from model.config import Calibration
+from model.data import PairedDataset, open_dataset, split_dataset
+from model.metrics import Overlap
+from model.recipe import Recipe
+from model.transforms import to_mask
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "--calibrate", type=Path, metavar="RECIPE", help="on the data of this recipe, for int8"
+    )
+    parser.add_argument(
+        "--images", type=int, default=40, help="training images to look at (40)", metavar="N"
+    )
+    parser.add_argument("--out", type=Path, help="checkpoint to write (the same, in place)")
+    parser.add_argument(
+        "--openvino", type=Path, metavar="FILE.xml", help="write the fp32 graph for other programs"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    if not (args.calibrate or args.openvino):
+        raise ValueError("say what to export: --calibrate RECIPE, or --openvino FILE.xml")
+    checkpoint = load_checkpoint(args.checkpoint)
+    if args.calibrate:
+        recipe = Recipe.read(args.calibrate)
+        dataset = open_dataset(recipe.data, checkpoint.preprocess)
+        training, validation = split_dataset(dataset, recipe.data)
+        calibration = calibrate(checkpoint, training, validation, args.images)
+        path = args.out or args.checkpoint
+        saved = save_checkpoint(path, dataclasses.replace(checkpoint, calibration=calibration))
+        record(path)
+        default = "int8" if calibration.proven else "fp32"
+        print(f"{path}: {saved.id}; {calibration}; {default} is its default on a CPU")
+    if args.openvino:
+        import openvino as ov
+
+        from app.engine.openvino import build_graph
+
+        graph = build_graph(checkpoint.architecture, checkpoint.preprocess, checkpoint.state)
+        ov.save_model(graph, args.openvino)
+        print(f"{args.openvino}: uint8 (N, H, W, C) to probabilities (N, {graph.output(0)})")
+    return 0
+
+
+def calibrate(
+    checkpoint: Checkpoint, training: PairedDataset, validation: PairedDataset, images: int = 40
+) -> Calibration:
+    """Ranges from training images; what int8 costs from validation images.
+
+    Args:
+        images: of the training set, evenly spread over it.
+    """
+    from model.export import activation_ranges
+    from model.predict import Predictor
+
+    chosen = np.unique(np.linspace(0, len(training) - 1, images).astype(int))
+    shown = tqdm(chosen, "ranges", unit="image", disable=not sys.stderr.isatty())
+    ranges = activation_ranges(Predictor.of(checkpoint), (training[int(i)].image for i in shown))
+    draft = dataclasses.replace(checkpoint, calibration=Calibration(ranges))
+    ious, losses = zip(*_compared(draft, validation), strict=True)
+    return Calibration(
+        ranges,
+        images=len(ious),
+        iou=round(float(np.mean(ious)), 5),
+        dice_loss=round(float(np.mean(losses)), 5),
+    )
+
+
+def _compared(checkpoint: Checkpoint, dataset: PairedDataset) -> Iterator[tuple[float, float]]:
+    """Of every image: IoU of the int8 mask with the fp32 one; fp32's Dice less int8's."""
+    engines = [
+        build_engine(
+            choose_engines(device="cpu", engine="openvino", precision=precision)[0], checkpoint
+        )
+        for precision in ("fp32", "int8")
+    ]
+    predictors = [by_engine(engine, checkpoint) for engine in engines]
+    bar = tqdm(range(len(dataset)), "proof", unit="image", disable=not sys.stderr.isatty())
+    for index in bar:
+        sample = dataset[index]
+        exact, rounded = (
+            to_mask(predict(sample.image), checkpoint.preprocess) for predict in predictors
+        )
+        dice = [_dice(mask, sample.labels, checkpoint) for mask in (exact, rounded)]
+        yield _iou(exact, rounded, checkpoint), dice[0] - dice[1]
+
+
+def _iou(mask: npt.NDArray[Any], other: npt.NDArray[Any], checkpoint: Checkpoint) -> float:
+    classes = _classes(checkpoint)
+    return float(np.mean([Overlap.of(mask == c, other == c).iou for c in classes]))
+
+
+def _dice(mask: npt.NDArray[Any], labels: npt.NDArray[Any], checkpoint: Checkpoint) -> float:
+    if checkpoint.preprocess.binary:
+        return Overlap.of(mask > 0, labels > 0).dice
+    return float(np.mean([Overlap.of(mask == c, labels == c).dice for c in _classes(checkpoint)]))
+
+
+def _classes(checkpoint: Checkpoint) -> list[int]:
+    """The values of a mask that are not background."""
+    preprocess = checkpoint.preprocess
+    return [255] if preprocess.binary else list(range(1, len(preprocess.classes)))
