@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,14 @@ class Engine(Protocol):
             ValueError: not one of `shapes`, or more than `max_batch`.
         """
 
-    def run(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(n, height, width, C) uint8, from `stage` -> (n, channels, h, w) probabilities.
+    def load(self, windows: npt.NDArray[np.uint8]) -> Any:
+        """Begin to bring filled windows from `stage` to the device; what `run` takes.
+
+        It may be called on another thread while `run` computes, so that the way is no wait.
+        """
+
+    def run(self, windows: Any) -> npt.NDArray[np.float32]:
+        """(n, height, width, C) uint8, from `load` -> (n, channels, h, w) probabilities.
 
         The result of a window does not depend on the others of its batch.
 

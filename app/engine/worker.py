@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,16 +52,15 @@ class Worker:
     def max_batch(self, key: BatchKey) -> int:
         return self.engines[key.model].max_batch
 
-    def prepare(self, key: BatchKey, items: Sequence[Piece]) -> npt.NDArray[np.uint8]:
-        """Cut the windows into one staging buffer, (n, height, width, C)."""
-        staged = self.engines[key.model].stage(key.shape, len(items))
+    def prepare(self, key: BatchKey, items: Sequence[Piece]) -> Any:
+        """Cut the windows into one staging buffer, (n, height, width, C), and send it off."""
+        engine = self.engines[key.model]
+        staged = engine.stage(key.shape, len(items))
         for piece, out in zip(items, staged, strict=True):
             piece.plan.cut(piece.image, piece.window, out)
-        return staged
+        return engine.load(staged)
 
-    def run(
-        self, key: BatchKey, staged: npt.NDArray[np.uint8]
-    ) -> Sequence[npt.NDArray[np.float32]]:
+    def run(self, key: BatchKey, staged: Any) -> Sequence[npt.NDArray[np.float32]]:
         """The probabilities of each window, (channels, h, w).
 
         Raises:

@@ -153,3 +153,46 @@ def test_network_engine_and_service_are_measured_the_same(server: Server) -> Non
     for name in ("engine", "service"):
         for figure, value in figures["network"].items():
             assert figures[name][figure] == pytest.approx(value, abs=2e-4), (name, figure)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 1e-2), ("bf16", 5e-2)]
+)
+def test_cuda_computes_the_network_whatever_the_batch(precision: str, tolerance: float) -> None:
+    """Captured graphs of every batch size, the padded ones among them, against the reference.
+
+    fp32 convolutions may use TF32, hence 1e-3.
+    """
+    checkpoint = drawn(*CASES["two channels, percentile"])
+    engine = TorchEngine(checkpoint, device="cuda:0", precision=precision, max_batch=6)
+    engine.warm()
+    assert {size for _, size in engine._graphs} == {1, 2, 4, 6}
+    rng = np.random.default_rng(5)
+    for count in (1, 2, 3, 4, 5, 6):
+        staged = engine.stage((96, 64), count)
+        staged[:] = rng.integers(0, 256, staged.shape)
+        expected = reference(checkpoint, staged)
+        result = engine.run(engine.load(staged))
+        assert np.abs(result - expected).max() <= tolerance
+        alone = engine.run(engine.load(np.ascontiguousarray(staged[-1:])))
+        assert np.abs(alone - result[-1:]).max() <= tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_allocates_nothing_in_the_steady_state() -> None:
+    checkpoint = drawn(*CASES["padded"])
+    engine = TorchEngine(checkpoint, device="cuda:0", precision="bf16", max_batch=4)
+    engine.warm()
+
+    def once(count: int) -> None:
+        engine.run(engine.load(engine.stage((128, 128), count)))
+
+    for count in (1, 2, 3, 4):
+        once(count)
+    before = torch.cuda.memory_stats()["num_device_alloc"]
+    for count in (4, 1, 3, 2) * 5:
+        once(count)
+    assert torch.cuda.memory_stats()["num_device_alloc"] == before
