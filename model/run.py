@@ -3,6 +3,7 @@
 ::
 
     config.json     every value of the recipe
+    starts.jsonl    when, by which command and with which code it was begun and gone on with
     state.pt        weights, average, optimiser, step: replaced in one step, or not at all
     metrics.jsonl   loss, learning rate and speed by step; scores of each validation
     curves.png      both, drawn
@@ -19,13 +20,14 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from model.checkpoint import write_atomically
+from model.checkpoint import git_revision, write_atomically
 from model.config import ConfigError
 from model.pictures import draw_curves
 from model.recipe import Recipe
@@ -39,11 +41,14 @@ _MAY_CHANGE = {("optim", "steps"), ("optim", "epochs"), ("optim", "minutes")}
 class Run:
     """A run's folder, created or found.
 
+    Args:
+        command: that began it, or goes on with it.
+
     Raises:
         ConfigError: the folder holds a run of another recipe.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, command: str = "") -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "config.json"
@@ -52,6 +57,14 @@ class Run:
                 folder, json.loads(config.read_text()), json.loads(json.dumps(recipe.to_json()))
             )
         self._write("config.json", recipe.to_json())
+        start = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "revision": git_revision(),
+            "torch": torch.__version__,
+        }
+        with (folder / "starts.jsonl").open("a") as file:
+            file.write(json.dumps(start) + "\n")
         self._board = _tensorboard(folder / "tensorboard")
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
@@ -111,8 +124,8 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, recipe: Recipe) -> Iterator[Run]:
-    run = Run(folder, recipe)
+def open_run(folder: Path, recipe: Recipe, command: str = "") -> Iterator[Run]:
+    run = Run(folder, recipe, command)
     try:
         yield run
     finally:

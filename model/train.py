@@ -294,7 +294,7 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
     """
     device = _device(recipe.run.device)
     training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
-    with open_run(folder, recipe) as run, _interruptible() as interrupted:
+    with open_run(folder, recipe, command) as run, _interruptible() as interrupted:
         held = list(tqdm(validation, "reading", unit="image", leave=False, disable=_quiet()))
         crops = Crops(training, recipe)
         crops.preload()

@@ -46,7 +46,8 @@ class _Graph:
 
     def __init__(self, compute: Callable[[Tensor], Tensor], windows: Tensor, pool: Any) -> None:
         self.inputs = windows
-        aside = torch.cuda.Stream(windows.device)  # a capture must not be on the default stream  # type: ignore[no-untyped-call]
+        # Not on the default stream, which cannot be captured and would wait for every other.
+        aside = torch.cuda.Stream(windows.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(_BURN_IN):

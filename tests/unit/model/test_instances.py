@@ -1,5 +1,6 @@
 import numpy as np
 
+from model import instances
 from model.instances import label_instances
 from model.losses import foreground_and_border
 from model.metrics import Matches
@@ -47,6 +48,27 @@ def test_nothing_and_everything():
 
 
 def test_the_threshold_counts():
-    ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (32, 1))
+    ramp = np.tile(np.linspace(-0.5, 2, 64, dtype=np.float32).clip(0, 1), (32, 1))
     both = np.stack([ramp, np.zeros_like(ramp)])
     assert (label_instances(both, 0.25) > 0).mean() > (label_instances(both, 0.75) > 0).mean()
+
+
+def test_what_the_network_is_unsure_of_is_no_object():
+    foreground = np.zeros((60, 60), np.float32)
+    foreground[5:20, 5:20], foreground[30:50, 30:50] = 0.6, 0.95
+    both = np.stack([foreground, np.zeros_like(foreground)])
+    found = label_instances(both)
+    assert found[40, 40] == 1
+    assert found[10, 10] == 0
+    assert label_instances(both, threshold=0.3)[10, 10] == 1  # 0.3 + 0.6 · 0.3 = 0.48
+    assert label_instances(both, threshold=0.0)[10, 10] == 1  # all the image is one object
+
+
+def test_more_objects_than_labels_leaves_out_the_smallest(monkeypatch):
+    monkeypatch.setattr(instances, "MAX_OBJECTS", 3)
+    foreground = np.zeros((80, 80), np.float32)
+    for index, side in enumerate((8, 12, 8, 9, 10)):
+        foreground[4 : 4 + side, 16 * index : 16 * index + side] = 1
+    found = label_instances(np.stack([foreground, np.zeros_like(foreground)]))
+    assert sorted(np.unique(found)) == [0, 1, 2, 3]
+    assert [found[5, 16 * index + 1] for index in range(5)] == [0, 1, 0, 2, 3]

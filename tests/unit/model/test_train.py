@@ -68,8 +68,8 @@ def test_a_run_leaves_everything_that_was_promised(data, capsys):
     folder = data / "run"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
-        "config.json", "state.pt", "metrics.jsonl", "curves.png", "samples.png", "report.json",
-        "drawn.safetensors", "manifest.json", "tensorboard", "pictures",
+        "config.json", "starts.jsonl", "state.pt", "metrics.jsonl", "curves.png", "samples.png",
+        "report.json", "drawn.safetensors", "manifest.json", "tensorboard", "pictures",
     }  # fmt: skip
     report = json.loads((folder / "report.json").read_text())
     assert report["steps"] == 12
