@@ -52,6 +52,7 @@ def data(tmp_path):
         steps = 12
         batch = 2
         warmup = 2
+        batch_norm = true
         [run]
         every = 4
         """
