@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import math
 import sys
@@ -71,10 +70,7 @@ async def _segment_all(
                 if result.polygons is None:
                     path, content = args.out / f"{name}.png", result.png
                 else:
-                    path, content = (
-                        args.out / f"{name}.geojson",
-                        json.dumps(result.polygons).encode(),
-                    )
+                    path, content = args.out / f"{name}.geojson", result.polygons.encode()
                 await asyncio.to_thread(write_atomically, path, content)
             bar.update()
 

@@ -120,7 +120,7 @@ class Registry:
             UnknownModel: no checkpoint of that name.
             Unavailable: it is there, but not (or not yet) fit to serve.
         """
-        entry = self.entries.get(name or self.default)
+        entry = self.entries.get(self.default if name is None else name)
         if entry is None:
             known = ", ".join(sorted(self.entries))
             raise UnknownModel(f"there is no model {name!r} here; there is {known}")

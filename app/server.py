@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 
 from app import logs
+from app.connection import Connection
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings, load_settings
@@ -110,6 +111,8 @@ def main(args: argparse.Namespace) -> int:
         app,
         host=settings.host,
         port=settings.port,
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

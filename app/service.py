@@ -10,12 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.batching import Batcher
+from app.budget import Budget
 from app.engine.factory import choose_engines, cpu_quota
 from app.engine.worker import BatchKey, Piece, Worker
+from app.errors import Unavailable
 from app.metrics import Metrics
 from app.registry import Registry
 from app.segmenter import FloatArray, Segmenter
@@ -58,11 +62,22 @@ class Service:
         )
         # Decoding and encoding run beside the engine; more threads than CPUs would only contend.
         self.pool = ThreadPoolExecutor(settings.threads or cpu_quota(), "images")
+        memory_refused = self.metrics.rejected.labels("memory").inc
+        self.pixels = Budget(
+            1e6 * max(settings.queue_megapixels, settings.max_megapixels),
+            "megapixels of decoded images",
+            memory_refused,
+        )
+        self.bytes = Budget(
+            1e6 * max(settings.queue_mb, settings.max_upload_mb),
+            "MB of uploads and answers",
+            memory_refused,
+        )
         self.segmenter = Segmenter(
             self.batcher,
             self.pool,
             max_pixels=int(settings.max_megapixels * 1e6),
-            budget=int(settings.queue_megapixels * 1e6),
+            pixels=self.pixels,
             metrics=self.metrics,
         )
         self.registry = Registry(
@@ -79,6 +94,9 @@ class Service:
         self.failed = asyncio.Event()
         """Set when the start failed for good: nothing will ever be served."""
         self.draining = False
+        self._accepted = 0
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._show()
 
@@ -97,9 +115,27 @@ class Service:
         await self.registry.load_default()
         self.started = True
 
+    @contextmanager
+    def accepted(self) -> Iterator[None]:
+        """A request that is here in full: a drain waits until it is answered, all its images.
+
+        Raises:
+            Unavailable: no request is taken now.
+        """
+        self.check_ready()
+        self._accepted += 1
+        self._all_answered.clear()
+        try:
+            yield
+        finally:
+            self._accepted -= 1
+            if not self._accepted:
+                self._all_answered.set()
+
     async def drain(self) -> None:
         """No new work from now on; returns when every accepted request is settled."""
         self.draining = True
+        await self._all_answered.wait()
         await self.batcher.drain()
 
     async def stop(self) -> None:
@@ -133,6 +169,14 @@ class Service:
         if not self.started:
             return f"starting: {self.settings.model} is loading"
         return self.not_alive()
+
+    def check_ready(self) -> None:
+        """
+        Raises:
+            Unavailable: no request should come here now.
+        """
+        if cause := self.not_ready():
+            raise Unavailable(cause, retry_after=2)
 
     async def _load(self) -> None:
         try:
@@ -169,7 +213,8 @@ class Service:
             "engine_windows_per_second", "Measured rate, 0 before it.", lambda: batcher.rate or 0.0
         )
         gauge("batch_running_seconds", "Age of the running batch.", batcher.running_for)
-        gauge("held_pixels", "Decoded images held.", lambda: self.segmenter.held_pixels)
+        gauge("held_pixels", "Decoded images held.", lambda: self.pixels.held)
+        gauge("held_bytes", "Uploads and answers held.", lambda: self.bytes.held)
         gauge("ready", "1 when requests are served.", lambda: float(self.not_ready() is None))
 
 

@@ -82,8 +82,11 @@ def test_api_keys() -> None:
         kind = {"Content-Type": "image/png"}
         for header in ({"X-API-Key": "two"}, {"Authorization": "Bearer one"}):
             assert httpx.post(url, **body, headers=header | kind).status_code == 200
-        assert httpx.get(f"{closed.url}/models").status_code == 401
-        assert httpx.get(f"{closed.url}/readyz").status_code == 200
+        for told in ("/models", "/models/nuclei", "/metrics"):
+            assert httpx.get(closed.url + told).status_code == 401
+            assert httpx.get(closed.url + told, headers={"X-API-Key": "two"}).status_code == 200
+        for open_to_all in (*PROBES, "/", "/docs", "/openapi.json"):
+            assert httpx.get(closed.url + open_to_all).status_code == 200
 
 
 def test_sigterm_answers_what_was_accepted_and_exits() -> None:
