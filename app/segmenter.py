@@ -153,7 +153,7 @@ class Segmenter:
         """The mask of the model's golden image, by the path of requests."""
         image = model.checkpoint.golden.image
         plan = model.plan(*image.shape[:2])
-        with self._batcher.admit(plan.count) as ticket:
+        with self._batcher.admit(model.key(plan), plan.count, bounded=False) as ticket:
             pixels = await self._call(prepare, image, model.checkpoint.preprocess)
             stitched = await self._infer(model, plan, ticket, pixels)
         restored = await self._call(restore, stitched, *image.shape[:2])
@@ -171,7 +171,7 @@ class Segmenter:
         reduced = preprocess.mode == "resize" and not options.output.shows_image
         with (
             self._pixels.share() as held,
-            self._batcher.admit(plan.count, deadline=deadline) as ticket,
+            self._batcher.admit(model.key(plan), plan.count, deadline=deadline) as ticket,
         ):
             held.take(height * width)
             decoded = await self._call(
@@ -204,7 +204,7 @@ class Segmenter:
         windows = plan.windows
         pieces = [Piece(pixels, plan, window) for window in windows]
         stitcher = Stitcher(plan, model.checkpoint.architecture.out_channels)
-        for window, future in zip(windows, ticket.submit(model.key(plan), pieces), strict=True):
+        for window, future in zip(windows, ticket.submit(pieces), strict=True):
             await self._call(stitcher.add, window, await future)
         return stitcher.result()
 

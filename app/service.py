@@ -210,7 +210,9 @@ class Service:
         gauge("windows_in_flight", "Windows on a device.", lambda: batcher.in_flight)
         gauge("windows_reserved", "Windows of all admitted requests.", lambda: batcher.reserved)
         gauge(
-            "engine_windows_per_second", "Measured rate, 0 before it.", lambda: batcher.rate or 0.0
+            "engine_windows_per_second",
+            "Measured rate, 0 before it.",
+            lambda: 1 / seconds if (seconds := batcher.seconds()) else 0.0,
         )
         gauge("batch_running_seconds", "Age of the running batch.", batcher.running_for)
         gauge("held_pixels", "Decoded images held.", lambda: self.pixels.held)
