@@ -8,6 +8,7 @@ answered, then the engines are freed.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from app.batching import Batcher
 from app.budget import Budget
 from app.engine.factory import choose_engines, cpu_quota
+from app.engine.memory import used_bytes
 from app.engine.worker import BatchKey, Piece, Worker
 from app.errors import Unavailable
 from app.metrics import Metrics
@@ -89,8 +91,6 @@ class Service:
             self.metrics,
         )
         self.choices = choices
-        self.started = False
-        self.failure: Exception | None = None
         self.failed = asyncio.Event()
         """Set when the start failed for good: nothing will ever be served."""
         self.draining = False
@@ -113,7 +113,6 @@ class Service:
         """
         await self.batcher.start()
         await self.registry.load_default()
-        self.started = True
 
     @contextmanager
     def accepted(self) -> Iterator[None]:
@@ -148,6 +147,11 @@ class Service:
         self.registry.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def started(self) -> bool:
+        """The default model was loaded, warmed and proven."""
+        return self.registry.entries[self.settings.model].served is not None
+
     def not_alive(self) -> str | None:
         """Why an orchestrator should restart this process; None while it is sound."""
         running = self.batcher.running_for()
@@ -164,10 +168,13 @@ class Service:
         """Why no request should come here now; None when the default model is proven."""
         if self.draining:
             return "draining: the service is about to stop"
-        if self.failure is not None:
-            return f"the default model cannot be served: {self.failure}"
         if not self.started:
-            return f"starting: {self.settings.model} is loading"
+            error = self.registry.entries[self.settings.model].error
+            return (
+                f"the default model cannot be served: {error}"
+                if error
+                else f"starting: {self.settings.model} is loading"
+            )
         return self.not_alive()
 
     def check_ready(self) -> None:
@@ -182,12 +189,10 @@ class Service:
         try:
             await self.registry.load_default()
         except Exception as error:
-            self.failure = error
             log.error("the default model cannot be served: %s", error)
             if not self.settings.reload:
                 self.failed.set()
                 return
-        self.started = True
         await self.registry.load_others()
         if self.settings.reload:
             await self.registry.watch()
@@ -217,6 +222,16 @@ class Service:
         gauge("batch_running_seconds", "Age of the running batch.", batcher.running_for)
         gauge("held_pixels", "Decoded images held.", lambda: self.pixels.held)
         gauge("held_bytes", "Uploads and answers held.", lambda: self.bytes.held)
+        self.metrics.gauges(
+            "gpu_memory_used_bytes",
+            "In use on a CUDA device.",
+            "device",
+            {
+                choice.device: functools.partial(used_bytes, choice.device)
+                for choice in self.choices
+                if choice.device.startswith("cuda")
+            },
+        )
         gauge("ready", "1 when requests are served.", lambda: float(self.not_ready() is None))
 
 

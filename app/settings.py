@@ -76,9 +76,12 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(item.strip() for item in value.split(",") if item.strip())
-        return value
+        if not isinstance(value, str):
+            return value
+        names = tuple(item.strip() for item in value.split(",") if item.strip())
+        if value and not names:  # a forgotten secret must not open the service to everybody
+            raise ValueError("allowed are values with commas between them; unset it for none")
+        return names
 
     @field_validator("device")
     @classmethod
