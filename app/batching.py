@@ -6,10 +6,10 @@
       └▶ QueueFull, DeadlineExceeded, Unavailable         (a lane for each device)
 
 - **Bounded.** A request reserves its windows before it is decoded; what does not fit is refused
-  at once. One larger than the whole queue is admitted when nothing else is in the house.
+  at once. None takes more than a quarter of the places: with its turns alone it delays nobody more.
 - **Work-conserving.** A batch is formed of what waits at the moment a device is free. While it
   runs the next one is prepared, but only once it is full: until then it can still grow.
-- **Fair.** Requests take turns window by window, keys batch by batch.
+- **Fair.** Requests take turns window by window, keys batch by batch; estimates count these turns.
 - **Contained.** What a window raises fails its own request alone (`app.lanes`).
 
 Knows keys, items, runners and time; no torch, no images, no HTTP. All state belongs to the event
@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from app.errors import DeadlineExceeded, DeviceLost, QueueFull, Unavailable
 from app.fairqueue import FairQueue
@@ -40,9 +40,8 @@ class _Entry(Generic[Item, Result]):
     def __init__(self, ticket: Ticket[Item, Result], item: Item) -> None:
         self.ticket = ticket
         self.item = item
-        loop = asyncio.get_running_loop()
-        self.since = loop.time()
-        self.future: asyncio.Future[Result] = loop.create_future()
+        self.since = ticket._batcher._now()
+        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
 
     @property
     def wanted(self) -> bool:
@@ -50,14 +49,15 @@ class _Entry(Generic[Item, Result]):
 
 
 class Ticket(Generic[Item, Result]):
-    """The right of one request to some windows; a context manager.
+    """The right of one request to some windows of one key; a context manager.
 
     Leaving it, for whatever reason, drops its windows that still wait and frees its places.
     """
 
     def __init__(
-        self, batcher: Batcher[Item, Result], windows: int, deadline: float | None
+        self, batcher: Batcher[Item, Result], key: Hashable, windows: int, deadline: float
     ) -> None:
+        self.key = key
         self.deadline = deadline
         self.places = windows  # reserved and not settled yet
         self.unused = windows  # reserved and not submitted yet
@@ -72,8 +72,8 @@ class Ticket(Generic[Item, Result]):
         """From `submit` to the last result, less `infer_seconds`."""
         return max(0.0, self.settled_at - self.submitted_at - self.infer_seconds)
 
-    def submit(self, key: Hashable, items: Sequence[Item]) -> list[asyncio.Future[Result]]:
-        """Queue windows that may share a batch with others of the same key; one future each.
+    def submit(self, items: Sequence[Item]) -> list[asyncio.Future[Result]]:
+        """Queue windows; one future each.
 
         Raises:
             ValueError: more windows than were reserved, or the ticket was left already.
@@ -82,8 +82,8 @@ class Ticket(Generic[Item, Result]):
             raise ValueError(f"{len(items)} windows on a ticket with {self.unused} left")
         entries = [_Entry(self, item) for item in items]
         self.unused -= len(entries)
-        self.submitted_at = self.submitted_at or entries[0].since if entries else 0.0
-        self._batcher._enqueue(self, key, entries)
+        self.submitted_at = self.submitted_at or self._batcher._now()
+        self._batcher._enqueue(self, entries)
         return [entry.future for entry in entries]
 
     def ran(self, start: float, end: float) -> None:
@@ -104,7 +104,7 @@ class Batcher(Generic[Item, Result]):
     Args:
         runners: the devices.
         max_batch: windows at once, or a function of the key.
-        capacity: windows that may be admitted and not settled.
+        capacity: places for windows that are admitted and not settled.
         max_wait: seconds a batch waits to be filled, from the first window of its key; 0: none.
         observer: told of what happens.
     """
@@ -122,6 +122,7 @@ class Batcher(Generic[Item, Result]):
         self._lanes = [Lane(runner, self._observer) for runner in runners]
         self._max_batch = max_batch if callable(max_batch) else lambda key: max_batch
         self._capacity = capacity
+        self._most = max(1, capacity // 4)  # places of one request
         self._max_wait = max_wait
         self._queue: FairQueue[Ticket[Item, Result], _Entry[Item, Result]] = FairQueue()
         self._tickets: set[Ticket[Item, Result]] = set()
@@ -129,10 +130,14 @@ class Batcher(Generic[Item, Result]):
         self._all_left.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._held: set[_Entry[Item, Result]] = set()  # taken from the queue and not settled
-        self.reserved = 0  # windows of every admitted request that are not settled yet
         self.draining = False
 
     # --- for probes and metrics ---
+
+    @property
+    def reserved(self) -> int:
+        """Windows of every admitted request that are not settled yet."""
+        return sum(ticket.places for ticket in self._tickets)
 
     @property
     def waiting(self) -> int:
@@ -144,11 +149,11 @@ class Batcher(Generic[Item, Result]):
         """Windows that are prepared or run."""
         return len(self._held)
 
-    @property
-    def rate(self) -> float | None:
-        """Windows a second, measured, of all devices that are not lost; None before a batch."""
-        measured = [lane.seconds for lane in self._lanes if lane.seconds and not lane.lost]
-        return sum(1 / seconds for seconds in measured) if measured else None
+    def seconds(self, key: Hashable | None = None) -> float:
+        """That a window of this key (or any) takes, measured, by all devices; 0 before a batch."""
+        measured = [lane.seconds(key) for lane in self._lanes if lane.lost is None]
+        rate = sum(1 / seconds for seconds in measured if seconds)
+        return 1 / rate if rate else 0.0
 
     @property
     def dead(self) -> Unavailable | None:
@@ -159,12 +164,16 @@ class Batcher(Generic[Item, Result]):
     def running_for(self) -> float:
         """Seconds that the longest-running batch has been on its device; 0 when all are free."""
         since = [lane.since for lane in self._lanes if lane.since is not None]
-        return asyncio.get_running_loop().time() - min(since) if since else 0.0
+        return self._now() - min(since) if since else 0.0
 
     # --- for requests ---
 
-    def admit(self, windows: int, *, deadline: float | None = None) -> Ticket[Item, Result]:
-        """Reserve places for a request of so many windows; deadline on the event loop's clock.
+    def admit(
+        self, key: Hashable, windows: int, *, deadline: float = math.inf, bounded: bool = True
+    ) -> Ticket[Item, Result]:
+        """Reserve places for windows of one key; the deadline is on the event loop's clock.
+
+        `bounded=False` is for work of the house's own, which a full queue does not refuse.
 
         Raises:
             Unavailable: draining, or every device is lost.
@@ -172,45 +181,39 @@ class Batcher(Generic[Item, Result]):
             DeadlineExceeded: the measured rate says that it cannot be met.
         """
         if self.draining:
-            self._observer.refused("draining")
-            raise Unavailable("the service is stopping")
+            self._refuse("draining", Unavailable("the service is stopping"))
         if dead := self.dead:
-            self._observer.refused("dead")
-            raise dead
-        ahead = self.reserved
-        seconds = 1 / self.rate if self.rate else 0.0
-        if ahead and ahead + windows > self._capacity:
-            self._observer.refused("queue_full")
-            raise QueueFull(
-                f"{ahead} of {self._capacity} places are taken, and this image needs {windows}",
-                retry_after=(ahead + windows - self._capacity) * seconds,
-            )
-        left = math.inf if deadline is None else deadline - self._now()
-        if (needed := (ahead + windows) * seconds) > left or left <= 0:
-            self._observer.refused("deadline")
-            raise DeadlineExceeded(f"it would take about {needed:.1f} s; {left:.1f} s are left")
-        ticket: Ticket[Item, Result] = Ticket(self, windows, deadline)
-        self.reserved += windows
+            self._refuse("dead", dead)
+        taken = sum(min(each.places, self._most) for each in self._tickets)
+        excess = taken + min(windows, self._most) - self._capacity
+        if bounded and excess > 0:
+            text = f"{taken} of {self._capacity} places are taken, and this image needs {windows}"
+            self._refuse("queue_full", QueueFull(text, retry_after=excess * self.seconds()))
+        left = deadline - self._now()
+        # Until the turn of its last window everybody else has had as many turns, or is done.
+        turns = sum(min(each.places, windows) * self.seconds(each.key) for each in self._tickets)
+        if (needed := turns + windows * self.seconds(key)) > left or left <= 0:
+            text = f"it would take about {needed:.1f} s; {left:.1f} s are left"
+            self._refuse("deadline", DeadlineExceeded(text))
+        ticket: Ticket[Item, Result] = Ticket(self, key, windows, deadline)
         self._tickets.add(ticket)
         self._all_left.clear()
         return ticket
 
+    def _refuse(self, reason: str, error: Exception) -> NoReturn:
+        self._observer.refused(reason)
+        raise error
+
     def _leave(self, ticket: Ticket[Item, Result]) -> None:
         """Free a request's places; what runs is computed for nobody."""
-        if not ticket.left:
-            self._drop(ticket, "cancelled", asyncio.CancelledError())
-            ticket.left = True
-            self.reserved -= ticket.places
-            self._tickets.discard(ticket)
-            if not self._tickets:
-                self._all_left.set()
+        ticket.left = True
+        self._tickets.discard(ticket)
+        if not self._tickets:
+            self._all_left.set()
+        self._drop(ticket, "cancelled", asyncio.CancelledError())
 
-    # --- the queue ---
-
-    def _enqueue(
-        self, ticket: Ticket[Item, Result], key: Hashable, entries: Sequence[_Entry[Item, Result]]
-    ) -> None:
-        self._queue.put(ticket, key, entries)
+    def _enqueue(self, ticket: Ticket[Item, Result], entries: list[_Entry[Item, Result]]) -> None:
+        self._queue.put(ticket, ticket.key, entries)
         if dead := self.dead:
             self._drop(ticket, "dead", dead)
         for lane in self._lanes:
@@ -218,10 +221,9 @@ class Batcher(Generic[Item, Result]):
 
     def _form(self, lane: Lane, key: Hashable) -> list[_Entry[Item, Result]]:
         """The next batch of a key; requests past their deadline are dropped on the way."""
-        now = self._now()
 
         def in_time(ticket: Ticket[Item, Result]) -> bool:
-            if ticket.deadline is None or now < ticket.deadline:
+            if self._now() < ticket.deadline:
                 return True
             self._drop(ticket, "expired", DeadlineExceeded("the deadline passed in the queue"))
             return False
@@ -232,19 +234,17 @@ class Batcher(Generic[Item, Result]):
 
     def _drop(self, ticket: Ticket[Item, Result], reason: str, error: BaseException) -> None:
         """Take a request's waiting windows out of the queue, before they cost anything."""
-        if dropped := self._queue.discard(ticket):
-            self._observer.dropped(reason, len(dropped))
+        dropped = self._queue.discard(ticket)
         for entry in dropped:
             self._settle(entry, error)
+        if dropped:
+            self._observer.dropped(reason, len(dropped))
 
     def _settle(self, entry: _Entry[Item, Result], outcome: Result | BaseException) -> None:
         """The only place where a future gets its outcome, once; its place is free again."""
         self._held.discard(entry)
-        ticket = entry.ticket
-        if not ticket.left:
-            ticket.places -= 1
-            self.reserved -= 1
-            ticket.settled_at = self._now()
+        entry.ticket.places -= 1
+        entry.ticket.settled_at = self._now()
         if entry.future.done():  # whoever awaited it was cancelled
             return
         if isinstance(outcome, asyncio.CancelledError):
@@ -334,7 +334,7 @@ class Batcher(Generic[Item, Result]):
                 entry.ticket.ran(started, self._now())
                 if isinstance(outcome, DeviceLost) and entry.wanted:
                     self._held.discard(entry)
-                    self._enqueue(entry.ticket, key, [entry])  # for another device
+                    self._enqueue(entry.ticket, [entry])  # for another device
                     continue
                 self._settle(entry, outcome)
                 if isinstance(outcome, Exception):  # half an image is of no use to anybody

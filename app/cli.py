@@ -6,6 +6,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+from app.errors import ServiceError
 
 COMMANDS = {
     "serve": ("app.server", "serve masks over HTTP"),
@@ -19,10 +22,17 @@ COMMANDS = {
 """Verb -> the module with its `add_arguments` and `main`, and what it does."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A mistake is told in one line, not under a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 2 and one line on standard error for a user's mistake."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="unet", description=__doc__.split("\n")[0])
+    parser = _Parser(prog="unet", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     for verb, (module, text) in COMMANDS.items():
@@ -37,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (
         ValueError,
         OSError,
+        ServiceError,
     ) as error:  # every error of ours that a user can mend is one of them
         print(f"unet: error: {error}", file=sys.stderr)
         return 2

@@ -81,17 +81,13 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         detail, headers = error.detail, dict(error.headers or {})
         if error.status_code == 404:
-            detail = f"there is nothing at {request.url.path}; /docs lists what there is"
+            detail = f"there is nothing at {request.url.path[:200]}; /docs lists what there is"
         elif error.status_code == 405:
             allowed = headers.get("Allow") or headers.get("allow", "another method")
-            detail = f"{request.method} is not for {request.url.path}; {allowed} is"
+            detail = f"{request.method} is not for {request.url.path[:200]}, but {allowed}"
         return problem(request, error.status_code, detail, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return problem(request, 422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-
-    @app.exception_handler(Exception)
-    async def own_fault(request: Request, error: Exception) -> JSONResponse:
-        return problem(request, 500, "an error of ours; the log knows more under the request's id")

@@ -70,7 +70,6 @@ class Lane:
 
     Attributes:
         since: when the running batch began, on the event loop's clock; None while it is free.
-        seconds: that a window takes, measured; None before the first batch.
         caps: largest batch by key, where running out of memory has lowered it.
         lost: why the device will never answer again.
         wake: set when there may be something to do.
@@ -79,10 +78,10 @@ class Lane:
     def __init__(self, runner: Runner, observer: Observer) -> None:
         self.runner = runner
         self.since: float | None = None
-        self.seconds: float | None = None
         self.caps: dict[Hashable, int] = {}
         self.lost: DeviceLost | None = None
         self.wake = asyncio.Event()
+        self._seconds: dict[Hashable, float] = {}
         self._observer = observer
         self._preparing = CallThread(f"{runner.name} prepare")
         self._running = CallThread(f"{runner.name} run")
@@ -90,6 +89,12 @@ class Lane:
     def cap(self, key: Hashable, most: int) -> int:
         """Windows of this key that a batch may hold."""
         return min(most, self.caps.get(key, sys.maxsize))
+
+    def seconds(self, key: Hashable | None) -> float | None:
+        """That a window takes, measured; the mean of all keys for one not seen yet, or for none."""
+        if key in self._seconds or not self._seconds:
+            return self._seconds.get(key)
+        return sum(self._seconds.values()) / len(self._seconds)
 
     def end(self) -> None:
         """Let the threads go; a hung one is left behind."""
@@ -151,7 +156,7 @@ class Lane:
         finally:
             self.since = None
         newest = seconds / len(batch)
-        self.seconds = newest if self.seconds is None else self.seconds
-        self.seconds += _SMOOTHING * (newest - self.seconds)
+        known = self._seconds.setdefault(key, newest)
+        self._seconds[key] = known + _SMOOTHING * (newest - known)
         self._observer.batch_done(self.runner.name, key, len(batch), seconds)
         return results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import math
 import sys
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", type=Path, default=Path("masks"), help="folder for the masks (masks)"
     )
     parser.add_argument(
-        "--output", type=Output, choices=list(Output), default=Output.MASK, metavar="KIND",
+        "--output", choices=list(map(str, Output)), default="mask", metavar="KIND",
         help=f"one of {', '.join(Output)} (mask)",
     )  # fmt: skip
     parser.add_argument("--threshold", type=_fraction, help="0..1 (the model's own)")
@@ -63,7 +62,7 @@ async def _segment_all(
             try:
                 with service.registry.lease(None) as model:
                     data = await asyncio.to_thread(path.read_bytes)
-                    options = Options(args.output, args.threshold)
+                    options = Options(Output(args.output), args.threshold)
                     result = await service.segmenter.segment(model, data, options, math.inf)
             except (ServiceError, OSError) as error:
                 failures.append((path, str(error)))
@@ -71,10 +70,7 @@ async def _segment_all(
                 if result.polygons is None:
                     path, content = args.out / f"{name}.png", result.png
                 else:
-                    path, content = (
-                        args.out / f"{name}.geojson",
-                        json.dumps(result.polygons).encode(),
-                    )
+                    path, content = args.out / f"{name}.geojson", result.polygons.encode()
                 await asyncio.to_thread(write_atomically, path, content)
             bar.update()
 
@@ -111,7 +107,10 @@ def _sources(paths: list[Path]) -> dict[str, Path]:
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number in 0..1")
     return value

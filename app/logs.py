@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -30,11 +31,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 class TextFormatter(logging.Formatter):
-    """Short lines for a terminal."""
+    """Short lines for a terminal. A message is one line, and commands no terminal, whatever a
+    client wrote into its path."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the base's name
+        record.message = _CONTROL.sub(
+            lambda found: found[0].encode("unicode_escape").decode(), record.message.rstrip()
+        )
+        return super().formatMessage(record)
 
 
 def set_up(format: str, level: str) -> None:

@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
 from app import handlers
-from app.middleware import HearOut, Observe
+from app.middleware import HearOut, Observe, TakeShare
 from app.routers import models, probes, segment
 from app.schemas import Problem
 from app.service import Service
@@ -53,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Bytes of an image in, a PNG mask out, made by a trained U-Net.",
         license_info={"name": "MIT"},
         lifespan=lifespan,
+        redirect_slashes=False,  # a request that is nearly right is told so, not sent elsewhere
     )
     app.state.service = service
     for router in (segment.router, models.router, probes.router):
@@ -65,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     handlers.install(app)
     app.add_middleware(HearOut)
+    app.add_middleware(TakeShare, budget=service.bytes)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

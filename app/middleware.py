@@ -13,8 +13,11 @@ import uuid
 from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.budget import Budget
+from app.handlers import problem
 from app.logs import request_id
 from app.metrics import Metrics
 
@@ -24,6 +27,7 @@ CLIENT_LEFT = 499
 """Logged and counted for a request whose client left before the answer (nginx's number)."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+_LONGEST_PATH = 200
 _QUIET = ("/livez", "/readyz", "/startupz", "/healthz", "/metrics")
 
 _SAFE_HEADERS = {
@@ -40,7 +44,8 @@ class HearOut:
     """Lets a client finish sending before it is told that its request is refused.
 
     A server that closes the connection while the client still sends makes the client see a broken
-    pipe instead of the answer. What is left of the body is read and dropped, within bounds.
+    pipe instead of the answer. What is left of the body is read and dropped, within bounds;
+    beyond them the connection is closed.
     """
 
     seconds = 5.0
@@ -72,13 +77,42 @@ class HearOut:
                     async with asyncio.timeout(self.seconds):
                         while unread and left > 0:
                             left -= len((await heard()).get("body", b""))
+                if unread:
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         await self.app(scope, heard, answer)
 
 
+class TakeShare:
+    """Gives every request its share of the bytes that all may hold, from the first of its upload
+    until its client has taken the answer.
+
+    The answer leaves in pieces, each when the one before has gone, so that a client that reads
+    nothing is still known to hold it.
+    """
+
+    piece = 256 * 1024
+
+    def __init__(self, app: ASGIApp, budget: Budget) -> None:
+        self.app = app
+        self.budget = budget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            body = memoryview(message.get("body", b""))
+            while len(body) > self.piece:
+                part, body = body[: self.piece], body[self.piece :]
+                await send({"type": message["type"], "body": bytes(part), "more_body": True})
+            await send({**message, "body": bytes(body)} if body else message)
+
+        with self.budget.share() as share:
+            scope.setdefault("state", {})["share"] = share
+            await self.app(scope, receive, sent)
+
+
 class Observe:
-    """Wraps the whole application."""
+    """Wraps the whole application: what comes out of it, errors of ours too, has its id."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -94,6 +128,9 @@ class Observe:
         token = request_id.set(identifier)
         start = time.perf_counter()
         status = CLIENT_LEFT
+        method, path = scope["method"], scope["path"][:_LONGEST_PATH]
+        if method == "HEAD":  # is a GET; the server below leaves the body out
+            scope = {**scope, "method": "GET"}
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -109,6 +146,14 @@ class Observe:
 
         try:
             await self.app(scope, receive, observed)
+        except ClientDisconnect:
+            pass  # there is nobody to answer
+        except Exception:
+            log.exception("an error of ours")
+            if status != CLIENT_LEFT:  # it has begun to answer: all that is left is to hang up
+                raise
+            text = "an error of ours; the log knows more under the request's id"
+            await problem(Request(scope), 500, text)(scope, receive, observed)
         finally:
             seconds = time.perf_counter() - start
             # The route's template, never the path: a client must not choose a metric's labels.
@@ -118,14 +163,14 @@ class Observe:
             log.log(
                 logging.DEBUG if route in _QUIET and status < 500 else logging.INFO,
                 "%s %s %d %.0f ms",
-                scope["method"],
-                scope["path"],
+                method,
+                path,
                 status,
                 seconds * 1000,
                 extra={
                     "fields": {
-                        "method": scope["method"],
-                        "path": scope["path"],
+                        "method": method,
+                        "path": path,
                         "status": status,
                         "milliseconds": round(seconds * 1000, 1),
                     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from app.engine.factory import EngineChoice, build_engine, resolve
 from app.engine.worker import BatchKey, Worker
 from app.errors import Unavailable, UnknownModel
 from app.metrics import Metrics
+from app.threads import CallThread
 from model.checkpoint import MANIFEST, SUFFIX, Checkpoint, load_checkpoint
 from model.metrics import Overlap
 from model.windows import WindowPlan, plan_windows
@@ -30,13 +32,14 @@ log = logging.getLogger(__name__)
 GOLDEN_IOU = 0.98
 """The least overlap with its golden mask that a model must show before it is served."""
 
-_RELOAD_SECONDS = 2.0
+_RELOAD_SECONDS = 1.0
+
+_loads = itertools.count(1)
+
+Stamp = tuple[int, ...]
 
 
-Stamp = tuple[int, int, int]
-
-
-class ModelRejected(Exception):
+class ModelRejected(ValueError):
     """A checkpoint was loaded and is not fit to serve; one line says why."""
 
 
@@ -49,12 +52,18 @@ class ServedModel:
         choices: the engine it runs on, one a device.
         golden_iou: what its proof gave.
         users: requests that hold it at the moment; it is freed after the last.
+        engine_id: names its engines. Not `id`: a file may come back while requests still hold the
+            model it was before, and they must not share engines that one of them frees.
     """
 
     checkpoint: Checkpoint
     choices: Sequence[EngineChoice]
     golden_iou: float = 0.0
     users: int = 0
+    engine_id: str = ""
+
+    def __post_init__(self) -> None:
+        self.engine_id = f"{self.id}#{next(_loads)}"
 
     @property
     def id(self) -> str:
@@ -67,15 +76,21 @@ class ServedModel:
         return plan_windows(height, width, self.checkpoint.architecture, self.checkpoint.preprocess)
 
     def key(self, plan: WindowPlan) -> BatchKey:
-        return BatchKey(self.id, plan.shape)
+        return BatchKey(self.engine_id, plan.shape)
 
 
 @dataclasses.dataclass
 class Entry:
-    """A name clients may ask for, and what became of its file."""
+    """A name clients may ask for, and what became of its file.
+
+    Attributes:
+        stamp: of the file as it was loaded last, or tried.
+        seen: of the file at the last look.
+    """
 
     path: Path
     stamp: Stamp | None = None
+    seen: Stamp | None = None
     served: ServedModel | None = None
     error: str | None = None
 
@@ -111,6 +126,8 @@ class Registry:
         self._workers = workers
         self._prove = prove
         self._metrics = metrics
+        # Not an executor: those are joined at the end, and a model takes long to load.
+        self._thread = CallThread("models")
 
     @contextmanager
     def lease(self, name: str | None) -> Iterator[ServedModel]:
@@ -120,7 +137,7 @@ class Registry:
             UnknownModel: no checkpoint of that name.
             Unavailable: it is there, but not (or not yet) fit to serve.
         """
-        entry = self.entries.get(name or self.default)
+        entry = self.entries.get(self.default if name is None else name)
         if entry is None:
             known = ", ".join(sorted(self.entries))
             raise UnknownModel(f"there is no model {name!r} here; there is {known}")
@@ -141,30 +158,46 @@ class Registry:
         Raises:
             CheckpointError, ModelRejected: it cannot serve.
         """
-        await self._load(self.entries[self.default])
+        entry = self.entries[self.default]
+        try:
+            await self._load(entry)
+        except Exception as error:
+            entry.error = str(error)
+            raise
 
     async def load_others(self) -> None:
         """Load what is not loaded yet; a file that is no good is reported and left out."""
         for entry in list(self.entries.values()):
-            if entry.served is None:
+            if entry.served is None and entry.error is None:
                 await self._try(entry)
 
     async def watch(self) -> None:
         """Take in changed and new files, for ever."""
         while True:
             await asyncio.sleep(_RELOAD_SECONDS)
-            for path in await asyncio.to_thread(lambda: sorted(self.folder.glob(f"*{SUFFIX}"))):
-                entry = self.entries.setdefault(path.stem, Entry(path))
-                if _stamp(path) not in (None, entry.stamp):
-                    await self._try(entry)
+            await self.look()
+
+    async def look(self) -> None:
+        """Take in files that are new or changed, and have not changed since the last look: one
+        that is being copied is left alone. A model whose file is gone goes on serving."""
+        for path in await asyncio.to_thread(lambda: sorted(self.folder.glob(f"*{SUFFIX}"))):
+            self.entries.setdefault(path.stem, Entry(path))
+        for name, entry in list(self.entries.items()):
+            last, entry.seen = entry.seen, _stamp(entry.path)
+            if entry.seen is None and entry.served is None and name != self.default:
+                del self.entries[name]
+            elif entry.seen not in (None, entry.stamp) and entry.seen == last:
+                await self._try(entry)
 
     def close(self) -> None:
+        self._thread.end()
         for entry in self.entries.values():
             if entry.served is not None:
                 self._free(entry.served)
                 entry.served = None
 
     async def _try(self, entry: Entry) -> None:
+        before = entry.served
         try:
             await self._load(entry)
         except Exception as error:  # whatever a file does, the other models go on serving
@@ -172,18 +205,20 @@ class Registry:
             self._metrics.reloads.labels("rejected").inc()
             log.error("model %s is not taken in: %s", entry.path.stem, error)
         else:
-            self._metrics.reloads.labels("accepted").inc()
+            if entry.served is not before:
+                self._metrics.reloads.labels("accepted").inc()
 
     async def _load(self, entry: Entry) -> None:
         # Before reading: a file that changes meanwhile has another stamp, and is read again.
         entry.stamp = _stamp(entry.path)
-        checkpoint = await asyncio.to_thread(load_checkpoint, entry.path)
+        checkpoint = await self._thread.call(load_checkpoint, entry.path)
         if entry.served is not None and entry.served.checkpoint.sha256 == checkpoint.sha256:
+            entry.error = None
             return
         choices = [resolve(choice, checkpoint) for choice in self._choices]
         served = ServedModel(dataclasses.replace(checkpoint, state={}), choices)
         try:
-            await asyncio.to_thread(self._build, checkpoint, choices)
+            await self._thread.call(self._build, checkpoint, served)
             mask = await self._prove(served)
             served.golden_iou = Overlap.of(mask > 0, checkpoint.golden.mask > 0).iou
             if served.golden_iou < GOLDEN_IOU:
@@ -199,15 +234,15 @@ class Registry:
         if old is not None and old.users == 0:
             self._free(old)
 
-    def _build(self, checkpoint: Checkpoint, choices: Sequence[EngineChoice]) -> None:
-        for choice, worker in zip(choices, self._workers, strict=True):
+    def _build(self, checkpoint: Checkpoint, served: ServedModel) -> None:
+        for choice, worker in zip(served.choices, self._workers, strict=True):
             engine = build_engine(choice, checkpoint)
             engine.warm()
-            worker.engines[checkpoint.id] = engine
+            worker.engines[served.engine_id] = engine
 
     def _free(self, served: ServedModel) -> None:
         for worker in self._workers:
-            engine = worker.engines.pop(served.id, None)
+            engine = worker.engines.pop(served.engine_id, None)
             if engine is not None:
                 engine.close()
 
@@ -238,13 +273,18 @@ def _stamp(path: Path) -> Stamp | None:
     """What changes when a file or its manifest does; None when the file is gone.
 
     The manifest is written after the file. Seen between the two, a checkpoint has the wrong hash;
-    with the manifest's own change it is looked at again.
+    with the manifest's own change it is looked at again. A link may be turned to another file of
+    the same size and time: its number and the time of its entry tell them apart.
     """
     try:
-        file = path.stat()
+        stamp = _changes(path)
     except OSError:
         return None
     with contextlib.suppress(OSError):
-        manifest = (path.parent / MANIFEST).stat()
-        return file.st_mtime_ns, file.st_size, manifest.st_mtime_ns
-    return file.st_mtime_ns, file.st_size, 0
+        stamp += _changes(path.parent / MANIFEST)
+    return stamp
+
+
+def _changes(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size

@@ -66,4 +66,7 @@ async def segment_query(
         raise InvalidRequest(
             f"unknown parameter {unknown[0]!r}; there are {', '.join(sorted(known))}"
         )
+    for name in known:
+        if len(given := request.query_params.getlist(name)) > 1:
+            raise InvalidRequest(f"{name} is given {len(given)} times; send it once")
     return SegmentQuery(model, threshold, output)

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -26,8 +26,9 @@ import numpy.typing as npt
 
 from app import images
 from app.batching import Batcher, Ticket
+from app.budget import Budget
 from app.engine.worker import Piece
-from app.errors import DeadlineExceeded, InvalidRequest, QueueFull
+from app.errors import DeadlineExceeded, InvalidRequest
 from app.metrics import Metrics
 from app.registry import ServedModel
 from model.instances import label_instances
@@ -72,7 +73,7 @@ class Segmentation:
         coverage: fraction of the pixels that are not background.
         confidence: mean over the pixels of the probability of what was decided.
         objects: how many there are, if instances or polygons were asked for.
-        polygons: a GeoJSON FeatureCollection, if it was asked for.
+        polygons: the text of a GeoJSON FeatureCollection, if it was asked for.
         seconds: by stage.
     """
 
@@ -83,7 +84,12 @@ class Segmentation:
     confidence: float
     objects: int | None
     seconds: dict[str, float]
-    polygons: dict[str, Any] | None = None
+    polygons: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the output."""
+        return len(self.png) + len(self.polygons or "")
 
 
 class Segmenter:
@@ -93,7 +99,7 @@ class Segmenter:
         batcher: computes windows.
         pool: threads for everything else that takes time.
         max_pixels: of one image.
-        budget: pixels of decoded images that may be held at once.
+        pixels: of decoded images that may be held at once.
         metrics: where stages are observed.
     """
 
@@ -103,20 +109,23 @@ class Segmenter:
         pool: Executor,
         *,
         max_pixels: int,
-        budget: int,
+        pixels: Budget,
         metrics: Metrics,
     ) -> None:
         self._batcher = batcher
         self._pool = pool
         self._max_pixels = max_pixels
-        self._budget = budget
-        self._held = 0
+        self._pixels = pixels
         self._metrics = metrics
 
-    @property
-    def held_pixels(self) -> int:
-        """Pixels of decoded images held at the moment."""
-        return self._held
+    @staticmethod
+    def check(model: ServedModel, options: Options) -> None:
+        """
+        Raises:
+            InvalidRequest: the model has no such output.
+        """
+        if options.output is Output.INSTANCES and not model.checkpoint.preprocess.binary:
+            raise InvalidRequest("output=instances needs a model of one class; this one has more")
 
     async def segment(
         self, model: ServedModel, data: bytes, options: Options, deadline: float
@@ -132,8 +141,7 @@ class Segmenter:
             InvalidRequest: the model has no such output.
             EngineError: our own fault.
         """
-        if options.output is Output.INSTANCES and not model.checkpoint.preprocess.binary:
-            raise InvalidRequest("output=instances needs a model of one class; this one has more")
+        self.check(model, options)
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._segment(model, data, options, deadline)
@@ -145,7 +153,7 @@ class Segmenter:
         """The mask of the model's golden image, by the path of requests."""
         image = model.checkpoint.golden.image
         plan = model.plan(*image.shape[:2])
-        with self._batcher.admit(plan.count) as ticket:
+        with self._batcher.admit(model.key(plan), plan.count, bounded=False) as ticket:
             pixels = await self._call(prepare, image, model.checkpoint.preprocess)
             stitched = await self._infer(model, plan, ticket, pixels)
         restored = await self._call(restore, stitched, *image.shape[:2])
@@ -162,9 +170,10 @@ class Segmenter:
         # A resized image may be decoded at a fraction of its size, unless it is to be shown.
         reduced = preprocess.mode == "resize" and not options.output.shows_image
         with (
-            self._hold(height * width),
-            self._batcher.admit(plan.count, deadline=deadline) as ticket,
+            self._pixels.share() as held,
+            self._batcher.admit(model.key(plan), plan.count, deadline=deadline) as ticket,
         ):
+            held.take(height * width)
             decoded = await self._call(
                 images.decode, data, header, at_least=preprocess.resized if reduced else None
             )
@@ -195,24 +204,9 @@ class Segmenter:
         windows = plan.windows
         pieces = [Piece(pixels, plan, window) for window in windows]
         stitcher = Stitcher(plan, model.checkpoint.architecture.out_channels)
-        for window, future in zip(windows, ticket.submit(model.key(plan), pieces), strict=True):
+        for window, future in zip(windows, ticket.submit(pieces), strict=True):
             await self._call(stitcher.add, window, await future)
         return stitcher.result()
-
-    @contextmanager
-    def _hold(self, pixels: int) -> Iterator[None]:
-        """Count a decoded image against the budget; one alone may be larger than all of it."""
-        if self._held and self._held + pixels > self._budget:
-            self._metrics.rejected.labels("memory").inc()
-            raise QueueFull(
-                f"decoded images of {self._held / 1e6:.0f} megapixels are waiting already",
-                retry_after=1,
-            )
-        self._held += pixels
-        try:
-            yield
-        finally:
-            self._held -= pixels
 
     async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         loop = asyncio.get_running_loop()
@@ -271,7 +265,7 @@ def _finish(
         case Output.POLYGONS:
             features = _outline(probabilities, mask, model, threshold)
             objects = len(features)
-            polygons = {"type": "FeatureCollection", "features": features}
+            polygons = json.dumps({"type": "FeatureCollection", "features": features})
     if preprocess.binary:
         confidence = np.maximum(foreground, 1 - foreground).mean()
     else:

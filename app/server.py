@@ -14,9 +14,10 @@ from types import FrameType
 import uvicorn
 
 from app import logs
+from app.connection import Connection
 from app.main import create_app
 from app.service import Service
-from app.settings import Settings, load_settings
+from app.settings import PREFIX, Settings, SettingsError, load_settings
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,15 @@ class Server(uvicorn.Server):
                 log.info("listening on http://%s:%d", host, port)
 
 
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(f"{PREFIX}HOST={host}, {PREFIX}PORT={port}: {reason}") from None
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag a setting."""
     for name, field in Settings.model_fields.items():
@@ -104,15 +114,16 @@ def main(args: argparse.Namespace) -> int:
     given = {name: getattr(args, name) for name in Settings.model_fields}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     logs.set_up(settings.log_format, settings.log_level)
+    listening = _listen(settings.host, settings.port)  # first: it fails at once, if it does
     app = create_app(settings)
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
+        http=Connection,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
     )
-    Server(config, service).run()
+    Server(config, service).run([listening])
     return 1 if service.failed.is_set() else 0

@@ -8,14 +8,20 @@ answered, then the engines are freed.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.batching import Batcher
+from app.budget import Budget
 from app.engine.factory import choose_engines, cpu_quota
+from app.engine.memory import used_bytes
 from app.engine.worker import BatchKey, Piece, Worker
+from app.errors import Unavailable
 from app.metrics import Metrics
 from app.registry import Registry
 from app.segmenter import FloatArray, Segmenter
@@ -58,11 +64,22 @@ class Service:
         )
         # Decoding and encoding run beside the engine; more threads than CPUs would only contend.
         self.pool = ThreadPoolExecutor(settings.threads or cpu_quota(), "images")
+        memory_refused = self.metrics.rejected.labels("memory").inc
+        self.pixels = Budget(
+            1e6 * max(settings.queue_megapixels, settings.max_megapixels),
+            "megapixels of decoded images",
+            memory_refused,
+        )
+        self.bytes = Budget(
+            1e6 * max(settings.queue_mb, settings.max_upload_mb),
+            "MB of uploads and answers",
+            memory_refused,
+        )
         self.segmenter = Segmenter(
             self.batcher,
             self.pool,
             max_pixels=int(settings.max_megapixels * 1e6),
-            budget=int(settings.queue_megapixels * 1e6),
+            pixels=self.pixels,
             metrics=self.metrics,
         )
         self.registry = Registry(
@@ -74,11 +91,12 @@ class Service:
             self.metrics,
         )
         self.choices = choices
-        self.started = False
-        self.failure: Exception | None = None
         self.failed = asyncio.Event()
         """Set when the start failed for good: nothing will ever be served."""
         self.draining = False
+        self._accepted = 0
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
         self._tasks: list[asyncio.Task[None]] = []
         self._show()
 
@@ -95,11 +113,28 @@ class Service:
         """
         await self.batcher.start()
         await self.registry.load_default()
-        self.started = True
+
+    @contextmanager
+    def accepted(self) -> Iterator[None]:
+        """A request that is here in full: a drain waits until it is answered, all its images.
+
+        Raises:
+            Unavailable: no request is taken now.
+        """
+        self.check_ready()
+        self._accepted += 1
+        self._all_answered.clear()
+        try:
+            yield
+        finally:
+            self._accepted -= 1
+            if not self._accepted:
+                self._all_answered.set()
 
     async def drain(self) -> None:
         """No new work from now on; returns when every accepted request is settled."""
         self.draining = True
+        await self._all_answered.wait()
         await self.batcher.drain()
 
     async def stop(self) -> None:
@@ -111,6 +146,11 @@ class Service:
         await self.batcher.close()
         self.registry.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def started(self) -> bool:
+        """The default model was loaded, warmed and proven."""
+        return self.registry.entries[self.settings.model].served is not None
 
     def not_alive(self) -> str | None:
         """Why an orchestrator should restart this process; None while it is sound."""
@@ -128,22 +168,31 @@ class Service:
         """Why no request should come here now; None when the default model is proven."""
         if self.draining:
             return "draining: the service is about to stop"
-        if self.failure is not None:
-            return f"the default model cannot be served: {self.failure}"
         if not self.started:
-            return f"starting: {self.settings.model} is loading"
+            error = self.registry.entries[self.settings.model].error
+            return (
+                f"the default model cannot be served: {error}"
+                if error
+                else f"starting: {self.settings.model} is loading"
+            )
         return self.not_alive()
+
+    def check_ready(self) -> None:
+        """
+        Raises:
+            Unavailable: no request should come here now.
+        """
+        if cause := self.not_ready():
+            raise Unavailable(cause, retry_after=2)
 
     async def _load(self) -> None:
         try:
             await self.registry.load_default()
         except Exception as error:
-            self.failure = error
             log.error("the default model cannot be served: %s", error)
             if not self.settings.reload:
                 self.failed.set()
                 return
-        self.started = True
         await self.registry.load_others()
         if self.settings.reload:
             await self.registry.watch()
@@ -166,10 +215,23 @@ class Service:
         gauge("windows_in_flight", "Windows on a device.", lambda: batcher.in_flight)
         gauge("windows_reserved", "Windows of all admitted requests.", lambda: batcher.reserved)
         gauge(
-            "engine_windows_per_second", "Measured rate, 0 before it.", lambda: batcher.rate or 0.0
+            "engine_windows_per_second",
+            "Measured rate, 0 before it.",
+            lambda: 1 / seconds if (seconds := batcher.seconds()) else 0.0,
         )
         gauge("batch_running_seconds", "Age of the running batch.", batcher.running_for)
-        gauge("held_pixels", "Decoded images held.", lambda: self.segmenter.held_pixels)
+        gauge("held_pixels", "Decoded images held.", lambda: self.pixels.held)
+        gauge("held_bytes", "Uploads and answers held.", lambda: self.bytes.held)
+        self.metrics.gauges(
+            "gpu_memory_used_bytes",
+            "In use on a CUDA device.",
+            "device",
+            {
+                choice.device: functools.partial(used_bytes, choice.device)
+                for choice in self.choices
+                if choice.device.startswith("cuda")
+            },
+        )
         gauge("ready", "1 when requests are served.", lambda: float(self.not_ready() is None))
 
 

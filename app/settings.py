@@ -17,6 +17,7 @@ class SettingsError(ValueError):
 
 
 _Auto = Annotated[int | None, Field(ge=1)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
 _Names = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -40,20 +41,25 @@ class Settings(BaseSettings):
     threads: _Auto = Field(None, description="CPU threads; auto is the container's CPU quota")
 
     max_batch: _Auto = Field(None, description="windows at once; auto depends on the device")
-    max_wait_ms: float = Field(0, ge=0, le=10_000, description="wait to fill a batch, in ms")
+    max_wait_ms: _Number = Field(0, ge=0, le=10_000, description="wait to fill a batch, in ms")
     queue_windows: _Auto = Field(None, description="windows that may be in the house at once")
-    queue_megapixels: float = Field(
+    queue_megapixels: _Number = Field(
         400, gt=0, description="decoded images that may be in the house at once"
     )
-    request_timeout_s: float = Field(30, gt=0, le=86_400, description="longest time for a request")
-    watchdog_s: float = Field(60, gt=0, description="a batch that runs longer is hung")
-    drain_s: float = Field(20, ge=0, description="time for accepted requests at the end")
+    queue_mb: _Number = Field(
+        512, gt=0, description="uploads and answers that may be in the house at once, in 10^6 bytes"
+    )
+    request_timeout_s: _Number = Field(
+        30, gt=0, le=86_400, description="longest time for a request"
+    )
+    watchdog_s: _Number = Field(60, gt=0, description="a batch that runs longer is hung")
+    drain_s: _Number = Field(20, ge=0, description="time for accepted requests at the end")
     exit_on_engine_failure: bool = Field(
         False, description="on: leave the process when the engine is hung or lost"
     )
 
-    max_upload_mb: float = Field(32, gt=0, description="bytes of a request, in 10^6")
-    max_megapixels: float = Field(100, gt=0, description="pixels of an image, in 10^6")
+    max_upload_mb: _Number = Field(32, gt=0, description="bytes of a request, in 10^6")
+    max_megapixels: _Number = Field(100, gt=0, description="pixels of an image, in 10^6")
     api_keys: _Names = Field((), description="comma-separated keys; none: no key is asked for")
     cors_origins: _Names = Field((), description="comma-separated origins of other pages")
 
@@ -70,9 +76,12 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(item.strip() for item in value.split(",") if item.strip())
-        return value
+        if not isinstance(value, str):
+            return value
+        names = tuple(item.strip() for item in value.split(",") if item.strip())
+        if value and not names:  # a forgotten secret must not open the service to everybody
+            raise ValueError("allowed are values with commas between them; unset it for none")
+        return names
 
     @field_validator("device")
     @classmethod

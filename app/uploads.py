@@ -11,6 +11,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from app.budget import Share
 from app.errors import InvalidRequest, UploadTooLarge
 
 _RAW_TYPES = ("application/octet-stream",)
@@ -34,18 +35,22 @@ class _Parser(MultiPartParser):
     spool_max_size = 2**62
 
 
-async def read_uploads(request: Request, max_bytes: int) -> list[Upload]:
+async def read_uploads(request: Request, max_bytes: int, share: Share) -> list[Upload]:
     """The files of a multipart body (its `file` parts), or the raw body itself.
+
+    Args:
+        share: of what all requests may hold; it grows with every chunk.
 
     Raises:
         UploadTooLarge: more than `max_bytes`; what is too much was never kept.
+        QueueFull: the uploads of others take all the room.
         InvalidRequest: no file, or another kind of body.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _read_form(request, max_bytes)
+        return await _read_form(request, _limited(request, max_bytes, share))
     if kind.startswith("image/") or kind in _RAW_TYPES:
-        data = b"".join([chunk async for chunk in _limited(request, max_bytes)])
+        data = b"".join([chunk async for chunk in _limited(request, max_bytes, share)])
         if not data:
             raise InvalidRequest("the body is empty; send the bytes of an image")
         return [Upload("", data)]
@@ -55,12 +60,9 @@ async def read_uploads(request: Request, max_bytes: int) -> list[Upload]:
     )
 
 
-async def _read_form(request: Request, max_bytes: int) -> list[Upload]:
+async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> list[Upload]:
     try:
-        parser = _Parser(
-            request.headers, _limited(request, max_bytes), max_files=1000, max_fields=100
-        )
-        form = await parser.parse()
+        form = await _Parser(request.headers, body, max_files=1000, max_fields=100).parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise InvalidRequest(f"the multipart body is malformed: {error}") from error
     try:
@@ -79,7 +81,7 @@ async def _read_form(request: Request, max_bytes: int) -> list[Upload]:
     return uploads
 
 
-async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, max_bytes: int, share: Share) -> AsyncGenerator[bytes, None]:
     """The body's chunks; raises as soon as they are too many."""
     error = UploadTooLarge(f"the request is larger than the {max_bytes / 1e6:g} MB allowed")
     declared = request.headers.get("content-length", "")
@@ -90,6 +92,7 @@ async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
         received += len(chunk)
         if received > max_bytes:
             raise error
+        share.take(len(chunk))
         yield chunk
 
 

@@ -157,14 +157,14 @@ def post(server: Server) -> Post:
     return send
 
 
-def write_tiny(path: Path, seed: int = 0, base_features: int = 4) -> str:
+def write_tiny(path: Path, seed: int = 0, base_features: int = 4, classes: int = 1) -> str:
     """A small untrained checkpoint of 64×64 and 128×128 windows, with its golden pair and its
     entry in the manifest; a service with it does hundreds of images a second. Returns its id."""
     from model.checkpoint import Checkpoint, parameter_shapes, record, save_checkpoint
     from model.config import PreprocessConfig, UNetConfig
     from model.predict import with_golden
 
-    architecture = UNetConfig(3, 1, base_features, 1)
+    architecture = UNetConfig(3, classes, base_features, 1)
     rng = np.random.default_rng(seed)
     state = {
         name: (rng.normal(size=shape) * np.sqrt(2 / max(1, int(np.prod(shape[1:]))))).astype(
@@ -172,7 +172,13 @@ def write_tiny(path: Path, seed: int = 0, base_features: int = 4) -> str:
         )
         for name, shape in parameter_shapes(architecture)
     }
-    preprocess = PreprocessConfig(window=((64, 64), (128, 128)), overlap=32)
+    several = {
+        "classes": tuple(["background", "cell", "debris"][:classes]),
+        "palette": ((0, 0, 0), (255, 0, 0), (0, 255, 0))[:classes],
+    }
+    preprocess = PreprocessConfig(
+        window=((64, 64), (128, 128)), overlap=32, **(several if classes > 1 else {})
+    )
     draft = Checkpoint(path.stem, architecture, preprocess, state)
     saved = save_checkpoint(path, with_golden(draft, nuclei(100, 100, seed)[0]))
     record(path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
+from app.routers.auth import authorized
 from app.service import Service
 
 router = APIRouter(tags=["probes"])
@@ -38,7 +39,7 @@ async def startupz(request: Request) -> Response:
     return _answer(None if service.started else service.not_ready())
 
 
-@router.get("/metrics", summary="Prometheus metrics")
+@router.get("/metrics", summary="Prometheus metrics", dependencies=[Depends(authorized)])
 async def metrics(request: Request) -> Response:
     """Counts, latencies by stage, queue, engine and process, in Prometheus' text format."""
     service: Service = request.app.state.service

@@ -7,15 +7,17 @@ import base64
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
-from app.errors import InvalidRequest, ServiceError, Unavailable
+from app.budget import Share
+from app.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from app.handlers import describe
 from app.registry import ServedModel
 from app.routers.auth import authorized
@@ -72,30 +74,43 @@ async def segment(
     Send `multipart/form-data` with one or more `file` parts, or the raw image as the body.
     """
     service: Service = request.app.state.service
-    if cause := service.not_ready():
-        raise Unavailable(cause, retry_after=2)
-    seconds = _timeout(request, service.settings.request_timeout_s)
-    with service.registry.lease(query.model) as model:
-        uploads = await read_uploads(request, int(service.settings.max_upload_mb * 1e6))
-        deadline = asyncio.get_running_loop().time() + seconds
-        options = Options(query.output, query.threshold)
-        results = await _unless_client_leaves(
-            request, _segment_all(service, model, uploads, options, deadline)
-        )
-    if len(uploads) == 1 and isinstance(results[0], ServiceError):
-        raise results[0]
-    if query.output is Output.POLYGONS or _wants_json(request):
-        document = _statistics(model, uploads, results)
-        return JSONResponse(document, headers=_model_headers(model))
-    if len(uploads) == 1:
-        (result,) = results
-        assert isinstance(result, Segmentation)
-        return Response(result.png, media_type="image/png", headers=_headers(model, result))
-    return Response(
-        await asyncio.to_thread(_zip, uploads, results),
-        media_type="application/zip",
-        headers=_model_headers(model),
+    share: Share = request.state.share
+    deadline = asyncio.get_running_loop().time() + _timeout(
+        request, service.settings.request_timeout_s
     )
+    as_json = query.output is Output.POLYGONS or _wants_json(request)
+    service.check_ready()  # before the image is on its way, and again when it is here
+    with service.registry.lease(query.model) as model:
+        options = Options(query.output, query.threshold)
+        service.segmenter.check(model, options)
+        uploads = await _read(request, service, share, deadline)
+        with service.accepted():
+            results = await _unless_client_leaves(
+                request, _segment_all(service, model, uploads, options, deadline, share)
+            )
+            single = results[0] if len(uploads) == 1 else None
+            if isinstance(single, ServiceError):
+                raise single
+            headers = _headers(model, single)
+            if single is not None and not as_json:
+                return Response(single.png, media_type="image/png", headers=headers)
+            # Joining copies: room for that is taken first, and the time on another thread.
+            share.take(sum(result.size for result in results if isinstance(result, Segmentation)))
+            if as_json:
+                content = await asyncio.to_thread(_document, model, uploads, results)
+                return Response(content, media_type="application/json", headers=headers)
+            content = await asyncio.to_thread(_zip, uploads, results)
+            return Response(content, media_type="application/zip", headers=headers)
+
+
+async def _read(request: Request, service: Service, share: Share, deadline: float) -> list[Upload]:
+    """The request's files, if they are all here before the deadline."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await read_uploads(request, int(service.settings.max_upload_mb * 1e6), share)
+    except TimeoutError:
+        service.metrics.rejected.labels("deadline").inc()
+        raise DeadlineExceeded("the deadline passed before the request was complete") from None
 
 
 async def _segment_all(
@@ -104,12 +119,15 @@ async def _segment_all(
     uploads: list[Upload],
     options: Options,
     deadline: float,
+    share: Share,
 ) -> list[Segmentation | ServiceError]:
     """One image after the other, so that a request with many takes turns with everybody's."""
     results: list[Segmentation | ServiceError] = []
     for upload in uploads:
         try:
-            results.append(await service.segmenter.segment(model, upload.data, options, deadline))
+            result = await service.segmenter.segment(model, upload.data, options, deadline)
+            share.take(result.size)
+            results.append(result)
         except ServiceError as error:
             results.append(error)
     return results
@@ -153,7 +171,22 @@ def _timeout(request: Request, longest: float) -> float:
 
 
 def _wants_json(request: Request) -> bool:
-    return "application/json" in request.headers.get("accept", "").lower()
+    """Whether the client prefers JSON to an image: it names JSON, and nothing it likes better.
+
+    A client that names both alike has the image; one that takes anything besides has JSON.
+    """
+    likes = {"application/json": 0.0, "image": 0.0, "anything": 0.0}
+    for each in ",".join(request.headers.getlist("accept")).lower().split(","):
+        kind, *parameters = (part.strip() for part in each.split(";"))
+        quality = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        if kind in ("image/png", "image/*", "application/zip"):
+            kind = "image"
+        elif kind == "*/*":
+            kind = "anything"
+        if kind in likes and re.fullmatch(r"[01](\.\d*)?", quality):
+            likes[kind] = max(likes[kind], float(quality))
+    json_ = likes["application/json"]
+    return json_ > likes["image"] and json_ >= likes["anything"]
 
 
 def _model_headers(model: ServedModel) -> dict[str, str]:
@@ -161,7 +194,10 @@ def _model_headers(model: ServedModel) -> dict[str, str]:
     return {"X-Model": model.id, "X-Engine": f"{choice.device}/{choice.precision}"}
 
 
-def _headers(model: ServedModel, result: Segmentation) -> dict[str, str]:
+def _headers(model: ServedModel, result: Segmentation | None) -> dict[str, str]:
+    """Of the model, and of the mask if there is one alone."""
+    if result is None:
+        return _model_headers(model)
     headers = _model_headers(model) | {
         "X-Mask-Coverage": f"{result.coverage:.6f}",
         "X-Mask-Confidence": f"{result.confidence:.6f}",
@@ -174,22 +210,22 @@ def _headers(model: ServedModel, result: Segmentation) -> dict[str, str]:
     return headers
 
 
-def _statistics(
+def _document(
     model: ServedModel, uploads: list[Upload], results: list[Segmentation | ServiceError]
-) -> dict[str, Any]:
-    return {
-        **{key.lower()[2:]: value for key, value in _model_headers(model).items()},
-        "images": [
-            {"name": name} | _statistics_of(result)
-            for name, result in zip(_names(uploads), results, strict=True)
-        ],
-    }
+) -> bytes:
+    """JSON: the model, and for each image its statistics with its mask or its outlines."""
+    head = _json({key.lower()[2:]: value for key, value in _model_headers(model).items()})
+    images = ",".join(
+        _image_json(name, result) for name, result in zip(_names(uploads), results, strict=True)
+    )
+    return f'{head[:-1]},"images":[{images}]}}'.encode()
 
 
-def _statistics_of(result: Segmentation | ServiceError) -> dict[str, Any]:
+def _image_json(name: str, result: Segmentation | ServiceError) -> str:
     if isinstance(result, ServiceError):
-        return {"error": _error(result)}
+        return _json({"name": name, "error": _error(result)})
     statistics: dict[str, Any] = {
+        "name": name,
         "width": result.width,
         "height": result.height,
         "coverage": result.coverage,
@@ -198,13 +234,15 @@ def _statistics_of(result: Segmentation | ServiceError) -> dict[str, Any]:
             stage: round(seconds * 1000, 1) for stage, seconds in result.seconds.items()
         },
     }
-    if result.polygons is not None:
-        statistics["polygons"] = result.polygons
-    else:
-        statistics["mask"] = base64.b64encode(result.png).decode()
     if result.objects is not None:
         statistics["objects"] = result.objects
-    return statistics
+    if result.polygons is None:
+        return _json(statistics | {"mask": base64.b64encode(result.png).decode()})
+    return f'{_json(statistics)[:-1]},"polygons":{result.polygons}}}'
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _zip(uploads: list[Upload], results: list[Segmentation | ServiceError]) -> bytes:

@@ -176,6 +176,8 @@ function draw() {
   const source = item.mask || item.image;
   canvas.width = source ? source.width : 640;
   canvas.height = source ? source.height : 320;
+  // small images are shown at twice their size, as far as there is room
+  canvas.style.width = `${Math.max(canvas.width, Math.min(2 * canvas.width, 640))}px`;
   if (view.mask && item.mask) {
     context.drawImage(item.mask, 0, 0);
   } else {

@@ -109,10 +109,14 @@ def test_gif_of_a_thousand_frames_is_its_first(post: Post) -> None:
         ({"threshold": "nan"}, 422, "threshold"),
         ({"output": "hologram"}, 422, "output"),
         ({"treshold": "0.5"}, 422, "threshold"),
+        ({"threshold": ""}, 422, "threshold"),
+        ({"threshold": ["0.2", "0.8"]}, 422, "threshold"),
+        ({"output": ["mask", "overlay"]}, 422, "output"),
+        ({"model": ""}, 404, "nuclei"),
     ],
 )
 def test_parameters_that_make_no_sense(
-    post: Post, query: dict[str, str], status: int, word: str
+    post: Post, query: dict[str, Any], status: int, word: str
 ) -> None:
     problem = assert_problem(post(encode(nuclei(16, 16)[0]), **query), status)
     assert word in problem["detail"]
@@ -158,6 +162,18 @@ def test_unknown_routes_and_methods_are_problems_too(server: Server) -> None:
     assert_problem(httpx.get(f"{server.url}/segment"), 405)
     assert_problem(httpx.get(f"{server.url}/models/..%2Fnuclei"), 404)
     assert_problem(httpx.get(f"{server.url}/models/nobody"), 404)
+    assert_problem(httpx.get(f"{server.url}/models/"), 404)  # and not sent elsewhere
+    assert_problem(httpx.options(f"{server.url}/segment"), 405)
+    assert len(httpx.get(f"{server.url}/{'a' * 5000}").content) < 1000
+    text = httpx.get(f"{server.url}/metrics").text
+    assert "nowhere" not in text  # clients choose no labels
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/models", "/metrics"])
+def test_head_is_get_without_its_body(server: Server, path: str) -> None:
+    get, head = httpx.get(server.url + path), httpx.head(server.url + path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
 
 
 def test_nothing_above_was_an_error_of_ours(server: Server) -> None:

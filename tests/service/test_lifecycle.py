@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -82,8 +83,11 @@ def test_api_keys() -> None:
         kind = {"Content-Type": "image/png"}
         for header in ({"X-API-Key": "two"}, {"Authorization": "Bearer one"}):
             assert httpx.post(url, **body, headers=header | kind).status_code == 200
-        assert httpx.get(f"{closed.url}/models").status_code == 401
-        assert httpx.get(f"{closed.url}/readyz").status_code == 200
+        for told in ("/models", "/models/nuclei", "/metrics"):
+            assert httpx.get(closed.url + told).status_code == 401
+            assert httpx.get(closed.url + told, headers={"X-API-Key": "two"}).status_code == 200
+        for open_to_all in (*PROBES, "/", "/docs", "/openapi.json"):
+            assert httpx.get(closed.url + open_to_all).status_code == 200
 
 
 def test_sigterm_answers_what_was_accepted_and_exits() -> None:
@@ -137,6 +141,11 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         ("UNET_WEIGHTS_DIR", "/no/such/folder", "folder"),
         ("UNET_MODEL", "unknown", "nuclei"),
         ("UNET_RELOAD", "perhaps", "bool"),
+        ("UNET_REQUEST_TIMEOUT_S", "nan", "finite"),
+        ("UNET_MAX_UPLOAD_MB", "inf", "finite"),
+        ("UNET_MAX_MEGAPIXELS", "-1", "greater"),
+        ("UNET_API_KEYS", ", ,", "commas"),
+        ("UNET_HOST", "no.such.host.invalid", "UNET_HOST"),
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_line(name: str, value: str, allowed: str) -> None:
@@ -204,7 +213,43 @@ def test_command_line_segments_a_folder(tmp_path: Path) -> None:
 
 
 def test_commands_explain_mistakes_in_one_line() -> None:
-    for arguments in (["segment", "/no/such.png"], ["models", "/no/such"]):
+    image = str(ROOT / "app/static/samples/fluorescence.png")
+    for arguments, word in (
+        (["segment", "/no/such.png"], "/no/such.png"),
+        (["segment", image, "--threshold", "half"], "0..1"),
+        (["segment", image, "--output", "hologram"], "polygons"),
+        (["segment", image, "--model", "nobody"], "nuclei"),
+        (["models", "/no/such"], "/no/such"),
+        (["serve", "--nonsense", "1"], "--nonsense"),
+        (["serve", "--port"], "--port"),
+        (["evaluate", "no.safetensors"], "no.safetensors"),
+        (["segmnt"], "segment"),
+        ([], "COMMAND"),
+    ):
         result = run(*arguments)
-        assert result.returncode in (1, 2)
-        assert len(result.stderr.splitlines()) == 1
+        assert result.returncode == (1 if "/no/such.png" in arguments else 2), arguments
+        (line,) = result.stderr.splitlines()
+        assert word in line
+        assert "Traceback" not in line
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = run("serve", "--port", port)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert port in line
+    assert "in use" in line
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_starting_ends_the_process_at_once(sig: signal.Signals) -> None:
+    """It does not wait for the models it will never serve."""
+    with serving(ready=False) as starting:
+        probe = httpx.get(f"{starting.url}/readyz")
+        if probe.status_code == 200:
+            pytest.skip("it was quicker than we are")
+        started = time.monotonic()
+        assert starting.stop(sig, seconds=20) in (-sig, 130)
+        assert time.monotonic() - started < 3

@@ -157,7 +157,7 @@ def test_sigterm_under_load_loses_nobody_twenty_times(tiny: Path) -> None:
         assert set(crowd.outcomes) <= {200, 503}, crowd.outcomes
         assert len(crowd.masks) <= 1
         accepted += crowd.outcomes[200]
-    assert accepted > 100
+    assert accepted > 20, accepted
 
 
 def test_reload_under_load_has_no_errors(tmp_path: Path) -> None:
@@ -236,8 +236,28 @@ def test_logs_are_one_json_line_a_request(tiny: Path) -> None:
         headers = PNG | {"X-Request-ID": "abc-123"}
         httpx.post(f"{server.url}/segment", content=SMALL, headers=headers)
         httpx.post(f"{server.url}/segment", content=b"nonsense", headers=headers)
+        server.stop()  # a line may be written after the answer
     lines = [json.loads(line) for line in server.lines]
     requests = [line for line in lines if line.get("path") == "/segment"]
     assert [line["status"] for line in requests] == [200, 422]
     assert {line["request_id"] for line in requests} == {"abc-123"}
     assert all(line["milliseconds"] > 0 for line in requests)
+
+
+def test_a_giant_does_not_starve_the_small(tiny: Path) -> None:
+    """100 megapixels are thousands of windows, far more than the queue has places; meanwhile small
+    images are admitted, take their turns and are done in time."""
+    giant = encode(nuclei(200, 200)[0].repeat(50, axis=0).repeat(50, axis=1))
+    with serving(UNET_WEIGHTS_DIR=str(tiny), UNET_REQUEST_TIMEOUT_S="1000") as server:
+        leaver = threading.Thread(target=_hang_up, args=(server, giant, 15))
+        leaver.start()
+        until = time.monotonic() + 30
+        while server.metric("unet_batch_windows_sum") < 20:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        for _ in range(10):
+            headers = PNG | {"X-Request-Timeout": "10"}
+            answer = httpx.post(f"{server.url}/segment", content=SMALL, headers=headers)
+            assert answer.status_code == 200
+        assert server.metric("unet_windows_reserved") > 100
+        leaver.join()

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from model.checkpoint import load_checkpoint
 from model.predict import Predictor
 from model.transforms import to_mask
-from tests.conftest import ROOT, Post, Server, decode, encode, nuclei
+from tests.conftest import ROOT, Post, Server, decode, encode, nuclei, serving, write_tiny
 
 
 def test_mask_of_drawn_nuclei_is_right(post: Post) -> None:
@@ -170,6 +171,57 @@ def test_json(server: Server) -> None:
     assert (only["name"], only["width"], only["height"]) == ("cells", 80, 64)
     mask = decode(base64.b64decode(only["mask"]))
     assert (mask > 0).mean() == pytest.approx(only["coverage"])
+
+
+def test_one_image_has_its_headers_whatever_it_comes_as(post: Post) -> None:
+    png = encode(nuclei(64, 80)[0])
+    for answer in (
+        post(png, headers={"Accept": "application/json"}),
+        post(png, output="polygons"),
+        post(png, output="probability"),
+    ):
+        assert 0 <= float(answer.headers["x-mask-coverage"]) <= 1
+        assert 0.5 <= float(answer.headers["x-mask-confidence"]) <= 1
+        assert "infer;dur=" in answer.headers["server-timing"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/json", "application/json"),
+        ("APPLICATION/JSON; charset=utf-8", "application/json"),
+        ("application/json, text/plain, */*", "application/json"),
+        ("text/html, application/json;q=0.9, */*;q=0.8", "application/json"),
+        ("*/*", "image/png"),
+        ("", "image/png"),
+        ("image/png, application/json;q=0.1", "image/png"),
+        ("image/png, application/zip, application/json", "image/png"),
+        ("application/json;q=0", "image/png"),
+        ("application/json;q=0.5, image/*;q=0.7", "image/png"),
+        ("application/json;q=lots", "image/png"),
+        ("application/problem+json", "image/png"),
+    ],
+)
+def test_json_is_for_those_who_prefer_it(post: Post, accept: str, kind: str) -> None:
+    answer = post(encode(np.zeros((8, 8), np.uint8)), headers={"Accept": accept})
+    assert answer.headers["content-type"] == kind
+
+
+def test_an_output_the_model_does_not_have_is_the_requests_own_fault(tmp_path: Path) -> None:
+    """Of several images too: nothing is computed, and no archive of errors comes back."""
+    write_tiny(tmp_path / "nuclei.safetensors", classes=3)
+    png = encode(nuclei(64, 80)[0])
+    with serving(UNET_WEIGHTS_DIR=str(tmp_path)) as server:
+        url = f"{server.url}/segment"
+        for files in ([("file", ("a.png", png))], [("file", ("a.png", png))] * 2):
+            answer = httpx.post(url, params={"output": "instances"}, files=files)
+            assert answer.status_code == 422
+            assert "one class" in answer.json()["detail"]
+        mask = Image.open(io.BytesIO(httpx.post(url, files=files[:1]).content))
+        assert (mask.mode, mask.size) == ("P", (80, 64))
+        assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
+        probability = httpx.post(url, params={"output": "probability"}, files=files[:1])
+        assert Image.open(io.BytesIO(probability.content)).mode.startswith("I")
 
 
 def test_request_id_is_the_clients_if_it_is_sane(post: Post) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -113,8 +114,8 @@ def assert_nothing_left(batcher: Batcher[Any, Any]) -> None:
 async def ask(
     batcher: Batcher[Any, Any], *items: Any, key: Hashable = "k", **admit: Any
 ) -> list[Any]:
-    with batcher.admit(len(items), **admit) as ticket:
-        return [await future for future in ticket.submit(key, items)]
+    with batcher.admit(key, len(items), **admit) as ticket:
+        return [await future for future in ticket.submit(items)]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -231,39 +232,76 @@ def test_what_does_not_fit_is_refused_at_once_with_a_time_to_come_back() -> None
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         await ask(batcher, *range(8))  # now the rate is known
-        assert batcher.rate is not None
+        assert batcher.seconds() > 0
         device.gate.clear()
-        held = asyncio.create_task(ask(batcher, *range(9)))
-        await until(lambda: batcher.running_for() > 0)
+        held = [asyncio.create_task(ask(batcher, 1, 2)) for _ in range(5)]
+        await until(lambda: batcher.running_for() > 0 and batcher.reserved == 10)
         with pytest.raises(QueueFull) as refused:
-            batcher.admit(2)
-        assert refused.value.retry_after == pytest.approx(1 / batcher.rate)
-        with batcher.admit(1):
-            assert batcher.reserved == 10
+            batcher.admit("k", 2)
+        assert refused.value.retry_after == pytest.approx(2 * batcher.seconds())
+        with batcher.admit("k", 2, bounded=False):  # the house's own
+            assert batcher.reserved == 12
         device.gate.set()
-        await held
+        await asyncio.gather(*held)
 
     with_batcher(body, device, log=log, capacity=10)
     assert log.events["refused queue_full"] == 1
 
 
-def test_a_request_larger_than_the_queue_is_served_when_it_is_alone() -> None:
-    async def body(batcher: Batcher[Any, Any]) -> None:
-        assert len(await ask(batcher, *range(50))) == 50
-        with batcher.admit(1), pytest.raises(QueueFull):
-            batcher.admit(50)
+def test_a_giant_takes_a_quarter_of_the_places_and_its_turns() -> None:
+    """Far larger than the queue, it is admitted, and everybody else is too, and is done before."""
+    device = Device(seconds=0.002)
 
-    with_batcher(body, Device(), capacity=10)
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        giant = asyncio.create_task(ask(batcher, *range(200)))
+        await until(lambda: len(device.batches) > 2)
+        deadline = asyncio.get_running_loop().time() + 100 * batcher.seconds()
+        for n in range(20):  # the estimate knows of turns: 200 windows before them are too many
+            assert await ask(batcher, ("small", n), deadline=deadline) == [("done", ("small", n))]
+        assert not giant.done()
+        with contextlib.ExitStack() as stack:
+            for _ in range(6):
+                stack.enter_context(batcher.admit("k", 1))
+            with pytest.raises(QueueFull):
+                batcher.admit("k", 50)  # counts as two
+            giant.cancel()
+            await asyncio.gather(giant, return_exceptions=True)
+
+    with_batcher(body, device, max_batch=1, capacity=8)
+
+
+def test_the_estimate_is_of_the_keys_own_windows() -> None:
+    """Small windows are not refused because large ones take long, nor large ones admitted."""
+    device, log = Device(), Log()
+    honest = device.run
+
+    def run(key: Hashable, staged: list[Any]) -> list[Any]:
+        time.sleep(0.05 if key == "large" else 0)
+        return honest(key, staged)
+
+    device.run = run  # type: ignore[method-assign]
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        for key in ("small", "large"):
+            await ask(batcher, *range(8), key=key)
+        assert batcher.seconds("large") > 0.04 > 0.01 > batcher.seconds("small")
+        assert batcher.seconds("small") < batcher.seconds("unseen") < batcher.seconds("large")
+        soon = asyncio.get_running_loop().time() + 1
+        with pytest.raises(DeadlineExceeded):
+            batcher.admit("large", 40, deadline=soon)
+        assert len(await ask(batcher, *range(40), key="small", deadline=soon)) == 40
+
+    with_batcher(body, device, log=log, max_batch=1)
 
 
 def test_a_reservation_cannot_be_overdrawn_or_used_after_leaving() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
-        with batcher.admit(2) as ticket:
-            ticket.submit("k", [1])
+        with batcher.admit("k", 2) as ticket:
+            ticket.submit([1])
             with pytest.raises(ValueError, match="1 left"):
-                ticket.submit("k", [2, 3])
+                ticket.submit([2, 3])
         with pytest.raises(ValueError, match="left"):
-            ticket.submit("k", [2])
+            ticket.submit([2])
 
     with_batcher(body, Device())
 
@@ -276,9 +314,9 @@ def test_deadlines() -> None:
         device.seconds = 0.05
         await ask(batcher, *range(8))
         with pytest.raises(DeadlineExceeded):  # 400 windows of 12 ms in 10 ms
-            batcher.admit(90, deadline=loop.time() + 0.01)
+            batcher.admit("k", 90, deadline=loop.time() + 0.01)
         with pytest.raises(DeadlineExceeded):
-            batcher.admit(1, deadline=loop.time() - 1)
+            batcher.admit("k", 1, deadline=loop.time() - 1)
         device.gate.clear()
         first = asyncio.create_task(ask(batcher, *"abcdefgh"))
         await until(lambda: batcher.running_for() > 0)
@@ -371,8 +409,8 @@ def test_the_rest_of_a_failed_image_is_dropped() -> None:
     device.poison[0] = ValueError("first window")
 
     async def body(batcher: Batcher[Any, Any]) -> None:
-        with batcher.admit(50) as ticket:
-            futures = ticket.submit("k", range(50))
+        with batcher.admit("k", 50) as ticket:
+            futures = ticket.submit(range(50))
             with pytest.raises(ValueError, match="first window"):
                 await futures[0]
             with pytest.raises(ValueError, match="first window"):
@@ -476,7 +514,7 @@ def test_losing_the_last_device_fails_everything_and_admits_nothing() -> None:
         assert all(isinstance(result, Unavailable) for result in results)
         assert "illegal address" in str(batcher.dead)
         with pytest.raises(Unavailable, match="illegal address"):
-            batcher.admit(1)
+            batcher.admit("k", 1)
 
     with_batcher(body, device, log=log)
     assert log.events["refused dead"] == 1
@@ -509,7 +547,7 @@ def test_draining_answers_what_was_admitted_and_nothing_more() -> None:
         drained = asyncio.create_task(batcher.drain())
         await asyncio.sleep(0)
         with pytest.raises(Unavailable):
-            batcher.admit(1)
+            batcher.admit("k", 1)
         await drained
         assert [task.result() for task in accepted] == [[("done", n)] for n in range(20)]
 
@@ -522,8 +560,8 @@ def test_times_of_a_ticket() -> None:
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         async def one() -> Ticket[Any, Any]:
-            with batcher.admit(1) as ticket:
-                (future,) = ticket.submit("k", [1])
+            with batcher.admit("k", 1) as ticket:
+                (future,) = ticket.submit([1])
                 await future
             return ticket
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -70,12 +71,12 @@ def test_chaos() -> None:
     async def one(batcher: Audited, number: int, request: int, rng: random.Random) -> None:
         key = rng.choice("abc")
         items = [(number, request, key, n) for n in range(rng.choice((1, 1, 1, 2, 5, 20)))]
-        hurry = asyncio.get_running_loop().time() + 0.05 if rng.random() < 0.1 else None
+        hurry = asyncio.get_running_loop().time() + 0.05 if rng.random() < 0.1 else math.inf
 
         async def ask() -> None:
-            with batcher.admit(len(items), deadline=hurry) as ticket:
+            with batcher.admit(key, len(items), deadline=hurry) as ticket:
                 await asyncio.sleep(0)  # the image is decoded
-                for item, future in zip(items, ticket.submit(key, items), strict=True):
+                for item, future in zip(items, ticket.submit(items), strict=True):
                     assert await future == ("result of", item)
 
         asking = asyncio.create_task(ask())

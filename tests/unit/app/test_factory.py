@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from app.engine import factory
 from app.engine.factory import EngineUnavailable, choose_engines, cpu_quota
+from app.engine.memory import used_bytes
 
 
 @pytest.fixture
@@ -88,3 +90,15 @@ def test_cpu_quota(tmp_path: Path, files: dict[str, str], cpus: int) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert cpu_quota(tmp_path) == cpus
+
+
+def test_memory_of_a_device_that_is_lost_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+
+    def lost(device: str) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 100))
+    assert used_bytes("cuda:0") == 70
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lost)
+    assert math.isnan(used_bytes("cuda:0"))

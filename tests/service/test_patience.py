@@ -1,0 +1,185 @@
+"""Clients that are slow, or that never finish: what they can hold is bounded, in bytes and time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import socket
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.conftest import Server, encode, nuclei, serving
+from tests.service.test_bad_input import assert_problem
+
+IMAGE = encode(nuclei(60, 60)[0])
+PNG = {"Content-Type": "image/png"}
+IMPATIENT = (
+    "import app.connection as c, app.cli, sys; c.Connection.patience = {}; sys.exit(app.cli.main())"
+)
+
+
+@contextlib.contextmanager
+def connected(server: Server) -> Iterator[socket.socket]:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as connection:
+        connection.settimeout(30)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # little is on its way
+        connection.connect((host, int(port)))
+        yield connection
+
+
+def head(length: int, *more: str) -> bytes:
+    lines = ["POST /segment HTTP/1.1", "Host: x", "Content-Type: image/png", *more]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Until the server hangs up."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def wait_for(server: Server, name: str, value: float) -> None:
+    until = time.monotonic() + 15
+    while server.metric(name) != value:
+        assert time.monotonic() < until, f"{name} is {server.metric(name)}, not {value}"
+        time.sleep(0.02)
+
+
+def test_a_request_that_never_ends_has_its_deadline(tiny: Path) -> None:
+    with serving(UNET_WEIGHTS_DIR=str(tiny)) as server, connected(server) as connection:
+        connection.sendall(head(1000, "X-Request-Timeout: 0.5") + IMAGE[:10])
+        wait_for(server, "unet_held_bytes", 10)
+        answer = read_all(connection)  # it hangs up: what is missing may never come
+        assert answer.startswith(b"HTTP/1.1 504")
+        assert b"connection: close" in answer.lower()
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == 504
+        wait_for(server, "unet_held_bytes", 0)
+
+
+def test_the_uploads_of_all_together_are_bounded(tiny: Path) -> None:
+    with (
+        serving(UNET_WEIGHTS_DIR=str(tiny), UNET_QUEUE_MB="1", UNET_MAX_UPLOAD_MB="1") as server,
+        connected(server) as hoarder,
+    ):
+        hoarder.sendall(head(990_000) + b"\0" * 900_000)
+        wait_for(server, "unet_held_bytes", 900_000)
+        refused = httpx.post(f"{server.url}/segment", content=b"\0" * 500_000, headers=PNG)
+        assert_problem(refused, 429)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.metric("unet_rejected_total", reason="memory") == 1
+        assert httpx.post(f"{server.url}/segment", content=IMAGE, headers=PNG).status_code == 200
+        hoarder.close()
+        wait_for(server, "unet_held_bytes", 0)
+        assert_problem(
+            httpx.post(f"{server.url}/segment", content=b"\0" * 500_000, headers=PNG), 422
+        )
+
+
+def test_an_answer_that_does_not_fit_is_refused_and_the_others_are_kept(tiny: Path) -> None:
+    """Masks of noise, 16 bits deep, do not pack: the third and fourth have no room."""
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8)
+    small = encode(noise[:64, :64])
+    with serving(UNET_WEIGHTS_DIR=str(tiny), UNET_QUEUE_MB="1", UNET_MAX_UPLOAD_MB="1") as server:
+        files = [("file", (f"{n}.png", encode(noise) if n < 2 else small)) for n in range(3)]
+        url = f"{server.url}/segment?output=cutout"
+        answer = httpx.post(url, files=files, timeout=30)
+        if answer.status_code == 200:
+            archive = zipfile.ZipFile(io.BytesIO(answer.content))
+            assert json.loads(archive.read("errors.json"))["1"]["status"] == 429
+        else:
+            assert_problem(answer, 429)
+        wait_for(server, "unet_held_bytes", 0)
+
+
+def test_a_client_that_does_not_read_its_answer_is_dropped(tiny: Path) -> None:
+    """Its answer counts as held until then."""
+    image = encode(np.random.default_rng(0).integers(0, 256, (2300, 2300), np.uint8))
+    program = ("-c", IMPATIENT.format(1.0))
+    with (
+        serving(program=program, UNET_WEIGHTS_DIR=str(tiny), UNET_QUEUE_WINDOWS="1000") as server,
+        connected(server) as deaf,
+    ):
+        request = head(len(image)).replace(b"/segment", b"/segment?output=cutout")
+        deaf.sendall(request + image)
+        until = time.monotonic() + 20
+        while server.metric("unet_images_total", model="nuclei") == 0:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert server.metric("unet_held_bytes") > len(image)
+        wait_for(server, "unet_held_bytes", 0)
+        answer = read_all(deaf)  # what was on its way; the rest was given up
+        declared = re.search(rb"content-length: (\d+)", answer)
+        assert declared is not None
+        assert len(answer) < int(declared[1])
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow"])
+def test_a_connection_that_asks_nothing_is_dropped(tiny: Path, begun: bytes) -> None:
+    program = ("-c", IMPATIENT.format(0.5))
+    with (
+        serving(program=program, UNET_WEIGHTS_DIR=str(tiny)) as server,
+        connected(server) as connection,
+    ):
+        connection.sendall(begun)
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(100) == b""
+        assert time.monotonic() - started < 5
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+
+
+def test_a_refused_upload_is_heard_out_and_then_hung_up_on(tiny: Path) -> None:
+    """A client that goes on and on reads its 413, and cannot send for ever."""
+    with serving(UNET_WEIGHTS_DIR=str(tiny)) as server, connected(server) as endless:
+        before = server.metric("process_resident_memory_bytes")
+        endless.sendall(
+            b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        chunk = b"100000\r\n" + b"\0" * 0x100000 + b"\r\n"
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                endless.sendall(chunk)
+        assert server.metric("unet_requests_total", route="/segment", status="413") == 1
+        assert server.metric("process_resident_memory_bytes") - before < 150e6
+
+
+def test_many_images_of_one_request_outlive_the_signal(tiny: Path) -> None:
+    """A drain waits for requests, not for images: the later ones of a request are not refused."""
+    with serving(UNET_WEIGHTS_DIR=str(tiny)) as server, ThreadPoolExecutor(1) as client:
+        files = [("file", (f"{n}.png", IMAGE)) for n in range(200)]
+        asked = client.submit(httpx.post, f"{server.url}/segment", files=files, timeout=30)
+        until = time.monotonic() + 10
+        while server.metric("unet_images_total", model="nuclei") < 3:
+            assert time.monotonic() < until
+        server.process.terminate()
+        archive = zipfile.ZipFile(io.BytesIO(asked.result().content))
+        assert len(archive.namelist()) == 200
+        assert "errors.json" not in archive.namelist()
+        assert server.process.wait(10) is not None
+
+
+def test_what_is_no_http_is_answered_with_a_problem_too(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"\x16\x03\x01\x02\x00\r\n\r\n")
+        first, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert b"400 Bad Request" in first
+    assert b"application/problem+json" in first
+    assert set(json.loads(body)) == {"type", "title", "status", "detail", "request_id"}
+
+
+def test_requests_in_one_go_are_answered_in_order_after_an_error_too(server: Server) -> None:
+    wrong = head(len(IMAGE)).replace(b"/segment", b"/segment?wrong=1") + IMAGE
+    with connected(server) as connection:
+        connection.sendall(wrong + head(len(IMAGE), "Connection: close") + IMAGE)
+        answers = read_all(connection)
+    assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"422", b"200"]

@@ -1,0 +1,96 @@
+"""What surrounds every request, around applications that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+
+from app import logs
+from app.metrics import Metrics
+from app.middleware import CLIENT_LEFT, Observe
+
+
+def call(app: Any, path: str = "/x", **headers: str) -> tuple[list[dict[str, Any]], Metrics]:
+    """What `app` inside the middleware sends."""
+    metrics, sent = Metrics(), []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
+    }
+    asyncio.run(Observe(app, metrics)(scope, receive, send))
+    return sent, metrics
+
+
+def counted(metrics: Metrics, status: int) -> float | None:
+    labels = {"route": "unmatched", "status": str(status)}
+    return metrics.registry.get_sample_value("unet_requests_total", labels)
+
+
+def test_a_bug_of_ours_has_an_id_a_count_and_its_lines_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ids = []
+
+    class Remember(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            ids.append(logs.request_id.get())
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise KeyError("secret of ours")
+
+    handler = Remember()
+    logging.getLogger("app.access").addHandler(handler)
+    with caplog.at_level(logging.INFO):
+        sent, metrics = call(broken, **{"x-request-id": "mine"})
+    logging.getLogger("app.access").removeHandler(handler)
+    assert sent[0]["status"] == 500
+    assert dict(sent[0]["headers"])[b"x-request-id"] == b"mine"
+    problem = json.loads(sent[1]["body"])
+    assert problem["request_id"] == "mine"
+    assert "secret" not in problem["detail"]
+    assert "secret of ours" in caplog.text
+    assert ids == ["mine", "mine"]  # the error, and the line of the request
+    assert counted(metrics, 500) == 1
+
+
+def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def left(scope: Any, receive: Any, send: Any) -> None:
+        raise ClientDisconnect
+
+    sent, metrics = call(left)
+    assert sent == []
+    assert counted(metrics, CLIENT_LEFT) == 1
+    assert "Traceback" not in caplog.text
+
+
+def test_an_answer_that_breaks_off_is_left_to_the_server() -> None:
+    async def half(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise EOFError
+
+    with pytest.raises(EOFError):
+        call(half)
+
+
+def test_a_line_of_text_stays_a_line() -> None:
+    record = logging.LogRecord(
+        "x", logging.INFO, "", 0, "GET %s", ("/\n00:00 ERROR \x1b[2J\x9b",), None
+    )
+    line = logs.TextFormatter().format(record)
+    assert len(line.splitlines()) == 1
+    assert "\x1b" not in line
+    assert "\\n00:00 ERROR \\x1b" in line
