@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
 def calibrate(
     checkpoint: Checkpoint, training: PairedDataset, validation: PairedDataset, images: int = 40
 ) -> Calibration:
-    """Ranges from training images; what int8 costs from validation images.
+    """Ranges from training images; what int8 costs from validation images and the golden one.
 
     Args:
         images: of the training set, evenly spread over it.
@@ -82,32 +82,31 @@ def calibrate(
     shown = tqdm(chosen, "ranges", unit="image", disable=not sys.stderr.isatty())
     ranges = activation_ranges(Predictor.of(checkpoint), (training[int(i)].image for i in shown))
     draft = dataclasses.replace(checkpoint, calibration=Calibration(ranges))
-    ious, losses = zip(*_compared(draft, validation), strict=True)
+    exact, rounded = _masks_by(draft, "fp32"), _masks_by(draft, "int8")
+    ious, losses = [], []
+    unseen = range(len(validation))
+    for index in tqdm(unseen, "proof", unit="image", disable=not sys.stderr.isatty()):
+        sample = validation[index]
+        masks = exact(sample.image), rounded(sample.image)
+        ious.append(_iou(*masks, checkpoint))
+        dice, other = (_dice(mask, sample.labels, checkpoint) for mask in masks)
+        losses.append(dice - other)
+    golden = rounded(checkpoint.golden.image)
     return Calibration(
         ranges,
         images=len(ious),
         iou=round(float(np.mean(ious)), 5),
         dice_loss=round(float(np.mean(losses)), 5),
+        golden_iou=round(Overlap.of(golden > 0, checkpoint.golden.mask > 0).iou, 5),
     )
 
 
-def _compared(checkpoint: Checkpoint, dataset: PairedDataset) -> Iterator[tuple[float, float]]:
-    """Of every image: IoU of the int8 mask with the fp32 one; fp32's Dice less int8's."""
-    engines = [
-        build_engine(
-            choose_engines(device="cpu", engine="openvino", precision=precision)[0], checkpoint
-        )
-        for precision in ("fp32", "int8")
-    ]
-    predictors = [by_engine(engine, checkpoint) for engine in engines]
-    bar = tqdm(range(len(dataset)), "proof", unit="image", disable=not sys.stderr.isatty())
-    for index in bar:
-        sample = dataset[index]
-        exact, rounded = (
-            to_mask(predict(sample.image), checkpoint.preprocess) for predict in predictors
-        )
-        dice = [_dice(mask, sample.labels, checkpoint) for mask in (exact, rounded)]
-        yield _iou(exact, rounded, checkpoint), dice[0] - dice[1]
+def _masks_by(
+    checkpoint: Checkpoint, precision: str
+) -> Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]:
+    (choice,) = choose_engines(device="cpu", engine="openvino", precision=precision)
+    predict = by_engine(build_engine(choice, checkpoint), checkpoint)
+    return lambda image: to_mask(predict(image), checkpoint.preprocess)
 
 
 def _iou(mask: npt.NDArray[Any], other: npt.NDArray[Any], checkpoint: Checkpoint) -> float:

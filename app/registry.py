@@ -24,13 +24,11 @@ from app.errors import Unavailable, UnknownModel
 from app.metrics import Metrics
 from app.threads import CallThread
 from model.checkpoint import MANIFEST, SUFFIX, Checkpoint, load_checkpoint
+from model.config import GOLDEN_IOU
 from model.metrics import Overlap
 from model.windows import WindowPlan, plan_windows
 
 log = logging.getLogger(__name__)
-
-GOLDEN_IOU = 0.98
-"""The least overlap with its golden mask that a model must show before it is served."""
 
 _RELOAD_SECONDS = 1.0
 

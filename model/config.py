@@ -20,6 +20,10 @@ LOST_BORDER = 92
 """Pixels that the unpadded network (`padding=0`) loses on each side: 572 -> 388 (paper, fig. 1)."""
 
 
+GOLDEN_IOU = 0.98
+"""The least overlap with its golden mask that a model must show before it is served."""
+
+
 class ConfigError(ValueError):
     """A value in a checkpoint's header or a configuration is wrong; the message names it."""
 
@@ -162,6 +166,7 @@ class Calibration:
         images: validation images on which the next two were measured; 0: not measured.
         iou: mean IoU of the int8 masks with the fp32 masks of the same weights.
         dice_loss: fp32's mean Dice less int8's.
+        golden_iou: of the int8 mask of the golden image with the golden mask.
     """
 
     LEAST_IOU: ClassVar[float] = 0.99
@@ -171,19 +176,20 @@ class Calibration:
     images: int = 0
     iou: float = 0.0
     dice_loss: float = math.inf
+    golden_iou: float = 0.0
 
     @property
     def proven(self) -> bool:
         """Whether int8 may be chosen where nobody asked for a precision."""
         good = self.iou >= self.LEAST_IOU and self.dice_loss <= self.MOST_DICE_LOSS
-        return self.images > 0 and good
+        return self.images > 0 and good and self.golden_iou >= GOLDEN_IOU
 
     def __str__(self) -> str:
         if not self.images:
             return "int8 was not measured on validation images"
         return (
             f"int8 keeps IoU {self.iou:.4f} with fp32 and loses {self.dice_loss:.4f} Dice on "
-            f"{self.images} validation images"
+            f"{self.images} validation images, {self.golden_iou:.4f} on the golden one"
         )
 
     def to_json(self) -> dict[str, Any]:

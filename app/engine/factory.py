@@ -118,7 +118,7 @@ def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
     )
 
 
-def build_engine(choice: EngineChoice, checkpoint: Checkpoint, cache: Path | None = None) -> Engine:
+def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
     """The engine of one model on one device, not yet warm.
 
     Raises:
@@ -134,7 +134,6 @@ def build_engine(choice: EngineChoice, checkpoint: Checkpoint, cache: Path | Non
             max_batch=choice.max_batch,
             precision=choice.precision,
             reason=choice.reason,
-            cache=cache,
         )
     import torch
 

@@ -5,17 +5,16 @@ of OpenVINO, with normalisation before it and the sigmoid or softmax behind it, 
 and probabilities come out of one compiled model.
 
 int8 is the same graph with int8 weights, one scale an output channel, and a `FakeQuantize` on
-every activation; OpenVINO's own passes make 8-bit convolutions of these. Ranges come from the
-checkpoint's calibration. What is concatenated shares one quantiser, and the up-sampled branch can
-be far larger than the skip beside it; `equalised` makes both equally large first, which is exact in
-fp32.
+every activation; OpenVINO's own passes make 8-bit layers of all of them, from the bytes of the
+image to the logits. Ranges come from the checkpoint's calibration. What is concatenated shares one
+quantiser, and the up-sampled branch can be far larger than the skip beside it; `equalised` makes
+both equally large first, which is exact in fp32.
 """
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,6 @@ class OpenVinoEngine:
         precision: "fp32" or "int8".
         threads: CPU threads to use.
         max_batch: windows at once.
-        cache: folder for compiled models, which makes later starts faster; None is none.
     """
 
     backend = "openvino"
@@ -59,20 +57,17 @@ class OpenVinoEngine:
         max_batch: int,
         precision: str = "fp32",
         reason: str = "",
-        cache: Path | None = None,
     ) -> None:
         self.precision = precision
         self.reason = reason
         self.shapes: tuple[Shape, ...] = checkpoint.preprocess.window
         self.max_batch = max_batch
         self._channels = checkpoint.architecture.in_channels
-        options: dict[str, Any] = {
+        options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        if cache is not None:
-            options["CACHE_DIR"] = os.fspath(cache)
         ranges = None
         if precision == "int8":
             if checkpoint.calibration is None:
@@ -93,14 +88,20 @@ class OpenVinoEngine:
         return windows  # they are where they are computed
 
     def run(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        # One at a time: together they would be no faster, take the memory of all, and every number
+        # of windows would be a new shape for OpenVINO to prepare.
         try:
-            (result,) = self._request.infer([windows], share_inputs=True).values()
+            return np.concatenate([self._run(windows[i : i + 1]) for i in range(len(windows))])
         except RuntimeError as error:
             raise EngineError(f"OpenVINO: {error}") from error
+
+    def _run(self, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        (result,) = self._request.infer([window], share_inputs=True).values()
         return np.asarray(result, np.float32)
 
     def warm(self) -> None:
-        for shape in self.shapes:
+        # The largest first: it takes all the memory that there will be.
+        for shape in sorted(self.shapes, key=math.prod, reverse=True):
             self.run(np.zeros((1, *shape, self._channels), np.uint8))
 
     def close(self) -> None:
@@ -128,7 +129,7 @@ def build_graph(
     def weight(name: str, axis: int = 0) -> Any:
         """The tensor; in int8 with a scale for each place of `axis`, the output channels."""
         value = tensors[f"{name}.weight"]
-        if ranges is None or name == "final_conv":  # 1×1: it costs nothing, and decides
+        if ranges is None:
             return ops.constant(value)
         others = tuple(each for each in range(4) if each != axis)
         scale = np.maximum(np.abs(value).max(axis=others, keepdims=True) / 127, 1e-12)
@@ -182,8 +183,7 @@ def build_graph(
         x = narrow(ops.add(x, bias(f"up_sample.{level}.up")), partner, signed=True)
         skip = crop(skips.pop(), _LEVELS - 1 - level)
         x = double(ops.concat([x, skip], axis=1), f"up_conv.{level}")
-        if level < _LEVELS - 1:
-            x = narrow(x, f"up_conv.{level}.second")
+        x = narrow(x, f"up_conv.{level}.second")
     x = convolve(x, "final_conv", [0, 0])
     x = ops.sigmoid(x) if preprocess.binary else ops.softmax(x, axis=1)
     return ov.Model([x], [image], "unet")

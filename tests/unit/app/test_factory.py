@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from app.engine import factory
-from app.engine.factory import EngineUnavailable, choose_engines, cpu_quota
+from app.engine.factory import EngineUnavailable, choose_engines, cpu_quota, resolve
 from app.engine.memory import used_bytes
+from model.checkpoint import Checkpoint
+from model.config import Calibration, PreprocessConfig, UNetConfig
 
 
 @pytest.fixture
@@ -67,6 +70,49 @@ def test_what_cannot_be_had_is_refused(settings: dict[str, str], says: str) -> N
 def test_cuda_without_cuda_is_refused() -> None:
     with pytest.raises(EngineUnavailable, match="torch sees 0 CUDA devices"):
         choose_engines(device="cuda")
+
+
+def checkpoint(calibration: Calibration | None) -> Checkpoint:
+    return Checkpoint("cells", UNetConfig(), PreprocessConfig(), {}, calibration=calibration)
+
+
+PROVEN = Calibration({}, images=9, iou=0.995, dice_loss=0.001, golden_iou=0.99)
+
+
+@pytest.mark.usefixtures("no_cuda")
+@pytest.mark.parametrize(
+    ("calibration", "precision", "says"),
+    [
+        (None, "fp32", "this model has no calibration for int8"),
+        (Calibration({}), "fp32", "int8 was not measured on validation images"),
+        (dataclasses.replace(PROVEN, iou=0.93), "fp32", "int8 keeps IoU 0.9300"),
+        (dataclasses.replace(PROVEN, dice_loss=0.003), "fp32", "loses 0.0030 Dice"),
+        (dataclasses.replace(PROVEN, golden_iou=0.97), "fp32", "0.9700 on the golden one"),
+        (PROVEN, "int8", "on 9 validation images"),
+    ],
+)
+def test_int8_is_the_default_only_where_it_was_proven(
+    calibration: Calibration | None, precision: str, says: str
+) -> None:
+    choice = resolve(choose_engines()[0], checkpoint(calibration))
+    assert choice.precision == precision
+    assert f"precision {precision}: " in choice.reason
+    assert says in choice.reason
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_a_precision_that_is_asked_for_is_what_one_gets() -> None:
+    asked = choose_engines(precision="int8")[0]
+    assert resolve(asked, checkpoint(Calibration({}))).precision == "int8"
+    assert resolve(choose_engines(precision="fp32")[0], checkpoint(PROVEN)).precision == "fp32"
+    with pytest.raises(EngineUnavailable, match=r"cells has no calibration.*unet export cells"):
+        resolve(asked, checkpoint(None))
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_torch_on_a_cpu_has_no_int8() -> None:
+    with pytest.raises(EngineUnavailable, match=r"PRECISION=int8 .* torch on cpu; there is fp32"):
+        choose_engines(engine="torch", precision="int8")
 
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,7 +19,7 @@ from model.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from model.config import ConfigError, PreprocessConfig, UNetConfig
+from model.config import Calibration, ConfigError, PreprocessConfig, UNetConfig
 from model.unet import UNet
 
 
@@ -52,6 +52,20 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, checkpoint):
     assert loaded.state.keys() == checkpoint.state.keys()
     for name, tensor in loaded.state.items():
         assert np.array_equal(tensor, checkpoint.state[name])
+    assert loaded.calibration is None
+
+
+def test_a_calibration_travels_in_the_header(tmp_path, checkpoint):
+    measured = Calibration({"down_conv.0.first": (0.0, 5.779), "up_sample.0.up": (-5.437, 5.53)})
+    proven = dataclasses.replace(
+        measured, images=49, iou=0.99495, dice_loss=0.00043, golden_iou=0.998
+    )
+    for calibration in (measured, proven):
+        path = tmp_path / "calibrated.safetensors"
+        save_checkpoint(path, dataclasses.replace(checkpoint, calibration=calibration))
+        loaded = load_checkpoint(path).calibration
+        assert loaded == calibration
+        assert loaded.proven == (calibration is proven)
 
 
 @pytest.mark.parametrize(("base", "channels"), [(2, 1), (4, 5)])
