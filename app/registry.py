@@ -23,7 +23,7 @@ from app.errors import Unavailable, UnknownModel
 from app.metrics import Metrics
 from model.checkpoint import MANIFEST, SUFFIX, Checkpoint, load_checkpoint
 from model.metrics import Overlap
-from model.windows import WindowPlan, plan_windows
+from model.windows import Window, WindowPlan, plan_windows
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class ServedModel:
             height, width = self.checkpoint.preprocess.resized
         return plan_windows(height, width, self.checkpoint.architecture, self.checkpoint.preprocess)
 
-    def key(self, plan: WindowPlan) -> BatchKey:
-        return BatchKey(self.id, plan.shape)
+    def key(self, window: Window) -> BatchKey:
+        return BatchKey(self.id, window.shape)
 
 
 @dataclasses.dataclass

@@ -193,9 +193,11 @@ class Segmenter:
         pixels: npt.NDArray[np.uint8],
     ) -> FloatArray:
         windows = plan.windows
-        pieces = [Piece(pixels, plan, window) for window in windows]
         stitcher = Stitcher(plan, model.checkpoint.architecture.out_channels)
-        for window, future in zip(windows, ticket.submit(model.key(plan), pieces), strict=True):
+        futures = [
+            ticket.submit(model.key(window), [Piece(pixels, plan, window)])[0] for window in windows
+        ]
+        for window, future in zip(windows, futures, strict=True):
             await self._call(stitcher.add, window, await future)
         return stitcher.result()
 
