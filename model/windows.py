@@ -199,7 +199,7 @@ class Stitcher:
 
     Args:
         plan: the cover.
-        channels: C of the windows' probabilities.
+        channels: C, how many of the windows' probabilities are wanted; the first ones.
     """
 
     def __init__(self, plan: WindowPlan, channels: int) -> None:
@@ -217,7 +217,7 @@ class Stitcher:
         top, left = rows.starts[window.row], columns.starts[window.column]
         height = min(rows.sizes[window.row], rows.length - top)  # less where it hangs over the edge
         width = min(columns.sizes[window.column], columns.length - left)
-        part = probabilities[:, :height, :width]
+        part = probabilities[: len(self._sum), :height, :width]
         target = self._sum[:, top : top + height, left : left + width]
         if self.plan.count == 1:
             target[...] = part
