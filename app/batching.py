@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
@@ -35,10 +36,11 @@ Result = TypeVar("Result")
 class _Entry(Generic[Item, Result]):
     """One window: its item, the request it belongs to, and who waits for it."""
 
-    __slots__ = ("future", "item", "since", "ticket")
+    __slots__ = ("future", "item", "key", "since", "ticket")
 
-    def __init__(self, ticket: Ticket[Item, Result], item: Item) -> None:
+    def __init__(self, ticket: Ticket[Item, Result], key: Hashable, item: Item) -> None:
         self.ticket = ticket
+        self.key = key
         self.item = item
         self.since = ticket._batcher._now()
         self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -49,18 +51,18 @@ class _Entry(Generic[Item, Result]):
 
 
 class Ticket(Generic[Item, Result]):
-    """The right of one request to some windows of one key; a context manager.
+    """The right of one request to some windows; a context manager.
 
     Leaving it, for whatever reason, drops its windows that still wait and frees its places.
     """
 
     def __init__(
-        self, batcher: Batcher[Item, Result], key: Hashable, windows: int, deadline: float
+        self, batcher: Batcher[Item, Result], keys: Sequence[Hashable], deadline: float
     ) -> None:
-        self.key = key
+        self.kinds = Counter(keys)
         self.deadline = deadline
-        self.places = windows  # reserved and not settled yet
-        self.unused = windows  # reserved and not submitted yet
+        self.places = len(keys)  # reserved and not settled yet
+        self.unused = deque(keys)  # reserved and not submitted yet
         self.left = False
         self.submitted_at = self.settled_at = 0.0
         self.infer_seconds = 0.0  # during which some of its windows were on a device
@@ -73,15 +75,14 @@ class Ticket(Generic[Item, Result]):
         return max(0.0, self.settled_at - self.submitted_at - self.infer_seconds)
 
     def submit(self, items: Sequence[Item]) -> list[asyncio.Future[Result]]:
-        """Queue windows; one future each.
+        """Queue windows, in the order of the keys they were reserved by; one future each.
 
         Raises:
             ValueError: more windows than were reserved, or the ticket was left already.
         """
-        if self.left or len(items) > self.unused:
-            raise ValueError(f"{len(items)} windows on a ticket with {self.unused} left")
-        entries = [_Entry(self, item) for item in items]
-        self.unused -= len(entries)
+        if self.left or len(items) > len(self.unused):
+            raise ValueError(f"{len(items)} windows on a ticket with {len(self.unused)} left")
+        entries = [_Entry(self, self.unused.popleft(), item) for item in items]
         self.submitted_at = self.submitted_at or self._batcher._now()
         self._batcher._enqueue(self, entries)
         return [entry.future for entry in entries]
@@ -132,8 +133,6 @@ class Batcher(Generic[Item, Result]):
         self._held: set[_Entry[Item, Result]] = set()  # taken from the queue and not settled
         self.draining = False
 
-    # --- for probes and metrics ---
-
     @property
     def reserved(self) -> int:
         """Windows of every admitted request that are not settled yet."""
@@ -166,12 +165,10 @@ class Batcher(Generic[Item, Result]):
         since = [lane.since for lane in self._lanes if lane.since is not None]
         return self._now() - min(since) if since else 0.0
 
-    # --- for requests ---
-
     def admit(
-        self, key: Hashable, windows: int, *, deadline: float = math.inf, bounded: bool = True
+        self, keys: Sequence[Hashable], *, deadline: float = math.inf, bounded: bool = True
     ) -> Ticket[Item, Result]:
-        """Reserve places for windows of one key; the deadline is on the event loop's clock.
+        """Reserve a place for a window of each key; the deadline is on the event loop's clock.
 
         `bounded=False` is for work of the house's own, which a full queue does not refuse.
 
@@ -184,21 +181,27 @@ class Batcher(Generic[Item, Result]):
             self._refuse("draining", Unavailable("the service is stopping"))
         if dead := self.dead:
             self._refuse("dead", dead)
+        ticket: Ticket[Item, Result] = Ticket(self, keys, deadline)
+        windows = ticket.places
         taken = sum(min(each.places, self._most) for each in self._tickets)
         excess = taken + min(windows, self._most) - self._capacity
         if bounded and excess > 0:
             text = f"{taken} of {self._capacity} places are taken, and this image needs {windows}"
             self._refuse("queue_full", QueueFull(text, retry_after=excess * self.seconds()))
         left = deadline - self._now()
-        # Until the turn of its last window everybody else has had as many turns, or is done.
-        turns = sum(min(each.places, windows) * self.seconds(each.key) for each in self._tickets)
-        if (needed := turns + windows * self.seconds(key)) > left or left <= 0:
+        # Until its last turn everybody else has had as many, of each of its keys, or is done.
+        turns = sum(self._cost(each, windows * len(each.kinds)) for each in self._tickets)
+        if (needed := turns + self._cost(ticket, windows)) > left or left <= 0:
             text = f"it would take about {needed:.1f} s; {left:.1f} s are left"
             self._refuse("deadline", DeadlineExceeded(text))
-        ticket: Ticket[Item, Result] = Ticket(self, key, windows, deadline)
         self._tickets.add(ticket)
         self._all_left.clear()
         return ticket
+
+    def _cost(self, ticket: Ticket[Item, Result], turns: int) -> float:
+        """Seconds that so many of its unsettled windows take, each as long as their mean."""
+        whole = sum(count * self.seconds(key) for key, count in ticket.kinds.items())
+        return min(turns, ticket.places) * whole / max(1, ticket.kinds.total())
 
     def _refuse(self, reason: str, error: Exception) -> NoReturn:
         self._observer.refused(reason)
@@ -213,7 +216,8 @@ class Batcher(Generic[Item, Result]):
         self._drop(ticket, "cancelled", asyncio.CancelledError())
 
     def _enqueue(self, ticket: Ticket[Item, Result], entries: list[_Entry[Item, Result]]) -> None:
-        self._queue.put(ticket, ticket.key, entries)
+        for entry in entries:
+            self._queue.put(ticket, entry.key, [entry])
         if dead := self.dead:
             self._drop(ticket, "dead", dead)
         for lane in self._lanes:
@@ -254,8 +258,6 @@ class Batcher(Generic[Item, Result]):
             entry.future.exception()  # counts as seen: after a first failure nobody asks for more
         else:
             entry.future.set_result(outcome)
-
-    # --- the devices ---
 
     async def start(self) -> None:
         """Begin to serve the queue."""
@@ -305,8 +307,7 @@ class Batcher(Generic[Item, Result]):
                     self._drop(ticket, "dead", dead)
 
     async def _next(self, lane: Lane, running: asyncio.Task[None] | None) -> Hashable | None:
-        """The key to serve: with a full batch at any time, else once the device is free and its
-        first window has waited enough. None when the device is lost."""
+        """The key with a full batch, or that waited enough for a free device; None: it is lost."""
         while lane.lost is None:
             lane.wake.clear()
             free, now, patience = running is None or running.done(), self._now(), None

@@ -40,7 +40,7 @@ def by_engine(engine: Engine, checkpoint: Checkpoint) -> Callable[[npt.NDArray[A
         plan = plan_windows(pixels.shape[0], pixels.shape[1], architecture, preprocess)
         stitcher = Stitcher(plan, architecture.out_channels)
         for window in plan.windows:
-            staged = engine.stage(plan.shape, 1)
+            staged = engine.stage(window.shape, 1)
             plan.cut(pixels, window, out=staged[0])
             stitcher.add(window, engine.run(staged)[0])
         return restore(stitcher.result(), image.shape[0], image.shape[1])

@@ -73,8 +73,9 @@ class ServedModel:
             height, width = self.checkpoint.preprocess.resized
         return plan_windows(height, width, self.checkpoint.architecture, self.checkpoint.preprocess)
 
-    def key(self, plan: WindowPlan) -> BatchKey:
-        return BatchKey(self.engine_id, plan.shape)
+    def keys(self, plan: WindowPlan) -> list[BatchKey]:
+        """Of its windows, in their order."""
+        return [BatchKey(self.engine_id, window.shape) for window in plan.windows]
 
 
 @dataclasses.dataclass

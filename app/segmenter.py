@@ -33,7 +33,7 @@ from app.metrics import Metrics
 from app.registry import ServedModel
 from model.instances import label_instances
 from model.polygons import components, outline
-from model.transforms import prepare, restore, to_mask
+from model.transforms import confidence, prepare, restore, to_mask
 from model.windows import Stitcher, WindowPlan
 
 T = TypeVar("T")
@@ -53,6 +53,10 @@ class Output(StrEnum):
     @property
     def shows_image(self) -> bool:
         return self in (Output.OVERLAY, Output.CUTOUT)
+
+    @property
+    def tells_objects_apart(self) -> bool:
+        return self in (Output.INSTANCES, Output.POLYGONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,9 +157,10 @@ class Segmenter:
         """The mask of the model's golden image, by the path of requests."""
         image = model.checkpoint.golden.image
         plan = model.plan(*image.shape[:2])
-        with self._batcher.admit(model.key(plan), plan.count, bounded=False) as ticket:
+        with self._batcher.admit(model.keys(plan), bounded=False) as ticket:
             pixels = await self._call(prepare, image, model.checkpoint.preprocess)
-            stitched = await self._infer(model, plan, ticket, pixels)
+            channels = model.checkpoint.architecture.out_channels
+            stitched = await self._infer(plan, ticket, pixels, channels)
         restored = await self._call(restore, stitched, *image.shape[:2])
         return to_mask(restored, model.checkpoint.preprocess)
 
@@ -171,7 +176,7 @@ class Segmenter:
         reduced = preprocess.mode == "resize" and not options.output.shows_image
         with (
             self._pixels.share() as held,
-            self._batcher.admit(model.key(plan), plan.count, deadline=deadline) as ticket,
+            self._batcher.admit(model.keys(plan), deadline=deadline) as ticket,
         ):
             held.take(height * width)
             decoded = await self._call(
@@ -181,7 +186,10 @@ class Segmenter:
             shown = decoded if options.output.shows_image else None
             del decoded  # up to hundreds of megabytes that nobody needs while the engine works
             clock.done("decode")
-            stitched = await self._infer(model, plan, ticket, pixels)
+            channels = model.checkpoint.architecture.out_channels
+            if preprocess.binary and not options.output.tells_objects_apart:
+                channels = 1  # the borders between objects are of no use
+            stitched = await self._infer(plan, ticket, pixels, channels)
             clock.seconds["queue"] = ticket.queue_seconds
             clock.seconds["infer"] = ticket.infer_seconds
             clock.restart()
@@ -196,14 +204,14 @@ class Segmenter:
 
     async def _infer(
         self,
-        model: ServedModel,
         plan: WindowPlan,
         ticket: Ticket[Piece, FloatArray],
         pixels: npt.NDArray[np.uint8],
+        channels: int,
     ) -> FloatArray:
         windows = plan.windows
         pieces = [Piece(pixels, plan, window) for window in windows]
-        stitcher = Stitcher(plan, model.checkpoint.architecture.out_channels)
+        stitcher = Stitcher(plan, channels)
         for window, future in zip(windows, ticket.submit(pieces), strict=True):
             await self._call(stitcher.add, window, await future)
         return stitcher.result()
@@ -266,17 +274,13 @@ def _finish(
             features = _outline(probabilities, mask, model, threshold)
             objects = len(features)
             polygons = json.dumps({"type": "FeatureCollection", "features": features})
-    if preprocess.binary:
-        confidence = np.maximum(foreground, 1 - foreground).mean()
-    else:
-        confidence = probabilities.max(axis=0).mean()
     clock.done("encode")
     return Segmentation(
         png,
         size[1],
         size[0],
-        coverage=float((mask > 0).mean()),
-        confidence=float(confidence),
+        coverage=np.count_nonzero(mask) / mask.size,
+        confidence=confidence(probabilities, preprocess),
         objects=objects,
         seconds=clock.seconds,
         polygons=polygons,

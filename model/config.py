@@ -80,19 +80,22 @@ class PreprocessConfig:
     """native: cut at the image's own resolution; resize: the whole image becomes one window."""
     window: tuple[Shape, ...] = (
         (256, 256),
-        (256, 320),
-        (320, 256),
+        (256, 368),
+        (256, 656),
+        (368, 256),
         (368, 368),
-        (512, 512),
-        (528, 704),
-        (704, 528),
-        (640, 640),
+        (368, 656),
+        (656, 256),
+        (656, 368),
+        (656, 656),
     )
-    """The closed set of input shapes (height, width) the network ever sees."""
+    """The closed set of input shapes (height, width) the network ever sees: three sides, and all
+    their pairs, so that rows and columns can each mix them (docs/decisions/0011)."""
     size: tuple[int, ...] = ()
     """resize: (height, width) the image becomes, then reflected to the window; () is the window."""
-    overlap: int = 64
-    """Pixels that neighbouring windows share at least, and over which they are blended."""
+    overlap: int = 128
+    """Pixels that neighbouring windows share at least, and over which they are blended; those of
+    large images share fewer (`model.windows.plan_windows`)."""
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
     """Filter of the one resize path (antialiased); used by mode "resize" only."""
 

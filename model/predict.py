@@ -49,9 +49,9 @@ class Predictor:
         pixels = prepare(image, self.preprocess)
         plan = plan_windows(pixels.shape[0], pixels.shape[1], self.network.config, self.preprocess)
         stitcher = Stitcher(plan, self.network.config.out_channels)
-        buffer = np.empty((*plan.shape, pixels.shape[2]), np.uint8)
         with _evaluating(self.network):
             for window in plan.windows:
+                buffer = np.empty((*window.shape, pixels.shape[2]), np.uint8)
                 plan.cut(pixels, window, out=buffer)
                 batch = normalise(torch.from_numpy(buffer)[None].to(device), self.preprocess)
                 batch = batch.contiguous(memory_format=torch.channels_last)

@@ -455,10 +455,11 @@ def _padded(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """The whole image as the service's own plan cuts it, and its labels the same way."""
     plan = plan_windows(image.shape[0], image.shape[1], network, preprocess)
-    pixels = np.empty((*plan.shape, image.shape[2]), np.uint8)
-    plan.cut(image, plan.windows[0], out=pixels)
+    (window,) = plan.windows
+    pixels = np.empty((*window.shape, image.shape[2]), np.uint8)
+    plan.cut(image, window, out=pixels)
     height, width = labels.shape
-    below, right = plan.shape[0] - height, plan.shape[1] - width
+    below, right = window.shape[0] - height, window.shape[1] - width
     return pixels, np.pad(labels, ((0, below), (0, right)), mode="reflect")
 
 

@@ -16,7 +16,8 @@ Arrays are NumPy, rows first. Knows no torch and no network: only shapes and ari
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -26,50 +27,82 @@ from model.config import DIVISOR, PreprocessConfig, Shape, UNetConfig
 
 FloatArray = npt.NDArray[np.float32]
 
+LARGE = 2_000_000
+"""Pixels above which an image's windows share less than its checkpoint asks for, ..."""
+BUDGET = 1.2
+"""... if more pixels than that, over those of the image, would go through the network, ..."""
+LEAST_OVERLAP = 32
+"""... but never less than that: what a window says of its outermost pixels is not worth much."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """How one side of an image is covered: equal windows, evenly spread.
+    """How one side of an image is covered: by windows of a few sizes, evenly spread.
 
     All in pixels of the output; a window of an unpadded network sees `margin` more on each side.
+
+    Attributes:
+        length: of the side.
+        sizes: of the windows, from the first to the last.
+        overlap: what neighbours share at least.
     """
 
     length: int
-    size: int
-    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+    overlap: int
 
     @classmethod
-    def cover(cls, length: int, size: int, overlap: int) -> Axis:
-        """The fewest windows of `size` over `length` that share at least `overlap` pixels.
+    def cover(cls, length: int, sides: Collection[int], overlap: int) -> Axis:
+        """The windows with the fewest pixels over `length` that share at least `overlap` of them.
 
-        Starts are multiples of 16. Where they do not fit evenly, the last window hangs over the
-        edge by less than 16 pixels, and sees the image reflected there.
+        A run of one of `sides`, then perhaps one of another, then the last: with three sides that
+        comes within a few pixels of any length.
         """
-        if length <= size:
-            return cls(length, size, (0,))
-        stride = max((size - overlap) // DIVISOR, 1)  # in cells of the pooling grid
-        last = -(-(length - size) // DIVISOR)
-        gaps = -(-last // stride)
-        return cls(length, size, tuple(last * i // gaps * DIVISOR for i in range(gaps + 1)))
+        options = []
+        for run, last in itertools.product(sides, sides):
+            for extra in ((), *((side,) for side in sides)):
+                cells = -(-(length - last) // DIVISOR) - sum(
+                    _stride(side, overlap) for side in extra
+                )
+                number = max(0, -(-cells // _stride(run, overlap)))
+                ending = (*extra, last)
+                options.append((number * run + sum(ending), number + len(ending), run, ending))
+        _, count, run, ending = min(options)
+        return cls(length, (run,) * (count - len(ending)) + ending, overlap)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each window begins: multiples of 16.
+
+        Where they do not fit evenly, the last window hangs over the edge by less than 16 pixels,
+        and sees the image reflected there.
+        """
+        strides = (_stride(size, self.overlap) for size in self.sizes[:-1])
+        farthest = list(itertools.accumulate(strides, initial=0))
+        last = max(0, -(-(self.length - self.sizes[-1]) // DIVISOR))
+        return tuple(cells * last // max(farthest[-1], 1) * DIVISOR for cells in farthest)
 
     @cached_property
     def weights(self) -> tuple[FloatArray, ...]:
         """What each window contributes at its pixels; at every pixel of the image they sum to 1."""
-        raised = [np.zeros(self.starts[-1] + self.size) for _ in self.starts]
-        for index, start in enumerate(self.starts):
-            ramp = np.ones(self.size)
-            if index > 0:
-                fade = _fade(self.starts[index - 1] + self.size - start)
-                ramp[: len(fade)] *= fade
-            if index + 1 < len(self.starts):
-                fade = _fade(start + self.size - self.starts[index + 1])
-                ramp[self.size - len(fade) :] *= fade[::-1]
-            raised[index][start : start + self.size] = ramp
-        total = np.sum(raised, axis=0)
+        stops = [start + size for start, size in zip(self.starts, self.sizes, strict=True)]
+        ramps = [np.ones(size) for size in self.sizes]
+        for index, (stop, start) in enumerate(zip(stops, self.starts[1:], strict=False)):
+            fade = _fade(stop - start)
+            ramps[index + 1][: len(fade)] *= fade[: self.sizes[index + 1]]
+            ramps[index][self.sizes[index] - len(fade) :] *= fade[::-1]
+        total = np.zeros(max(stops))
+        for start, stop, ramp in zip(self.starts, stops, ramps, strict=True):
+            total[start:stop] += ramp
         return tuple(
-            (weight / total)[start : start + self.size].astype(np.float32)
-            for start, weight in zip(self.starts, raised, strict=True)
+            (ramp / total[start:stop]).astype(np.float32)
+            for start, stop, ramp in zip(self.starts, stops, ramps, strict=True)
         )
+
+
+def _stride(size: int, overlap: int) -> int:
+    """How far behind a window of `size` the next may begin, in cells of the pooling grid."""
+    return max((size - overlap) // DIVISOR, 1)
 
 
 def _fade(length: int) -> npt.NDArray[np.float64]:
@@ -84,43 +117,50 @@ def _fade(length: int) -> npt.NDArray[np.float64]:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """One window of a plan: where its output lies, (rows.starts[row], columns.starts[column])."""
+    """One window of a plan.
+
+    Attributes:
+        row, column: its output begins at (rows.starts[row], columns.starts[column]).
+        shape: (height, width) as the network sees it, one of the declared ones.
+    """
 
     row: int
     column: int
+    shape: Shape
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowPlan:
-    """The cover of one image by windows of one shape.
+    """The cover of one image: every window of its rows by every window of its columns.
 
     Attributes:
-        shape: (height, width) of a window as the network sees it.
         margin: pixels the network loses on each side (`UNetConfig.margin`).
         rows, columns: the cover of the height and of the width.
     """
 
-    shape: Shape
     margin: int
     rows: Axis
     columns: Axis
 
     @property
     def count(self) -> int:
-        return len(self.rows.starts) * len(self.columns.starts)
+        return len(self.rows.sizes) * len(self.columns.sizes)
 
     @property
     def waste(self) -> float:
         """Pixels through the network over pixels of the image: 1 is none."""
-        return self.count * self.shape[0] * self.shape[1] / (self.rows.length * self.columns.length)
+        axes = (self.rows, self.columns)
+        height, width = (sum(size + 2 * self.margin for size in axis.sizes) for axis in axes)
+        return height * width / (self.rows.length * self.columns.length)
 
     @property
     def windows(self) -> Sequence[Window]:
         """Row by row, so that the rows of an image can be finished from the top."""
+        lost = 2 * self.margin
         return [
-            Window(row, column)
-            for row in range(len(self.rows.starts))
-            for column in range(len(self.columns.starts))
+            Window(row, column, (height + lost, width + lost))
+            for row, height in enumerate(self.rows.sizes)
+            for column, width in enumerate(self.columns.sizes)
         ]
 
     def cut(self, image: npt.NDArray[np.uint8], window: Window, out: npt.NDArray[np.uint8]) -> None:
@@ -129,11 +169,11 @@ class WindowPlan:
         Args:
             image: (H, W, C), prepared by `model.transforms.prepare`.
             window: one of `windows`.
-            out: (shape[0], shape[1], C), overwritten.
+            out: (*window.shape, C), overwritten.
         """
         top = self.rows.starts[window.row] - self.margin
         left = self.columns.starts[window.column] - self.margin
-        bottom, right = top + self.shape[0], left + self.shape[1]
+        bottom, right = top + window.shape[0], left + window.shape[1]
         if top >= 0 and left >= 0 and bottom <= image.shape[0] and right <= image.shape[1]:
             out[...] = image[top:bottom, left:right]
             return
@@ -159,7 +199,7 @@ class Stitcher:
 
     Args:
         plan: the cover.
-        channels: C of the windows' probabilities.
+        channels: C, how many of the windows' probabilities are wanted; the first ones.
     """
 
     def __init__(self, plan: WindowPlan, channels: int) -> None:
@@ -175,9 +215,9 @@ class Stitcher:
         """
         rows, columns = self.plan.rows, self.plan.columns
         top, left = rows.starts[window.row], columns.starts[window.column]
-        height = min(rows.size, rows.length - top)  # less where it hangs over the edge
-        width = min(columns.size, columns.length - left)
-        part = probabilities[:, :height, :width]
+        height = min(rows.sizes[window.row], rows.length - top)  # less where it hangs over the edge
+        width = min(columns.sizes[window.column], columns.length - left)
+        part = probabilities[: len(self._sum), :height, :width]
         target = self._sum[:, top : top + height, left : left + width]
         if self.plan.count == 1:
             target[...] = part
@@ -195,6 +235,9 @@ def plan_windows(
 ) -> WindowPlan:
     """The cover of a height × width image that puts the fewest pixels through the network.
 
+    Neighbours share `preprocess.overlap` pixels at least; those of a large image fewer, if it
+    takes that to stay within `BUDGET`.
+
     Known from an image's header alone. In mode "resize" `height` and `width` are those of the one
     declared window, since that is what the image becomes.
 
@@ -206,13 +249,26 @@ def plan_windows(
     margin = architecture.margin
     # An unpadded network's windows are right wherever they are defined: no need to blend.
     overlap = preprocess.overlap if margin == 0 else 0
-    plans = [
-        WindowPlan(
-            shape,
-            margin,
-            Axis.cover(height, shape[0] - 2 * margin, overlap),
-            Axis.cover(width, shape[1] - 2 * margin, overlap),
+    plan = _fewest(height, width, margin, preprocess.window, overlap)
+    while height * width > LARGE and plan.waste > BUDGET and overlap >= LEAST_OVERLAP + DIVISOR:
+        overlap -= DIVISOR
+        plan = _fewest(height, width, margin, preprocess.window, overlap)
+    return plan
+
+
+def _fewest(
+    height: int, width: int, margin: int, shapes: Sequence[Shape], overlap: int
+) -> WindowPlan:
+    """The plan that wastes least, among all sets of heights and widths that go together."""
+    plans = []
+    for first in {shape[0] for shape in shapes}:
+        widths = {shape[1] for shape in shapes if shape[0] == first}
+        heights = {shape[0] for shape in shapes if all((shape[0], w) in shapes for w in widths)}
+        plans.append(
+            WindowPlan(
+                margin,
+                Axis.cover(height, {side - 2 * margin for side in heights}, overlap),
+                Axis.cover(width, {side - 2 * margin for side in widths}, overlap),
+            )
         )
-        for shape in preprocess.window
-    ]
     return min(plans, key=lambda plan: (plan.waste, plan.count))

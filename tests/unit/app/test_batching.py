@@ -114,7 +114,7 @@ def assert_nothing_left(batcher: Batcher[Any, Any]) -> None:
 async def ask(
     batcher: Batcher[Any, Any], *items: Any, key: Hashable = "k", **admit: Any
 ) -> list[Any]:
-    with batcher.admit(key, len(items), **admit) as ticket:
+    with batcher.admit([key] * len(items), **admit) as ticket:
         return [await future for future in ticket.submit(items)]
 
 
@@ -237,9 +237,9 @@ def test_what_does_not_fit_is_refused_at_once_with_a_time_to_come_back() -> None
         held = [asyncio.create_task(ask(batcher, 1, 2)) for _ in range(5)]
         await until(lambda: batcher.running_for() > 0 and batcher.reserved == 10)
         with pytest.raises(QueueFull) as refused:
-            batcher.admit("k", 2)
+            batcher.admit(["k"] * 2)
         assert refused.value.retry_after == pytest.approx(2 * batcher.seconds())
-        with batcher.admit("k", 2, bounded=False):  # the house's own
+        with batcher.admit(["k"] * 2, bounded=False):  # the house's own
             assert batcher.reserved == 12
         device.gate.set()
         await asyncio.gather(*held)
@@ -250,7 +250,7 @@ def test_what_does_not_fit_is_refused_at_once_with_a_time_to_come_back() -> None
 
 def test_a_giant_takes_a_quarter_of_the_places_and_its_turns() -> None:
     """Far larger than the queue, it is admitted, and everybody else is too, and is done before."""
-    device = Device(seconds=0.002)
+    device = Device(seconds=0.01)
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         giant = asyncio.create_task(ask(batcher, *range(200)))
@@ -261,9 +261,9 @@ def test_a_giant_takes_a_quarter_of_the_places_and_its_turns() -> None:
         assert not giant.done()
         with contextlib.ExitStack() as stack:
             for _ in range(6):
-                stack.enter_context(batcher.admit("k", 1))
+                stack.enter_context(batcher.admit(["k"] * 1))
             with pytest.raises(QueueFull):
-                batcher.admit("k", 50)  # counts as two
+                batcher.admit(["k"] * 50)  # counts as two
             giant.cancel()
             await asyncio.gather(giant, return_exceptions=True)
 
@@ -288,7 +288,7 @@ def test_the_estimate_is_of_the_keys_own_windows() -> None:
         assert batcher.seconds("small") < batcher.seconds("unseen") < batcher.seconds("large")
         soon = asyncio.get_running_loop().time() + 1
         with pytest.raises(DeadlineExceeded):
-            batcher.admit("large", 40, deadline=soon)
+            batcher.admit(["large"] * 40, deadline=soon)
         assert len(await ask(batcher, *range(40), key="small", deadline=soon)) == 40
 
     with_batcher(body, device, log=log, max_batch=1)
@@ -296,7 +296,7 @@ def test_the_estimate_is_of_the_keys_own_windows() -> None:
 
 def test_a_reservation_cannot_be_overdrawn_or_used_after_leaving() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
-        with batcher.admit("k", 2) as ticket:
+        with batcher.admit(["k"] * 2) as ticket:
             ticket.submit([1])
             with pytest.raises(ValueError, match="1 left"):
                 ticket.submit([2, 3])
@@ -314,9 +314,9 @@ def test_deadlines() -> None:
         device.seconds = 0.05
         await ask(batcher, *range(8))
         with pytest.raises(DeadlineExceeded):  # 400 windows of 12 ms in 10 ms
-            batcher.admit("k", 90, deadline=loop.time() + 0.01)
+            batcher.admit(["k"] * 90, deadline=loop.time() + 0.01)
         with pytest.raises(DeadlineExceeded):
-            batcher.admit("k", 1, deadline=loop.time() - 1)
+            batcher.admit(["k"] * 1, deadline=loop.time() - 1)
         device.gate.clear()
         first = asyncio.create_task(ask(batcher, *"abcdefgh"))
         await until(lambda: batcher.running_for() > 0)
@@ -409,7 +409,7 @@ def test_the_rest_of_a_failed_image_is_dropped() -> None:
     device.poison[0] = ValueError("first window")
 
     async def body(batcher: Batcher[Any, Any]) -> None:
-        with batcher.admit("k", 50) as ticket:
+        with batcher.admit(["k"] * 50) as ticket:
             futures = ticket.submit(range(50))
             with pytest.raises(ValueError, match="first window"):
                 await futures[0]
@@ -514,7 +514,7 @@ def test_losing_the_last_device_fails_everything_and_admits_nothing() -> None:
         assert all(isinstance(result, Unavailable) for result in results)
         assert "illegal address" in str(batcher.dead)
         with pytest.raises(Unavailable, match="illegal address"):
-            batcher.admit("k", 1)
+            batcher.admit(["k"] * 1)
 
     with_batcher(body, device, log=log)
     assert log.events["refused dead"] == 1
@@ -547,7 +547,7 @@ def test_draining_answers_what_was_admitted_and_nothing_more() -> None:
         drained = asyncio.create_task(batcher.drain())
         await asyncio.sleep(0)
         with pytest.raises(Unavailable):
-            batcher.admit("k", 1)
+            batcher.admit(["k"] * 1)
         await drained
         assert [task.result() for task in accepted] == [[("done", n)] for n in range(20)]
 
@@ -560,7 +560,7 @@ def test_times_of_a_ticket() -> None:
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         async def one() -> Ticket[Any, Any]:
-            with batcher.admit("k", 1) as ticket:
+            with batcher.admit(["k"] * 1) as ticket:
                 (future,) = ticket.submit([1])
                 await future
             return ticket
@@ -571,3 +571,24 @@ def test_times_of_a_ticket() -> None:
         assert first.queue_seconds < second.queue_seconds
 
     with_batcher(body, device, max_batch=1)
+
+
+def test_one_request_may_have_windows_of_several_keys() -> None:
+    """Each is computed under its own key; the estimate counts the turns of every key."""
+    device = Device(seconds=0.02)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        with batcher.admit(["a", "b", "a"]) as ticket:
+            results = await asyncio.gather(*ticket.submit([1, 2, 3]))
+        assert results == [("done", 1), ("done", 2), ("done", 3)]
+        assert sorted(device.batches) == [("a", [1, 3]), ("b", [2])]
+        # four of its own, and meanwhile four of a and four of b
+        needed = 8 * batcher.seconds("a") + 4 * batcher.seconds("b")
+        now = asyncio.get_running_loop().time
+        with batcher.admit(["a", "b"] * 10):
+            with pytest.raises(DeadlineExceeded, match="about"):
+                batcher.admit(["a"] * 4, deadline=now() + 0.9 * needed)
+            with batcher.admit(["a"] * 4, deadline=now() + 2 * needed):
+                pass
+
+    with_batcher(body, device)

@@ -74,7 +74,7 @@ def test_chaos() -> None:
         hurry = asyncio.get_running_loop().time() + 0.05 if rng.random() < 0.1 else math.inf
 
         async def ask() -> None:
-            with batcher.admit(key, len(items), deadline=hurry) as ticket:
+            with batcher.admit([key] * len(items), deadline=hurry) as ticket:
                 await asyncio.sleep(0)  # the image is decoded
                 for item, future in zip(items, ticket.submit(items), strict=True):
                     assert await future == ("result of", item)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
+import resource
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from app import images
 from app.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
@@ -88,8 +91,6 @@ def test_floats_are_spread_over_their_finite_range() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_comes_out_upright(orientation: int) -> None:
-    from PIL import ImageOps
-
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(Image.fromarray(RGB), "PNG", exif=exif.tobytes())
@@ -122,27 +123,118 @@ def test_limits_and_formats() -> None:
         images.inspect(b"hello", max_pixels=LIMIT)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF"])
-def test_damage_is_an_image_error_and_nothing_else(format: str) -> None:
-    """200 random wounds a format: bytes changed, cut off, put in."""
-    whole = encode(nuclei(40, 50)[0], format)
-    rng = random.Random(format)
-    for _ in range(200):
-        data = bytearray(whole)
-        for _ in range(rng.randint(1, 8)):
-            data[rng.randrange(len(data))] = rng.randrange(256)
-        if rng.random() < 0.3:
-            del data[rng.randrange(len(data)) :]
-        elif rng.random() < 0.2:
-            at = rng.randrange(len(data))
-            data[at:at] = rng.randbytes(rng.randint(1, 50))
+def kinds() -> dict[str, bytes]:
+    """One small file of every format that is accepted, in the ways it is usually written."""
+    grey = Image.fromarray(nuclei(40, 50)[0])
+    colour, wide = grey.convert("RGB"), Image.fromarray(np.asarray(grey).astype(np.uint16) * 150)
+    frames = {"save_all": True, "append_images": [Image.eval(grey, lambda value: 255 - value)] * 3}
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    files = {format: saved(colour, format) for format in ("PNG", "JPEG", "TIFF", "BMP", "GIF")}
+    files |= {f"{format} grey": saved(grey, format) for format in ("PNG", "JPEG", "TIFF", "GIF")}
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
+        files[f"TIFF {compression}"] = saved(colour, "TIFF", compression=compression)
+    return files | {
+        "PNG 16 bits": saved(wide),
+        "PNG palette": saved(grey.convert("P"), transparency=3),
+        "PNG alpha": saved(colour.convert("RGBA")),
+        "PNG turned": saved(colour, exif=turned.tobytes()),
+        "JPEG progressive": saved(colour, "JPEG", progressive=True, exif=turned.tobytes()),
+        "JPEG CMYK": saved(colour.convert("CMYK"), "JPEG"),
+        "TIFF 16 bits": saved(wide, "TIFF"),
+        "TIFF float": saved(grey.convert("F"), "TIFF"),
+        "TIFF fax": saved(grey.convert("1"), "TIFF", compression="group4"),
+        "TIFF pages": saved(grey, "TIFF", **frames),
+        "GIF frames": saved(grey, "GIF", **frames),
+        "WEBP": saved(colour, "WEBP", exif=turned.tobytes()),
+        "WEBP lossless": saved(colour, "WEBP", lossless=True),
+        "MPO": saved(colour, "MPO", save_all=True, append_images=[colour]),
+    }
+
+
+def wounded(whole: bytes, rng: random.Random) -> bytes:
+    """Bytes changed, cut off, put in; rather in the header, where they do most."""
+    data = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 2, 4, 8))):
+        at = rng.randrange(min(len(data), rng.choice((64, 256, len(data)))))
+        data[at] = rng.choice((0, 127, 128, 255, rng.randrange(256)))
+    if rng.random() < 0.15:
+        del data[rng.randrange(len(data)) :]
+    elif rng.random() < 0.1:
+        at = rng.randrange(len(data))
+        data[at:at] = rng.randbytes(rng.randint(1, 50))
+    return bytes(data)
+
+
+def with_right_sums(png: bytes) -> bytes:
+    """Its chunks with the checksums that they should have, so that a decoder goes on to read."""
+    data, at = bytearray(png), 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        data[end : end + 4] = zlib.crc32(data[at + 4 : end]).to_bytes(4)
+        at = end + 4
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_damage_is_an_image_error_and_nothing_else(kind: str) -> None:
+    """150 random wounds; none may be another exception, or take memory beyond the limit."""
+    rng = random.Random(kind)
+    whole = kinds()[kind]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(150):
+        data = wounded(whole, rng)
+        if kind.startswith("PNG") and rng.random() < 0.7:
+            data = with_right_sums(data)
+        enough = (8, 8) if rng.random() < 0.3 else None
         try:
-            header = images.inspect(bytes(data), max_pixels=1_000_000)
-            pixels = images.decode(bytes(data), header)
+            header = images.inspect(data, max_pixels=1_000_000)
+            pixels = images.decode(data, header, at_least=enough)
         except ImageError:
             continue
-        assert pixels.shape[:2] == (header.height, header.width)
+        assert enough or pixels.shape[:2] == (header.height, header.width)
         assert pixels.dtype in (np.uint8, np.uint16)
+        assert pixels.shape[2:] in ((), (3,))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_bomb_in_what_a_png_says_of_itself(kind: bytes) -> None:
+    """200 MB of zeros, packed into 900 KB, before a good picture: read without it, or refused."""
+    packed = zlib.compress(bytes(200_000_000), 1)
+    data = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0", b"iCCP": b"a\0\0"}[kind] + packed
+    chunk = len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+    png = saved(Image.fromarray(RGB))
+    bomb = png[:33] + chunk + png[33:]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(CorruptImage):
+        assert (read(bomb) == RGB).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF", "WEBP", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_in_every_format_also_when_decoded_smaller(
+    format: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(RGB[:2, :3]).resize((600, 400), Image.Resampling.NEAREST)
+    data = saved(picture, format, exif=exif.tobytes())
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    header = images.inspect(data, max_pixels=LIMIT)
+    assert (header.height, header.width) == expected.shape[:2]
+    assert (read(data) == expected).all()
+    smaller = images.decode(data, header, at_least=(expected.shape[0] // 4, expected.shape[1] // 4))
+    step = expected.shape[0] // smaller.shape[0]
+    assert step == (4 if format == "JPEG" else 1)
+    assert np.abs(smaller - expected[step // 2 :: step, step // 2 :: step].astype(int)).mean() < 8
+
+
+def test_big_endian_sixteen_bits() -> None:
+    values = RNG.integers(200, 5000, (20, 30)).astype(np.uint16)
+    big = Image.frombytes("I;16B", (30, 20), values.astype(">u2").tobytes())
+    assert (read(saved(big, "TIFF")) == values).all()
 
 
 def test_encoders_give_back_what_they_got() -> None:
@@ -160,6 +252,16 @@ def test_encoders_give_back_what_they_got() -> None:
     assert encoded.convert("RGB").getpixel((0, 0)) == palette[labels[0, 0]]
     wide = RNG.integers(0, 65536, (20, 30)).astype(np.uint16)
     assert (np.asarray(back(images.encode_grey16(wide))) == wide).all()
+    assert (np.asarray(back(images.encode_rgb(RGB))) == RGB).all()
+    rgba = np.dstack([RGB, GREY])
+    assert (np.asarray(back(images.encode_rgba(rgba))) == rgba).all()
+    for strange in (GREY[:, ::2], GREY[:1], GREY[:, :1], np.asfortranarray(GREY)):
+        assert (np.asarray(back(images.encode_mask(strange))) == strange).all()
+
+
+def test_a_mask_becomes_few_bytes() -> None:
+    mask = (nuclei(512, 512)[1] > 0) * np.uint8(255)
+    assert len(images.encode_mask(mask)) < 1.5 * len(saved(Image.fromarray(mask)))
 
 
 def test_overlay_and_cutout() -> None:

@@ -219,8 +219,8 @@ def test_a_new_model_is_proven_while_the_queue_is_full(
         await service.registry.load_default()
         held = service.registry.entries["nuclei"].served
         assert held is not None
-        key = held.key(held.plan(60, 60))
-        tickets = [service.batcher.admit(key, 1) for _ in range(4)]
+        (key,) = held.keys(held.plan(60, 60))
+        tickets = [service.batcher.admit([key] * 1) for _ in range(4)]
         put(versions[1], tmp_path)
         await look(service)
         assert service.registry.entries["nuclei"].error is None

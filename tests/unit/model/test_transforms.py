@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.config import PreprocessConfig
-from model.transforms import normalise, prepare, probabilities, restore, to_mask
+from model.transforms import confidence, normalise, prepare, probabilities, restore, to_mask
 from tests.conftest import nuclei
 
 RANGE = PreprocessConfig()
@@ -25,6 +25,17 @@ def test_colour_becomes_grey_for_a_model_of_one_channel():
     pixels = prepare(np.full((4, 4, 3), 90, np.uint8), one)
     assert pixels.shape == (4, 4, 1)
     assert (pixels == 90).all()
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(700, 900), (500, 800, 3), (1, 7), (7, 1, 3)])
+def test_tables_and_histograms_are_what_numpy_says(depth, shape):
+    image = np.random.default_rng(0).integers(0, 200, shape).astype(depth)
+    low, high = np.percentile(image, (1, 99.8), method="inverted_cdf").astype(np.float32)
+    table = (np.arange(256, dtype=np.float32) - low) * (255.0 / max(high - low, 1.0)) + 0.5
+    expected = np.clip(table, 0, 255).astype(np.uint8)[image]
+    pixels = prepare(image, PERCENTILE)
+    assert (pixels == (expected if image.ndim == 3 else expected[:, :, None])).all()
 
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
@@ -95,6 +106,14 @@ def test_binary_masks_are_0_and_255_from_the_threshold_up():
     assert to_mask(field, RANGE).tolist() == [[0, 255, 255]]
     assert to_mask(field, RANGE, 0.6).tolist() == [[0, 0, 255]]
     assert to_mask(field, RANGE, 0.0).tolist() == [[255, 255, 255]]
+
+
+def test_confidence_is_the_mean_probability_of_what_was_decided():
+    field = np.array([[[0.2, 0.5, 0.7]], [[0.9, 0.9, 0.9]]], np.float32)
+    assert confidence(field, RANGE) == pytest.approx((0.8 + 0.5 + 0.7) / 3)
+    three = PreprocessConfig(classes=("a", "b", "c"), palette=((0, 0, 0),) * 3)
+    classes = np.array([[[0.2, 0.5]], [[0.7, 0.3]], [[0.1, 0.2]]], np.float32)
+    assert confidence(classes, three) == pytest.approx(0.6)
 
 
 def test_several_classes_are_indices_and_their_probabilities_sum_to_one():

@@ -1,0 +1,211 @@
+"""What the bytes of an image cost on the way in and out: `python -m benchmarks.bytes`.
+
+Everything a request pays for beside the network: decoding, preparing, stitching, the mask and the
+PNG; in milliseconds of one core (CPU time, so that others on the machine count for little), the
+best of several runs, for a photograph and for a microscope's image of 1918×1280. Below, the ways
+to write a PNG that there are, side by side.
+
+Prints tables, and JSON with --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from app import images
+from model.config import PreprocessConfig, UNetConfig
+from model.transforms import confidence, prepare, restore, to_mask
+from model.windows import Stitcher, plan_windows
+
+HEIGHT, WIDTH = 1280, 1918
+NATIVE = PreprocessConfig(intensity="percentile")
+RESIZE = PreprocessConfig(mode="resize", window=((512, 512),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured step."""
+
+    name: str
+    milliseconds: float
+    bytes_out: int | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=7, help="of each step; the best counts (7)")
+    parser.add_argument("--json", type=Path, help="where to save the figures")
+    args = parser.parse_args()
+    tables: dict[str, list[Row]] = {}
+    for name, image, field in (("photograph", *photograph()), ("microscope", *microscope())):
+        for config in (RESIZE, NATIVE):
+            tables[f"{name}, {config.mode}"] = request(image, field, config, args.runs)
+        tables[f"{name}, ways to write the PNG"] = writers(image, field, args.runs)
+    for title, rows in tables.items():
+        print(f"\n{title}")
+        for row in rows:
+            size = "" if row.bytes_out is None else f"{row.bytes_out:>10} bytes"
+            print(f"  {row.name:<34}{row.milliseconds:8.2f} ms {size}")
+    if args.json:
+        result = {
+            title: [dataclasses.asdict(row) for row in rows] for title, rows in tables.items()
+        }
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def photograph() -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 3) uint8 with detail at every scale, and (H, W) probabilities of one big object."""
+    rng = np.random.default_rng(0)
+    image = np.zeros((HEIGHT, WIDTH, 3))
+    for scale, weight in ((200, 3000), (50, 600), (10, 80), (2, 10)):
+        noise = rng.normal(size=(HEIGHT // scale + 2, WIDTH // scale + 2, 3))
+        smooth = ndimage.zoom(noise, (scale, scale, 1), order=1)[:HEIGHT, :WIDTH]
+        image += smooth * (weight / scale)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    inside = ((y - 640) / 400) ** 2 + ((x - 960) / 700) ** 2 < 1 + 0.05 * np.sin(x / 15)
+    return (image + 128).clip(0, 255).astype(np.uint8), soft(inside)
+
+
+def microscope() -> tuple[np.ndarray, np.ndarray]:
+    """(H, W) uint8 bright ellipses on a dark, noisy ground, and the probabilities of them."""
+    rng = np.random.default_rng(0)
+    inside = np.zeros((HEIGHT, WIDTH), bool)
+    for _ in range(600):
+        y, x = rng.integers(20, HEIGHT - 20), rng.integers(20, WIDTH - 20)
+        a, b = rng.integers(8, 19, 2)
+        rows, columns = np.ogrid[-a : a + 1, -b : b + 1]
+        inside[y - a : y + a + 1, x - b : x + b + 1][(rows / a) ** 2 + (columns / b) ** 2 < 1] = (
+            True
+        )
+    field = soft(inside)
+    image = 20 + 120 * field + rng.normal(0, 4, field.shape)
+    return image.clip(0, 255).astype(np.uint8), field
+
+
+def soft(inside: np.ndarray) -> np.ndarray:
+    """A mask as a network says it: sure inside, less so at the edge. (H, W) float32."""
+    noise = np.random.default_rng(1).normal(0, 0.002, inside.shape)
+    return (
+        (ndimage.gaussian_filter(inside.astype(float), 1.5) + noise).clip(0, 1).astype(np.float32)
+    )
+
+
+def request(image: np.ndarray, field: np.ndarray, config: PreprocessConfig, runs: int) -> list[Row]:
+    """The steps of one request for a mask, JPEG in, and their sum."""
+    rows: list[Row] = []
+
+    def step(name: str, function: Callable[[], Any]) -> Any:
+        seconds, result = cost(function, runs)
+        size = len(result) if isinstance(result, bytes) else None
+        rows.append(Row(name, seconds * 1e3, size))
+        return result
+
+    data = saved(image, "JPEG", quality=90)
+    header = step("header", lambda: images.inspect(data, max_pixels=100_000_000))
+    enough = config.resized if config.mode == "resize" else None
+    decoded = step("decode", lambda: images.decode(data, header, at_least=enough))
+    pixels = step("prepare", lambda: prepare(decoded, config))
+    plan = plan_windows(*pixels.shape[:2], UNetConfig(), config)
+    cuts = [np.empty((*window.shape, 3), np.uint8) for window in plan.windows]
+
+    def cut() -> None:
+        for window, out in zip(plan.windows, cuts, strict=True):
+            plan.cut(pixels, window, out)
+
+    step(f"cut ({plan.count} windows)", cut)
+    small = np.asarray(Image.fromarray(field).resize(pixels.shape[1::-1]))
+    parts = []
+    for window in plan.windows:
+        top, left = plan.rows.starts[window.row], plan.columns.starts[window.column]
+        part = np.zeros((1, *window.shape), np.float32)
+        seen = small[top : top + window.shape[0], left : left + window.shape[1]]
+        part[0, : seen.shape[0], : seen.shape[1]] = seen
+        parts.append(part)
+
+    def stitch() -> np.ndarray:
+        stitcher = Stitcher(plan, 1)
+        for window, part in zip(plan.windows, parts, strict=True):
+            stitcher.add(window, part)
+        return stitcher.result()
+
+    stitched = step("stitch", stitch)
+    restored = step("back to the image's size", lambda: restore(stitched, HEIGHT, WIDTH))
+    mask = step("mask", lambda: to_mask(restored, config))
+    step("coverage", lambda: np.count_nonzero(mask) / mask.size)
+    step("confidence", lambda: confidence(restored, config))
+    step("encode the mask", lambda: images.encode_mask(mask))
+    total = sum(row.milliseconds for row in rows)
+    both = sum(row.milliseconds for row in rows if row.name in ("decode", "encode the mask"))
+    return [*rows, Row("decode + encode", both), Row("everything", total)]
+
+
+def writers(image: np.ndarray, field: np.ndarray, runs: int) -> list[Row]:
+    """Ours and Pillow's PNG for each kind of answer; and zlib's levels and strategies for masks."""
+    mask = np.where(field >= 0.5, np.uint8(255), np.uint8(0))
+    wide = np.rint(field * 65535).astype(np.uint16)
+    labels = ndimage.label(mask)[0].astype(np.uint16)
+    colour = images.overlay(image, mask)
+    cut = images.cutout(image, field)
+    ways: list[tuple[str, Callable[[], bytes]]] = [
+        ("mask, ours", lambda: images.encode_mask(mask)),
+        ("mask, Pillow, level 1", lambda: saved(mask, "PNG", compress_level=1)),
+        ("mask, Pillow, level 6", lambda: saved(mask, "PNG", compress_level=6)),
+        ("mask of 1 bit, Pillow, level 1", lambda: saved(mask > 0, "PNG", compress_level=1)),
+        ("probability, ours", lambda: images.encode_grey16(wide)),
+        ("probability, Pillow, level 1", lambda: saved(wide, "PNG", compress_level=1)),
+        ("instances, ours", lambda: images.encode_grey16(labels)),
+        ("instances, Pillow, level 1", lambda: saved(labels, "PNG", compress_level=1)),
+        ("overlay, ours", lambda: images.encode_rgb(colour)),
+        ("overlay, Pillow, level 1", lambda: saved(colour, "PNG", compress_level=1)),
+        ("cutout, ours", lambda: images.encode_rgba(cut)),
+        ("cutout, Pillow, level 1", lambda: saved(cut, "PNG", compress_level=1)),
+    ]
+    strategies = {"default": 0, "filtered": 1, "Huffman only": 2, "runs": 3, "fixed": 4}
+    up = np.diff(mask, axis=0, prepend=np.uint8(0))
+    for name, lines in (("no filter", mask), ("Up", up)):
+        for level in (1, 6):
+            for strategy, number in strategies.items():
+
+                def deflate(lines: Any = lines, level: int = level, number: int = number) -> bytes:
+                    packer = zlib.compressobj(level, strategy=number)
+                    return packer.compress(lines) + packer.flush()
+
+                ways.append((f"zlib, {name}, {level}, {strategy}", deflate))
+    rows = []
+    for name, function in ways:
+        seconds, data = cost(function, runs)
+        rows.append(Row(name, seconds * 1e3, len(data)))
+    return rows
+
+
+def saved(image: np.ndarray, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def cost(function: Callable[[], Any], runs: int) -> tuple[float, Any]:
+    """Seconds of one core, the least of `runs`, and the result."""
+    function()
+    least = float("inf")
+    for _ in range(runs):
+        start = time.process_time()
+        result = function()
+        least = min(least, time.process_time() - start)
+    return least, result
+
+
+if __name__ == "__main__":
+    main()
