@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+_IDLE = 3
+"""Seconds after which a connection is not trusted any more: uvicorn closes idle ones after 5."""
+
 
 @dataclasses.dataclass
 class Result:
@@ -67,16 +70,19 @@ class Caller:
     Args:
         url: of the service.
         path: that takes an image.
-        kind: of the images.
+        kind: Content-Type of what is sent.
     """
 
     def __init__(self, url: str, path: str = "/segment", kind: str = "image/jpeg") -> None:
         self._path = path
         self._headers = {"Content-Type": kind}
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=3600)
+        self._used = time.monotonic()
 
     def post(self, image: bytes) -> tuple[str, float]:
         """The status, or the name of what went wrong; and Retry-After in seconds."""
+        if time.monotonic() - self._used > _IDLE:
+            self.close()  # the next request opens it again
         try:
             self._connection.request("POST", self._path, image, self._headers)
             answer = self._connection.getresponse()
@@ -84,6 +90,7 @@ class Caller:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             return type(error).__name__, 0.0
+        self._used = time.monotonic()
         return str(answer.status), float(answer.getheader("Retry-After", "0"))
 
     def close(self) -> None:
@@ -91,19 +98,26 @@ class Caller:
 
 
 def closed_loop(
-    url: str, image: bytes, clients: int, seconds: float, *, path: str = "/segment"
+    url: str,
+    image: bytes,
+    clients: int,
+    seconds: float,
+    *,
+    path: str = "/segment",
+    kind: str = "image/jpeg",
 ) -> Result:
     """Each client sends its next request when it has the answer to its last.
 
     Args:
         seconds: in which requests are sent; what was sent is waited for.
+        path, kind: as `Caller` takes them.
     """
     result = Result(f"{clients} clients")
     lock = threading.Lock()
     begin = threading.Barrier(clients + 1)
 
     def client() -> None:
-        caller = Caller(url, path)
+        caller = Caller(url, path, kind)
         caller.post(image)
         begin.wait()
         end = time.perf_counter() + seconds

@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from app.bench.timing import timed
 
-_SIDES = (1024, 2048)
-"""On a CPU the smaller fits its caches better, the larger shares better between its cores."""
-_CHAIN = 8
-"""Products one behind the other: what goes in and comes out is then too little to be felt."""
+_CHAINS = {1024: 8, 2048: 2}
+"""Side of the matrices -> products one behind the other, so that what goes in and comes out is not
+felt. The smaller ones fit the caches of a CPU better, the larger ones give more cores work."""
 _CUDA_SIDE = 8192
 
 
@@ -28,9 +27,11 @@ def roof(backend: str, device: str, precision: str, threads: int, seconds: float
         seconds: to measure for.
     """
     if backend == "openvino":
-        return max(_openvino(side, precision, threads, seconds / 2) for side in _SIDES)
+        return max(_openvino(side, precision, threads, seconds / len(_CHAINS)) for side in _CHAINS)
     if device == "cpu":
-        return max(_torch(side, device, precision, threads, seconds / 2) for side in _SIDES)
+        return max(
+            _torch(side, device, precision, threads, seconds / len(_CHAINS)) for side in _CHAINS
+        )
     return _torch(_CUDA_SIDE, device, precision, threads, seconds)
 
 
@@ -46,11 +47,11 @@ def _openvino(side: int, precision: str, threads: int, seconds: float) -> float:
     request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
     inputs = [np.random.default_rng(0).random((side, side), np.float32)]
     median = timed(lambda: request.infer(inputs, share_inputs=True), seconds)
-    return _CHAIN * 2 * side**3 / median
+    return _CHAINS[side] * 2 * side**3 / median
 
 
 def _chain(side: int, int8: bool) -> Any:
-    """(side, side) float32 times `_CHAIN` constant matrices; the sum of what comes out."""
+    """(side, side) float32 times a chain of constant matrices; the sum of what comes out."""
     import openvino as ov
     import openvino.opset13 as ops
 
@@ -60,7 +61,7 @@ def _chain(side: int, int8: bool) -> Any:
     scale: npt.NDArray[np.float32] = np.full((1, side), 1 / (64 * side), np.float32)
     given = ops.parameter([side, side], np.float32)
     x = given
-    for _ in range(_CHAIN):
+    for _ in range(_CHAINS[side]):
         if int8:
             x = ops.fake_quantize(x, low, high, low, high, 256)
             weight = ops.multiply(ops.convert(ops.constant(matrix), "f32"), ops.constant(scale))

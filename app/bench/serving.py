@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import os
@@ -64,7 +65,7 @@ def serving(checkpoint: Path, *flags: str) -> Iterator[Running]:
         flags: of `unet serve`, beside these.
 
     Raises:
-        OSError: it did not become ready; with the last line of its log.
+        OSError: it did not become ready; with the line of its log that says why.
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / checkpoint.name).symlink_to(checkpoint.resolve())
@@ -95,17 +96,18 @@ def running(command: Sequence[str], address: str, ready: str) -> Iterator[Runnin
         try:
             while (found := re.search(address, said())) is None or not _ok(found[1], ready):
                 if process.poll() is not None or time.perf_counter() - start > _PATIENCE:
-                    last = (said().strip().splitlines() or ["it said nothing"])[-1]
-                    raise OSError(f"{' '.join(command[1:4])} did not become ready: {last}")
+                    lines = said().strip().splitlines() or ["it said nothing"]
+                    why = next((text for text in lines if "ERROR" in text), lines[-1])
+                    raise OSError(f"{' '.join(command[1:4])} did not become ready: {why}")
                 time.sleep(0.01)
             yield Running(found[1], process.pid, time.perf_counter() - start)
         finally:
             process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):  # it, or children that outlived it
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.wait()
 
 
 def _ok(url: str, path: str) -> bool:
