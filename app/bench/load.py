@@ -132,7 +132,7 @@ def closed_loop(
                 time.sleep(min(retry or 0.1, max(0.0, end - time.perf_counter())))
         caller.close()
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
+    threads = [threading.Thread(target=client, daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()
     begin.wait()

@@ -86,6 +86,8 @@ def running(command: Sequence[str], address: str, ready: str) -> Iterator[Runnin
     Raises:
         OSError: it did not become ready.
     """
+    # Who is told to end ends what it started, too.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -108,6 +110,7 @@ def running(command: Sequence[str], address: str, ready: str) -> Iterator[Runnin
             with contextlib.suppress(ProcessLookupError):  # it, or children that outlived it
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            signal.signal(signal.SIGTERM, before)
 
 
 def _ok(url: str, path: str) -> bool:
