@@ -35,14 +35,19 @@ ROOT = Path(__file__).parent.parent
 CLIENTS = (1, 4, 8, 16, 64)
 FACTORS = (0.5, 1.0, 2.0, 10.0)
 HELD_AGAINST_THE_ENGINE = (8, 16)
+PERCENTILES = ("p50_seconds", "p95_seconds", "p99_seconds")
 MOST_AT_ONCE = 1000
 """Requests in the air. What would be more waits for a thread, and its latency says so."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--loop", choices=("closed", "open"), help="one of them alone; open needs closed before it"
+    )
     parser.add_argument("--seconds", type=float, default=20, help="of each run (20)")
     parser.add_argument("--weights", type=Path, default=ROOT / "weights/nuclei.safetensors")
+    parser.add_argument("--side", type=int, default=512, help="of the window, nearly (512)")
     parser.add_argument("--precision", default="auto", help="as UNET_PRECISION (auto)")
     parser.add_argument("--device", default="auto", help="as UNET_DEVICE (auto)")
     parser.add_argument("--timeout", type=float, default=30, help="UNET_REQUEST_TIMEOUT_S (30)")
@@ -50,48 +55,59 @@ def main() -> None:
     args = parser.parse_args()
     checkpoint = load_checkpoint(args.weights)
     choice = resolve(choose_engines(device=args.device, precision=args.precision)[0], checkpoint)
-    window, sides = one_window(checkpoint)
+    window, sides = one_window(checkpoint, args.side)
     image = encoded(drawn(*sides))
-    flags = [f"--{name}={getattr(args, name)}" for name in ("device", "precision")]
-    engine = [bare_engine(checkpoint, choice, window, 8)]
-    print(f"bare engine: {engine[0]:.2f} windows/s")
-    runs: list[Result] = []
-    with serving(args.weights, f"--request-timeout-s={args.timeout}", *flags) as service:
-        for clients in CLIENTS:
-            # long enough for each client's first and last request not to weigh
-            seconds = max(args.seconds, 3 * clients / engine[0])
-            runs.append(closed_loop(service.url, image, clients, seconds))
-            print(line(runs[-1]))
-        capacity = max(run.throughput for run in runs)
-        for factor in FACTORS:
-            rate = factor * capacity
-            name = f"{factor:g} × capacity"
-            runs.append(open_loop(service.url, image, rate, args.seconds, name))
-            print(line(runs[-1]))
-        memory = service.memory()
-    engine.append(bare_engine(checkpoint, choice, window, 8))
-    ratios = {
-        n: runs[CLIENTS.index(n)].throughput / statistics.fmean(engine)
-        for n in HELD_AGAINST_THE_ENGINE
-    }
-    report = {
+    report: dict[str, Any] = {
         "machine": machine(choice.device),
         "model": checkpoint.id,
         "engine": f"{choice.backend} {choice.precision} on {choice.device}",
         "image": f"{sides[1]}x{sides[0]} JPEG, {len(image)} bytes",
         "window": f"{window[0]}x{window[1]}",
-        "bare_engine_images_per_second": engine,
-        "of_the_engine": ratios,
-        "capacity_images_per_second": capacity,
-        "peak_resident_bytes": memory and memory.peak,
-        "runs": [run.to_json() for run in runs],
     }
+    if args.loop == "open":
+        report |= {"closed": json.loads((args.out / "load.json").read_text())["closed"]}
+    flags = [f"--{name}={getattr(args, name)}" for name in ("device", "precision")]
+    with serving(args.weights, f"--request-timeout-s={args.timeout}", *flags) as service:
+
+        def engine_alone() -> float:
+            return bare_engine(checkpoint, choice, window, min(5, args.seconds))
+
+        if args.loop != "open":
+            before = engine_alone()
+            # long enough for each client's first and last request not to weigh
+            lengths = {clients: max(args.seconds, 2 * clients / before) for clients in CLIENTS}
+            runs = [told(closed_loop(service.url, image, n, lengths[n])) for n in CLIENTS]
+            report["closed"] = {
+                "engine_images_per_second": [before, engine_alone()],
+                "capacity": max(run["images_per_second"] for run in runs),
+                "runs": runs,
+            }
+        if args.loop != "closed":
+            capacity = report["closed"]["capacity"]
+            runs = []
+            for factor in FACTORS:
+                name, rate = f"{factor:g} × capacity", factor * capacity
+                runs.append(told(open_loop(service.url, image, rate, args.seconds, name)))
+            report["open"] = {"runs": runs}
+        memory = service.memory()
+        report["peak_resident_bytes"] = memory and memory.peak
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "load.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.out / "load.md").write_text(table(report, runs))
+    (args.out / "load.md").write_text(table(report))
     with contextlib.suppress(ImportError):
-        draw(runs, engine, args.out / "load.png")
-    print(table(report, runs))
+        draw(report, args.out / "load.png")
+    print(table(report))
+
+
+def told(run: Result) -> dict[str, Any]:
+    """Show a run as soon as it is over."""
+    times = [f"{value:8.2f}" if (value := run.percentile(q)) else "       -" for q in (50, 95, 99)]
+    print(
+        f"{run.name:>16}  {run.throughput:6.2f} images/s  "
+        f"p50/p95/p99 {' '.join(times)} s  {answers(run.statuses)}",
+        flush=True,
+    )
+    return run.to_json()
 
 
 def open_loop(url: str, image: bytes, rate: float, seconds: float, name: str) -> Result:
@@ -125,57 +141,64 @@ def open_loop(url: str, image: bytes, rate: float, seconds: float, name: str) ->
     return result
 
 
-def line(run: Result) -> str:
-    """A run while it is all there is to see."""
-    shown = [f"{value:8.2f}" if (value := run.percentile(q)) else "       -" for q in (50, 95, 99)]
-    return (
-        f"{run.name:>16}  {run.throughput:6.2f} images/s  "
-        f"p50/p95/p99 {' '.join(shown)} s  {answers(run.statuses)}"
-    )
-
-
-def table(report: dict[str, Any], runs: list[Result]) -> str:
+def table(report: dict[str, Any]) -> str:
     """All of it, in Markdown."""
-    engine = " and ".join(f"{value:.2f}" for value in report["bare_engine_images_per_second"])
-    ratios = ", ".join(
-        f"**{ratio:.3f}** at {clients} clients"
-        for clients, ratio in report["of_the_engine"].items()
-    )
+    closed = report["closed"]
+    engine = closed["engine_images_per_second"]
+    alone = " and ".join(f"{rate:.2f}" for rate in engine)
+    ratios = [
+        f"**{run['images_per_second'] / statistics.fmean(engine):.3f}** with {run['name']}"
+        for run, clients in zip(closed["runs"], CLIENTS, strict=True)
+        if clients in HELD_AGAINST_THE_ENGINE
+    ]
     memory = report["peak_resident_bytes"]
     rows = [
-        f"{in_words(report['machine'])}; {report['model']}, {report['engine']}. The image: "
-        f"a {report['image']}, which is one {report['window']} window.",
+        f"{in_words(report['machine'])}. {report['model']}, {report['engine']}. The image is a "
+        f"{report['image']}, and one {report['window']} window.",
         "",
-        f"Bare engine, before and after: {engine} images/s. HTTP over bare engine: {ratios}. "
-        f"Capacity, the best of the closed loop: {report['capacity_images_per_second']:.2f} "
-        "images/s." + (f" Resident memory at its peak: {memory / 1e6:.0f} MB." if memory else ""),
+        f"Bare engine, before and after: {alone} images/s. "
+        f"HTTP over bare engine: {', '.join(ratios)}. Capacity, the best of the closed loop: "
+        f"{closed['capacity']:.2f} images/s."
+        + (f" Resident memory at its peak: {memory / 1e6:.0f} MB." if memory else ""),
         "",
         "| load | offered/s | masks/s | p50 s | p95 s | p99 s | answers |",
         "|---|---|---|---|---|---|---|",
     ]
-    for run in runs:
-        offered = "-" if run.offered is None else f"{run.offered:.1f}"
-        times = [f"{value:.2f}" if (value := run.percentile(q)) else "-" for q in (50, 95, 99)]
-        cells = [run.name, offered, f"{run.throughput:.2f}", *times, answers(run.statuses)]
+    for run in runs_of(report):
+        offered = run["offered_per_second"]
+        cells = [
+            run["name"],
+            "-" if offered is None else f"{offered:.1f}",
+            f"{run['images_per_second']:.2f}",
+            *(f"{run[key]:.2f}" if run[key] else "-" for key in PERCENTILES),
+            answers(run["statuses"]),
+        ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def draw(runs: list[Result], engine: list[float], path: Path) -> None:
+def runs_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [run for loop in ("closed", "open") if loop in report for run in report[loop]["runs"]]
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
     """Throughput beside the bare engine's, and latencies, as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    runs = runs_of(report)
+    engine = statistics.fmean(report["closed"]["engine_images_per_second"])
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    names = [run.name for run in runs]
-    left.bar(names, [run.throughput for run in runs], color="#0f766e")
-    left.axhline(statistics.fmean(engine), color="#56635f", linewidth=1, linestyle="--")
-    left.text(0, statistics.fmean(engine), "bare engine", va="bottom", fontsize=8, color="#56635f")
+    names = [run["name"] for run in runs]
+    left.bar(names, [run["images_per_second"] for run in runs], color="#0f766e")
+    left.axhline(engine, color="#56635f", linewidth=1, linestyle="--")
+    left.text(len(runs) - 0.5, engine, "bare engine", ha="right", va="bottom", color="#56635f")
     left.set_ylabel("masks / s")
-    for q, marker in ((50, "o"), (95, "s"), (99, "^")):
-        right.plot(names, [run.percentile(q) for run in runs], marker, label=f"p{q}")
+    left.margins(y=0.15)
+    for key, marker in zip(PERCENTILES, "os^", strict=True):
+        right.plot(names, [run[key] for run in runs], marker, label=key.partition("_")[0])
     right.set_yscale("log")
     right.set_ylabel("seconds from the intended start")
     right.legend()

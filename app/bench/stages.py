@@ -44,10 +44,10 @@ def encoded(image: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def one_window(checkpoint: Checkpoint) -> tuple[Shape, Shape]:
-    """The window nearest to 512×512, and (height, width) of an image that becomes one of it."""
+def one_window(checkpoint: Checkpoint, side: int = 512) -> tuple[Shape, Shape]:
+    """The window nearest to side × side, and (height, width) of an image that becomes one of it."""
     preprocess = checkpoint.preprocess
-    window = min(preprocess.window, key=lambda shape: abs(shape[0] * shape[1] - 512 * 512))
+    window = min(preprocess.window, key=lambda shape: abs(shape[0] * shape[1] - side**2))
     if preprocess.mode == "resize":
         return window, PHOTO
     margin = checkpoint.architecture.margin
