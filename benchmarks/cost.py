@@ -53,7 +53,9 @@ def measure(path: Path, checkpoint: Checkpoint, megapixels: list[float]) -> dict
     """What each size costs, and by which power of the size the seconds grow."""
     flags = ["--max-upload-mb=1000", f"--max-megapixels={max(*megapixels, 100) + 1}"]
     with serving(path, *flags, "--request-timeout-s=3600") as service:
-        one_image(service, checkpoint, 1)  # the first of all pays for what is only paid once
+        one_image(
+            service, checkpoint, min(megapixels)
+        )  # the first of all pays for what is only paid once
         ready = service.memory()
         runs = [one_image(service, checkpoint, size) for size in sorted(megapixels)]
     for run in runs:

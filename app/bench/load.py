@@ -85,8 +85,8 @@ class Caller:
             self.close()  # the next request opens it again
         try:
             self._connection.request("POST", self._path, image, self._headers)
-            answer = self._connection.getresponse()
-            answer.read()
+            with self._connection.getresponse() as answer:
+                answer.read()
         except (OSError, http.client.HTTPException) as error:
             self.close()
             return type(error).__name__, 0.0
