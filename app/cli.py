@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("app.evaluation", "measure a checkpoint, or a running service, on a data set"),
     "export": ("app.export", "calibrate a checkpoint for int8, or write its OpenVINO graph"),
     "import": ("model.foreign", "turn a foreign state dict into a checkpoint"),
+    "bench": ("app.bench.command", "measure this machine, the engine on it, and the service"),
 }
 """Verb -> the module with its `add_arguments` and `main`, and what it does."""
 

@@ -33,7 +33,7 @@ FLOORS = [
     ["model.recipe"],
     ["model.checkpoint", "model.metrics", "model.instances", "model.polygons"],
     ["model.batchnorm", "model.widen"],
-    ["model.transforms", "model.windows", "model.unet"],
+    ["model.transforms", "model.windows", "model.unet", "model.flops"],
     ["model.config"],
 ]
 

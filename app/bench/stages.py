@@ -1,0 +1,107 @@
+"""What an image costs outside the engine, stage by stage."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from app import images
+from app.bench.timing import timed
+from model.checkpoint import Checkpoint
+from model.config import Shape
+from model.transforms import prepare, restore, to_mask
+from model.windows import Stitcher, plan_windows
+
+PHOTO = (1280, 1918)
+"""(height, width) of the image by which services like this are compared."""
+
+
+def drawn(height: int, width: int) -> npt.NDArray[np.uint8]:
+    """(H, W) bright ellipses on a noisy dark ground: about what a microscope sees."""
+    rng = np.random.default_rng(0)
+    field = np.full((height, width), 12.0)
+    radius = 13
+    for _ in range(height * width // 3000):
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        y, x = np.ogrid[: min(2 * radius, height - top), : min(2 * radius, width - left)]
+        a, b = rng.uniform(6, radius, 2)
+        inside = ((y - radius) / a) ** 2 + ((x - radius) / b) ** 2 < 1
+        patch = field[top : top + inside.shape[0], left : left + inside.shape[1]]
+        patch[inside] = rng.uniform(70, 180)
+    return rng.poisson(field).clip(0, 255).astype(np.uint8)
+
+
+def encoded(image: npt.NDArray[np.uint8]) -> bytes:
+    """(H, W) -> the bytes of a JPEG, in colour as photographs are."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).convert("RGB").save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def one_window(checkpoint: Checkpoint, side: int = 512) -> tuple[Shape, Shape]:
+    """The window nearest to side × side, and (height, width) of an image that becomes one of it."""
+    preprocess = checkpoint.preprocess
+    window = min(preprocess.window, key=lambda shape: abs(shape[0] * shape[1] - side**2))
+    if preprocess.mode == "resize":
+        return window, PHOTO
+    margin = checkpoint.architecture.margin
+    return window, (window[0] - 2 * margin, window[1] - 2 * margin)
+
+
+def stage_seconds(
+    checkpoint: Checkpoint, seconds: float, height: int, width: int
+) -> dict[str, float]:
+    """Seconds of one core that each stage takes, for a JPEG of height × width.
+
+    decode: bytes to pixels. prepare: pixels to what windows are cut from. cut: into windows.
+    stitch: probabilities of windows to a mask. encode: mask to PNG.
+
+    Args:
+        seconds: to measure each stage for.
+    """
+    preprocess, channels = checkpoint.preprocess, checkpoint.architecture.out_channels
+    data = encoded(drawn(height, width))
+    enough = preprocess.resized if preprocess.mode == "resize" else None
+
+    def decode() -> npt.NDArray[Any]:
+        header = images.inspect(data, max_pixels=height * width)
+        return images.decode(data, header, at_least=enough)
+
+    decoded = decode()
+    pixels = prepare(decoded, preprocess)
+    plan = plan_windows(pixels.shape[0], pixels.shape[1], checkpoint.architecture, preprocess)
+    buffer = np.empty((*plan.shape, pixels.shape[2]), np.uint8)
+    inner = (side - 2 * plan.margin for side in plan.shape)
+    probabilities = (drawn(*inner) / 255).astype(np.float32)[None].repeat(channels, axis=0)
+
+    def cut() -> None:
+        for window in plan.windows:
+            plan.cut(pixels, window, out=buffer)
+
+    def stitch() -> npt.NDArray[np.uint8]:
+        stitcher = Stitcher(plan, channels)
+        for window in plan.windows:
+            stitcher.add(window, probabilities)
+        return to_mask(restore(stitcher.result(), height, width), preprocess)
+
+    mask = stitch()
+
+    def encode() -> bytes:
+        if preprocess.binary:
+            return images.encode_mask(mask)
+        return images.encode_labels(mask, preprocess.palette)
+
+    stages: dict[str, Callable[[], object]] = {
+        "decode": decode,
+        "prepare": lambda: prepare(decoded, preprocess),
+        "cut": cut,
+        "stitch": stitch,
+        "encode": encode,
+    }
+    return {name: timed(call, seconds, time.process_time) for name, call in stages.items()}

@@ -1,0 +1,71 @@
+"""The same network behind LitServe, as its documentation would have one do it.
+
+Not part of the service: `benchmarks.litserve_compare` starts it, in an environment that has
+LitServe (benchmarks/README.md). An image comes as the form's `file`, goes through the network in
+torch (fp32, channels last) at one size, and its mask goes back as PNG at the image's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import litserve
+import numpy as np
+import torch
+from fastapi import Response
+from PIL import Image
+
+from model.checkpoint import load_checkpoint
+from model.transforms import normalise
+from model.unet import UNet
+
+
+class Segmentation(litserve.LitAPI):
+    """See the module."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def setup(self, device: str) -> None:
+        checkpoint = load_checkpoint(self.path)
+        self.config = checkpoint.preprocess
+        self.network_device = device
+        network = UNet.from_config(checkpoint.architecture)
+        network.load_state_dict(
+            {name: torch.from_numpy(value).float() for name, value in checkpoint.state.items()}
+        )
+        self.network = network.eval().to(device=device, memory_format=torch.channels_last)
+
+    def decode_request(self, request) -> tuple[Image.Image, torch.Tensor]:
+        # an annotation of `request` would be taken for the schema of a body
+        image = Image.open(io.BytesIO(request["file"].file.read())).convert("RGB")
+        height, width = self.config.resized
+        resized = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+        inputs = normalise(torch.from_numpy(resized)[None], self.config)
+        return image, inputs.to(self.network_device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def predict(self, x: tuple[Image.Image, torch.Tensor]) -> tuple[Image.Image, np.ndarray]:
+        image, inputs = x
+        return image, self.network(inputs)[0, 0].sigmoid().cpu().numpy()
+
+    def encode_response(self, output: tuple[Image.Image, np.ndarray]) -> Response:
+        image, probability = output
+        mask = Image.fromarray(((probability >= self.config.threshold) * 255).astype(np.uint8))
+        buffer = io.BytesIO()
+        mask.resize(image.size, Image.Resampling.NEAREST).save(buffer, "PNG")
+        return Response(buffer.getvalue(), media_type="image/png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--accelerator", default="cpu")
+    args = parser.parse_args()
+    api = Segmentation(args.checkpoint)
+    server = litserve.LitServer(api, accelerator=args.accelerator, timeout=False)
+    server.run(host="127.0.0.1", port=args.port, generate_client_file=False)

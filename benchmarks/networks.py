@@ -1,0 +1,43 @@
+"""Checkpoints made on the spot, for speed and not for their masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from app.bench.stages import drawn
+from model.checkpoint import Checkpoint, load_checkpoint, parameter_shapes, save_checkpoint
+from model.config import PreprocessConfig, UNetConfig
+from model.predict import with_golden
+
+
+def untrained(path: Path, base_features: int) -> Checkpoint:
+    """Random weights, with the windows that a checkpoint has by default."""
+    architecture = UNetConfig(base_features=base_features)
+    rng = np.random.default_rng(0)
+    state = {
+        name: (rng.normal(size=shape) * np.sqrt(2 / max(1, np.prod(shape[1:])))).astype(np.float32)
+        for name, shape in parameter_shapes(architecture)
+    }
+    draft = Checkpoint(path.stem, architecture, PreprocessConfig(), state)
+    return save_checkpoint(path, with_golden(draft, drawn(256, 256)))
+
+
+def widened(path: Path, source: Path, base_features: int, window: tuple[int, int]) -> Checkpoint:
+    """What `source` computes, by a wider network, on the whole image resized to one window."""
+    import torch
+
+    from model.widen import widen
+
+    narrow = load_checkpoint(source)
+    wide = dataclasses.replace(narrow.architecture, base_features=base_features)
+    state = {name: torch.from_numpy(value).float() for name, value in narrow.state.items()}
+    draft = Checkpoint(
+        path.stem,
+        wide,
+        dataclasses.replace(narrow.preprocess, mode="resize", window=(window,), overlap=0),
+        {name: value.numpy() for name, value in widen(state, narrow.architecture, wide).items()},
+    )
+    return save_checkpoint(path, with_golden(draft, drawn(*window)))
