@@ -16,7 +16,7 @@ from app.bench.timing import timed
 from model.checkpoint import Checkpoint
 from model.config import Shape
 from model.transforms import prepare, restore, to_mask
-from model.windows import Stitcher, plan_windows
+from model.windows import Stitcher, Window, plan_windows
 
 PHOTO = (1280, 1918)
 """(height, width) of the image by which services like this are compared."""
@@ -54,6 +54,12 @@ def one_window(checkpoint: Checkpoint, side: int = 512) -> tuple[Shape, Shape]:
     return window, (window[0] - 2 * margin, window[1] - 2 * margin)
 
 
+def _output(window: Window, margin: int, channels: int) -> npt.NDArray[np.float32]:
+    """What a network could have made of it, (channels, h, w)."""
+    height, width = (side - 2 * margin for side in window.shape)
+    return (drawn(height, width) / 255).astype(np.float32)[None].repeat(channels, axis=0)
+
+
 def stage_seconds(
     checkpoint: Checkpoint, seconds: float, height: int, width: int
 ) -> dict[str, float]:
@@ -76,17 +82,17 @@ def stage_seconds(
     decoded = decode()
     pixels = prepare(decoded, preprocess)
     plan = plan_windows(pixels.shape[0], pixels.shape[1], checkpoint.architecture, preprocess)
-    buffer = np.empty((*plan.shape, pixels.shape[2]), np.uint8)
-    inner = (side - 2 * plan.margin for side in plan.shape)
-    probabilities = (drawn(*inner) / 255).astype(np.float32)[None].repeat(channels, axis=0)
+    windows = plan.windows
+    buffers = [np.empty((*window.shape, pixels.shape[2]), np.uint8) for window in windows]
+    outputs = [_output(window, plan.margin, channels) for window in windows]
 
     def cut() -> None:
-        for window in plan.windows:
+        for window, buffer in zip(windows, buffers, strict=True):
             plan.cut(pixels, window, out=buffer)
 
     def stitch() -> npt.NDArray[np.uint8]:
         stitcher = Stitcher(plan, channels)
-        for window in plan.windows:
+        for window, probabilities in zip(windows, outputs, strict=True):
             stitcher.add(window, probabilities)
         return to_mask(restore(stitcher.result(), height, width), preprocess)
 

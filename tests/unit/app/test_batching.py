@@ -253,10 +253,10 @@ def test_a_giant_takes_a_quarter_of_the_places_and_its_turns() -> None:
     device = Device(seconds=0.01)
 
     async def body(batcher: Batcher[Any, Any]) -> None:
-        giant = asyncio.create_task(ask(batcher, *range(200)))
+        giant = asyncio.create_task(ask(batcher, *range(1000)))
         await until(lambda: len(device.batches) > 2)
-        deadline = asyncio.get_running_loop().time() + 100 * batcher.seconds()
-        for n in range(20):  # the estimate knows of turns: 200 windows before them are too many
+        deadline = asyncio.get_running_loop().time() + 400 * batcher.seconds()
+        for n in range(20):  # the estimate knows of turns: 1,000 windows before them are too many
             assert await ask(batcher, ("small", n), deadline=deadline) == [("done", ("small", n))]
         assert not giant.done()
         with contextlib.ExitStack() as stack:
