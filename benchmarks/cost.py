@@ -30,6 +30,7 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.windows import plan_windows
 
 MEGAPIXELS = (0.25, 1, 4, 16, 50, 100)
+HEAD = f"{'megapixels':>10} {'size':>12} {'windows':>8} {'s':>8} {'s/MP':>7} {'MB above idle':>14}"
 _TILE = 1024
 
 
@@ -43,6 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = args.weights or Path(folder) / "narrow.safetensors"
         checkpoint = load_checkpoint(path) if args.weights else untrained(path, args.base_features)
+        print(f"{in_words(machine())}; {checkpoint.architecture}")
         report = measure(path, checkpoint, args.megapixels)
     show(report)
     if args.json:
@@ -57,9 +59,12 @@ def measure(path: Path, checkpoint: Checkpoint, megapixels: list[float]) -> dict
             service, checkpoint, min(megapixels)
         )  # the first of all pays for what is only paid once
         ready = service.memory()
-        runs = [one_image(service, checkpoint, size) for size in sorted(megapixels)]
-    for run in runs:
-        run["above_idle_bytes"] = ready and run["peak_bytes"] - ready.now
+        runs = []
+        print(HEAD)
+        for size in sorted(megapixels):
+            run = one_image(service, checkpoint, size)
+            runs.append(run | {"above_idle_bytes": ready and run["peak_bytes"] - ready.now})
+            print(row(runs[-1]), flush=True)
     slope, _ = np.polyfit(
         [math.log(run["megapixels"]) for run in runs],
         [math.log(run["seconds"]) for run in runs],
@@ -76,7 +81,7 @@ def measure(path: Path, checkpoint: Checkpoint, megapixels: list[float]) -> dict
 
 
 def one_image(service: Running, checkpoint: Checkpoint, megapixels: float) -> dict[str, Any]:
-    """Seconds, and the peak of the resident memory; of two images where that is quick.
+    """Seconds, the median of three where that is quick; and the peak of the resident memory.
 
     Raises:
         OSError: the service did not answer 200.
@@ -110,19 +115,18 @@ def one_image(service: Running, checkpoint: Checkpoint, megapixels: float) -> di
     }
 
 
-def show(report: dict[str, Any]) -> None:
-    """The table."""
-    print(f"{in_words(report['machine'])}; base_features {report['architecture']['base_features']}")
-    print(
-        f"{'megapixels':>10} {'size':>12} {'windows':>8} {'s':>8} {'s/MP':>7} {'MB above idle':>14}"
+def row(run: dict[str, Any]) -> str:
+    """A line of the table."""
+    above = run["above_idle_bytes"]
+    return (
+        f"{run['megapixels']:10.2f} {run['width']:>6}x{run['height']:<5} {run['windows']:8} "
+        f"{run['seconds']:8.2f} {run['seconds'] / run['megapixels']:7.3f} "
+        f"{'-' if above is None else f'{above / 1e6:.0f}':>14}"
     )
-    for run in report["runs"]:
-        above = run["above_idle_bytes"]
-        print(
-            f"{run['megapixels']:10.2f} {run['width']:>6}x{run['height']:<5} {run['windows']:8} "
-            f"{run['seconds']:8.2f} {run['seconds'] / run['megapixels']:7.3f} "
-            f"{'-' if above is None else f'{above / 1e6:.0f}':>14}"
-        )
+
+
+def show(report: dict[str, Any]) -> None:
+    """What the table comes to."""
     print(f"seconds grow as megapixels to the power of {report['exponent']:.3f}")
     if idle := report["idle_bytes"]:
         most = max(run["above_idle_bytes"] for run in report["runs"])
