@@ -81,13 +81,13 @@ class PreprocessConfig:
     window: tuple[Shape, ...] = (
         (256, 256),
         (256, 368),
-        (256, 656),
+        (256, 544),
         (368, 256),
         (368, 368),
-        (368, 656),
-        (656, 256),
-        (656, 368),
-        (656, 656),
+        (368, 544),
+        (544, 256),
+        (544, 368),
+        (544, 544),
     )
     """The closed set of input shapes (height, width) the network ever sees: three sides, and all
     their pairs, so that rows and columns can each mix them (docs/decisions/0011)."""

@@ -106,7 +106,7 @@ def test_a_sample_shows_its_mask_and_what_it_cost(page: Page) -> None:
     outlined = (canvas(page) != plain).any(axis=2)
     assert 0 < outlined.mean() < changed.mean() / 2
     facts = page.inner_text("#facts")
-    for word in ("512 × 512", "Foreground", "Time", "nuclei@", "fp32"):
+    for word in ("512 × 512", "Foreground", "Time", "nuclei@", "int8"):
         assert word in facts
     assert "nucleus" in page.inner_text("#service")
 
