@@ -42,7 +42,7 @@ def by_engine(engine: Engine, checkpoint: Checkpoint) -> Callable[[npt.NDArray[A
         for window in plan.windows:
             staged = engine.stage(window.shape, 1)
             plan.cut(pixels, window, out=staged[0])
-            stitcher.add(window, engine.run(staged)[0])
+            stitcher.add(window, engine.run(engine.load(staged))[0])
         return restore(stitcher.result(), image.shape[0], image.shape[1])
 
     return predict

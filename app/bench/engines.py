@@ -58,7 +58,7 @@ def images_per_second(engine: Engine, shape: Shape, batch: int, seconds: float) 
     """Windows a second of the bare engine: bytes in its own buffer to probabilities."""
     staged = engine.stage(shape, batch)
     staged[:] = drawn(*shape)[None, :, :, None]
-    return batch / timed(lambda: engine.run(staged), seconds)
+    return batch / timed(lambda: engine.run(engine.load(staged)), seconds)
 
 
 def batches(largest: int) -> list[int]:

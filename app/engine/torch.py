@@ -129,13 +129,12 @@ class TorchEngine:
             return _Loaded(windows, there, self._uploads.record_event())
 
     @torch.inference_mode()
-    def run(self, windows: Any) -> npt.NDArray[np.float32]:
-        loaded = windows if isinstance(windows, _Loaded) else self.load(windows)
+    def run(self, windows: _Loaded) -> npt.NDArray[np.float32]:
         with self._errors():
             if not self._cuda:
-                return self._compute(loaded.windows).numpy()
+                return self._compute(windows.windows).numpy()
             with torch.cuda.device(self._device):
-                return self._run_on_cuda(loaded)
+                return self._run_on_cuda(windows)
 
     def _run_on_cuda(self, loaded: _Loaded) -> npt.NDArray[np.float32]:
         stream = torch.cuda.current_stream()
@@ -163,7 +162,7 @@ class TorchEngine:
     def warm(self) -> None:
         if not self._cuda:
             for shape in self.shapes:
-                self.run(self.stage(shape, 1))
+                self.run(self.load(self.stage(shape, 1)))
             return
         sizes = sorted({self._size(count) for count in range(1, self.max_batch + 1)}, reverse=True)
         pool = torch.cuda.graph_pool_handle()

@@ -80,7 +80,7 @@ def test_an_engine_computes_the_network(case: str, which: int) -> None:
         staged[:] = rng.integers(0, 256, staged.shape)
         expected = reference(checkpoint, staged)
         assert expected.std() > 0.01  # not a constant that anything would reproduce
-        assert np.abs(engine.run(staged) - expected).max() <= 1e-5
+        assert np.abs(engine.run(engine.load(staged)) - expected).max() <= 1e-5
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])
@@ -90,9 +90,9 @@ def test_a_window_does_not_depend_on_its_company(which: int) -> None:
     engine = engines(checkpoint)[which]
     staged = engine.stage((64, 96), 4)
     staged[:] = np.random.default_rng(2).integers(0, 256, staged.shape)
-    together = np.array(engine.run(staged), copy=True)
+    together = np.array(engine.run(engine.load(staged)), copy=True)
     for index in range(4):
-        alone = engine.run(np.ascontiguousarray(staged[index : index + 1]))[0]
+        alone = engine.run(engine.load(np.ascontiguousarray(staged[index : index + 1])))[0]
         if which == 0:
             assert np.array_equal(alone, together[index])
         else:
