@@ -62,7 +62,7 @@ def test_probabilities_become_masks_and_objects(samples):
     preprocess = PreprocessConfig(threshold=0.3)
 
     def half(image):
-        return np.stack([np.full(image.shape, 0.4), np.zeros(image.shape)]).astype(np.float32)
+        return np.stack([np.full(image.shape, 0.5), np.zeros(image.shape)]).astype(np.float32)
 
     prediction = from_probabilities(half, preprocess, instances=True)(samples[0].image)
     assert (prediction.mask == 255).all()

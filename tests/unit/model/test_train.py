@@ -94,11 +94,12 @@ def tensors(folder):
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_killed_run_goes_on_to_the_same_result(data, workers):
-    assert run(data, out="straight") == 0
-    command = [
-        sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml"),
-        "--out", str(data / "killed"), "--workers", workers,
-    ]  # fmt: skip
+    # Each in a process of its own: sums over a batch depend on the number of threads, and workers
+    # are forked; this process has had other tests.
+    train = [sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml")]
+    straight = [*train, "--out", str(data / "straight")]
+    assert subprocess.run(straight, cwd=ROOT, capture_output=True).returncode == 0
+    command = [*train, "--out", str(data / "killed"), "--workers", workers]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     log = data / "killed/metrics.jsonl"
     end = time.monotonic() + 120
@@ -110,10 +111,9 @@ def test_a_killed_run_goes_on_to_the_same_result(data, workers):
     assert 0 < state["step"] <= 12
     with log.open("a") as file:
         file.write('{"step": 999, "loss')  # a line that the kill cut off
-    # in a process of its own: workers are forked, and this one is full of other tests' threads
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
-    straight, killed = tensors(data / "straight"), tensors(data / "killed")
-    assert all(np.array_equal(straight[name], killed[name]) for name in straight)
+    whole, resumed = tensors(data / "straight"), tensors(data / "killed")
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == sorted(set(steps))
 
