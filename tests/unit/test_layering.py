@@ -28,7 +28,7 @@ FLOORS = [
     ["app.threads"],
     ["app.errors"],
     ["model.train", "model.foreign", "model.export"],
-    ["model.run", "model.evaluate"],
+    ["model.run", "model.evaluate", "model.crops"],
     ["model.data", "model.predict", "model.augment", "model.losses", "model.pictures"],
     ["model.recipe"],
     ["model.checkpoint", "model.metrics", "model.instances", "model.polygons"],

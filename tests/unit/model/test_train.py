@@ -15,9 +15,10 @@ from PIL import Image
 from app import cli
 from model.augment import augment
 from model.checkpoint import load_checkpoint
+from model.crops import Crops
 from model.data import Pair, PairedDataset, open_dataset, split_dataset
 from model.recipe import AugmentConfig, DataConfig, OptimConfig, Recipe
-from model.train import Crops, Trainer, learning_rate
+from model.train import Trainer, learning_rate
 from tests.conftest import FIXTURES, ROOT, nuclei
 
 

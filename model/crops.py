@@ -1,0 +1,135 @@
+"""Training images as an endless sequence of crops, the same one at the same place of every run.
+
+Knows how pairs become crops; nothing of the network's weights, of steps or of runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from model.augment import augment
+from model.config import PreprocessConfig, UNetConfig
+from model.data import PairedDataset
+from model.losses import border_weights
+from model.recipe import Recipe
+from model.transforms import prepare
+from model.windows import plan_windows
+
+
+class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
+    """Crops without end. The item at a place is always the same; each epoch sees every image once,
+    or as often as `data.balance` says.
+
+    Items: pixels (h, w, C) uint8, labels (h, w) int32, weights (h, w) float32 of the paper's
+    eq. 1, and the place itself.
+    """
+
+    def __init__(self, samples: PairedDataset, recipe: Recipe) -> None:
+        self.samples = samples
+        self.recipe = recipe
+        self._kept: dict[int, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]] = {}
+        self._order: tuple[int, npt.NDArray[np.intp]] = (-1, np.empty(0, np.intp))
+        self._whole = not recipe.augment.crop
+        groups = Counter(pair.group for pair in samples.pairs)
+        weights = [groups[pair.group] ** -recipe.data.balance for pair in samples.pairs]
+        self._shares = np.array(weights) / sum(weights)
+
+    def preload(self, quiet: bool = True) -> None:
+        """Prepare images until the cache is full: workers that are forked later share them."""
+        room = self.recipe.run.cache_mb * 1_000_000
+        indices = tqdm(
+            range(len(self.samples)), "reading", unit="image", leave=False, disable=quiet
+        )
+        for index in indices:
+            pair = self._prepared(index)
+            room -= pair[0].nbytes + pair[1].nbytes
+            if room < 0:
+                break
+            self._kept[index] = pair
+
+    def foreground(self) -> float:
+        """Share of the pixels that are not background, over up to 100 images."""
+        shares = [(self._pair(i)[1] > 0).mean() for i in range(min(100, len(self.samples)))]
+        return float(np.clip(np.mean(shares), 0.01, 0.99))
+
+    def pixels(self, count: int) -> Tensor:
+        """(count, h, w, C) uint8: the first crops."""
+        return torch.stack([self[place][0] for place in range(count)])
+
+    def id(self, place: int) -> str:
+        return self.samples.ids[self._image(place)]
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        recipe = self.recipe
+        image, labels = self._pair(self._image(place))
+        if not self._whole:
+            rng = np.random.default_rng((recipe.optim.seed, place))
+            image, labels = augment(image, labels, recipe.augment, rng)
+        if recipe.data.labels == "instances" and recipe.loss.border_weight:
+            loss = recipe.loss
+            weights = border_weights(labels, loss.border_weight, loss.border_sigma)
+        else:
+            weights = np.ones(labels.shape, np.float32)
+        return (
+            torch.from_numpy(np.ascontiguousarray(image)),
+            torch.from_numpy(np.ascontiguousarray(labels)),
+            torch.from_numpy(weights),
+            place,
+        )
+
+    def _image(self, place: int) -> int:
+        epoch, position = divmod(place, len(self.samples))
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((self.recipe.optim.seed, epoch, 1))
+            # Systematic sampling: one random offset, then equal steps along the summed shares.
+            steps = (np.arange(len(self._shares)) + rng.random()) / len(self._shares)
+            drawn = np.searchsorted(np.cumsum(self._shares), steps)
+            self._order = (epoch, rng.permutation(np.minimum(drawn, len(self._shares) - 1)))
+        return int(self._order[1][position])
+
+    def _pair(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        return self._kept.get(index) or self._prepared(index)
+
+    def _prepared(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        sample, preprocess = self.samples[index], self.recipe.preprocess
+        image = prepare(sample.image, preprocess)
+        labels = _nearest(sample.labels, *image.shape[:2])
+        if self._whole:
+            image, labels = _padded(image, labels, self.recipe.network, preprocess)
+        # torch warns of arrays that Pillow handed out read-only
+        return np.require(image, requirements=("C", "W")), np.require(
+            labels, requirements=("C", "W")
+        )
+
+
+def _nearest(labels: npt.NDArray[np.int32], height: int, width: int) -> npt.NDArray[np.int32]:
+    """Labels at another size; each pixel is one that was there, so that labels stay labels."""
+    if labels.shape == (height, width):
+        return labels
+    rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * labels.shape[1] / width).astype(int)
+    resized: npt.NDArray[np.int32] = labels[rows[:, None], columns]
+    return resized
+
+
+def _padded(
+    image: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int32],
+    network: UNetConfig,
+    preprocess: PreprocessConfig,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """The whole image as the service's own plan cuts it, and its labels the same way."""
+    plan = plan_windows(image.shape[0], image.shape[1], network, preprocess)
+    (window,) = plan.windows
+    pixels = np.empty((*window.shape, image.shape[2]), np.uint8)
+    plan.cut(image, window, out=pixels)
+    height, width = labels.shape
+    below, right = window.shape[0] - height, window.shape[1] - width
+    return pixels, np.pad(labels, ((0, below), (0, right)), mode="reflect")
