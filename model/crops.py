@@ -6,6 +6,7 @@ Knows how pairs become crops; nothing of the network's weights, of steps or of r
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +17,19 @@ from tqdm import tqdm
 
 from model.augment import augment
 from model.config import PreprocessConfig, UNetConfig
-from model.data import PairedDataset
+from model.data import DataError, PairedDataset, read_scores
 from model.losses import border_weights
 from model.recipe import Recipe
 from model.transforms import prepare
 from model.windows import plan_windows
 
+_LEAST_LEFT = 0.02
+"""Of Dice to be gained on an image, as `data.focus` counts it: what is perfect is not forgotten."""
+
 
 class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
     """Crops without end. The item at a place is always the same; each epoch sees every image once,
-    or as often as `data.balance` says.
+    or as often as `data.balance` and `data.focus` say.
 
     Items: pixels (h, w, C) uint8, labels (h, w) int32, weights (h, w) float32 of the paper's
     eq. 1, and the place itself.
@@ -37,9 +41,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         self._kept: dict[int, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]] = {}
         self._order: tuple[int, npt.NDArray[np.intp]] = (-1, np.empty(0, np.intp))
         self._whole = not recipe.augment.crop
-        groups = Counter(pair.group for pair in samples.pairs)
-        weights = [groups[pair.group] ** -recipe.data.balance for pair in samples.pairs]
-        self._shares = np.array(weights) / sum(weights)
+        self._shares = _shares(samples, recipe)
 
     def preload(self, quiet: bool = True) -> None:
         """Prepare images until the cache is full: workers that are forked later share them."""
@@ -107,6 +109,22 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         return np.require(image, requirements=("C", "W")), np.require(
             labels, requirements=("C", "W")
         )
+
+
+def _shares(samples: PairedDataset, recipe: Recipe) -> npt.NDArray[np.float64]:
+    """How often each image is drawn, of all draws."""
+    groups = Counter(pair.group for pair in samples.pairs)
+    weights = np.array([groups[pair.group] ** -recipe.data.balance for pair in samples.pairs])
+    if recipe.data.focus:
+        scores = read_scores(Path(recipe.data.focus))
+        if unscored := [id for id in samples.ids if id not in scores]:
+            raise DataError(
+                f"{recipe.data.focus} has no score of {unscored[0]} "
+                f"({len(unscored)} of {len(samples)} have none)"
+            )
+        weights *= [max(1 - scores[id], _LEAST_LEFT) for id in samples.ids]
+    shares: npt.NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def _nearest(labels: npt.NDArray[np.int32], height: int, width: int) -> npt.NDArray[np.int32]:

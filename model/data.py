@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,19 @@ def read_groups(index: Path, column: str) -> dict[str, str]:
     if not rows or column not in rows[0] or "id" not in rows[0]:
         raise DataError(f"{index} needs the columns 'id' and {column!r}")
     return {row["id"]: row[column] for row in rows}
+
+
+def read_scores(report: Path) -> dict[str, float]:
+    """The Dice of each image, by id, from the JSON of `unet evaluate`.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    try:
+        images = json.loads(report.read_text())["images"]
+        return {image["id"]: float(image["dice"]) for image in images}
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{report} is not what `unet evaluate --json` writes: {error}") from error
 
 
 def read_image(path: Path) -> npt.NDArray[Any]:

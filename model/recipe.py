@@ -36,6 +36,9 @@ class DataConfig:
     validation_share: float = 0.12
     balance: float = 0.0
     """0: every image is drawn as often; 1: every group, so that rare kinds count; or in between."""
+    focus: str = ""
+    """What `unet evaluate --part training --json` wrote: images are drawn the more often the worse
+    their Dice there, so that steps go where there is something to learn."""
     golden: str = ""
     """An image whose publication is allowed: the checkpoint carries a part of it. Else it is of
     the validation images."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from app import cli
 from model.augment import augment
 from model.checkpoint import load_checkpoint
 from model.crops import Crops
-from model.data import Pair, PairedDataset, open_dataset, split_dataset
+from model.data import DataError, Pair, PairedDataset, open_dataset, split_dataset
 from model.recipe import AugmentConfig, DataConfig, OptimConfig, Recipe
 from model.train import Trainer, learning_rate
 from tests.conftest import FIXTURES, ROOT, nuclei
@@ -302,6 +303,30 @@ def test_an_epoch_draws_by_the_size_of_groups(balance):
     assert drawn.count("9") == pytest.approx(expected, abs=60)
     if not balance:
         assert sorted(drawn[:10]) == sorted(str(i) for i in range(10))  # each once an epoch
+
+
+def test_focus_draws_images_by_what_is_left_to_learn(tmp_path):
+    """Half of "bad" is wrong and a tenth of the others; "done" is drawn seldom, but is drawn."""
+    dice = {"bad": 0.5, "a": 0.9, "b": 0.9, "done": 1.0}
+    report = tmp_path / "training.json"
+    report.write_text(json.dumps({"images": [{"id": k, "dice": v} for k, v in dice.items()]}))
+    recipe = Recipe(data=DataConfig(focus=str(report)), optim=OptimConfig(steps=1))
+    crops = Crops(PairedDataset([Pair(id, ROOT, ROOT, id) for id in dice]), recipe)
+    drawn = Counter(crops.id(place) for place in range(1000))
+    for id, left in {"bad": 0.5, "a": 0.1, "b": 0.1, "done": 0.02}.items():
+        assert drawn[id] == pytest.approx(1000 * left / 0.72, abs=30)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [('{"images": [{"id": "other", "dice": 1}]}', "no score of a"), ("[]", "unet evaluate")],
+)
+def test_a_focus_that_does_not_fit_is_named(tmp_path, text, error):
+    report = tmp_path / "training.json"
+    report.write_text(text)
+    recipe = Recipe(data=DataConfig(focus=str(report)), optim=OptimConfig(steps=1))
+    with pytest.raises(DataError, match=error):
+        Crops(PairedDataset([Pair("a", ROOT, ROOT, "a")]), recipe)
 
 
 def test_the_average_follows_the_weights(data):
