@@ -169,13 +169,12 @@ class Batcher(Generic[Item, Result]):
         self, keys: Sequence[Hashable], *, deadline: float = math.inf, bounded: bool = True
     ) -> Ticket[Item, Result]:
         """Reserve a place for a window of each key; the deadline is on the event loop's clock.
-
         `bounded=False` is for work of the house's own, which a full queue does not refuse.
 
         Raises:
             Unavailable: draining, or every device is lost.
-            QueueFull: no room; `retry_after` from the measured rate.
-            DeadlineExceeded: the measured rate says that it cannot be met.
+            QueueFull, DeadlineExceeded: no room, or the measured rate says that the deadline cannot
+                be met; `retry_after` from that rate.
         """
         if self.draining:
             self._refuse("draining", Unavailable("the service is stopping"))
@@ -184,16 +183,17 @@ class Batcher(Generic[Item, Result]):
         ticket: Ticket[Item, Result] = Ticket(self, keys, deadline)
         windows = ticket.places
         taken = sum(min(each.places, self._most) for each in self._tickets)
-        excess = taken + min(windows, self._most) - self._capacity
-        if bounded and excess > 0:
+        if bounded and (excess := taken + min(windows, self._most) - self._capacity) > 0:
             text = f"{taken} of {self._capacity} places are taken, and this image needs {windows}"
             self._refuse("queue_full", QueueFull(text, retry_after=excess * self.seconds()))
         left = deadline - self._now()
         # Until its last turn everybody else has had as many, of each of its keys, or is done.
         turns = sum(self._cost(each, windows * len(each.kinds)) for each in self._tickets)
-        if (needed := turns + self._cost(ticket, windows)) > left or left <= 0:
-            text = f"it would take about {needed:.1f} s; {left:.1f} s are left"
-            self._refuse("deadline", DeadlineExceeded(text))
+        late = turns + (alone := self._cost(ticket, windows)) - left
+        if late > 0 or left <= 0:
+            text = f"it would take about {turns + alone:.1f} s; {left:.1f} s are left"
+            again = late if alone < left else None  # one that is too large will not fit later
+            self._refuse("deadline", DeadlineExceeded(text, retry_after=again))
         self._tickets.add(ticket)
         self._all_left.clear()
         return ticket

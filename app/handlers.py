@@ -71,8 +71,9 @@ def install(app: FastAPI) -> None:
         if status >= 500 and isinstance(error, errors.EngineError):
             log.error("%s: %s", type(error).__name__, error)
         headers = {}
-        if status in _RETRY_LATER:
-            headers["Retry-After"] = str(max(1, math.ceil(getattr(error, "retry_after", 0) or 1)))
+        later = error.retry_after if isinstance(error, errors.Refusal) else None
+        if status in _RETRY_LATER or later is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(later or 1)))
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return problem(request, status, detail, headers)

@@ -131,6 +131,18 @@ class Segmenter:
         if options.output is Output.INSTANCES and not model.checkpoint.preprocess.binary:
             raise InvalidRequest("output=instances needs a model of one class; this one has more")
 
+    def check_room(self, model: ServedModel, deadline: float) -> None:
+        """Most refusals need not wait for the image: what has no room for the smallest has none.
+
+        Args:
+            deadline: on the event loop's clock.
+
+        Raises:
+            Refusal: the service will not do it now, or not in time.
+        """
+        with self._batcher.admit(model.keys(model.plan(1, 1)), deadline=deadline):
+            pass  # the image is admitted once its size is known
+
     async def segment(
         self, model: ServedModel, data: bytes, options: Options, deadline: float
     ) -> Segmentation:

@@ -83,6 +83,7 @@ async def segment(
     with service.registry.lease(query.model) as model:
         options = Options(query.output, query.threshold)
         service.segmenter.check(model, options)
+        service.segmenter.check_room(model, deadline)
         uploads = await _read(request, service, share, deadline)
         with service.accepted():
             results = await _unless_client_leaves(

@@ -100,6 +100,23 @@ def test_refusals_say_when_to_come_back(tiny: Path) -> None:
         assert 1 <= int(answer.headers["retry-after"]) <= 5
 
 
+def test_what_has_no_room_is_refused_before_it_is_sent(tiny: Path) -> None:
+    """A client that asks first (RFC 9110, section 10.1.1) need not send an image for nothing."""
+    with faulty("slow", tiny, UNET_QUEUE_WINDOWS="2") as server, Crowd(server, 4):
+        host, port = server.url.removeprefix("http://").split(":")
+        answers: Counter[bytes] = Counter()
+        until = time.monotonic() + 10
+        while not answers[b"429"] and time.monotonic() < until:
+            with socket.create_connection((host, int(port)), 5) as connection:
+                connection.sendall(
+                    f"POST /segment HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\n"
+                    "Content-Length: 5000000\r\nExpect: 100-continue\r\n\r\n".encode()
+                )
+                answers[connection.recv(12)[9:]] += 1
+        assert answers[b"429"] == 1
+        assert set(answers) <= {b"429", b"100"}
+
+
 def test_deadlines_are_refused_at_once_or_kept(tiny: Path) -> None:
     big = encode(nuclei(600, 600)[0])  # dozens of windows, a tenth of a second each
     with faulty("slow", tiny) as server:

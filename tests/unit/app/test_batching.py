@@ -313,13 +313,18 @@ def test_deadlines() -> None:
         loop = asyncio.get_running_loop()
         device.seconds = 0.05
         await ask(batcher, *range(8))
-        with pytest.raises(DeadlineExceeded):  # 400 windows of 12 ms in 10 ms
+        with pytest.raises(DeadlineExceeded) as hopeless:  # 90 windows of 12 ms in 10 ms
             batcher.admit(["k"] * 90, deadline=loop.time() + 0.01)
+        assert hopeless.value.retry_after is None
         with pytest.raises(DeadlineExceeded):
             batcher.admit(["k"] * 1, deadline=loop.time() - 1)
         device.gate.clear()
         first = asyncio.create_task(ask(batcher, *"abcdefgh"))
         await until(lambda: batcher.running_for() > 0)
+        one = batcher.seconds()
+        with pytest.raises(DeadlineExceeded) as crowded:  # behind one window of each in its turn
+            batcher.admit(["k"], deadline=loop.time() + 1.5 * one)
+        assert crowded.value.retry_after == pytest.approx(one / 2, rel=0.2)
         late = asyncio.create_task(ask(batcher, "late", deadline=loop.time() + 0.3))
         await asyncio.sleep(0.4)
         device.gate.set()
@@ -329,7 +334,7 @@ def test_deadlines() -> None:
 
     with_batcher(body, device, log=log)
     assert all("late" not in batch for _, batch in device.batches)
-    assert log.events["refused deadline"] == 2
+    assert log.events["refused deadline"] == 3
     assert log.events["dropped expired"] == 1
 
 
