@@ -41,7 +41,7 @@ def _openvino(side: int, precision: str, threads: int, seconds: float) -> float:
     options = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
     graph = _chain(side, precision == "int8")
     request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()

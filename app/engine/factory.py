@@ -170,9 +170,15 @@ def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 def _precisions(engine: str, on_cpu: bool) -> tuple[str, ...]:
     """The default first."""
-    if engine == "torch" and not on_cpu:
-        return ("bf16", "fp16", "fp32")
-    return ("fp32", "int8") if engine == "openvino" else ("fp32",)
+    if engine == "torch":
+        return ("fp32",) if on_cpu else ("bf16", "fp16", "fp32")
+    return ("fp32", "int8", "bf16") if _bf16_on_cpu() else ("fp32", "int8")
+
+
+def _bf16_on_cpu() -> bool:
+    from app.engine.openvino import has_bf16
+
+    return has_bf16()
 
 
 def _installed(package: str) -> bool:

@@ -41,7 +41,7 @@ class OpenVinoEngine:
 
     Args:
         checkpoint: the model; int8 needs its calibration.
-        precision: "fp32" or "int8".
+        precision: "fp32", "int8", or "bf16" where `has_bf16`.
         threads: CPU threads to use.
         max_batch: windows at once.
     """
@@ -66,7 +66,7 @@ class OpenVinoEngine:
         options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
         ranges = None
         if precision == "int8":
@@ -106,6 +106,11 @@ class OpenVinoEngine:
 
     def close(self) -> None:
         del self._request, self._model
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself (AMX, or AVX-512 BF16)."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def build_graph(

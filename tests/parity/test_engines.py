@@ -8,7 +8,7 @@ import torch
 
 from app.client import Client
 from app.engine.base import Engine
-from app.engine.openvino import OpenVinoEngine
+from app.engine.openvino import OpenVinoEngine, has_bf16
 from app.engine.torch import TorchEngine
 from app.evaluation import by_engine, by_url
 from model.checkpoint import Checkpoint, load_checkpoint, parameter_shapes
@@ -81,6 +81,20 @@ def test_an_engine_computes_the_network(case: str, which: int) -> None:
         expected = reference(checkpoint, staged)
         assert expected.std() > 0.01  # not a constant that anything would reproduce
         assert np.abs(engine.run(engine.load(staged)) - expected).max() <= 1e-5
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this CPU has no bf16 of its own")
+@pytest.mark.parametrize("case", CASES)
+def test_bf16_on_a_cpu_is_close_to_the_network(case: str) -> None:
+    """Eight bits of mantissa are a relative error of 2^-9 a layer; there are twenty-three."""
+    checkpoint = drawn(*CASES[case])
+    engine = OpenVinoEngine(checkpoint, threads=2, max_batch=1, precision="bf16")
+    shape = checkpoint.preprocess.window[0]
+    staged = engine.stage(shape, 1)
+    staged[:] = np.random.default_rng(1).integers(0, 256, staged.shape)
+    errors = np.abs(engine.run(engine.load(staged)) - reference(checkpoint, staged))
+    assert 1e-5 < errors.max() < 0.1  # it is bf16, and no more than that
+    assert errors.mean() < 0.01
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])

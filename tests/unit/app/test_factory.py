@@ -58,7 +58,7 @@ def test_auto_with_cuda() -> None:
         ({"device": "cuda:5"}, "sees 2 CUDA devices"),
         ({"device": "cuda", "engine": "openvino"}, "runs on the CPU only"),
         ({"device": "cuda", "precision": "int8"}, "bf16 and fp16 and fp32"),
-        ({"device": "cpu", "precision": "bf16"}, "PRECISION=bf16"),
+        ({"device": "cpu", "engine": "torch", "precision": "bf16"}, "PRECISION=bf16"),
     ],
 )
 def test_what_cannot_be_had_is_refused(settings: dict[str, str], says: str) -> None:
@@ -107,6 +107,16 @@ def test_a_precision_that_is_asked_for_is_what_one_gets() -> None:
     assert resolve(choose_engines(precision="fp32")[0], checkpoint(PROVEN)).precision == "fp32"
     with pytest.raises(EngineUnavailable, match=r"cells has no calibration.*unet export cells"):
         resolve(asked, checkpoint(None))
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_bf16_on_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "_bf16_on_cpu", lambda: True)
+    assert choose_engines(precision="bf16")[0].precision == "bf16"
+    assert resolve(choose_engines()[0], checkpoint(None)).precision == "fp32"  # it must be asked
+    monkeypatch.setattr(factory, "_bf16_on_cpu", lambda: False)
+    with pytest.raises(EngineUnavailable, match="there is fp32 and int8"):
+        choose_engines(precision="bf16")
 
 
 @pytest.mark.usefixtures("no_cuda")
