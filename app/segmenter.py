@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from app.registry import ServedModel
 from model.instances import label_instances
 from model.polygons import components, outline
 from model.transforms import confidence, prepare, restore, to_mask
-from model.windows import Stitcher, WindowPlan
+from model.windows import Stitcher, Window, WindowPlan
 
 T = TypeVar("T")
 FloatArray = npt.NDArray[np.float32]
@@ -172,9 +172,15 @@ class Segmenter:
         with self._batcher.admit(model.keys(plan), bounded=False) as ticket:
             pixels = await self._call(prepare, image, model.checkpoint.preprocess)
             channels = model.checkpoint.architecture.out_channels
-            stitched = await self._infer(plan, ticket, pixels, channels)
-        restored = await self._call(restore, stitched, *image.shape[:2])
-        return to_mask(restored, model.checkpoint.preprocess)
+            return await self._infer(
+                plan,
+                ticket,
+                pixels,
+                channels,
+                lambda stitched: to_mask(
+                    restore(stitched, *image.shape[:2]), model.checkpoint.preprocess
+                ),
+            )
 
     async def _segment(
         self, model: ServedModel, data: bytes, options: Options, deadline: float
@@ -191,23 +197,26 @@ class Segmenter:
             self._batcher.admit(model.keys(plan), deadline=deadline) as ticket,
         ):
             held.take(height * width)
-            decoded = await self._call(
-                images.decode, data, header, at_least=preprocess.resized if reduced else None
-            )
-            pixels = await self._call(prepare, decoded, preprocess)
-            shown = decoded if options.output.shows_image else None
-            del decoded  # up to hundreds of megabytes that nobody needs while the engine works
+
+            def decode() -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
+                least = preprocess.resized if reduced else None
+                decoded = images.decode(data, header, at_least=least)
+                shown = decoded if options.output.shows_image else None
+                return prepare(decoded, preprocess), shown  # nobody else keeps the decoded image
+
+            pixels, shown = await self._call(decode)
             clock.done("decode")
             channels = model.checkpoint.architecture.out_channels
             if preprocess.binary and not options.output.tells_objects_apart:
                 channels = 1  # the borders between objects are of no use
-            stitched = await self._infer(plan, ticket, pixels, channels)
-            clock.seconds["queue"] = ticket.queue_seconds
-            clock.seconds["infer"] = ticket.infer_seconds
-            clock.restart()
-            result = await self._call(
-                _finish, stitched, (height, width), shown, model, options, clock
-            )
+
+            def finish(stitched: FloatArray) -> Segmentation:
+                clock.seconds["queue"] = ticket.queue_seconds
+                clock.seconds["infer"] = ticket.infer_seconds
+                clock.restart()
+                return _finish(stitched, (height, width), shown, model, options, clock)
+
+            result = await self._infer(plan, ticket, pixels, channels, finish)
         for stage, seconds in clock.seconds.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
         self._metrics.images.labels(model.checkpoint.name).inc()
@@ -220,13 +229,24 @@ class Segmenter:
         ticket: Ticket[Piece, FloatArray],
         pixels: npt.NDArray[np.uint8],
         channels: int,
-    ) -> FloatArray:
-        windows = plan.windows
-        pieces = [Piece(pixels, plan, window) for window in windows]
+        finish: Callable[[FloatArray], T],
+    ) -> T:
+        """What `finish` makes of the stitched probabilities.
+
+        It is called in the same turn of a thread as the last window is added: on a machine whose
+        cores are all busy, each change of thread holds up the engine.
+        """
         stitcher = Stitcher(plan, channels)
-        for window, future in zip(windows, ticket.submit(pieces), strict=True):
-            await self._call(stitcher.add, window, await future)
-        return stitcher.result()
+
+        def add(window: Window, probabilities: FloatArray) -> T | None:
+            stitcher.add(window, probabilities)
+            return finish(stitcher.result()) if window is plan.windows[-1] else None
+
+        pieces = [Piece(pixels, plan, window) for window in plan.windows]
+        result: T | None = None
+        for window, future in zip(plan.windows, ticket.submit(pieces), strict=True):
+            result = await self._call(add, window, await future)
+        return cast(T, result)
 
     async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Collection, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -153,15 +153,15 @@ class WindowPlan:
         height, width = (sum(size + 2 * self.margin for size in axis.sizes) for axis in axes)
         return height * width / (self.rows.length * self.columns.length)
 
-    @property
+    @cached_property
     def windows(self) -> Sequence[Window]:
         """Row by row, so that the rows of an image can be finished from the top."""
         lost = 2 * self.margin
-        return [
+        return tuple(
             Window(row, column, (height + lost, width + lost))
             for row, height in enumerate(self.rows.sizes)
             for column, width in enumerate(self.columns.sizes)
-        ]
+        )
 
     def cut(self, image: npt.NDArray[np.uint8], window: Window, out: npt.NDArray[np.uint8]) -> None:
         """Copy one window of `image` into `out`, reflected where it hangs over the edge.
@@ -230,6 +230,7 @@ class Stitcher:
         return self._sum
 
 
+@lru_cache(maxsize=256)  # a search takes a millisecond, and clients send images of few sizes
 def plan_windows(
     height: int, width: int, architecture: UNetConfig, preprocess: PreprocessConfig
 ) -> WindowPlan:
