@@ -32,7 +32,10 @@ LARGE = 2_000_000
 BUDGET = 1.2
 """... if more pixels than that, over those of the image, would go through the network, ..."""
 LEAST_OVERLAP = 32
-"""... but never less than that: what a window says of its outermost pixels is not worth much."""
+"""... but not less than that, since what a window says of its outermost pixels is not worth much;
+..."""
+PROMISED = 4_000_000
+"""... unless the image is larger than that: then the budget is kept whatever it takes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +254,8 @@ def plan_windows(
     # An unpadded network's windows are right wherever they are defined: no need to blend.
     overlap = preprocess.overlap if margin == 0 else 0
     plan = _fewest(height, width, margin, preprocess.window, overlap)
-    while height * width > LARGE and plan.waste > BUDGET and overlap >= LEAST_OVERLAP + DIVISOR:
+    least = LEAST_OVERLAP if height * width <= PROMISED else DIVISOR
+    while height * width > LARGE and plan.waste > BUDGET and overlap >= least + DIVISOR:
         overlap -= DIVISOR
         plan = _fewest(height, width, margin, preprocess.window, overlap)
     return plan

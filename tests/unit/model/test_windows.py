@@ -122,13 +122,12 @@ def test_little_is_wasted_on_large_images_of_any_size() -> None:
     rng = random.Random(0)
     waste = []
     for _ in range(400):
-        pixels = math.exp(rng.uniform(math.log(4e6), math.log(100e6)))
+        pixels = math.exp(rng.uniform(math.log(4.01e6), math.log(100e6)))
         ratio = math.exp(rng.uniform(-math.log(4), math.log(4)))
         height, width = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         waste.append(plan_windows(height, width, PADDED, PreprocessConfig()).waste)
     assert np.mean(waste) <= 1.18
-    assert np.mean(np.array(waste) <= 1.2) >= 0.99  # few sizes are awkward, ...
-    assert max(waste) <= 1.21  # ... and not by much
+    assert max(waste) <= 1.2
     for height, width in ((2000, 2000), (2048, 2048), (3000, 4000), (4000, 6000), (10000, 10000)):
         assert plan_windows(height, width, PADDED, PreprocessConfig()).waste <= 1.2
 
