@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from enum import StrEnum
 from typing import Any, TypeVar, cast
@@ -28,7 +29,7 @@ from app import images
 from app.batching import Batcher, Ticket
 from app.budget import Budget
 from app.engine.worker import Piece
-from app.errors import DeadlineExceeded, InvalidRequest
+from app.errors import DeadlineExceeded, ImageTooLarge, InvalidRequest
 from app.metrics import Metrics
 from app.registry import ServedModel
 from model.instances import label_instances
@@ -37,6 +38,9 @@ from model.transforms import confidence, prepare, restore, to_mask
 from model.windows import Stitcher, Window, WindowPlan
 
 T = TypeVar("T")
+Shape = tuple[int, int]
+AnyArray = npt.NDArray[Any]
+ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -96,6 +100,19 @@ class Segmentation:
         return len(self.png) + len(self.polygons or "")
 
 
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The answer for one image, not encoded.
+
+    Attributes:
+        mask: (H, W) of the upright image: 0 and 255, or the indices of the classes.
+        probabilities: (out_channels, H, W), if they were asked for.
+    """
+
+    mask: ByteArray
+    probabilities: FloatArray | None
+
+
 class Segmenter:
     """Joins decoding, windows, batcher, stitching and encoding.
 
@@ -143,6 +160,23 @@ class Segmenter:
         with self._batcher.admit(model.keys(model.plan(1, 1)), deadline=deadline):
             pass  # the image is admitted once its size is known
 
+    async def size(self, image: bytes | AnyArray) -> Shape:
+        """(height, width) of an image, encoded or decoded: all there is to know before its turn.
+
+        Raises:
+            ImageError: it is not one, of no accepted format, or too large.
+        """
+        if isinstance(image, bytes):
+            header = await self._call(images.inspect, image, max_pixels=self._max_pixels)
+            return header.height, header.width
+        height, width = image.shape[:2]
+        if height * width > self._max_pixels:
+            raise ImageTooLarge(
+                f"the image has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
+                f"{self._max_pixels / 1e6:g} are allowed"
+            )
+        return height, width
+
     async def segment(
         self, model: ServedModel, data: bytes, options: Options, deadline: float
     ) -> Segmentation:
@@ -158,76 +192,164 @@ class Segmenter:
             EngineError: our own fault.
         """
         self.check(model, options)
+        preprocess = model.checkpoint.preprocess
+        clock = _Stages()
+
+        def finish(stitched: FloatArray, size: Shape, shown: AnyArray | None) -> Segmentation:
+            return _finish(stitched, size, shown, model, options, clock)
+
+        # Of one class, the borders between objects are of no use but to tell them apart.
+        alone = preprocess.binary and not options.output.tells_objects_apart
+        result = await self._in_time(
+            deadline,
+            self._compute(
+                model,
+                data,
+                finish,
+                clock,
+                deadline=deadline,
+                channels=1 if alone else model.checkpoint.architecture.out_channels,
+                shown=options.output.shows_image,
+            ),
+        )
+        self._count(model, (result.height, result.width), clock)
+        return result
+
+    async def predict(
+        self,
+        model: ServedModel,
+        image: bytes | AnyArray,
+        deadline: float,
+        *,
+        threshold: float | None = None,
+        probabilities: bool = True,
+    ) -> Prediction:
+        """What the model says of one image, as arrays.
+
+        Args:
+            image: encoded, or decoded: (H, W) or (H, W, C) uint8 or uint16.
+            deadline: on the event loop's clock.
+            threshold: of the mask; None is the model's own.
+            probabilities: whether they are wanted too.
+
+        Raises:
+            ImageError: the bytes are not an image that is accepted, or it is too large.
+            Refusal: the service will not do it now, or not in time.
+            EngineError: our own fault.
+        """
+        if not isinstance(image, bytes):
+            await self.size(image)
+        clock = _Stages()
+        result = await self._in_time(
+            deadline, self._predict(model, image, clock, threshold, probabilities, deadline)
+        )
+        self._count(model, result.mask.shape, clock)
+        return result
+
+    async def golden_mask(self, model: ServedModel) -> ByteArray:
+        """The mask of the model's golden image, by the path of requests; none of them pushes it
+        aside, and it is counted as none."""
+        image = model.checkpoint.golden.image
+        return (await self._predict(model, image, _Stages(), bounded=False)).mask
+
+    async def _predict(
+        self,
+        model: ServedModel,
+        image: bytes | AnyArray,
+        clock: _Stages,
+        threshold: float | None = None,
+        probabilities: bool = False,
+        deadline: float = math.inf,
+        bounded: bool = True,
+    ) -> Prediction:
+        preprocess = model.checkpoint.preprocess
+
+        def finish(stitched: FloatArray, size: Shape, _: AnyArray | None) -> Prediction:
+            restored = restore(stitched, *size)
+            mask = to_mask(restored, preprocess, threshold)
+            clock.done("stitch")
+            return Prediction(mask, restored if probabilities else None)
+
+        alone = preprocess.binary and not probabilities
+        return await self._compute(
+            model,
+            image,
+            finish,
+            clock,
+            deadline=deadline,
+            channels=1 if alone else model.checkpoint.architecture.out_channels,
+            bounded=bounded,
+        )
+
+    async def _compute(
+        self,
+        model: ServedModel,
+        image: bytes | AnyArray,
+        finish: Callable[[FloatArray, Shape, AnyArray | None], T],
+        clock: _Stages,
+        *,
+        deadline: float,
+        channels: int,
+        shown: bool = False,
+        bounded: bool = True,
+    ) -> T:
+        """From the image to its stitched probabilities, and what `finish` makes of them, its size,
+        and (if it is to be shown) its pixels, while it still counts as held."""
+        preprocess = model.checkpoint.preprocess
+        if isinstance(image, bytes):
+            header = await self._call(images.inspect, image, max_pixels=self._max_pixels)
+            size = header.height, header.width
+        else:
+            size = image.shape[0], image.shape[1]
+        plan = model.plan(*size)
+        # A resized image may be decoded at a fraction of its size, unless it is to be shown.
+        enough = preprocess.resized if preprocess.mode == "resize" and not shown else None
+        with (
+            self._pixels.share() as held,
+            self._batcher.admit(model.keys(plan), deadline=deadline, bounded=bounded) as ticket,
+        ):
+            if bounded:
+                held.take(size[0] * size[1])
+
+            def decode() -> tuple[ByteArray, AnyArray | None]:
+                decoded = (
+                    images.decode(image, header, at_least=enough)
+                    if isinstance(image, bytes)
+                    else image
+                )
+                kept = decoded if shown else None
+                return prepare(decoded, preprocess), kept  # nobody else keeps the decoded image
+
+            pixels, kept = await self._call(decode)
+            clock.done("decode")
+
+            def finished(stitched: FloatArray) -> T:
+                clock.seconds["queue"] = ticket.queue_seconds
+                clock.seconds["infer"] = ticket.infer_seconds
+                clock.restart()
+                return finish(stitched, size, kept)
+
+            return await self._infer(plan, ticket, pixels, channels, finished)
+
+    async def _in_time(self, deadline: float, work: Coroutine[Any, Any, T]) -> T:
         try:
             async with asyncio.timeout_at(deadline):
-                return await self._segment(model, data, options, deadline)
+                return await work
         except TimeoutError:
             self._metrics.rejected.labels("deadline").inc()
             raise DeadlineExceeded("the deadline passed before the mask was done") from None
 
-    async def golden_mask(self, model: ServedModel) -> npt.NDArray[np.uint8]:
-        """The mask of the model's golden image, by the path of requests."""
-        image = model.checkpoint.golden.image
-        plan = model.plan(*image.shape[:2])
-        with self._batcher.admit(model.keys(plan), bounded=False) as ticket:
-            pixels = await self._call(prepare, image, model.checkpoint.preprocess)
-            channels = model.checkpoint.architecture.out_channels
-            return await self._infer(
-                plan,
-                ticket,
-                pixels,
-                channels,
-                lambda stitched: to_mask(
-                    restore(stitched, *image.shape[:2]), model.checkpoint.preprocess
-                ),
-            )
-
-    async def _segment(
-        self, model: ServedModel, data: bytes, options: Options, deadline: float
-    ) -> Segmentation:
-        preprocess = model.checkpoint.preprocess
-        clock = _Stages()
-        header = await self._call(images.inspect, data, max_pixels=self._max_pixels)
-        height, width = header.height, header.width
-        plan = model.plan(height, width)
-        # A resized image may be decoded at a fraction of its size, unless it is to be shown.
-        reduced = preprocess.mode == "resize" and not options.output.shows_image
-        with (
-            self._pixels.share() as held,
-            self._batcher.admit(model.keys(plan), deadline=deadline) as ticket,
-        ):
-            held.take(height * width)
-
-            def decode() -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
-                least = preprocess.resized if reduced else None
-                decoded = images.decode(data, header, at_least=least)
-                shown = decoded if options.output.shows_image else None
-                return prepare(decoded, preprocess), shown  # nobody else keeps the decoded image
-
-            pixels, shown = await self._call(decode)
-            clock.done("decode")
-            channels = model.checkpoint.architecture.out_channels
-            if preprocess.binary and not options.output.tells_objects_apart:
-                channels = 1  # the borders between objects are of no use
-
-            def finish(stitched: FloatArray) -> Segmentation:
-                clock.seconds["queue"] = ticket.queue_seconds
-                clock.seconds["infer"] = ticket.infer_seconds
-                clock.restart()
-                return _finish(stitched, (height, width), shown, model, options, clock)
-
-            result = await self._infer(plan, ticket, pixels, channels, finish)
+    def _count(self, model: ServedModel, size: tuple[int, ...], clock: _Stages) -> None:
         for stage, seconds in clock.seconds.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
         self._metrics.images.labels(model.checkpoint.name).inc()
-        self._metrics.pixels.labels(model.checkpoint.name).inc(height * width)
-        return result
+        self._metrics.pixels.labels(model.checkpoint.name).inc(math.prod(size))
 
     async def _infer(
         self,
         plan: WindowPlan,
         ticket: Ticket[Piece, FloatArray],
-        pixels: npt.NDArray[np.uint8],
+        pixels: ByteArray,
         channels: int,
         finish: Callable[[FloatArray], T],
     ) -> T:
@@ -271,8 +393,8 @@ class _Stages:
 
 def _finish(
     stitched: FloatArray,
-    size: tuple[int, int],
-    decoded: npt.NDArray[Any] | None,
+    size: Shape,
+    decoded: AnyArray | None,
     model: ServedModel,
     options: Options,
     clock: _Stages,
@@ -320,7 +442,7 @@ def _finish(
 
 
 def _outline(
-    probabilities: FloatArray, mask: npt.NDArray[np.uint8], model: ServedModel, threshold: float
+    probabilities: FloatArray, mask: ByteArray, model: ServedModel, threshold: float
 ) -> list[dict[str, Any]]:
     """Binary models: an outline for each object; others: for each connected part of a class."""
     names = model.checkpoint.preprocess.classes

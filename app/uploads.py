@@ -50,7 +50,7 @@ async def read_uploads(request: Request, max_bytes: int, share: Share) -> list[U
     if kind == "multipart/form-data":
         return await _read_form(request, _limited(request, max_bytes, share))
     if kind.startswith("image/") or kind in _RAW_TYPES:
-        data = b"".join([chunk async for chunk in _limited(request, max_bytes, share)])
+        data = await read_body(request, max_bytes, share)
         if not data:
             raise InvalidRequest("the body is empty; send the bytes of an image")
         return [Upload("", data)]
@@ -58,6 +58,15 @@ async def read_uploads(request: Request, max_bytes: int, share: Share) -> list[U
         "send an image as multipart/form-data with a part named 'file', or as the raw body with "
         f"Content-Type image/* or application/octet-stream, not {kind or 'nothing'!r}"
     )
+
+
+async def read_body(request: Request, max_bytes: int, share: Share) -> bytes:
+    """The whole body, whatever it is.
+
+    Raises:
+        UploadTooLarge, QueueFull: as `read_uploads`.
+    """
+    return b"".join([chunk async for chunk in _limited(request, max_bytes, share)])
 
 
 async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> list[Upload]:

@@ -6,27 +6,28 @@ import asyncio
 import base64
 import io
 import json
-import math
 import re
 import zipfile
-from collections.abc import Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
-from starlette.requests import ClientDisconnect
 
 from app.budget import Share
-from app.errors import DeadlineExceeded, InvalidRequest, ServiceError
+from app.errors import ServiceError
 from app.handlers import describe
 from app.registry import ServedModel
 from app.routers.auth import authorized
+from app.routers.requests import (
+    deadline_of,
+    model_headers,
+    read_in_time,
+    unless_client_leaves,
+)
 from app.schemas import PROBLEM, SegmentQuery, segment_query
 from app.segmenter import Options, Output, Segmentation
 from app.service import Service
 from app.uploads import Upload, read_uploads
-
-T = TypeVar("T")
 
 router = APIRouter(tags=["segmentation"], dependencies=[Depends(authorized)])
 
@@ -75,18 +76,17 @@ async def segment(
     """
     service: Service = request.app.state.service
     share: Share = request.state.share
-    deadline = asyncio.get_running_loop().time() + _timeout(
-        request, service.settings.request_timeout_s
-    )
+    deadline = deadline_of(request)
     as_json = query.output is Output.POLYGONS or _wants_json(request)
     service.check_ready()  # before the image is on its way, and again when it is here
     with service.registry.lease(query.model) as model:
         options = Options(query.output, query.threshold)
         service.segmenter.check(model, options)
         service.segmenter.check_room(model, deadline)
-        uploads = await _read(request, service, share, deadline)
+        max_bytes = int(service.settings.max_upload_mb * 1e6)
+        uploads = await read_in_time(request, deadline, read_uploads(request, max_bytes, share))
         with service.accepted():
-            results = await _unless_client_leaves(
+            results = await unless_client_leaves(
                 request, _segment_all(service, model, uploads, options, deadline, share)
             )
             single = results[0] if len(uploads) == 1 else None
@@ -102,16 +102,6 @@ async def segment(
                 return Response(content, media_type="application/json", headers=headers)
             content = await asyncio.to_thread(_zip, uploads, results)
             return Response(content, media_type="application/zip", headers=headers)
-
-
-async def _read(request: Request, service: Service, share: Share, deadline: float) -> list[Upload]:
-    """The request's files, if they are all here before the deadline."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await read_uploads(request, int(service.settings.max_upload_mb * 1e6), share)
-    except TimeoutError:
-        service.metrics.rejected.labels("deadline").inc()
-        raise DeadlineExceeded("the deadline passed before the request was complete") from None
 
 
 async def _segment_all(
@@ -134,43 +124,6 @@ async def _segment_all(
     return results
 
 
-async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled as soon as the client hangs up.
-
-    Raises:
-        ClientDisconnect: it did; there is nobody left to answer.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _timeout(request: Request, longest: float) -> float:
-    given = request.headers.get("x-request-timeout")
-    if given is None:
-        return longest
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise InvalidRequest(f"X-Request-Timeout is a number of seconds above 0, not {given!r}")
-    return min(seconds, longest)
-
-
 def _wants_json(request: Request) -> bool:
     """Whether the client prefers JSON to an image: it names JSON, and nothing it likes better.
 
@@ -190,16 +143,11 @@ def _wants_json(request: Request) -> bool:
     return json_ > likes["image"] and json_ >= likes["anything"]
 
 
-def _model_headers(model: ServedModel) -> dict[str, str]:
-    choice = model.choices[0]
-    return {"X-Model": model.id, "X-Engine": f"{choice.device}/{choice.precision}"}
-
-
 def _headers(model: ServedModel, result: Segmentation | None) -> dict[str, str]:
     """Of the model, and of the mask if there is one alone."""
     if result is None:
-        return _model_headers(model)
-    headers = _model_headers(model) | {
+        return model_headers(model)
+    headers = model_headers(model) | {
         "X-Mask-Coverage": f"{result.coverage:.6f}",
         "X-Mask-Confidence": f"{result.confidence:.6f}",
         "Server-Timing": ", ".join(
@@ -215,7 +163,7 @@ def _document(
     model: ServedModel, uploads: list[Upload], results: list[Segmentation | ServiceError]
 ) -> bytes:
     """JSON: the model, and for each image its statistics with its mask or its outlines."""
-    head = _json({key.lower()[2:]: value for key, value in _model_headers(model).items()})
+    head = _json({key.lower()[2:]: value for key, value in model_headers(model).items()})
     images = ",".join(
         _image_json(name, result) for name, result in zip(_names(uploads), results, strict=True)
     )

@@ -1,0 +1,85 @@
+"""What every route that computes does with its request: its deadline, its client, its model."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from app.errors import DeadlineExceeded, InvalidRequest
+from app.registry import ServedModel
+from app.service import Service
+
+T = TypeVar("T")
+
+
+def deadline_of(request: Request) -> float:
+    """When its answer is due, on the event loop's clock: X-Request-Timeout, or the service's.
+
+    Raises:
+        InvalidRequest: the header is not a number of seconds.
+    """
+    service: Service = request.app.state.service
+    longest = service.settings.request_timeout_s
+    return asyncio.get_running_loop().time() + _timeout(request, longest)
+
+
+def _timeout(request: Request, longest: float) -> float:
+    given = request.headers.get("x-request-timeout")
+    if given is None:
+        return longest
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidRequest(f"X-Request-Timeout is a number of seconds above 0, not {given!r}")
+    return min(seconds, longest)
+
+
+async def read_in_time(request: Request, deadline: float, reading: Coroutine[Any, Any, T]) -> T:
+    """What `reading` makes of the request's body, if all of it is here before the deadline.
+
+    Raises:
+        DeadlineExceeded: it is not.
+    """
+    service: Service = request.app.state.service
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await reading
+    except TimeoutError:
+        service.metrics.rejected.labels("deadline").inc()
+        raise DeadlineExceeded("the deadline passed before the request was complete") from None
+
+
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client hangs up.
+
+    Raises:
+        ClientDisconnect: it did; there is nobody left to answer.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def model_headers(model: ServedModel) -> dict[str, str]:
+    choice = model.choices[0]
+    return {"X-Model": model.id, "X-Engine": f"{choice.device}/{choice.precision}"}
