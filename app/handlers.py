@@ -51,14 +51,20 @@ def describe(error: errors.ServiceError) -> tuple[int, str]:
 def problem(
     request: Request, status: int, detail: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """One problem document. `type` is `about:blank`: the status says what kind it is."""
-    body = {
+    """One problem document. `type` is `about:blank`: the status says what kind it is.
+
+    Clients of the Open Inference Protocol read `error`, which an extension member may be called
+    (RFC 9457, section 3.2).
+    """
+    body: dict[str, object] = {
         "type": "about:blank",
         "title": http.HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "request_id": request.scope.get("state", {}).get("request_id", ""),
     }
+    if request.url.path.startswith("/v2"):
+        body["error"] = detail
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import handlers
 from app.middleware import HearOut, Observe, TakeShare
-from app.routers import models, probes, segment
+from app.routers import models, probes, segment, v2
 from app.schemas import Problem
 from app.service import Service
 from app.settings import Settings
@@ -29,6 +29,7 @@ _EXPOSED = [
     "X-Mask-Objects",
     "Server-Timing",
     "Retry-After",
+    "Inference-Header-Content-Length",
 ]
 
 
@@ -56,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a request that is nearly right is told so, not sent elsewhere
     )
     app.state.service = service
-    for router in (segment.router, models.router, probes.router):
+    for router in (segment.router, models.router, probes.router, v2.router, v2.health):
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
 

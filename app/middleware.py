@@ -28,7 +28,15 @@ CLIENT_LEFT = 499
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 _LONGEST_PATH = 200
-_QUIET = ("/livez", "/readyz", "/startupz", "/healthz", "/metrics")
+_QUIET = (
+    "/livez",
+    "/readyz",
+    "/startupz",
+    "/healthz",
+    "/metrics",
+    "/v2/health/live",
+    "/v2/health/ready",
+)
 
 _SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",

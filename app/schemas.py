@@ -20,6 +20,7 @@ class Problem(BaseModel):
     status: int
     detail: str = Field(description="what was wrong, and what would be right")
     request_id: str
+    error: str | None = Field(None, description="/v2 only: the detail again, where clients look")
 
 
 PROBLEM: dict[int | str, dict[str, Any]] = {
