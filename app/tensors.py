@@ -40,6 +40,9 @@ LONGEST_ID = 1000
 
 _LONGEST_SIDE = 2**31
 _DIMENSIONS = {"UINT8": 4, "BYTES": 1}
+_LIST_COUNTS = 4
+"""Values as which a list or an object counts: it takes as long, and the collector of garbage looks
+at it again and again."""
 _BYTES_OF_A_VALUE = 64
 """Which CPython takes for a list, a number or a short text, at most, with its place in a list."""
 _TYPES = {"uint8": "UINT8", "float32": "FP32"}
@@ -123,11 +126,12 @@ def parsing_takes(body: bytes, json_length: int | None) -> int:
         raise InvalidRequest(
             f"the JSON is said to be {length} bytes long, and the whole body is {len(body)}"
         )
-    values = sum(body.count(mark, 0, length) for mark in (b",", b"[", b"{", b":"))
+    values = sum(body.count(mark, 0, length) for mark in (b",", b":"))
+    values += _LIST_COUNTS * sum(body.count(mark, 0, length) for mark in (b"[", b"{"))
     if values > MOST_VALUES:
         raise UploadTooLarge(
-            f"the JSON has {values} values, and {MOST_VALUES} are taken; send larger tensors as "
-            "binary data"
+            f"the JSON has about {values} values (a list counts as {_LIST_COUNTS}), and "
+            f"{MOST_VALUES} are taken; send larger tensors as binary data"
         )
     return values * _BYTES_OF_A_VALUE + 2 * length
 

@@ -1,0 +1,339 @@
+"""The Open Inference Protocol against a real process, spoken by hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from model.checkpoint import load_checkpoint
+from tests.conftest import ROOT, Post, Server, decode, encode, nuclei, serving, write_tiny
+from tests.service.test_patience import connected, wait_for
+
+GREY = nuclei(90, 130)[0]
+IMAGE = np.repeat(GREY[:, :, None], 3, axis=2)
+PNG = encode(GREY)
+LENGTH = "Inference-Header-Content-Length"
+
+
+def tensor(image: np.ndarray, **changes: Any) -> dict[str, Any]:
+    """An input in JSON: one image (H, W, C), or several (N, H, W, C)."""
+    batch = image if image.ndim == 4 else image[None]
+    return {
+        "name": "image",
+        "datatype": "UINT8",
+        "shape": list(batch.shape),
+        "data": batch.ravel().tolist(),
+        **changes,
+    }
+
+
+def files(*images: bytes) -> dict[str, Any]:
+    texts = [base64.b64encode(image).decode() for image in images]
+    return {"name": "image", "datatype": "BYTES", "shape": [len(images)], "data": texts}
+
+
+def infer(
+    server: Server,
+    given: dict[str, Any] | list[Any],
+    data: bytes | None = None,
+    *,
+    path: str = "nuclei",
+    headers: dict[str, str] | None = None,
+    **more: Any,
+) -> httpx.Response:
+    inputs = given if isinstance(given, list) else [given]
+    body = json.dumps({"inputs": inputs, **more}).encode()
+    announced = {} if data is None else {LENGTH: str(len(body))}
+    return httpx.post(
+        f"{server.url}/v2/models/{path}/infer",
+        content=body + (data or b""),
+        headers={**announced, **(headers or {})},
+        timeout=60,
+    )
+
+
+def binary(kind: str, shape: list[int], data: bytes) -> tuple[dict[str, Any], bytes]:
+    size = {"binary_data_size": len(data)}
+    return {"name": "image", "datatype": kind, "shape": shape, "parameters": size}, data
+
+
+def outputs(response: httpx.Response) -> dict[str, np.ndarray]:
+    assert response.status_code == 200, response.text
+    length = int(response.headers.get(LENGTH, len(response.content)))
+    document, rest = json.loads(response.content[:length]), response.content[length:]
+    found = {}
+    for output in document["outputs"]:
+        kind = {"UINT8": np.uint8, "FP32": "<f4"}[output["datatype"]]
+        if size := output.get("parameters", {}).get("binary_data_size"):
+            values, rest = np.frombuffer(rest[:size], kind), rest[size:]
+        else:
+            values = np.array(output["data"], kind)
+        found[output["name"]] = values.reshape(output["shape"])
+    assert not rest
+    return found
+
+
+def assert_refused(response: httpx.Response, status: int, word: str = "") -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert set(problem) == {"type", "title", "status", "detail", "request_id", "error"}
+    assert problem["error"] == problem["detail"]
+    assert word in problem["error"]
+
+
+@pytest.fixture(scope="module")
+def small(tiny: Path) -> Iterator[Server]:
+    with serving(UNET_WEIGHTS_DIR=str(tiny)) as running:
+        yield running
+
+
+def test_server_and_model_say_what_they_are(server: Server) -> None:
+    checkpoint = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
+    told = httpx.get(f"{server.url}/v2").json()
+    assert (told["name"], told["extensions"]) == ("unet-server", ["binary_tensor_data"])
+    assert told["version"]
+    url = f"{server.url}/v2/models/nuclei"
+    model = httpx.get(url).json()
+    (version,) = model["versions"]
+    assert model == httpx.get(f"{url}/versions/{version}").json()
+    assert f"nuclei@{version}" == checkpoint.id
+    assert model["name"] == "nuclei"
+    assert model["platform"] in ("openvino", "torch")
+    assert model["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+    channels = checkpoint.architecture.out_channels
+    assert model["outputs"] == [
+        {"name": "mask", "datatype": "UINT8", "shape": [-1, -1, -1]},
+        {"name": "probabilities", "datatype": "FP32", "shape": [-1, channels, -1, -1]},
+    ]
+    for each in (url, f"{url}/versions/{version}"):
+        assert httpx.get(f"{each}/ready").json() == {"name": "nuclei", "ready": True}
+    for unknown in (f"{url}/versions/1", "/v2/models/nobody", f"{url}/config", "/v2/nowhere"):
+        for more in ("", "/ready"):
+            assert_refused(httpx.get(httpx.URL(server.url).join(unknown + more)), 404)
+
+
+def test_health_is_that_of_the_probes(tiny: Path) -> None:
+    with serving(ready=False, UNET_WEIGHTS_DIR=str(tiny)) as server:
+        assert httpx.get(f"{server.url}/v2/health/live").json() == {"live": True}
+        server.wait_ready()
+        assert httpx.get(f"{server.url}/v2/health/ready").json() == {"ready": True}
+        with connected(server):  # so that the end takes its time
+            server.process.terminate()
+            until = time.monotonic() + 5
+            while (answer := httpx.get(f"{server.url}/v2/health/ready")).status_code == 200:
+                assert time.monotonic() < until
+            assert answer.status_code == 503
+            assert answer.json()["ready"] is False
+            assert "draining" in answer.json()["error"]
+            assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_the_mask_is_that_of_segment_however_it_is_asked_for(server: Server, post: Post) -> None:
+    segmented = post(PNG)
+    mask = decode(segmented.content)
+    pixels = binary("UINT8", [1, *IMAGE.shape], IMAGE.tobytes())
+    file = binary("BYTES", [1], len(PNG).to_bytes(4, "little") + PNG)
+    everything = {"binary_data_output": True}
+    answers = [
+        infer(server, tensor(IMAGE)),
+        infer(server, tensor(IMAGE, data=[IMAGE.tolist()])),
+        infer(server, files(PNG)),
+        infer(server, *pixels),
+        infer(server, *file),
+        infer(server, *pixels, parameters=everything),
+        infer(server, *file, outputs=[{"name": "mask"}], parameters=everything),
+    ]
+    for answer in answers:
+        found = outputs(answer)
+        assert found["mask"].shape == (1, 90, 130)
+        assert np.array_equal(found["mask"][0], mask)
+        for header in ("x-model", "x-engine"):
+            assert answer.headers[header] == segmented.headers[header]
+    kinds = [answer.headers["content-type"] for answer in answers]
+    assert kinds == ["application/json"] * 5 + ["application/octet-stream"] * 2
+    exact = outputs(answers[5])["probabilities"]
+    assert exact.shape == (1, 2, 90, 130)
+    assert np.array_equal((exact[:, 0] >= 0.5) * 255, mask[None])
+    assert np.array_equal(outputs(answers[0])["probabilities"], exact)
+    assert "probabilities" not in outputs(answers[6])
+
+
+def test_what_was_asked_comes_back_with_the_answer(small: Server) -> None:
+    version = httpx.get(f"{small.url}/v2/models/nuclei").json()["versions"][0]
+    wanted = [
+        {"name": "probabilities", "parameters": {"binary_data": False}},
+        {"name": "mask", "parameters": {"binary_data": True}},
+    ]
+    path = f"nuclei/versions/{version}"
+    answer = infer(small, tensor(IMAGE), id="a\ud800", path=path, outputs=wanted)
+    document = json.loads(answer.content[: int(answer.headers[LENGTH])])
+    assert (document["id"], document["model_name"]) == ("a\ud800", "nuclei")
+    assert document["model_version"] == version
+    assert [each["name"] for each in document["outputs"]] == ["probabilities", "mask"]
+    assert document["outputs"][1]["parameters"] == {"binary_data_size": 90 * 130}
+    assert len(answer.content) == int(answer.headers[LENGTH]) + 90 * 130
+    assert outputs(answer)["mask"].shape == (1, 90, 130)
+    assert "id" not in json.loads(infer(small, tensor(IMAGE)).content)
+
+
+def test_a_batch_is_its_images(small: Server) -> None:
+    images = [nuclei(70, 50, seed)[0] for seed in range(3)]
+    batch = outputs(infer(small, files(*map(encode, images))))
+    pixels = np.repeat(np.stack(images)[..., None], 3, axis=3)
+    for name, values in outputs(infer(small, tensor(pixels))).items():
+        assert np.array_equal(values, batch[name])
+    for index, image in enumerate(images):
+        for name, values in outputs(infer(small, files(encode(image)))).items():
+            assert np.array_equal(values[0], batch[name][index])
+
+
+def test_threshold(small: Server) -> None:
+    probability = outputs(infer(small, tensor(IMAGE)))["probabilities"][:, 0]
+    for threshold in (0, 0.25, 0.75, 1):
+        mask = outputs(infer(small, tensor(IMAGE), parameters={"threshold": threshold}))["mask"]
+        assert np.array_equal(mask, (probability >= np.float32(threshold)) * 255)
+
+
+def test_several_classes(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "nuclei.safetensors", classes=3)
+    with serving(UNET_WEIGHTS_DIR=str(tmp_path)) as server:
+        found = outputs(infer(server, files(PNG)))
+        assert found["probabilities"].shape == (1, 3, 90, 130)
+        assert np.allclose(found["probabilities"].sum(axis=1), 1, atol=1e-4)
+        assert np.array_equal(found["mask"], found["probabilities"].argmax(axis=1))
+        kind = {"Content-Type": "image/png"}
+        png = httpx.post(f"{server.url}/segment", content=PNG, headers=kind).content
+        assert np.array_equal(found["mask"][0], decode(png))
+
+
+TWO = np.stack([IMAGE, IMAGE])
+LONG = np.zeros((1, 1, 1, 3), np.uint8)
+
+WRONG: dict[str, tuple[dict[str, Any] | list[Any], dict[str, Any], int, str]] = {
+    "no input": ([], {}, 422, "image"),
+    "another name": (tensor(IMAGE, name="input__0"), {}, 422, "input__0"),
+    "one more": ([tensor(LONG), tensor(LONG, name="b")], {}, 422, "one input"),
+    "twice": ([tensor(LONG), tensor(LONG)], {}, 422, "twice"),
+    "channels": (tensor(GREY[:, :, None]), {}, 422, "(N, H, W, 3)"),
+    "channels first": (tensor(IMAGE.transpose(2, 0, 1)), {}, 422, "(N, H, W, 3)"),
+    "another output": (tensor(LONG), {"outputs": [{"name": "logits"}]}, 422, "probabilities"),
+    "output twice": (tensor(LONG), {"outputs": [{"name": "mask"}] * 2}, 422, "twice"),
+    "unknown parameter": (tensor(LONG), {"parameters": {"treshold": 1}}, 422, "threshold"),
+    "threshold of 2": (tensor(LONG), {"parameters": {"threshold": 2}}, 422, "0..1"),
+    "threshold of a text": (tensor(LONG), {"parameters": {"threshold": "1"}}, 422, "0..1"),
+    "threshold of true": (tensor(LONG), {"parameters": {"threshold": True}}, 422, "0..1"),
+    "timeout of a text": (tensor(LONG), {"parameters": {"timeout": "1"}}, 422, "microseconds"),
+    "timeout below 0": (tensor(LONG), {"parameters": {"timeout": -1}}, 422, "microseconds"),
+    "timeout too short": (tensor(LONG), {"parameters": {"timeout": 1}}, 504, ""),
+    "huge shape": (tensor(LONG, shape=[1, 2**31, 2**31, 3]), {}, 422, "shape"),
+    "huge batch": (tensor(LONG, shape=[10**9, 1, 1, 3]), {}, 413, "batch"),
+    "no image": (files(b"no image"), {}, 422, "not an image"),
+    "one of them no image": (files(PNG, b"no image"), {}, 422, "image 1"),
+    "one of them truncated": (files(PNG, PNG[:-200]), {}, 422, "image 1"),
+    "a format that is not accepted": (files(encode(GREY, "PPM")), {}, 415, "PPM"),
+    "sizes that differ": (files(PNG, encode(GREY[:50])), {}, 422, "130 x 90"),
+    "not that model": (tensor(LONG), {"path": "nobody"}, 404, "nuclei"),
+    "not that version": (tensor(LONG), {"path": "nuclei/versions/1"}, 404, "version"),
+    "no timeout": (tensor(LONG), {"headers": {"X-Request-Timeout": "soon"}}, 422, "seconds"),
+    "no length": (tensor(LONG), {"headers": {LENGTH: "-1"}}, 422, LENGTH),
+    "long length": (tensor(LONG), {"headers": {LENGTH: "9" * 5000}}, 422, LENGTH),
+    "length beyond": (tensor(LONG), {"headers": {LENGTH: "100000"}}, 422, "100000"),
+    "compressed": (tensor(LONG), {"headers": {"Content-Encoding": "br"}}, 422, "br"),
+    "surrogate": (tensor(LONG, name="\ud800"), {}, 422, "ud800"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_makes_no_sense_is_refused_and_named(small: Server, case: str) -> None:
+    given, more, status, word = WRONG[case]
+    assert_refused(infer(small, given, **more), status, word)
+    assert small.metric("unet_windows_reserved") == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'{"inputs": NaN}', b"[" * 100_000])
+def test_what_is_no_request_is_refused(small: Server, body: bytes) -> None:
+    assert_refused(httpx.post(f"{small.url}/v2/models/nuclei/infer", content=body), 422)
+
+
+def test_what_is_too_large_is_refused_before_it_costs_anything(tiny: Path) -> None:
+    limits = {"UNET_MAX_UPLOAD_MB": "1", "UNET_QUEUE_MB": "1", "UNET_MAX_MEGAPIXELS": "0.1"}
+    wide = np.zeros((300, 400, 3), np.uint8)
+    with serving(UNET_WEIGHTS_DIR=str(tiny), **limits) as server:
+        for given in (files(encode(wide)), binary("UINT8", [1, *wide.shape], wide.tobytes())):
+            sent = given if isinstance(given, tuple) else (given,)
+            assert_refused(infer(server, *sent), 413, "megapixels")
+        assert_refused(infer(server, files(b"\0" * 800_000)), 413, "MB")
+        fits = np.zeros((240, 400), np.uint8)
+        assert_refused(infer(server, files(encode(fits))), 413, "answer")
+        only = [{"name": "mask", "parameters": {"binary_data": True}}]
+        assert outputs(infer(server, files(encode(fits)), outputs=only))["mask"].size == 96_000
+        many = b'{"inputs": [' + b"[]," * 300_000 + b"[]]}"
+        answer = httpx.post(f"{server.url}/v2/models/nuclei/infer", content=many)
+        assert answer.status_code in (413, 429)
+        assert server.metric("unet_images_total", model="nuclei") == 1
+        wait_for(server, "unet_held_bytes", 0)
+        wait_for(server, "unet_held_pixels", 0)
+
+
+def test_keys(tiny: Path) -> None:
+    with serving(UNET_WEIGHTS_DIR=str(tiny), UNET_API_KEYS="sesame") as closed:
+        for path in ("", "/models/nuclei", "/models/nuclei/ready", "/models/nobody"):
+            assert_refused(httpx.get(f"{closed.url}/v2{path}"), 401)
+        assert_refused(infer(closed, tensor(LONG)), 401)
+        for path in ("/health/live", "/health/ready"):
+            assert httpx.get(f"{closed.url}/v2{path}").status_code == 200
+        key = {"X-API-Key": "sesame"}
+        assert httpx.get(f"{closed.url}/v2/models/nuclei", headers=key).status_code == 200
+        assert infer(closed, tensor(LONG), headers=key).status_code == 200
+
+
+def test_a_client_that_leaves_costs_nothing_more(tiny: Path) -> None:
+    driver = (str(Path(__file__).parent / "faulty.py"),)
+    body = json.dumps({"inputs": [files(*[PNG] * 40)]}).encode()
+    head = (
+        f"POST /v2/models/nuclei/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with serving(program=driver, FAULT="slow", UNET_WEIGHTS_DIR=str(tiny)) as server:
+        with connected(server) as leaving:
+            leaving.sendall(head.encode() + body)
+            until = time.monotonic() + 20
+            while server.metric("unet_images_total", model="nuclei") == 0:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+        for gauge in ("windows_reserved", "held_bytes", "held_pixels"):
+            wait_for(server, f"unet_{gauge}", 0)
+        assert server.metric("unet_images_total", model="nuclei") < 40
+
+
+def test_an_accepted_request_outlives_the_signal(tiny: Path) -> None:
+    with serving(UNET_WEIGHTS_DIR=str(tiny)) as server, ThreadPoolExecutor(1) as client:
+        asked = client.submit(infer, server, files(*[PNG] * 100))
+        until = time.monotonic() + 20
+        while server.metric("unet_images_total", model="nuclei") < 3:
+            assert time.monotonic() < until
+        server.process.terminate()
+        assert outputs(asked.result())["mask"].shape == (100, 90, 130)
+        assert server.process.wait(10) is not None
+
+
+def test_metrics_count_its_images_by_the_routes_template(small: Server) -> None:
+    route = "/v2/models/{name}/infer"
+    before = small.metric("unet_images_total", model="nuclei")
+    answered = small.metric("unet_requests_total", route=route, status="200")
+    infer(small, files(PNG, PNG))
+    assert small.metric("unet_images_total", model="nuclei") == before + 2
+    assert small.metric("unet_requests_total", route=route, status="200") == answered + 1
+    assert small.metric("unet_stage_seconds_count", stage="stitch") >= 2
+    text = httpx.get(f"{small.url}/metrics").text
+    assert "nobody" not in text
+    assert 'status="500"' not in text
