@@ -32,8 +32,8 @@ AnyArray = npt.NDArray[Any]
 ByteArray = npt.NDArray[np.uint8]
 
 MOST_VALUES = 2_000_000
-"""In the JSON of a request. Parsing takes tens of times as long and as much memory as the same
-tensor takes in binary, where this does not count."""
+"""In the JSON of a request. Parsing takes many times as long, and as much memory, as the
+same tensor takes in binary, where this does not count."""
 LARGEST_BATCH = 1000
 """The first side of an input."""
 LONGEST_ID = 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
+import zlib
 from collections.abc import AsyncGenerator
 from pathlib import PurePosixPath
 
@@ -15,6 +16,8 @@ from app.budget import Share
 from app.errors import InvalidRequest, UploadTooLarge
 
 _RAW_TYPES = ("application/octet-stream",)
+_CODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+"""Content-Encoding -> what zlib calls its frame."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,31 @@ async def read_body(request: Request, max_bytes: int, share: Share) -> bytes:
         UploadTooLarge, QueueFull: as `read_uploads`.
     """
     return b"".join([chunk async for chunk in _limited(request, max_bytes, share)])
+
+
+def inflate(data: bytes, coding: str, max_bytes: int) -> bytes:
+    """What a body of this Content-Encoding was before (RFC 9110, section 8.4.1).
+
+    Raises:
+        InvalidRequest: another coding than gzip and deflate, or not what it says.
+        UploadTooLarge: it becomes more than `max_bytes`; it is not unpacked any further.
+    """
+    if coding in ("", "identity"):
+        return data
+    if coding not in _CODINGS:
+        raise InvalidRequest(
+            f"Content-Encoding {coding[:100]!r} is not known; there are {', '.join(_CODINGS)}"
+        )
+    packed = zlib.decompressobj(_CODINGS[coding])
+    try:
+        plain = packed.decompress(data, max_bytes + 1)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body is not {coding}: {error}") from None
+    if len(plain) > max_bytes:
+        raise UploadTooLarge(f"the request unpacks to more than the {max_bytes / 1e6:g} MB allowed")
+    if not packed.eof or packed.unused_data:
+        raise InvalidRequest(f"the body is not {coding}: it ends too early or goes on behind it")
+    return plain
 
 
 async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> list[Upload]:

@@ -1,1 +1,1 @@
-"""The routes. Each module is one small group of them; none knows images or tensors."""
+"""The routes. Each module is one small group; none knows what is in an image or a tensor."""

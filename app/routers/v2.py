@@ -26,7 +26,7 @@ from app.routers.requests import deadline_of, model_headers, read_in_time, unles
 from app.schemas import PROBLEM
 from app.segmenter import Prediction
 from app.service import Service
-from app.uploads import read_body
+from app.uploads import inflate, read_body
 
 NAME = "unet-server"
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -150,14 +150,12 @@ async def infer(request: Request, name: str) -> Response:
     service.check_ready()  # before the images are on their way, and again when they are here
     with _leased(request, name) as model:
         service.segmenter.check_room(model, deadline)
-        body = await read_in_time(
-            request,
-            deadline,
-            read_body(request, int(service.settings.max_upload_mb * 1e6), share),
-        )
+        body = await read_in_time(request, deadline, _read(request, service, share))
         with service.accepted():
             with service.bytes.share() as parsed:
-                parsed.take(tensors.parsing_takes(body, json_length))
+                takes = tensors.parsing_takes(body, json_length)
+                _check_ever(service, share, takes, "the JSON", "send binary data")
+                parsed.take(takes)
                 asked = inference.read(
                     model, await asyncio.to_thread(tensors.parse, body, json_length)
                 )
@@ -172,6 +170,17 @@ async def infer(request: Request, name: str) -> Response:
         return Response(content, media_type="application/json", headers=headers)
     headers[JSON_LENGTH] = str(length)
     return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+async def _read(request: Request, service: Service, share: Share) -> bytes:
+    """The body, unpacked: clients of inference servers may compress what they send."""
+    max_bytes = int(service.settings.max_upload_mb * 1e6)
+    body = await read_body(request, max_bytes, share)
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    plain = await asyncio.to_thread(inflate, body, coding, max_bytes)
+    if plain is not body:
+        share.take(len(plain))
+    return plain
 
 
 async def _predict_all(
@@ -190,11 +199,8 @@ async def _predict_all(
     """
     size = await inference.size(service.segmenter, asked)
     takes = asked.answer_takes(model, size)
-    if share.amount + takes > service.bytes.limit:
-        raise ImageTooLarge(
-            f"the answer takes up to {takes / 1e6:.0f} MB on its way, and there are "
-            f"{service.bytes.limit / 1e6:g}; ask for fewer images or outputs, or for binary data"
-        )
+    advice = "ask for fewer images or outputs, or for binary data"
+    _check_ever(service, share, takes, "the answer", advice)
     share.take(takes)  # nothing is computed that could not be sent
     predictions = []
     for index, image in enumerate(asked.images):
@@ -211,6 +217,19 @@ async def _predict_all(
         except ImageError as error:
             raise inference.named(error, index, asked) from error
     return predictions
+
+
+def _check_ever(service: Service, share: Share, takes: int, what: str, advice: str) -> None:
+    """
+    Raises:
+        ImageTooLarge: there would be no room for it if nobody else were here: to come again later,
+            as `QueueFull` says, would be of no use.
+    """
+    if share.amount + takes > service.bytes.limit:
+        raise ImageTooLarge(
+            f"{what} takes up to {takes / 1e6:.0f} MB of memory, and UNET_QUEUE_MB is "
+            f"{service.bytes.limit / 1e6:g}; {advice}"
+        )
 
 
 @contextmanager
@@ -233,9 +252,6 @@ def _leased(request: Request, name: str) -> Iterator[ServedModel]:
 
 
 def _json_length(request: Request) -> int | None:
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("", "identity"):
-        raise InvalidRequest(f"send the request as it is, not with Content-Encoding {coding!r}")
     given = request.headers.get(JSON_LENGTH)
     if given is None:
         return None

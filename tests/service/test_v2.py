@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,7 +218,6 @@ def test_several_classes(tmp_path: Path) -> None:
         assert np.array_equal(found["mask"][0], decode(png))
 
 
-TWO = np.stack([IMAGE, IMAGE])
 LONG = np.zeros((1, 1, 1, 3), np.uint8)
 
 WRONG: dict[str, tuple[dict[str, Any] | list[Any], dict[str, Any], int, str]] = {
@@ -265,6 +266,22 @@ def test_what_is_no_request_is_refused(small: Server, body: bytes) -> None:
     assert_refused(httpx.post(f"{small.url}/v2/models/nuclei/infer", content=body), 422)
 
 
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_request_may_be_compressed(small: Server, coding: str, pack: Any) -> None:
+    given, data = binary("UINT8", [1, *IMAGE.shape], IMAGE.tobytes())
+    text = json.dumps({"inputs": [given]}).encode()
+    url = f"{small.url}/v2/models/nuclei/infer"
+    headers = {"Content-Encoding": coding, LENGTH: str(len(text))}
+    packed = pack(text + data)
+    plain = outputs(infer(small, given, data))["mask"]
+    answer = httpx.post(url, content=packed, headers=headers)
+    assert np.array_equal(outputs(answer)["mask"], plain)
+    for odd in (packed[:-9], packed + b"more", text + data, b""):
+        assert_refused(httpx.post(url, content=odd, headers=headers), 422, coding)
+    bomb = pack(bytes(33_000_000))
+    assert_refused(httpx.post(url, content=bomb, headers=headers), 413, "unpacks")
+
+
 def test_what_is_too_large_is_refused_before_it_costs_anything(tiny: Path) -> None:
     limits = {"UNET_MAX_UPLOAD_MB": "1", "UNET_QUEUE_MB": "1", "UNET_MAX_MEGAPIXELS": "0.1"}
     wide = np.zeros((300, 400, 3), np.uint8)
@@ -278,8 +295,8 @@ def test_what_is_too_large_is_refused_before_it_costs_anything(tiny: Path) -> No
         only = [{"name": "mask", "parameters": {"binary_data": True}}]
         assert outputs(infer(server, files(encode(fits)), outputs=only))["mask"].size == 96_000
         many = b'{"inputs": [' + b"[]," * 300_000 + b"[]]}"
-        answer = httpx.post(f"{server.url}/v2/models/nuclei/infer", content=many)
-        assert answer.status_code in (413, 429)
+        url = f"{server.url}/v2/models/nuclei/infer"
+        assert_refused(httpx.post(url, content=many[:900_000]), 413, "JSON")
         assert server.metric("unet_images_total", model="nuclei") == 1
         wait_for(server, "unet_held_bytes", 0)
         wait_for(server, "unet_held_pixels", 0)
