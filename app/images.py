@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from app import formats
 from app.errors import CorruptImage, ImageTooLarge, UnsupportedImage
 
 Image.MAX_IMAGE_PIXELS = None  # `inspect` holds a limit of its own, as an error and not a warning
 
-ACCEPTED = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+_READERS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")  # the JPEG reader opens MPO too
 _NAMES = "JPEG, PNG, TIFF, WebP, BMP and GIF"
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -110,13 +111,14 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which is not our concern
-            with Image.open(io.BytesIO(data)) as image:
-                if image.format not in ACCEPTED:
-                    raise UnsupportedImage(f"{image.format} is not accepted; send {_NAMES}")
+            # Pillow's readers of other formats are not tried on bytes that anybody may send.
+            with Image.open(io.BytesIO(data), formats=_READERS) as image:
                 yield image
-    except (UnsupportedImage, ImageTooLarge, CorruptImage):
+    except (ImageTooLarge, CorruptImage):
         raise
     except UnidentifiedImageError:
+        if other := formats.known(data):
+            raise UnsupportedImage(f"{other} is not accepted; send {_NAMES}") from None
         raise CorruptImage(f"these {len(data)} bytes are not an image; send {_NAMES}") from None
     except (
         Exception

@@ -57,7 +57,10 @@ CASES: dict[str, tuple[bytes, int]] = {
     "png with a wrong crc": (wrong_crc(), 422),
     "png cut after its header": (png(64, 64, b"")[:40], 422),
     "20,000 x 20,000 declared": (png(20_000, 20_000, zlib.compress(b"\0")), 413),
+    "random bytes": (np.random.default_rng(0).bytes(5000), 422),
     "a format that is not accepted": (encode(nuclei(16, 16)[0], "PPM"), 415),
+    "a format that Pillow cannot open": (heif(), 415),
+    "a drawing": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415),
 }
 
 
@@ -77,6 +80,11 @@ def assert_problem(response: httpx.Response, status: int) -> dict[str, Any]:
 def test_bytes_that_are_no_good(post: Post, case: str) -> None:
     data, status = CASES[case]
     assert_problem(post(data), status)
+
+
+def test_a_format_that_is_not_accepted_is_named_with_those_that_are(post: Post) -> None:
+    detail = assert_problem(post(heif(), headers={"Content-Type": "image/heic"}), 415)["detail"]
+    assert all(name in detail for name in ("HEIC", "JPEG", "PNG", "TIFF", "WebP", "BMP", "GIF"))
 
 
 def test_decompression_bomb_costs_nothing(server: Server, post: Post) -> None:
