@@ -69,4 +69,6 @@ async def segment_query(
     for name in known:
         if len(given := request.query_params.getlist(name)) > 1:
             raise InvalidRequest(f"{name} is given {len(given)} times; send it once")
+    if "_" in request.query_params.get("threshold", ""):  # to Python 0_5 is a number: five
+        raise InvalidRequest("threshold is a number from 0 to 1, without underscores")
     return SegmentQuery(model, threshold, output)
