@@ -162,6 +162,21 @@ def test_multipart_without_a_file(server: Server) -> None:
     assert_problem(httpx.post(url, json={"file": "x"}), 422)
 
 
+def test_a_multipart_body_that_breaks_off_says_so(server: Server) -> None:
+    """Also where some of its parts are whole: the client meant to send more."""
+    image = encode(nuclei(16, 16)[0])
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    whole = part + image + b"\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for body in (b"--x", part, part + image, whole, whole + part + image[:50], whole + b"--x"):
+        answer = httpx.post(f"{server.url}/segment", content=body, headers=headers)
+        assert "incomplete" in assert_problem(answer, 422)["detail"], body
+    answer = httpx.post(f"{server.url}/segment", content=whole + b"--x--", headers=headers)
+    assert answer.status_code == 200
+    answer = httpx.post(f"{server.url}/segment", content=b"--x--\r\n", headers=headers)
+    assert "no part named 'file'" in assert_problem(answer, 422)["detail"]
+
+
 def test_too_many_bytes_are_refused_while_reading(server: Server, post: Post) -> None:
     """Declared or not (chunked), raw or multipart; and the client gets to read the answer."""
     big = b"\0" * 40_000_000
