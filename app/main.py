@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
 from app import handlers
-from app.middleware import HearOut, Observe, TakeShare
+from app.middleware import HearOut, Observe, OwnUp, TakeShare
 from app.routers import models, probes, segment
 from app.schemas import Problem
 from app.service import Service
@@ -65,13 +65,15 @@ def create_app(settings: Settings) -> FastAPI:
         return FileResponse(_STATIC / "index.html")
 
     handlers.install(app)
+    # From the inside out: each wraps those before it.
     app.add_middleware(HearOut)
     app.add_middleware(TakeShare, budget=service.bytes)
+    app.add_middleware(OwnUp)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
             expose_headers=_EXPOSED,
         )

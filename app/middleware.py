@@ -111,8 +111,38 @@ class TakeShare:
             await self.app(scope, receive, sent)
 
 
+class OwnUp:
+    """Answers 500 for an error of ours.
+
+    Inside whatever gives headers to answers, so that this one has them too: without those of CORS,
+    another page's script would be told of a broken network, and not of the problem.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        except ClientDisconnect:
+            pass  # there is nobody to answer
+        except Exception:
+            log.exception("an error of ours")
+            if begun or scope["type"] != "http":  # all that is left is to hang up
+                raise
+            text = "an error of ours; the log knows more under the request's id"
+            await problem(Request(scope), 500, text)(scope, receive, send)
+
+
 class Observe:
-    """Wraps the whole application: what comes out of it, errors of ours too, has its id."""
+    """Wraps the whole application: what comes out of it has its id, and is counted and logged."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -146,14 +176,6 @@ class Observe:
 
         try:
             await self.app(scope, receive, observed)
-        except ClientDisconnect:
-            pass  # there is nobody to answer
-        except Exception:
-            log.exception("an error of ours")
-            if status != CLIENT_LEFT:  # it has begun to answer: all that is left is to hang up
-                raise
-            text = "an error of ours; the log knows more under the request's id"
-            await problem(Request(scope), 500, text)(scope, receive, observed)
         finally:
             seconds = time.perf_counter() - start
             # The route's template, never the path: a client must not choose a metric's labels.
