@@ -9,10 +9,9 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.middleware.cors import CORSMiddleware
 
 from app import handlers
-from app.middleware import HearOut, Observe, OwnUp, TakeShare
+from app.middleware import Cors, HearOut, Observe, OwnUp, TakeShare
 from app.routers import models, probes, segment
 from app.schemas import Problem
 from app.service import Service
@@ -71,7 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(OwnUp)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],

@@ -13,7 +13,9 @@ import uuid
 from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.budget import Budget
@@ -109,6 +111,19 @@ class TakeShare:
         with self.budget.share() as share:
             scope.setdefault("state", {})["share"] = share
             await self.app(scope, receive, sent)
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, but it refuses with a problem document, as everything else here."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        refused = Request({"type": "http", "state": {"request_id": request_id.get()}})
+        text = f"{bytes(response.body).decode()}; UNET_CORS_ORIGINS says whose pages may ask"
+        vary = {"Vary": response.headers["Vary"]}
+        return problem(refused, response.status_code, text, vary)
 
 
 class OwnUp:

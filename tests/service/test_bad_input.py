@@ -206,6 +206,32 @@ def test_unknown_routes_and_methods_are_problems_too(server: Server) -> None:
     assert "nowhere" not in text  # clients choose no labels
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/segment", "POST"),
+        ("HEAD", "/segment", "POST"),
+        ("OPTIONS", "/segment", "POST"),
+        ("PUT", "/segment", "POST"),
+        ("POST", "/models", "GET, HEAD"),
+        ("DELETE", "/models/nuclei", "GET, HEAD"),
+        ("POST", "/livez", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+        ("POST", "/docs", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+        ("POST", "/static/app.js", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_is_not_allowed_is_told_which_are(
+    server: Server, method: str, path: str, allowed: str
+) -> None:
+    answer = httpx.request(method, server.url + path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+    if method != "HEAD":
+        assert allowed in assert_problem(answer, 405)["detail"]
+
+
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/models", "/metrics"])
 def test_head_is_get_without_its_body(server: Server, path: str) -> None:
     get, head = httpx.get(server.url + path), httpx.head(server.url + path)

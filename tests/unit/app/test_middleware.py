@@ -71,6 +71,12 @@ def test_a_bug_of_ours_has_an_id_a_count_and_its_lines_in_the_log(
     assert counted(metrics, 500) == 1
 
 
+async def ask(app: Any, method: str, path: str, **headers: str) -> httpx.Response:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        return await client.request(method, path, headers=headers)
+
+
 @pytest.mark.parametrize("origins", [("https://lab.example",), ("*",)])
 def test_another_page_may_read_of_a_bug_of_ours(origins: tuple[str, ...], tiny: Path) -> None:
     app = create_app(Settings(cors_origins=origins, weights_dir=tiny))
@@ -79,13 +85,8 @@ def test_another_page_may_read_of_a_bug_of_ours(origins: tuple[str, ...], tiny: 
     async def broken() -> None:
         raise KeyError("secret of ours")
 
-    async def ask(path: str) -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            return await client.get(path, headers={"Origin": "https://lab.example"})
-
     for path, status in (("/broken", 500), ("/nowhere", 404), ("/readyz", 503), ("/", 200)):
-        answer = asyncio.run(ask(path))
+        answer = asyncio.run(ask(app, "GET", path, Origin="https://lab.example"))
         assert answer.status_code == status
         assert answer.headers["access-control-allow-origin"] in origins
         assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
@@ -93,6 +94,25 @@ def test_another_page_may_read_of_a_bug_of_ours(origins: tuple[str, ...], tiny: 
         assert answer.headers["x-content-type-options"] == "nosniff"
         if status in (404, 500):
             assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_page_that_may_not_ask_is_told_so_with_a_problem(tiny: Path) -> None:
+    app = create_app(Settings(cors_origins=("https://lab.example",), weights_dir=tiny))
+
+    def preflight(origin: str) -> httpx.Response:
+        wanted = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        return asyncio.run(ask(app, "OPTIONS", "/segment", **wanted))
+
+    allowed = preflight("https://lab.example")
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://lab.example"
+    refused = preflight("https://other.example")
+    assert refused.status_code == 400
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert "access-control-allow-origin" not in refused.headers
+    assert "Origin" in refused.headers["vary"]
+    assert refused.json()["request_id"] == refused.headers["x-request-id"]
+    assert "origin" in refused.json()["detail"]
 
 
 def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
