@@ -203,7 +203,10 @@ def encode_rgba(image: ByteArray) -> bytes:
 def overlay(
     image: npt.NDArray[Any], mask: ByteArray, colour: tuple[int, int, int] = (255, 64, 129)
 ) -> ByteArray:
-    """The image as RGB, tinted where the mask is not background."""
+    """The image as RGB, tinted where the mask is not background.
+
+    The page takes the tint off again, where its browser cannot show the image itself.
+    """
     shown = _shown(image).copy()
     inside = mask > 0
     shown[inside] = (shown[inside].astype(np.uint16) + np.array(colour, np.uint16)) // 2
