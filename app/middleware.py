@@ -36,6 +36,7 @@ _SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+_PAGES = ("/", "/docs")
 _PAGE_POLICY = (
     "connect-src 'self'; img-src 'self' blob: data:; style-src 'self'; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
@@ -185,7 +186,7 @@ class Observe:
                 headers["X-Request-ID"] = identifier
                 for name, value in _SAFE_HEADERS.items():
                     headers[name] = value
-                if scope["path"] == "/":
+                if scope["path"] in _PAGES:
                     headers["Content-Security-Policy"] = _PAGE_POLICY
             await send(message)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-from fastapi import Query, Request
+from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidRequest
@@ -59,6 +59,13 @@ async def segment_query(
         float | None, Query(ge=0, le=1, description="default: the model's")
     ] = None,
     output: Annotated[Output, Query(description="what comes back")] = Output.MASK,
+    _timeout: Annotated[
+        str | None,
+        Header(
+            alias="X-Request-Timeout",
+            description="seconds this may take, as `2.5`; default and most: the service's",
+        ),
+    ] = None,  # for the documentation; the route reads it with its deadline
 ) -> SegmentQuery:
     """The parsed query; a parameter that does not exist is an error, not a silent nothing."""
     known = {field.name for field in dataclasses.fields(SegmentQuery)}
