@@ -90,8 +90,12 @@ def install(app: FastAPI) -> None:
         if error.status_code == 404:
             detail = f"there is nothing at {request.url.path[:200]}; /docs lists what there is"
         elif error.status_code == 405:
-            allowed = headers.get("Allow") or headers.get("allow", "another method")
-            detail = f"{request.method} is not for {request.url.path[:200]}, but {allowed}"
+            allowed = set(headers.get("Allow", "GET").split(", "))
+            if "GET" in allowed:
+                allowed.add("HEAD")  # wherever there is GET, as the middleware sees to
+            headers["Allow"] = ", ".join(sorted(allowed))
+            path = request.url.path[:200]
+            detail = f"{request.method} is not for {path}, but {headers['Allow']}"
         return problem(request, error.status_code, detail, headers)
 
     @app.exception_handler(RequestValidationError)

@@ -19,11 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from app import formats
 from app.errors import CorruptImage, ImageTooLarge, UnsupportedImage
 
 Image.MAX_IMAGE_PIXELS = None  # `inspect` holds a limit of its own, as an error and not a warning
 
-ACCEPTED = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+_READERS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")  # the JPEG reader opens MPO too
 _NAMES = "JPEG, PNG, TIFF, WebP, BMP and GIF"
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -110,13 +111,14 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which is not our concern
-            with Image.open(io.BytesIO(data)) as image:
-                if image.format not in ACCEPTED:
-                    raise UnsupportedImage(f"{image.format} is not accepted; send {_NAMES}")
+            # Pillow's readers of other formats are not tried on bytes that anybody may send.
+            with Image.open(io.BytesIO(data), formats=_READERS) as image:
                 yield image
-    except (UnsupportedImage, ImageTooLarge, CorruptImage):
+    except (ImageTooLarge, CorruptImage):
         raise
     except UnidentifiedImageError:
+        if other := formats.known(data):
+            raise UnsupportedImage(f"{other} is not accepted; send {_NAMES}") from None
         raise CorruptImage(f"these {len(data)} bytes are not an image; send {_NAMES}") from None
     except (
         Exception
@@ -201,7 +203,10 @@ def encode_rgba(image: ByteArray) -> bytes:
 def overlay(
     image: npt.NDArray[Any], mask: ByteArray, colour: tuple[int, int, int] = (255, 64, 129)
 ) -> ByteArray:
-    """The image as RGB, tinted where the mask is not background."""
+    """The image as RGB, tinted where the mask is not background.
+
+    The page takes the tint off again, where its browser cannot show the image itself.
+    """
     shown = _shown(image).copy()
     inside = mask > 0
     shown[inside] = (shown[inside].astype(np.uint16) + np.array(colour, np.uint16)) // 2

@@ -9,10 +9,9 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.middleware.cors import CORSMiddleware
 
 from app import handlers
-from app.middleware import HearOut, Observe, TakeShare
+from app.middleware import Cors, HearOut, Observe, OwnUp, TakeShare
 from app.routers import models, probes, segment, v2
 from app.schemas import Problem
 from app.service import Service
@@ -54,6 +53,8 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Bytes of an image in, a PNG mask out, made by a trained U-Net.",
         license_info={"name": "MIT"},
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from another host
+        redoc_url=None,
         redirect_slashes=False,  # a request that is nearly right is told so, not sent elsewhere
     )
     app.state.service = service
@@ -65,30 +66,45 @@ def create_app(settings: Settings) -> FastAPI:
     async def page() -> FileResponse:
         return FileResponse(_STATIC / "index.html")
 
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(_STATIC / "docs.html")
+
     handlers.install(app)
+    # From the inside out: each wraps those before it.
     app.add_middleware(HearOut)
     app.add_middleware(TakeShare, budget=service.bytes)
+    app.add_middleware(OwnUp)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
             expose_headers=_EXPOSED,
         )
     app.add_middleware(Observe, metrics=service.metrics)
-    _add_problem_schema(app)
+    _describe_problems(app)
     return app
 
 
-def _add_problem_schema(app: FastAPI) -> None:
-    """Routes refer to the problem document by name; FastAPI lists only models it sees itself."""
+def _describe_problems(app: FastAPI) -> None:
+    """Routes refer to the problem document by name, and FastAPI lists only models it sees itself.
+
+    Of any other route with a parameter it says that it answers 422, in a form that is not ours.
+    """
     plain = app.openapi
 
     def openapi() -> dict[str, object]:
         document = plain()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas["Problem"] = Problem.model_json_schema()
+        if schemas.pop("HTTPValidationError", None):
+            del schemas["ValidationError"]
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                if "HTTPValidationError" in str(operation["responses"].get("422")):
+                    del operation["responses"]["422"]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

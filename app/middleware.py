@@ -13,7 +13,9 @@ import uuid
 from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.budget import Budget
@@ -42,6 +44,7 @@ _SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+_PAGES = ("/", "/docs")
 _PAGE_POLICY = (
     "connect-src 'self'; img-src 'self' blob: data:; style-src 'self'; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
@@ -119,8 +122,51 @@ class TakeShare:
             await self.app(scope, receive, sent)
 
 
+class Cors(CORSMiddleware):
+    """Starlette's, but it refuses with a problem document, as everything else here."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        refused = Request({"type": "http", "state": {"request_id": request_id.get()}})
+        text = f"{bytes(response.body).decode()}; UNET_CORS_ORIGINS says whose pages may ask"
+        vary = {"Vary": response.headers["Vary"]}
+        return problem(refused, response.status_code, text, vary)
+
+
+class OwnUp:
+    """Answers 500 for an error of ours.
+
+    Inside whatever gives headers to answers, so that this one has them too: without those of CORS,
+    another page's script would be told of a broken network, and not of the problem.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        except ClientDisconnect:
+            pass  # there is nobody to answer
+        except Exception:
+            log.exception("an error of ours")
+            if begun or scope["type"] != "http":  # all that is left is to hang up
+                raise
+            text = "an error of ours; the log knows more under the request's id"
+            await problem(Request(scope), 500, text)(scope, receive, send)
+
+
 class Observe:
-    """Wraps the whole application: what comes out of it, errors of ours too, has its id."""
+    """Wraps the whole application: what comes out of it has its id, and is counted and logged."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -148,20 +194,12 @@ class Observe:
                 headers["X-Request-ID"] = identifier
                 for name, value in _SAFE_HEADERS.items():
                     headers[name] = value
-                if scope["path"] == "/":
+                if scope["path"] in _PAGES:
                     headers["Content-Security-Policy"] = _PAGE_POLICY
             await send(message)
 
         try:
             await self.app(scope, receive, observed)
-        except ClientDisconnect:
-            pass  # there is nobody to answer
-        except Exception:
-            log.exception("an error of ours")
-            if status != CLIENT_LEFT:  # it has begun to answer: all that is left is to hang up
-                raise
-            text = "an error of ours; the log knows more under the request's id"
-            await problem(Request(scope), 500, text)(scope, receive, observed)
         finally:
             seconds = time.perf_counter() - start
             # The route's template, never the path: a client must not choose a metric's labels.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any
 
-from fastapi import Query, Request
+from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidRequest
@@ -60,6 +60,13 @@ async def segment_query(
         float | None, Query(ge=0, le=1, description="default: the model's")
     ] = None,
     output: Annotated[Output, Query(description="what comes back")] = Output.MASK,
+    _timeout: Annotated[
+        str | None,
+        Header(
+            alias="X-Request-Timeout",
+            description="seconds this may take, as `2.5`; default and most: the service's",
+        ),
+    ] = None,  # for the documentation; the route reads it with its deadline
 ) -> SegmentQuery:
     """The parsed query; a parameter that does not exist is an error, not a silent nothing."""
     known = {field.name for field in dataclasses.fields(SegmentQuery)}
@@ -70,4 +77,6 @@ async def segment_query(
     for name in known:
         if len(given := request.query_params.getlist(name)) > 1:
             raise InvalidRequest(f"{name} is given {len(given)} times; send it once")
+    if "_" in request.query_params.get("threshold", ""):  # to Python 0_5 is a number: five
+        raise InvalidRequest("threshold is a number from 0 to 1, without underscores")
     return SegmentQuery(model, threshold, output)

@@ -36,6 +36,10 @@ class Upload:
 class _Parser(MultiPartParser):
     # The limit holds the whole body in check already; a temporary file would only add latency.
     spool_max_size = 2**62
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
 async def read_uploads(request: Request, max_bytes: int, share: Share) -> list[Upload]:
@@ -99,10 +103,15 @@ def inflate(data: bytes, coding: str, max_bytes: int) -> bytes:
 
 async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> list[Upload]:
     try:
-        form = await _Parser(request.headers, body, max_files=1000, max_fields=100).parse()
+        parser = _Parser(request.headers, body, max_files=1000, max_fields=100)
+        form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise InvalidRequest(f"the multipart body is malformed: {error}") from error
     try:
+        if not parser.complete:  # the parser says nothing of parts that have no end
+            raise InvalidRequest(
+                "the multipart body is incomplete: it ends before its closing boundary"
+            )
         for field in form:
             if field != "file":
                 raise InvalidRequest(f"unknown form field {field!r}; images go into 'file'")

@@ -9,12 +9,15 @@ from fastapi import APIRouter, Depends, Request
 from app.errors import UnknownModel
 from app.registry import Entry
 from app.routers.auth import authorized
+from app.schemas import PROBLEM
 from app.service import Service
 
-router = APIRouter(tags=["models"], dependencies=[Depends(authorized)])
+router = APIRouter(
+    tags=["models"], dependencies=[Depends(authorized)], responses={401: PROBLEM[401]}
+)
 
 
-@router.get("/models", summary="All models")
+@router.get("/models", summary="All models", response_description="What is served.")
 async def models(request: Request) -> dict[str, Any]:
     """The default model's name, and every model with what it is and how it is served."""
     service: Service = request.app.state.service
@@ -26,9 +29,14 @@ async def models(request: Request) -> dict[str, Any]:
     }
 
 
-@router.get("/models/{name}", summary="One model")
+@router.get(
+    "/models/{name}",
+    summary="One model",
+    response_description="What it is, and how it is served.",
+    responses={404: PROBLEM[404]},
+)
 async def model(request: Request, name: str) -> dict[str, Any]:
-    """404 for a name that is not there."""
+    """What it is and how it is served; 404 for a name that is not there."""
     service: Service = request.app.state.service
     entry = service.registry.entries.get(name)
     if entry is None:

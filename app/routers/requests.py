@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ from app.registry import ServedModel
 from app.service import Service
 
 T = TypeVar("T")
+
+_DECIMAL = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 
 
 def deadline_of(request: Request) -> float:
@@ -32,10 +35,8 @@ def _timeout(request: Request, longest: float) -> float:
     given = request.headers.get("x-request-timeout")
     if given is None:
         return longest
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = math.nan
+    # float() alone takes 1_0, nan and the digits of every script as well
+    seconds = float(given) if _DECIMAL.fullmatch(given) else math.nan
     if not (math.isfinite(seconds) and seconds > 0):
         raise InvalidRequest(f"X-Request-Timeout is a number of seconds above 0, not {given!r}")
     return min(seconds, longest)

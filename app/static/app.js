@@ -61,8 +61,9 @@ async function segment(item) {
   item.blob = await answer.blob();
   item.mask = await createImageBitmap(item.blob);
   if (!item.image) {
-    // the browser cannot show this format, the service can
-    item.image = await createImageBitmap(await (await post(item, "overlay")).blob());
+    // the browser cannot show this format, the service can: as an overlay, which is taken off again
+    const overlay = await createImageBitmap(await (await post(item, "overlay")).blob());
+    item.image = untinted(overlay, item.mask);
     item.shownByService = true;
   }
   paint(item);
@@ -135,6 +136,25 @@ function canvasOf(width, height) {
   return canvas;
 }
 
+/** The image under an overlay of the service, which is (image + TINT) / 2 inside the mask. */
+function untinted(overlay, mask) {
+  const { width, height } = mask;
+  const [below, above] = [overlay, mask].map((source) => {
+    const context = canvasOf(width, height).getContext("2d", { willReadFrequently: true });
+    context.drawImage(source, 0, 0);
+    return context;
+  });
+  const pixels = below.getImageData(0, 0, width, height);
+  const inside = above.getImageData(0, 0, width, height).data;
+  for (let i = 0; i < inside.length; i += 4) {
+    if (!inside[i] && !inside[i + 1] && !inside[i + 2]) continue;
+    // what the halving cut off is lost: the result is as it was, or one less. Bytes are clamped.
+    for (let c = 0; c < 3; c += 1) pixels.data[i + c] = 2 * pixels.data[i + c] - TINT[c];
+  }
+  below.putImageData(pixels, 0, 0);
+  return below.canvas;
+}
+
 /** Two layers from a mask: its area and its outline, coloured, transparent elsewhere. */
 function paint(item) {
   const { width, height } = item.mask;
@@ -182,7 +202,7 @@ function draw() {
     context.drawImage(item.mask, 0, 0);
   } else {
     if (item.image) context.drawImage(item.image, 0, 0, canvas.width, canvas.height);
-    if (view.overlay && item.tint && !item.shownByService) {
+    if (view.overlay && item.tint) {
       context.globalAlpha = view.outline ? 1 : $("opacity").value / 100;
       context.drawImage(view.outline ? item.edges : item.tint, 0, 0);
     }
@@ -192,9 +212,8 @@ function draw() {
   $("error").hidden = item.state !== "failed";
   $("error").textContent = item.error || "";
   $("note").hidden = !item.shownByService;
-  $("note").textContent = "Your browser cannot show this format; the service drew image and mask.";
+  $("note").textContent = "Your browser cannot show this format; the service drew it.";
   $("download").disabled = $("kind").disabled = item.state !== "done";
-  $("overlay").disabled = $("outline").disabled = $("opacity").disabled = Boolean(item.shownByService);
   facts(item);
 }
 
@@ -252,7 +271,7 @@ function drawThumbnail(item) {
   const side = Math.min(source.width, source.height);
   const crop = [(source.width - side) / 2, (source.height - side) / 2, side, side, 0, 0, 156, 156];
   context.drawImage(source, ...crop);
-  if (item.tint && !item.shownByService) {
+  if (item.tint) {
     context.globalAlpha = 0.5;
     context.drawImage(item.tint, ...crop);
     context.globalAlpha = 1;

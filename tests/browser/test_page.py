@@ -5,61 +5,15 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
+from tests.browser.conftest import ROOM
 from tests.conftest import Server, decode, encode, nuclei, serving
-
-CHROMIUM = Path("/usr/bin/chromium")
-ROOM = 60_000  # milliseconds for a mask on a busy machine
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.fail(f"{CHROMIUM} is missing: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, server: Server) -> Iterator[Page]:
-    """The loaded page; afterwards: no error on its console, no request to another place."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900}, accept_downloads=True)
-    page.set_default_timeout(ROOM)
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "console",
-        # a refused image is logged by the browser itself; those answers are tested by their text
-        lambda message: (
-            complaints.append(message.text)
-            if message.type == "error" and "422" not in message.text
-            else None
-        ),
-    )
-    page.on(
-        "request",
-        lambda request: (
-            complaints.append(request.url)
-            if not request.url.startswith((server.url, "blob:", "data:"))
-            else None
-        ),
-    )
-    page.goto(server.url)
-    yield page
-    page.close()
-    assert complaints == []
 
 
 def canvas(page: Page) -> np.ndarray:
@@ -176,14 +130,49 @@ def test_several_images_one_of_them_bad(page: Page) -> None:
     assert decode(archive.read("1-mask.png")).shape == (64, 96)
 
 
-def test_a_format_only_the_service_can_show(page: Page) -> None:
-    image = nuclei(100, 100)[0].astype(np.uint16) * 16
-    choose(page, ("stack.tif", encode(image, "TIFF")))
+@pytest.mark.parametrize("name", ["grey.tif", "sixteen bits.tif", "colours.tiff"])
+def test_a_format_only_the_service_can_show(page: Page, server: Server, name: str) -> None:
+    grey = nuclei(100, 140)[0]
+    grey[0, 0], grey[0, 1] = 0, 255  # the range that 16 bits are shown over
+    image, expected = {
+        "grey.tif": (grey, grey),
+        "sixteen bits.tif": (grey.astype(np.uint16) * 257, grey),
+        "colours.tiff": (colours := np.dstack([grey, grey // 2, 255 - grey]), colours),
+    }[name]
+    data = encode(image, "TIFF")
+    choose(page, (name, data))
     done(page)
     assert page.is_visible("#note")
-    shown = canvas(page)
-    assert shown.shape == (100, 100, 4)
-    assert shown[..., 0].mean() > shown[..., 1].mean() + 3  # the service's overlay is tinted
+
+    headers = {"Content-Type": "image/tiff"}
+    url = f"{server.url}/segment"
+    mask = decode(httpx.post(url, content=data, headers=headers).content) > 0
+    assert 0.02 < mask.mean() < 0.8
+    tinted = canvas(page)
+    assert page.is_enabled("#overlay")
+    page.click("#overlay")
+    plain = canvas(page)[..., :3].astype(int)
+    expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=2)
+    assert np.abs(plain - expected).max() <= 1
+    page.click("#overlay")
+    assert (canvas(page) == tinted).all()
+    assert ((tinted[..., :3] != plain).any(axis=2) == mask).mean() > 0.99
+    page.keyboard.press("l")
+    outlined = (canvas(page)[..., :3] != plain).any(axis=2)
+    assert 0 < outlined.sum() < mask.sum()
+    page.keyboard.press("l")
+    page.fill("#opacity", "10")
+    assert np.abs(canvas(page)[..., :3].astype(int) - plain).max() < 30
+    page.click("#mask")
+    assert (canvas(page)[..., 0] == mask * 255).all()
+
+    page.select_option("#kind", "overlay")
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == f"{name.partition('.')[0]}-overlay.png"
+    theirs = httpx.post(url, content=data, params={"output": "overlay"}, headers=headers)
+    assert Path(download.value.path()).read_bytes() == theirs.content
+    assert decode(theirs.content).shape == (100, 140, 3)
 
 
 def test_dropping_files(page: Page) -> None:

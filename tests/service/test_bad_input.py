@@ -57,7 +57,10 @@ CASES: dict[str, tuple[bytes, int]] = {
     "png with a wrong crc": (wrong_crc(), 422),
     "png cut after its header": (png(64, 64, b"")[:40], 422),
     "20,000 x 20,000 declared": (png(20_000, 20_000, zlib.compress(b"\0")), 413),
+    "random bytes": (np.random.default_rng(0).bytes(5000), 422),
     "a format that is not accepted": (encode(nuclei(16, 16)[0], "PPM"), 415),
+    "a format that Pillow cannot open": (heif(), 415),
+    "a drawing": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415),
 }
 
 
@@ -77,6 +80,11 @@ def assert_problem(response: httpx.Response, status: int) -> dict[str, Any]:
 def test_bytes_that_are_no_good(post: Post, case: str) -> None:
     data, status = CASES[case]
     assert_problem(post(data), status)
+
+
+def test_a_format_that_is_not_accepted_is_named_with_those_that_are(post: Post) -> None:
+    detail = assert_problem(post(heif(), headers={"Content-Type": "image/heic"}), 415)["detail"]
+    assert all(name in detail for name in ("HEIC", "JPEG", "PNG", "TIFF", "WebP", "BMP", "GIF"))
 
 
 def test_decompression_bomb_costs_nothing(server: Server, post: Post) -> None:
@@ -107,6 +115,7 @@ def test_gif_of_a_thousand_frames_is_its_first(post: Post) -> None:
         ({"threshold": "1.5"}, 422, "threshold"),
         ({"threshold": "half"}, 422, "threshold"),
         ({"threshold": "nan"}, 422, "threshold"),
+        ({"threshold": "0_1"}, 422, "threshold"),
         ({"output": "hologram"}, 422, "output"),
         ({"treshold": "0.5"}, 422, "threshold"),
         ({"threshold": ""}, 422, "threshold"),
@@ -122,10 +131,23 @@ def test_parameters_that_make_no_sense(
     assert word in problem["detail"]
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("0", "0.0", "-1", "+1", "", ".", "soon", "nan", "inf", "1_0", "1e", "0x10", "1,5"),
+        *("9" * 400, "\u0663", "1\u00b2"),
+    ],
+)
 def test_timeouts_that_make_no_sense(post: Post, value: str) -> None:
+    headers = {"X-Request-Timeout": value.encode()}
+    problem = assert_problem(post(encode(nuclei(16, 16)[0]), headers=headers), 422)
+    assert "X-Request-Timeout" in problem["detail"]
+
+
+@pytest.mark.parametrize("value", ["20", "20.5", "20.", "1000000"])
+def test_timeouts_in_plain_decimals(post: Post, value: str) -> None:
     headers = {"X-Request-Timeout": value}
-    assert_problem(post(encode(nuclei(16, 16)[0]), headers=headers), 422)
+    assert post(encode(nuclei(16, 16)[0]), headers=headers).status_code == 200
 
 
 def test_multipart_without_a_file(server: Server) -> None:
@@ -138,6 +160,21 @@ def test_multipart_without_a_file(server: Server) -> None:
     assert_problem(httpx.post(url, content=b"x", headers=no_boundary), 422)
     assert_problem(httpx.post(url), 422)
     assert_problem(httpx.post(url, json={"file": "x"}), 422)
+
+
+def test_a_multipart_body_that_breaks_off_says_so(server: Server) -> None:
+    """Also where some of its parts are whole: the client meant to send more."""
+    image = encode(nuclei(16, 16)[0])
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    whole = part + image + b"\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for body in (b"--x", part, part + image, whole, whole + part + image[:50], whole + b"--x"):
+        answer = httpx.post(f"{server.url}/segment", content=body, headers=headers)
+        assert "incomplete" in assert_problem(answer, 422)["detail"], body
+    answer = httpx.post(f"{server.url}/segment", content=whole + b"--x--", headers=headers)
+    assert answer.status_code == 200
+    answer = httpx.post(f"{server.url}/segment", content=b"--x--\r\n", headers=headers)
+    assert "no part named 'file'" in assert_problem(answer, 422)["detail"]
 
 
 def test_too_many_bytes_are_refused_while_reading(server: Server, post: Post) -> None:
@@ -167,6 +204,32 @@ def test_unknown_routes_and_methods_are_problems_too(server: Server) -> None:
     assert len(httpx.get(f"{server.url}/{'a' * 5000}").content) < 1000
     text = httpx.get(f"{server.url}/metrics").text
     assert "nowhere" not in text  # clients choose no labels
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/segment", "POST"),
+        ("HEAD", "/segment", "POST"),
+        ("OPTIONS", "/segment", "POST"),
+        ("PUT", "/segment", "POST"),
+        ("POST", "/models", "GET, HEAD"),
+        ("DELETE", "/models/nuclei", "GET, HEAD"),
+        ("POST", "/livez", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+        ("POST", "/docs", "GET, HEAD"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+        ("POST", "/static/app.js", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_is_not_allowed_is_told_which_are(
+    server: Server, method: str, path: str, allowed: str
+) -> None:
+    answer = httpx.request(method, server.url + path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+    if method != "HEAD":
+        assert allowed in assert_problem(answer, 405)["detail"]
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/models", "/metrics"])

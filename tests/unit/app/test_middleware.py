@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.requests import ClientDisconnect
 
 from app import logs
+from app.main import create_app
 from app.metrics import Metrics
-from app.middleware import CLIENT_LEFT, Observe
+from app.middleware import CLIENT_LEFT, Observe, OwnUp
+from app.settings import Settings
 
 
 def call(app: Any, path: str = "/x", **headers: str) -> tuple[list[dict[str, Any]], Metrics]:
@@ -31,7 +35,7 @@ def call(app: Any, path: str = "/x", **headers: str) -> tuple[list[dict[str, Any
         "path": path,
         "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
     }
-    asyncio.run(Observe(app, metrics)(scope, receive, send))
+    asyncio.run(Observe(OwnUp(app), metrics)(scope, receive, send))
     return sent, metrics
 
 
@@ -65,6 +69,50 @@ def test_a_bug_of_ours_has_an_id_a_count_and_its_lines_in_the_log(
     assert "secret of ours" in caplog.text
     assert ids == ["mine", "mine"]  # the error, and the line of the request
     assert counted(metrics, 500) == 1
+
+
+async def ask(app: Any, method: str, path: str, **headers: str) -> httpx.Response:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        return await client.request(method, path, headers=headers)
+
+
+@pytest.mark.parametrize("origins", [("https://lab.example",), ("*",)])
+def test_another_page_may_read_of_a_bug_of_ours(origins: tuple[str, ...], tiny: Path) -> None:
+    app = create_app(Settings(cors_origins=origins, weights_dir=tiny))
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise KeyError("secret of ours")
+
+    for path, status in (("/broken", 500), ("/nowhere", 404), ("/readyz", 503), ("/", 200)):
+        answer = asyncio.run(ask(app, "GET", path, Origin="https://lab.example"))
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] in origins
+        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+        assert answer.headers["x-request-id"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        if status in (404, 500):
+            assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_page_that_may_not_ask_is_told_so_with_a_problem(tiny: Path) -> None:
+    app = create_app(Settings(cors_origins=("https://lab.example",), weights_dir=tiny))
+
+    def preflight(origin: str) -> httpx.Response:
+        wanted = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        return asyncio.run(ask(app, "OPTIONS", "/segment", **wanted))
+
+    allowed = preflight("https://lab.example")
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://lab.example"
+    refused = preflight("https://other.example")
+    assert refused.status_code == 400
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert "access-control-allow-origin" not in refused.headers
+    assert "Origin" in refused.headers["vary"]
+    assert refused.json()["request_id"] == refused.headers["x-request-id"]
+    assert "origin" in refused.json()["detail"]
 
 
 def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
