@@ -63,7 +63,7 @@ def problem(
         "detail": detail,
         "request_id": request.scope.get("state", {}).get("request_id", ""),
     }
-    if request.url.path.startswith("/v2"):
+    if request.scope.get("path", "").startswith("/v2"):
         body["error"] = detail
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 

@@ -144,8 +144,8 @@ def test_timeouts_that_make_no_sense(post: Post, value: str) -> None:
     assert "X-Request-Timeout" in problem["detail"]
 
 
-@pytest.mark.parametrize("value", ["20", "20.5", "20.", "1000000"])
-def test_timeouts_in_plain_decimals(post: Post, value: str) -> None:
+@pytest.mark.parametrize("value", ["20", "20.5", "20.", "2e1", "1000000"])
+def test_timeouts_as_numbers_are_written(post: Post, value: str) -> None:
     headers = {"X-Request-Timeout": value}
     assert post(encode(nuclei(16, 16)[0]), headers=headers).status_code == 200
 
