@@ -279,8 +279,8 @@ def _fit(
             if step % recipe.run.every == 0:
                 scores = _validate(trainer, held).summary()
                 run.log(step, {**scores, "seconds": trainer.seconds})
+                run.save_state(trainer.state())  # before pictures, which take as long again
                 run.picture("samples.png", _samples(trainer, held))
-                run.save_state(trainer.state())
                 run.draw()
                 bar.write(
                     f"step {step}: validation Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}"
