@@ -39,6 +39,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self._ending: asyncio.Task[None] | None = None
+        self.interrupted = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -51,7 +52,9 @@ class Server(uvicorn.Server):
                 failed.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._ending is not None or sig == signal.SIGINT:
+        # What becomes of a re-raised Ctrl-C depends on what asyncio awaits at that moment.
+        self.interrupted = sig == signal.SIGINT
+        if self._ending is not None or self.interrupted:
             super().handle_exit(sig, frame)  # the second signal, or Ctrl-C: do not wait
             return
         self._captured_signals.append(sig)
@@ -115,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Serve until a signal; 1 when the default model could not be served."""
+    """Serve until a signal: 130 after Ctrl-C; 1 when the default model could not be served."""
     given = {name: getattr(args, name) for name in Settings.model_fields}
     settings = load_settings(**{name: value for name, value in given.items() if value is not None})
     logs.set_up(settings.log_format, settings.log_level)
@@ -130,5 +133,8 @@ def main(args: argparse.Namespace) -> int:
         access_log=False,
         server_header=False,
     )
-    Server(config, service).run([listening])
+    server = Server(config, service)
+    server.run([listening])
+    if server.interrupted:
+        return 130
     return 1 if service.failed.is_set() else 0

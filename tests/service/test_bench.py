@@ -69,7 +69,7 @@ def test_without_http_no_service_is_started(tiny, capsys):
         (["nothing.safetensors"], "cannot be read"),
         (["--seconds", "0"], "must be above 0"),
         (["--precision", "int8"], "has no calibration"),
-        (["--precision", "bf16"], "is not to be had with openvino"),
+        (["--precision", "fp16"], "is not to be had with openvino"),
     ],
 )
 def test_a_wrong_wish_is_one_line(tiny, capsys, flags, said):
