@@ -180,7 +180,7 @@ def seam_distance(plan: WindowPlan) -> np.ndarray:
 
 
 def test_seams_cannot_be_seen() -> None:
-    """Against a run whose windows lie elsewhere: a fourth of a grey level of 8 bits at most."""
+    """Against a run whose windows lie elsewhere: an eighth of a grey level of 8 bits at most."""
     checkpoint = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
     default = PreprocessConfig()
     preprocess = dataclasses.replace(
@@ -199,4 +199,4 @@ def test_seams_cannot_be_seen() -> None:
     inner = np.zeros(distance.shape, bool)
     inner[64:-64, 64:-64] = True  # the image's own edge is another matter
     at, away = difference[inner & (distance < 8)].mean(), difference[inner & (distance > 32)].mean()
-    assert max(at, away) < 1e-3, f"{at:.2e} at the seams, {away:.2e} away from them"
+    assert max(at, away) < 5e-4, f"{at:.2e} at the seams, {away:.2e} away from them"
