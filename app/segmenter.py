@@ -192,14 +192,11 @@ class Segmenter:
             EngineError: our own fault.
         """
         self.check(model, options)
-        preprocess = model.checkpoint.preprocess
         clock = _Stages()
 
         def finish(stitched: FloatArray, size: Shape, shown: AnyArray | None) -> Segmentation:
             return _finish(stitched, size, shown, model, options, clock)
 
-        # Of one class, the borders between objects are of no use but to tell them apart.
-        alone = preprocess.binary and not options.output.tells_objects_apart
         result = await self._in_time(
             deadline,
             self._compute(
@@ -208,7 +205,7 @@ class Segmenter:
                 finish,
                 clock,
                 deadline=deadline,
-                channels=1 if alone else model.checkpoint.architecture.out_channels,
+                all_channels=options.output.tells_objects_apart,
                 shown=options.output.shows_image,
             ),
         )
@@ -270,14 +267,13 @@ class Segmenter:
             clock.done("stitch")
             return Prediction(mask, restored if probabilities else None)
 
-        alone = preprocess.binary and not probabilities
         return await self._compute(
             model,
             image,
             finish,
             clock,
             deadline=deadline,
-            channels=1 if alone else model.checkpoint.architecture.out_channels,
+            all_channels=probabilities,
             bounded=bounded,
         )
 
@@ -289,7 +285,7 @@ class Segmenter:
         clock: _Stages,
         *,
         deadline: float,
-        channels: int,
+        all_channels: bool,
         shown: bool = False,
         bounded: bool = True,
     ) -> T:
@@ -302,6 +298,9 @@ class Segmenter:
         else:
             size = image.shape[0], image.shape[1]
         plan = model.plan(*size)
+        # Of one class, the borders between objects are of no use but to tell them apart.
+        only_first = preprocess.binary and not all_channels
+        channels = 1 if only_first else model.checkpoint.architecture.out_channels
         # A resized image may be decoded at a fraction of its size, unless it is to be shown.
         enough = preprocess.resized if preprocess.mode == "resize" and not shown else None
         with (
