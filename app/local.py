@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from app.errors import ServiceError
-from app.segmenter import Options, Output
+from app.outputs import Options, Output
 from app.service import Service
 from app.settings import load_settings
 from model.checkpoint import write_atomically

@@ -9,7 +9,7 @@ from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
 
 from app.errors import InvalidRequest
-from app.segmenter import Output
+from app.outputs import Output
 
 
 class Problem(BaseModel):

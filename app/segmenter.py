@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from enum import StrEnum
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -31,10 +29,9 @@ from app.budget import Budget
 from app.engine.worker import Piece
 from app.errors import DeadlineExceeded, ImageTooLarge, InvalidRequest
 from app.metrics import Metrics
+from app.outputs import Options, Output, Segmentation, render
 from app.registry import ServedModel
-from model.instances import label_instances
-from model.polygons import components, outline
-from model.transforms import confidence, prepare, restore, to_mask
+from model.transforms import prepare, restore, to_mask
 from model.windows import Stitcher, Window, WindowPlan
 
 T = TypeVar("T")
@@ -42,62 +39,6 @@ Shape = tuple[int, int]
 AnyArray = npt.NDArray[Any]
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
-
-
-class Output(StrEnum):
-    """What a client may ask for."""
-
-    MASK = "mask"
-    PROBABILITY = "probability"
-    INSTANCES = "instances"
-    OVERLAY = "overlay"
-    CUTOUT = "cutout"
-    POLYGONS = "polygons"
-
-    @property
-    def shows_image(self) -> bool:
-        return self in (Output.OVERLAY, Output.CUTOUT)
-
-    @property
-    def tells_objects_apart(self) -> bool:
-        return self in (Output.INSTANCES, Output.POLYGONS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How the mask is made of the probabilities; None is the model's own threshold."""
-
-    output: Output = Output.MASK
-    threshold: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-    """The answer for one image.
-
-    Attributes:
-        png: the encoded output, of the upright image's size; empty for polygons.
-        width, height: of it, in pixels.
-        coverage: fraction of the pixels that are not background.
-        confidence: mean over the pixels of the probability of what was decided.
-        objects: how many there are, if instances or polygons were asked for.
-        polygons: the text of a GeoJSON FeatureCollection, if it was asked for.
-        seconds: by stage.
-    """
-
-    png: bytes
-    width: int
-    height: int
-    coverage: float
-    confidence: float
-    objects: int | None
-    seconds: dict[str, float]
-    polygons: str | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes of the output."""
-        return len(self.png) + len(self.polygons or "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +135,15 @@ class Segmenter:
         self.check(model, options)
         clock = _Stages()
 
+        preprocess = model.checkpoint.preprocess
+
         def finish(stitched: FloatArray, size: Shape, shown: AnyArray | None) -> Segmentation:
-            return _finish(stitched, size, shown, model, options, clock)
+            restored = restore(stitched, *size)
+            mask = to_mask(restored, preprocess, options.threshold)
+            clock.done("stitch")
+            result = render(restored, mask, shown, preprocess, options)
+            clock.done("encode")
+            return dataclasses.replace(result, seconds=clock.seconds)
 
         result = await self._in_time(
             deadline,
@@ -388,67 +336,3 @@ class _Stages:
         now = time.perf_counter()
         self.seconds[stage] = now - self._last
         self._last = now
-
-
-def _finish(
-    stitched: FloatArray,
-    size: Shape,
-    decoded: AnyArray | None,
-    model: ServedModel,
-    options: Options,
-    clock: _Stages,
-) -> Segmentation:
-    """Probabilities -> the encoded answer."""
-    preprocess = model.checkpoint.preprocess
-    threshold = preprocess.threshold if options.threshold is None else options.threshold
-    probabilities = restore(stitched, *size)
-    mask = to_mask(probabilities, preprocess, threshold)
-    clock.done("stitch")
-    foreground = probabilities[0] if preprocess.binary else 1 - probabilities[0]
-    objects, png, polygons = None, b"", None
-    match options.output:
-        case Output.MASK if preprocess.binary:
-            png = images.encode_mask(mask)
-        case Output.MASK:
-            png = images.encode_labels(mask, preprocess.palette)
-        case Output.PROBABILITY:
-            png = images.encode_grey16(np.rint(foreground * 65535).astype(np.uint16))
-        case Output.INSTANCES:
-            labels = label_instances(probabilities, threshold)
-            objects = int(labels.max())
-            png = images.encode_grey16(labels)
-        case Output.OVERLAY:
-            assert decoded is not None
-            png = images.encode_rgb(images.overlay(decoded, mask))
-        case Output.CUTOUT:
-            assert decoded is not None
-            png = images.encode_rgba(images.cutout(decoded, foreground))
-        case Output.POLYGONS:
-            features = _outline(probabilities, mask, model, threshold)
-            objects = len(features)
-            polygons = json.dumps({"type": "FeatureCollection", "features": features})
-    clock.done("encode")
-    return Segmentation(
-        png,
-        size[1],
-        size[0],
-        coverage=np.count_nonzero(mask) / mask.size,
-        confidence=confidence(probabilities, preprocess),
-        objects=objects,
-        seconds=clock.seconds,
-        polygons=polygons,
-    )
-
-
-def _outline(
-    probabilities: FloatArray, mask: ByteArray, model: ServedModel, threshold: float
-) -> list[dict[str, Any]]:
-    """Binary models: an outline for each object; others: for each connected part of a class."""
-    names = model.checkpoint.preprocess.classes
-    if model.checkpoint.preprocess.binary:
-        return outline(label_instances(probabilities, threshold), probabilities[0], names[1])
-    return [
-        feature
-        for index, name in enumerate(names[1:], start=1)
-        for feature in outline(components(mask == index), probabilities[index], name)
-    ]

@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from app.budget import Share
 from app.errors import ServiceError
 from app.handlers import describe
+from app.outputs import Options, Output, Segmentation
 from app.registry import ServedModel
 from app.routers.auth import authorized
 from app.routers.requests import (
@@ -25,7 +26,6 @@ from app.routers.requests import (
     unless_client_leaves,
 )
 from app.schemas import PROBLEM, SegmentQuery, segment_query
-from app.segmenter import Options, Output, Segmentation
 from app.service import Service
 from app.uploads import Upload, read_uploads
 

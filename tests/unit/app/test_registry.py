@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.segmenter import Options
+from app.outputs import Options
 from app.service import Service
 from app.settings import Settings
 from tests.conftest import encode, nuclei, write_tiny

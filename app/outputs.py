@@ -1,0 +1,144 @@
+"""What a client may ask for, and how it is made of an image's probabilities.
+
+Knows no windows, no queue and no HTTP: arrays in, an encoded answer out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app import images
+from model.config import PreprocessConfig
+from model.instances import label_instances
+from model.polygons import components, outline
+from model.transforms import confidence
+
+ByteArray = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+
+class Output(StrEnum):
+    """What a client may ask for."""
+
+    MASK = "mask"
+    PROBABILITY = "probability"
+    INSTANCES = "instances"
+    OVERLAY = "overlay"
+    CUTOUT = "cutout"
+    POLYGONS = "polygons"
+
+    @property
+    def shows_image(self) -> bool:
+        return self in (Output.OVERLAY, Output.CUTOUT)
+
+    @property
+    def tells_objects_apart(self) -> bool:
+        return self in (Output.INSTANCES, Output.POLYGONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How the mask is made of the probabilities; None is the model's own threshold."""
+
+    output: Output = Output.MASK
+    threshold: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """The answer for one image.
+
+    Attributes:
+        png: the encoded output, of the upright image's size; empty for polygons.
+        width, height: of it, in pixels.
+        coverage: fraction of the pixels that are not background.
+        confidence: mean over the pixels of the probability of what was decided.
+        objects: how many there are, if instances or polygons were asked for.
+        polygons: the text of a GeoJSON FeatureCollection, if it was asked for.
+        seconds: by stage, what went before included.
+    """
+
+    png: bytes
+    width: int
+    height: int
+    coverage: float
+    confidence: float
+    objects: int | None = None
+    polygons: str | None = None
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the output."""
+        return len(self.png) + len(self.polygons or "")
+
+
+def render(
+    probabilities: FloatArray,
+    mask: ByteArray,
+    shown: npt.NDArray[Any] | None,
+    preprocess: PreprocessConfig,
+    options: Options,
+) -> Segmentation:
+    """The encoded answer.
+
+    Args:
+        probabilities: (C, H, W) of the upright image; the first alone will do where neither
+            instances nor polygons are asked for.
+        mask: (H, W), made of them by `model.transforms.to_mask`.
+        shown: the decoded image, where the output shows it.
+        preprocess: of the model.
+    """
+    threshold = preprocess.threshold if options.threshold is None else options.threshold
+    foreground = probabilities[0] if preprocess.binary else 1 - probabilities[0]
+    objects, png, polygons = None, b"", None
+    match options.output:
+        case Output.MASK if preprocess.binary:
+            png = images.encode_mask(mask)
+        case Output.MASK:
+            png = images.encode_labels(mask, preprocess.palette)
+        case Output.PROBABILITY:
+            png = images.encode_grey16(np.rint(foreground * 65535).astype(np.uint16))
+        case Output.INSTANCES:
+            labels = label_instances(probabilities, threshold)
+            objects = int(labels.max())
+            png = images.encode_grey16(labels)
+        case Output.OVERLAY:
+            assert shown is not None
+            png = images.encode_rgb(images.overlay(shown, mask))
+        case Output.CUTOUT:
+            assert shown is not None
+            png = images.encode_rgba(images.cutout(shown, foreground))
+        case Output.POLYGONS:
+            features = _outline(probabilities, mask, preprocess, threshold)
+            objects = len(features)
+            polygons = json.dumps({"type": "FeatureCollection", "features": features})
+    return Segmentation(
+        png,
+        width=mask.shape[1],
+        height=mask.shape[0],
+        coverage=np.count_nonzero(mask) / mask.size,
+        confidence=confidence(probabilities, preprocess),
+        objects=objects,
+        polygons=polygons,
+    )
+
+
+def _outline(
+    probabilities: FloatArray, mask: ByteArray, preprocess: PreprocessConfig, threshold: float
+) -> list[dict[str, Any]]:
+    """Binary models: an outline for each object; others: for each connected part of a class."""
+    names = preprocess.classes
+    if preprocess.binary:
+        return outline(label_instances(probabilities, threshold), probabilities[0], names[1])
+    return [
+        feature
+        for index, name in enumerate(names[1:], start=1)
+        for feature in outline(components(mask == index), probabilities[index], name)
+    ]
