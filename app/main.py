@@ -84,14 +84,16 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=_EXPOSED,
         )
     app.add_middleware(Observe, metrics=service.metrics)
-    _describe_problems(app)
+    _mend_description(app, keys=bool(settings.api_keys))
     return app
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Routes refer to the problem document by name, and FastAPI lists only models it sees itself.
+def _mend_description(app: FastAPI, *, keys: bool) -> None:
+    """What `/openapi.json` says, where FastAPI does not know better.
 
-    Of any other route with a parameter it says that it answers 422, in a form that is not ours.
+    Routes refer to the problem document by name, and FastAPI lists only models it sees itself. Of
+    any other route with a parameter it says that it answers 422, in a form that is not ours. And
+    keys are asked for only where `keys` are set.
     """
     plain = app.openapi
 
@@ -105,6 +107,10 @@ def _describe_problems(app: FastAPI) -> None:
             for operation in operations.values():
                 if "HTTPValidationError" in str(operation["responses"].get("422")):
                     del operation["responses"]["422"]
+                if not keys:
+                    operation.pop("security", None)
+        if not keys:
+            document["components"].pop("securitySchemes", None)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -96,6 +96,20 @@ def test_api_keys() -> None:
             assert httpx.get(closed.url + told, headers={"X-API-Key": "two"}).status_code == 200
         for open_to_all in (*PROBES, "/", "/docs", "/openapi.json"):
             assert httpx.get(closed.url + open_to_all).status_code == 200
+        described = httpx.get(closed.url + "/openapi.json").json()
+        schemes = described["components"]["securitySchemes"]
+        assert {each["type"] for each in schemes.values()} == {"http", "apiKey"}
+        paths = described["paths"]
+        assert {name for any_of in paths["/segment"]["post"]["security"] for name in any_of} == set(
+            schemes
+        )
+        assert "security" not in paths["/livez"]["get"]
+
+
+def test_where_no_keys_are_set_the_description_asks_for_none(server: Server) -> None:
+    described = httpx.get(server.url + "/openapi.json").json()
+    assert "securitySchemes" not in described["components"]
+    assert "security" not in described["paths"]["/segment"]["post"]
 
 
 def test_sigterm_answers_what_was_accepted_and_exits() -> None:
