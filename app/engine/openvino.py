@@ -4,11 +4,11 @@ No torch, no export, no intermediate file: the graph is written down once more b
 of OpenVINO, with normalisation before it and the sigmoid or softmax behind it, so that bytes go in
 and probabilities come out of one compiled model.
 
-int8 is the same graph with int8 weights, one scale an output channel, and a `FakeQuantize` on
-every activation; OpenVINO's own passes make 8-bit layers of all of them, from the bytes of the
-image to the logits. Ranges come from the checkpoint's calibration. What is concatenated shares one
-quantiser, and the up-sampled branch can be far larger than the skip beside it; `equalised` makes
-both equally large first, which is exact in fp32.
+int8 is the same graph with int8 weights, one scale an output channel (`app.engine.quantise`), and a
+`FakeQuantize` on every activation; OpenVINO's own passes make 8-bit layers of all of them, from the
+bytes of the image to the logits. Ranges come from the checkpoint's calibration. What is
+concatenated shares one quantiser, and the up-sampled branch can be far larger than the skip beside
+it; `equalised` makes both equally large first, which is exact in fp32.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy.typing as npt
 import openvino as ov
 import openvino.opset13 as ops
 
+from app.engine.quantise import SMALLEST, Ranges, equalised, whole
 from app.errors import EngineError
 from model.checkpoint import Checkpoint
 from model.config import PreprocessConfig, Shape, UNetConfig
@@ -30,10 +31,6 @@ _LEVELS = 4
 _LOST = (88, 40, 16, 4)
 """Pixels on each side by which a skip is larger than what it joins, unpadded, from the top level
 down: each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
-_SMALLEST = 1e-6
-"""Least range of an activation: a layer that gave nothing while it was calibrated has none."""
-
-Ranges = Mapping[str, tuple[float, float]]
 
 
 class OpenVinoEngine:
@@ -129,23 +126,21 @@ def build_graph(
     pad = [architecture.padding] * 2
     tensors = {name: value.astype(np.float32) for name, value in state.items()}
     if ranges is not None:
-        tensors = equalised(tensors, ranges)
+        tensors = equalised(tensors, ranges, _LEVELS)
 
     def weight(name: str, axis: int = 0) -> Any:
         """The tensor; in int8 with a scale for each place of `axis`, the output channels."""
         value = tensors[f"{name}.weight"]
         if ranges is None:
             return ops.constant(value)
-        others = tuple(each for each in range(4) if each != axis)
-        scale = np.maximum(np.abs(value).max(axis=others, keepdims=True) / 127, 1e-12)
-        whole = np.rint(value / scale).astype(np.int8)
-        return ops.multiply(ops.convert(ops.constant(whole), "f32"), ops.constant(scale))
+        number, scale = whole(value, axis)
+        return ops.multiply(ops.convert(ops.constant(number), "f32"), ops.constant(scale))
 
     def narrow(x: Any, name: str, *, signed: bool = False) -> Any:
         """Nothing in fp32; in int8 the 256 levels of a convolution's output, one of them 0."""
         if ranges is None:
             return x
-        high = np.float32(max(ranges[name][1], _SMALLEST))
+        high = np.float32(max(ranges[name][1], SMALLEST))
         low = np.float32(-high * 128 / 127 if signed else 0)
         return ops.fake_quantize(x, low, high, low, high, 256)
 
@@ -192,25 +187,3 @@ def build_graph(
     x = convolve(x, "final_conv", [0, 0])
     x = ops.sigmoid(x) if preprocess.binary else ops.softmax(x, axis=1)
     return ov.Model([x], [image], "unet")
-
-
-def equalised(
-    state: Mapping[str, npt.NDArray[np.float32]], ranges: Ranges
-) -> dict[str, npt.NDArray[np.float32]]:
-    """The same network, with every up-sampled branch as large as the skip it is joined with.
-
-    The up-convolution is linear: its weights and bias times f, and over f the weights of the next
-    convolution that read it, give the same function.
-    """
-    result = dict(state)
-    for level in range(_LEVELS):
-        up, joined = f"up_sample.{level}.up", f"up_conv.{level}.first.weight"
-        low, high = ranges[up]
-        skip = ranges[f"down_conv.{_LEVELS - 1 - level}.second"][1]
-        factor = np.float32(max(skip, _SMALLEST) / max(-low, high, _SMALLEST))
-        for name in (f"{up}.weight", f"{up}.bias"):
-            result[name] = state[name] * factor
-        channels = state[f"{up}.bias"].size
-        result[joined] = state[joined].copy()
-        result[joined][:, :channels] /= factor  # the up-sampled tensor comes first
-    return result

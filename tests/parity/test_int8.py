@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine.openvino import OpenVinoEngine, equalised
+from app.engine.openvino import OpenVinoEngine
+from app.engine.quantise import equalised
 from model.checkpoint import Checkpoint
 from model.config import Calibration, PreprocessConfig, UNetConfig
 from model.export import activation_ranges
@@ -84,7 +85,7 @@ def test_a_window_does_not_depend_on_its_company_nor_on_warmth(checkpoint: Check
 def test_equalising_is_exact_in_fp32(case: str) -> None:
     checkpoint = calibrated(drawn(*CASES[case]))
     assert checkpoint.calibration is not None
-    state = equalised(checkpoint.state, checkpoint.calibration.ranges)
+    state = equalised(checkpoint.state, checkpoint.calibration.ranges, 4)
     assert any(not np.array_equal(state[name], checkpoint.state[name]) for name in state)
     network = UNet.from_config(checkpoint.architecture).eval()
     size = (208, 224) if checkpoint.architecture.padding else (188, 204)

@@ -1,0 +1,84 @@
+"""A network's weights as whole numbers of 8 bits that are exact on every CPU.
+
+Knows tensors and their names; nothing of the library that computes with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+Ranges = Mapping[str, tuple[float, float]]
+
+LARGEST = 64
+"""Whole numbers that stand for weights reach to this on both sides of 0, and not to 127.
+
+x86 without VNNI adds two products of a byte and a weight in 16 bits, and cuts off what does not fit
+(`vpmaddubsw`): 2 × 255 × 64 does, 2 × 255 × 127 does not. So the same graph gives the same masks
+everywhere, and its proof on one machine holds on all."""
+SMALLEST = 1e-6
+"""Least range of an activation: a layer that gave nothing while it was calibrated has none."""
+
+
+def whole(weight: FloatArray, axis: int) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Whole numbers, and the scale of each place of `axis`: weight ≈ whole × scale.
+
+    Args:
+        weight: (.., .., height, width) of a convolution or a transposed one.
+        axis: the output channels: 0 of a convolution, 1 of a transposed one.
+    """
+    others = tuple(each for each in range(4) if each != axis)
+    scale = np.maximum(np.abs(weight).max(axis=others, keepdims=True) / LARGEST, 1e-12)
+    steps = weight / scale
+    # The taps of a transposed convolution never meet in one pixel.
+    return (rounded(steps) if axis == 0 else np.rint(steps)).astype(np.int8), scale
+
+
+def rounded(kernels: FloatArray) -> FloatArray:
+    """(.., height, width) to whole numbers whose sum over each kernel is right to half a step.
+
+    Neighbouring pixels are much alike, so what a kernel makes of them depends on its sum first.
+    Rounding each tap for itself leaves that wrong by the square root of their number; here the taps
+    that were nearest to the other side go there until it fits (Guo et al. 2022, SQuant: the step
+    for each kernel).
+    """
+    taps = kernels.reshape(-1, kernels.shape[-2] * kernels.shape[-1])
+    result = np.rint(taps)
+    error = result - taps
+    excess = np.rint(error.sum(axis=1))
+    while (rows := np.flatnonzero(excess)).size:
+        step = np.sign(excess[rows])
+        furthest = (error[rows] * step[:, None]).argmax(axis=1)
+        for array in (result, error):
+            array[rows, furthest] -= step
+        excess[rows] -= step
+    return result.reshape(kernels.shape)
+
+
+def equalised(
+    state: Mapping[str, FloatArray], ranges: Ranges, levels: int
+) -> dict[str, FloatArray]:
+    """The same network, with every up-sampled branch as large as the skip it is joined with.
+
+    The up-convolution is linear: its weights and bias times f, and over f the weights of the next
+    convolution that read it, give the same function.
+
+    Args:
+        ranges: of what the layers give (`model.config.Calibration`).
+        levels: of the network.
+    """
+    result = dict(state)
+    for level in range(levels):
+        up, joined = f"up_sample.{level}.up", f"up_conv.{level}.first.weight"
+        low, high = ranges[up]
+        skip = ranges[f"down_conv.{levels - 1 - level}.second"][1]
+        factor = np.float32(max(skip, SMALLEST) / max(-low, high, SMALLEST))
+        for name in (f"{up}.weight", f"{up}.bias"):
+            result[name] = state[name] * factor
+        channels = state[f"{up}.bias"].size
+        result[joined] = state[joined].copy()
+        result[joined][:, :channels] /= factor  # the up-sampled tensor comes first
+    return result
