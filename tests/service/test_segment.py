@@ -88,13 +88,14 @@ def test_sixteen_bit_by_its_real_range(post: Post) -> None:
     assert (eight != sixteen).mean() < 0.005
 
 
-def test_outputs(post: Post) -> None:
+def test_outputs(server: Server, post: Post) -> None:
     image, labels = nuclei(128, 144, seed=4)
     png = encode(image)
     mask = decode(post(png).content)
     probability = decode(post(png, output="probability").content)
     assert probability.max() > 60_000
-    assert ((probability >= 0.5 * 65535) == (mask > 0)).mean() > 0.9999
+    threshold = httpx.get(server.url + "/models/nuclei").json()["preprocessing"]["threshold"]
+    assert ((probability >= threshold * 65535) == (mask > 0)).mean() > 0.9999
     response = post(png, output="instances")
     instances = decode(response.content)
     assert int(response.headers["x-mask-objects"]) == instances.max()

@@ -165,7 +165,8 @@ def test_the_mask_is_that_of_segment_however_it_is_asked_for(server: Server, pos
     assert kinds == ["application/json"] * 5 + ["application/octet-stream"] * 2
     exact = outputs(answers[5])["probabilities"]
     assert exact.shape == (1, 2, 90, 130)
-    assert np.array_equal((exact[:, 0] >= 0.5) * 255, mask[None])
+    threshold = httpx.get(server.url + "/models/nuclei").json()["preprocessing"]["threshold"]
+    assert np.array_equal((exact[:, 0] >= threshold) * 255, mask[None])
     assert np.array_equal(outputs(answers[0])["probabilities"], exact)
     assert "probabilities" not in outputs(answers[6])
 
