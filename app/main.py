@@ -13,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from app import handlers
 from app.middleware import Cors, HearOut, Observe, OwnUp, TakeShare
 from app.routers import models, probes, segment, v2
+from app.routers.auth import SCHEMES
 from app.schemas import Problem
 from app.service import Service
 from app.settings import Settings
@@ -92,8 +93,8 @@ def _mend_description(app: FastAPI, *, keys: bool) -> None:
     """What `/openapi.json` says, where FastAPI does not know better.
 
     Routes refer to the problem document by name, and FastAPI lists only models it sees itself. Of
-    any other route with a parameter it says that it answers 422, in a form that is not ours. And
-    keys are asked for only where `keys` are set.
+    any other route with a parameter it says that it answers 422, in a form that is not ours. Keys
+    are asked for where `keys` are set, by every route that answers 401.
     """
     plain = app.openapi
 
@@ -107,10 +108,10 @@ def _mend_description(app: FastAPI, *, keys: bool) -> None:
             for operation in operations.values():
                 if "HTTPValidationError" in str(operation["responses"].get("422")):
                     del operation["responses"]["422"]
-                if not keys:
-                    operation.pop("security", None)
-        if not keys:
-            document["components"].pop("securitySchemes", None)
+                if keys and "401" in operation["responses"]:
+                    operation["security"] = [{name: []} for name in SCHEMES]
+        if keys:
+            document["components"]["securitySchemes"] = SCHEMES
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

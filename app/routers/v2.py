@@ -66,7 +66,7 @@ async def ready(request: Request) -> Response:
     return _answer("ready", service.not_ready())
 
 
-@router.get("", summary="The server, in the Open Inference Protocol")
+@router.get("", summary="The server, in the Open Inference Protocol", responses={401: PROBLEM[401]})
 async def server() -> dict[str, Any]:
     """Its name, its version, and what it knows beyond the protocol itself."""
     return {"name": NAME, "version": _version, "extensions": ["binary_tensor_data"]}
