@@ -135,13 +135,10 @@ class Segmenter:
         self.check(model, options)
         clock = _Stages()
 
-        preprocess = model.checkpoint.preprocess
-
-        def finish(stitched: FloatArray, size: Shape, shown: AnyArray | None) -> Segmentation:
-            restored = restore(stitched, *size)
-            mask = to_mask(restored, preprocess, options.threshold)
-            clock.done("stitch")
-            result = render(restored, mask, shown, preprocess, options)
+        def finish(
+            probabilities: FloatArray, mask: ByteArray, shown: AnyArray | None
+        ) -> Segmentation:
+            result = render(probabilities, mask, shown, model.checkpoint.preprocess, options)
             clock.done("encode")
             return dataclasses.replace(result, seconds=clock.seconds)
 
@@ -152,6 +149,7 @@ class Segmenter:
                 data,
                 finish,
                 clock,
+                options.threshold,
                 deadline=deadline,
                 all_channels=options.output.tells_objects_apart,
                 shown=options.output.shows_image,
@@ -207,19 +205,15 @@ class Segmenter:
         deadline: float = math.inf,
         bounded: bool = True,
     ) -> Prediction:
-        preprocess = model.checkpoint.preprocess
-
-        def finish(stitched: FloatArray, size: Shape, _: AnyArray | None) -> Prediction:
-            restored = restore(stitched, *size)
-            mask = to_mask(restored, preprocess, threshold)
-            clock.done("stitch")
-            return Prediction(mask, restored if probabilities else None)
+        def finish(computed: FloatArray, mask: ByteArray, _: AnyArray | None) -> Prediction:
+            return Prediction(mask, computed if probabilities else None)
 
         return await self._compute(
             model,
             image,
             finish,
             clock,
+            threshold,
             deadline=deadline,
             all_channels=probabilities,
             bounded=bounded,
@@ -229,16 +223,17 @@ class Segmenter:
         self,
         model: ServedModel,
         image: bytes | AnyArray,
-        finish: Callable[[FloatArray, Shape, AnyArray | None], T],
+        finish: Callable[[FloatArray, ByteArray, AnyArray | None], T],
         clock: _Stages,
+        threshold: float | None,
         *,
         deadline: float,
         all_channels: bool,
         shown: bool = False,
         bounded: bool = True,
     ) -> T:
-        """From the image to its stitched probabilities, and what `finish` makes of them, its size,
-        and (if it is to be shown) its pixels, while it still counts as held."""
+        """From the image to its probabilities and its mask, and what `finish` makes of them and (if
+        it is to be shown) of its pixels, while it still counts as held."""
         preprocess = model.checkpoint.preprocess
         if isinstance(image, bytes):
             header = await self._call(images.inspect, image, max_pixels=self._max_pixels)
@@ -274,7 +269,10 @@ class Segmenter:
                 clock.seconds["queue"] = ticket.queue_seconds
                 clock.seconds["infer"] = ticket.infer_seconds
                 clock.restart()
-                return finish(stitched, size, kept)
+                probabilities = restore(stitched, *size)
+                mask = to_mask(probabilities, preprocess, threshold)
+                clock.done("stitch")
+                return finish(probabilities, mask, kept)
 
             return await self._infer(plan, ticket, pixels, channels, finished)
 
