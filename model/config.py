@@ -13,8 +13,10 @@ from typing import Any, ClassVar, Literal, Self
 Shape = tuple[int, int]
 Colour = tuple[int, int, int]
 
-DIVISOR = 16
-"""Four 2×2 poolings: with `padding=1`, height and width are multiples of 2⁴."""
+LEVELS = 4
+"""2×2 poolings on the way down, and up-convolutions on the way up."""
+DIVISOR = 1 << LEVELS
+"""With `padding=1`, height and width are multiples of it."""
 
 LOST_BORDER = 92
 """Pixels that the unpadded network (`padding=0`) loses on each side: 572 -> 388 (paper, fig. 1)."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from model.config import UNetConfig
-
-_LEVELS = 4
+from model.config import LEVELS, UNetConfig
 
 
 def flops(config: UNetConfig, height: int, width: int) -> int:
@@ -26,7 +24,7 @@ def flops(config: UNetConfig, height: int, width: int) -> int:
         convolve(inputs, outputs, 3)
         convolve(outputs, outputs, 3)
 
-    features = [config.base_features * 2**level for level in range(_LEVELS + 1)]
+    features = [config.base_features * 2**level for level in range(LEVELS + 1)]
     inputs = config.in_channels
     for outputs in features[:-1]:
         double(inputs, outputs)

@@ -25,9 +25,8 @@ import openvino.opset13 as ops
 from app.engine.quantise import SMALLEST, Ranges, equalised, whole
 from app.errors import EngineError
 from model.checkpoint import Checkpoint
-from model.config import PreprocessConfig, Shape, UNetConfig
+from model.config import LEVELS, PreprocessConfig, Shape, UNetConfig
 
-_LEVELS = 4
 _LOST = (88, 40, 16, 4)
 """Pixels on each side by which a skip is larger than what it joins, unpadded, from the top level
 down: each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
@@ -126,7 +125,7 @@ def build_graph(
     pad = [architecture.padding] * 2
     tensors = {name: value.astype(np.float32) for name, value in state.items()}
     if ranges is not None:
-        tensors = equalised(tensors, ranges, _LEVELS)
+        tensors = equalised(tensors, ranges)
 
     def weight(name: str, axis: int = 0) -> Any:
         """The tensor; in int8 with a scale for each place of `axis`, the output channels."""
@@ -169,7 +168,7 @@ def build_graph(
     x = ops.transpose(ops.convert(image, "f32"), np.array([0, 3, 1, 2]))
     x = ops.add(ops.multiply(x, scale.reshape(1, -1, 1, 1)), shift.reshape(1, -1, 1, 1))
     skips = []
-    for level in range(_LEVELS):
+    for level in range(LEVELS):
         name = f"down_conv.{level}"
         # One quantiser for both uses of a skip, symmetric as its partner's: two of them cost more
         # time than the bit they win is worth.
@@ -177,11 +176,11 @@ def build_graph(
         skips.append(x)
         x = ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
     x = narrow(double(x, "middle_conv"), "middle_conv.second")
-    for level in range(_LEVELS):
-        partner = f"down_conv.{_LEVELS - 1 - level}.second"
+    for level in range(LEVELS):
+        partner = f"down_conv.{LEVELS - 1 - level}.second"
         x = ops.convolution_backprop_data(x, weight(f"up_sample.{level}.up", axis=1), [2, 2])
         x = narrow(ops.add(x, bias(f"up_sample.{level}.up")), partner, signed=True)
-        skip = crop(skips.pop(), _LEVELS - 1 - level)
+        skip = crop(skips.pop(), LEVELS - 1 - level)
         x = double(ops.concat([x, skip], axis=1), f"up_conv.{level}")
         x = narrow(x, f"up_conv.{level}.second")
     x = convolve(x, "final_conv", [0, 0])

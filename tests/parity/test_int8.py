@@ -85,7 +85,7 @@ def test_a_window_does_not_depend_on_its_company_nor_on_warmth(checkpoint: Check
 def test_equalising_is_exact_in_fp32(case: str) -> None:
     checkpoint = calibrated(drawn(*CASES[case]))
     assert checkpoint.calibration is not None
-    state = equalised(checkpoint.state, checkpoint.calibration.ranges, 4)
+    state = equalised(checkpoint.state, checkpoint.calibration.ranges)
     assert any(not np.array_equal(state[name], checkpoint.state[name]) for name in state)
     network = UNet.from_config(checkpoint.architecture).eval()
     size = (208, 224) if checkpoint.architecture.padding else (188, 204)

@@ -101,7 +101,7 @@ FOREIGN = {
     "app.engine.base": {"torch", "openvino", "fastapi"},
     "app.engine.openvino": {"torch", "fastapi"},
     "app.engine.torch": {"openvino", "fastapi"},
-    "app.engine.quantise": {"openvino", "torch", "fastapi", "model"},
+    "app.engine.quantise": {"openvino", "torch", "fastapi"},
     "model.unet": {"app", "numpy"},
 }
 
