@@ -32,11 +32,12 @@ from app.lanes import Lane, Observer, Runner
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_MARGIN = 1.1
+"""Estimates times this are kept: a queue filled to the last second is late by half of its luck."""
+
 
 class _Entry(Generic[Item, Result]):
     """One window: its item, the request it belongs to, and who waits for it."""
-
-    __slots__ = ("future", "item", "key", "since", "ticket")
 
     def __init__(self, ticket: Ticket[Item, Result], key: Hashable, item: Item) -> None:
         self.ticket = ticket
@@ -103,11 +104,9 @@ class Batcher(Generic[Item, Result]):
     """See the module.
 
     Args:
-        runners: the devices.
         max_batch: windows at once, or a function of the key.
         capacity: places for windows that are admitted and not settled.
         max_wait: seconds a batch waits to be filled, from the first window of its key; 0: none.
-        observer: told of what happens.
     """
 
     def __init__(
@@ -162,8 +161,7 @@ class Batcher(Generic[Item, Result]):
 
     def running_for(self) -> float:
         """Seconds that the longest-running batch has been on its device; 0 when all are free."""
-        since = [lane.since for lane in self._lanes if lane.since is not None]
-        return self._now() - min(since) if since else 0.0
+        return max(lane.running_for() for lane in self._lanes)
 
     def admit(
         self, keys: Sequence[Hashable], *, deadline: float = math.inf, bounded: bool = True
@@ -173,8 +171,7 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             Unavailable: draining, or every device is lost.
-            QueueFull, DeadlineExceeded: no room, or the measured rate says that the deadline cannot
-                be met; `retry_after` from that rate.
+            QueueFull, DeadlineExceeded: no room or, as measured, no time; with `retry_after`.
         """
         if self.draining:
             self._refuse("draining", Unavailable("the service is stopping"))
@@ -191,6 +188,9 @@ class Batcher(Generic[Item, Result]):
         turns = sum(self._cost(each, windows * len(each.kinds)) for each in self._tickets)
         late = turns + (alone := self._cost(ticket, windows)) - left
         if late > 0 or left <= 0:
+            if alone > left > 0:
+                for lane in self._lanes:
+                    lane.doubt(ticket.kinds)
             text = f"it would take about {turns + alone:.1f} s; {left:.1f} s are left"
             again = late if alone < left else None  # one that is too large will not fit later
             self._refuse("deadline", DeadlineExceeded(text, retry_after=again))
@@ -199,9 +199,9 @@ class Batcher(Generic[Item, Result]):
         return ticket
 
     def _cost(self, ticket: Ticket[Item, Result], turns: int) -> float:
-        """Seconds that so many of its unsettled windows take, each as long as their mean."""
+        """Seconds to allow for so many of its unsettled windows, each as long as their mean."""
         whole = sum(count * self.seconds(key) for key, count in ticket.kinds.items())
-        return min(turns, ticket.places) * whole / max(1, ticket.kinds.total())
+        return _MARGIN * min(turns, ticket.places) * whole / max(1, ticket.kinds.total())
 
     def _refuse(self, reason: str, error: Exception) -> NoReturn:
         self._observer.refused(reason)
@@ -224,13 +224,15 @@ class Batcher(Generic[Item, Result]):
             lane.wake.set()
 
     def _form(self, lane: Lane, key: Hashable) -> list[_Entry[Item, Result]]:
-        """The next batch of a key; requests past their deadline are dropped on the way."""
+        """The next batch of a key; on the way those are dropped whose results would be too late."""
+        start = self._now() + lane.running_yet()
+        held = Counter(entry.ticket for entry in self._held)
 
         def in_time(ticket: Ticket[Item, Result]) -> bool:
-            if self._now() < ticket.deadline:
-                return True
-            self._drop(ticket, "expired", DeadlineExceeded("the deadline passed in the queue"))
-            return False
+            late = start + self._cost(ticket, ticket.places - held[ticket]) >= ticket.deadline
+            if late:
+                self._drop(ticket, "expired", DeadlineExceeded("the queue left it too little time"))
+            return not late
 
         batch = self._queue.take(key, lane.cap(key, self._max_batch(key)), in_time)
         self._held.update(batch)
@@ -312,15 +314,13 @@ class Batcher(Generic[Item, Result]):
             lane.wake.clear()
             free, now, patience = running is None or running.done(), self._now(), None
             for key in self._queue:
-                first = min(entry.since for entry in self._queue.heads(key))
-                left = first + self._max_wait - now
+                left = min(entry.since for entry in self._queue.heads(key)) + self._max_wait - now
                 full = self._queue.size(key) >= lane.cap(key, self._max_batch(key))
                 if full or (free and left <= 0):
                     return key
                 if left <= 0:
                     break  # its turn, once the device is free: the others do not pass it
                 patience = left if patience is None else min(left, patience)
-            # the timeout wraps the wait alone: what was collected so far stays in the queue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(lane.wake.wait(), patience)
         return None

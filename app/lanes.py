@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from app.errors import DeviceLost, EngineError, OutOfMemory
@@ -17,6 +17,8 @@ from app.threads import CallThread
 
 _SMOOTHING = 0.2
 """Weight of the newest batch in the measured seconds that a window takes."""
+_DOUBT = 0.95
+"""What a measurement counts for less, each time it alone turned somebody away."""
 
 
 class Runner(Protocol):
@@ -69,7 +71,6 @@ class Lane:
     """A runner, its two threads, and what is known of it.
 
     Attributes:
-        since: when the running batch began, on the event loop's clock; None while it is free.
         caps: largest batch by key, where running out of memory has lowered it.
         lost: why the device will never answer again.
         wake: set when there may be something to do.
@@ -77,11 +78,13 @@ class Lane:
 
     def __init__(self, runner: Runner, observer: Observer) -> None:
         self.runner = runner
-        self.since: float | None = None
+        self._since: float | None = None
         self.caps: dict[Hashable, int] = {}
         self.lost: DeviceLost | None = None
         self.wake = asyncio.Event()
         self._seconds: dict[Hashable, float] = {}
+        self._trust: dict[Hashable, float] = {}
+        self._expected = 0.0
         self._observer = observer
         self._preparing = CallThread(f"{runner.name} prepare")
         self._running = CallThread(f"{runner.name} run")
@@ -92,9 +95,27 @@ class Lane:
 
     def seconds(self, key: Hashable | None) -> float | None:
         """That a window takes, measured; the mean of all keys for one not seen yet, or for none."""
-        if key in self._seconds or not self._seconds:
-            return self._seconds.get(key)
-        return sum(self._seconds.values()) / len(self._seconds)
+        trusted = {each: self._trust.get(each, 1.0) * s for each, s in self._seconds.items()}
+        if key in trusted or not trusted:
+            return trusted.get(key)
+        return sum(trusted.values()) / len(trusted)
+
+    def doubt(self, keys: Iterable[Hashable]) -> None:
+        """Trust the measured seconds of these keys less, until the next batch of them is measured.
+
+        Who is refused because of them is no batch that could correct them: after one slow moment
+        of the machine everybody with a short deadline would be refused for ever.
+        """
+        for key in keys:
+            self._trust[key] = self._trust.get(key, 1.0) * _DOUBT
+
+    def running_for(self) -> float:
+        """Seconds that the batch has been on the device; 0 when there is none."""
+        return 0.0 if self._since is None else asyncio.get_running_loop().time() - self._since
+
+    def running_yet(self) -> float:
+        """Seconds until that batch should be done, as measured; 0 when there is none."""
+        return 0.0 if self._since is None else max(0.0, self._expected - self.running_for())
 
     def end(self) -> None:
         """Let the threads go; a hung one is left behind."""
@@ -147,16 +168,18 @@ class Lane:
         if isinstance(staged, Exception):
             raise staged
         loop = asyncio.get_running_loop()
-        self.since = loop.time()
+        self._since = loop.time()
+        self._expected = len(batch) * (self.seconds(key) or 0.0)
         try:
             results = await self._running.call(self.runner.run, key, staged)
             if len(results) != len(batch):
                 raise EngineError(f"{len(results)} results for {len(batch)} windows")
-            seconds = loop.time() - self.since
+            seconds = self.running_for()
         finally:
-            self.since = None
+            self._since = None
         newest = seconds / len(batch)
         known = self._seconds.setdefault(key, newest)
         self._seconds[key] = known + _SMOOTHING * (newest - known)
+        self._trust.pop(key, None)
         self._observer.batch_done(self.runner.name, key, len(batch), seconds)
         return results
