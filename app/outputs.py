@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from app import images
 from model.config import PreprocessConfig
-from model.instances import label_instances
-from model.polygons import components, outline
 from model.transforms import confidence
 
 ByteArray = npt.NDArray[np.uint8]
@@ -106,6 +104,8 @@ def render(
         case Output.PROBABILITY:
             png = images.encode_grey16(np.rint(foreground * 65535).astype(np.uint16))
         case Output.INSTANCES:
+            from model.instances import label_instances
+
             labels = label_instances(probabilities, threshold)
             objects = int(labels.max())
             png = images.encode_grey16(labels)
@@ -130,10 +130,20 @@ def render(
     )
 
 
+def import_objects() -> None:
+    """Import what tells objects apart. SciPy takes a third of a second, for which no start should
+    wait and no request: a service does it once it is ready."""
+    import model.instances
+    import model.polygons  # noqa: F401
+
+
 def _outline(
     probabilities: FloatArray, mask: ByteArray, preprocess: PreprocessConfig, threshold: float
 ) -> list[dict[str, Any]]:
     """Binary models: an outline for each object; others: for each connected part of a class."""
+    from model.instances import label_instances
+    from model.polygons import components, outline
+
     names = preprocess.classes
     if preprocess.binary:
         return outline(label_instances(probabilities, threshold), probabilities[0], names[1])

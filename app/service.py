@@ -23,6 +23,7 @@ from app.engine.memory import used_bytes
 from app.engine.worker import BatchKey, Piece, Worker
 from app.errors import Unavailable
 from app.metrics import Metrics
+from app.outputs import import_objects
 from app.registry import Registry
 from app.segmenter import FloatArray, Segmenter
 from app.settings import Settings, SettingsError
@@ -193,6 +194,7 @@ class Service:
             if not self.settings.reload:
                 self.failed.set()
                 return
+        await asyncio.to_thread(import_objects)
         await self.registry.load_others()
         if self.settings.reload:
             await self.registry.watch()

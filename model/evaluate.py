@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from model.boundary import boundary_f1
 from model.config import PreprocessConfig
 from model.data import Sample
 from model.instances import label_instances
-from model.metrics import THRESHOLDS, Matches, Overlap, boundary_f1
+from model.metrics import THRESHOLDS, Matches, Overlap
 from model.pictures import compare, contact_sheet
 from model.transforms import to_mask
 

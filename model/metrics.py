@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 BoolArray = npt.NDArray[np.bool_]
 LabelArray = npt.NDArray[np.integer]
@@ -112,21 +111,3 @@ class Matches:
         """2TP / (2TP + FP + FN) at IoU 0.5."""
         total = self.found + self.true
         return 2 * self.matched[0] / total if total else 1.0
-
-
-def boundary_f1(predicted: BoolArray, true: BoolArray, tolerance: float = 2.0) -> float:
-    """F1 of the contours: how much of each lies within `tolerance` pixels of the other.
-
-    Csurka et al. 2013. 1 where neither mask has a contour, 0 where one of them alone has.
-    """
-    ours, theirs = _contour(predicted), _contour(true)
-    if not ours.any() or not theirs.any():
-        return float(ours.any() == theirs.any())
-    precision = (ndimage.distance_transform_edt(~theirs)[ours] <= tolerance).mean()
-    recall = (ndimage.distance_transform_edt(~ours)[theirs] <= tolerance).mean()
-    return float(2 * precision * recall / max(precision + recall, 1e-12))
-
-
-def _contour(mask: BoolArray) -> BoolArray:
-    """Pixels of the mask with a neighbour outside; the edge of the image is no contour."""
-    return mask & ~ndimage.binary_erosion(mask, border_value=1)

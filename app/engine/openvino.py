@@ -13,8 +13,10 @@ it; `equalised` makes both equally large first, which is exact in fp32.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,9 @@ from model.config import LEVELS, PreprocessConfig, Shape, UNetConfig
 _LOST = (88, 40, 16, 4)
 """Pixels on each side by which a skip is larger than what it joins, unpadded, from the top level
 down: each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
+
+_BEGUN = 0.005
+"""Seconds after which a run has surely begun to generate its kernels."""
 
 
 class OpenVinoEngine:
@@ -59,7 +64,7 @@ class OpenVinoEngine:
         self.shapes: tuple[Shape, ...] = checkpoint.preprocess.window
         self.max_batch = max_batch
         self._channels = checkpoint.architecture.in_channels
-        options = {
+        self._options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
@@ -69,11 +74,14 @@ class OpenVinoEngine:
             if checkpoint.calibration is None:
                 raise EngineError(f"{checkpoint.name} has no calibration, which int8 needs")
             ranges = checkpoint.calibration.ranges
-        graph = build_graph(
+        self._graph = build_graph(
             checkpoint.architecture, checkpoint.preprocess, checkpoint.state, ranges
         )
-        self._model = ov.Core().compile_model(graph, "CPU", options)
+        self._model = self._compiled()
         self._request = self._model.create_infer_request()
+
+    def _compiled(self) -> ov.CompiledModel:
+        return ov.Core().compile_model(self._graph, "CPU", self._options)
 
     def stage(self, shape: Shape, count: int) -> npt.NDArray[np.uint8]:
         if shape not in self.shapes or not 1 <= count <= self.max_batch:
@@ -96,12 +104,29 @@ class OpenVinoEngine:
         return np.asarray(result, np.float32)
 
     def warm(self) -> None:
-        # The largest first: it takes all the memory that there will be.
-        for shape in sorted(self.shapes, key=math.prod, reverse=True):
-            self.run(np.zeros((1, *shape, self._channels), np.uint8))
+        # The largest is computed, too: it takes all the memory that there will be.
+        largest, *others = sorted(self.shapes, key=math.prod, reverse=True)
+        self._generate_kernels(others)
+        self.run(np.zeros((1, *largest, self._channels), np.uint8))
+
+    def _generate_kernels(self, shapes: Iterable[Shape]) -> None:
+        """Have the kernels of these windows generated, which takes 20 ms each, and compute nothing.
+
+        OpenVINO generates the kernels of all layers before it runs the first, and oneDNN keeps them
+        for the whole process. So they are generated in the name of another compiled model, each of
+        whose runs is cancelled when it has begun. That one is thrown away: after a cancelled run it
+        can give a wrong result (docs/decisions/0019-kernels-without-computing.md).
+        """
+        request = self._compiled().create_infer_request()
+        for shape in shapes:
+            request.start_async([np.zeros((1, *shape, self._channels), np.uint8)])
+            time.sleep(_BEGUN)
+            request.cancel()
+            with contextlib.suppress(RuntimeError):  # that it was cancelled
+                request.wait()
 
     def close(self) -> None:
-        del self._request, self._model
+        del self._request, self._model, self._graph
 
 
 def has_bf16() -> bool:

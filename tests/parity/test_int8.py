@@ -23,7 +23,10 @@ from tests.parity.test_engines import drawn, reference
 
 MEAN, WORST = 0.02, 0.2  # of a probability
 IMAGES = [np.stack([nuclei(130, 110, seed)[0]] * 3, -1) for seed in range(2)]
-CASES = {**SHAPED, "unpadded": (UNetConfig(3, 1, 8, 0), PreprocessConfig(window=((300, 316),)))}
+CASES = {
+    **SHAPED,
+    "unpadded": (UNetConfig(3, 1, 8, 0), PreprocessConfig(window=((300, 316), (188, 204)))),
+}
 
 
 def calibrated(checkpoint: Checkpoint) -> Checkpoint:

@@ -32,7 +32,8 @@ FLOORS = [
     ["model.run", "model.evaluate", "model.crops"],
     ["model.data", "model.predict", "model.augment", "model.losses", "model.pictures"],
     ["model.recipe"],
-    ["model.checkpoint", "model.metrics", "model.instances", "model.polygons"],
+    ["model.checkpoint", "model.metrics", "model.boundary"],
+    ["model.instances", "model.polygons"],
     ["model.batchnorm", "model.widen"],
     ["model.transforms", "model.windows", "model.unet", "model.flops"],
     ["model.config"],
@@ -118,12 +119,13 @@ def test_the_model_knows_no_service(module: str) -> None:
     assert not known & {"app", "fastapi", "starlette", "uvicorn", "httpx", "http"}
 
 
-def test_serving_on_a_cpu_imports_no_torch() -> None:
+@pytest.mark.parametrize("slow", ["torch", "scipy"])
+def test_a_start_on_a_cpu_imports_nothing_slow(slow: str) -> None:
     import subprocess
 
     code = (
         "import sys, app.server, app.main, app.service, app.engine.openvino;"
-        "sys.exit('torch' in sys.modules)"
+        f"sys.exit({slow!r} in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from model.metrics import THRESHOLDS, Matches, Overlap, boundary_f1
+from model.boundary import boundary_f1
+from model.metrics import THRESHOLDS, Matches, Overlap
 from tests.conftest import nuclei
 
 

@@ -1,0 +1,60 @@
+"""Ready means that no request pays for its shape: oneDNN's own word on what it had to generate."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+SCENE = """
+import dataclasses, sys
+from pathlib import Path
+from app.engine.openvino import OpenVinoEngine
+from model.checkpoint import load_checkpoint
+
+def engine(*shapes):
+    preprocess = dataclasses.replace(
+        shipped.preprocess, mode="native", size=(), window=shapes, overlap=16
+    )
+    checkpoint = dataclasses.replace(shipped, preprocess=preprocess)
+    return OpenVinoEngine(checkpoint, threads=2, max_batch=1, precision=sys.argv[2])
+
+def run(engine, name):
+    print(name, flush=True)
+    for shape in engine.shapes:
+        engine.run(engine.stage(shape, 1))
+
+shipped = load_checkpoint(Path(sys.argv[1]))
+warm = engine((64, 64), (96, 64), (96, 96))
+warm.warm()
+run(warm, "WARM")
+run(engine((80, 64), (80, 80)), "COLD")
+"""
+SHIPPED = Path(__file__).parents[2] / "weights/person.safetensors"
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="other kernels, not generated at run time"
+)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_warm_engine_generates_no_kernel(precision: str) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", SCENE, SHIPPED, precision],
+        env={**os.environ, "ONEDNN_VERBOSE": "profile_create"},  # read once in a process
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout
+    warm, cold = told.split("WARM\n")[1].split("COLD\n")
+    found = {
+        name: Counter(word for word in text.split(",") if word.startswith("create:"))
+        for name, text in (("warm", warm), ("cold", cold))
+    }
+    assert found["cold"]["create:cache_miss"] > 20  # so they are told of, where there are any
+    assert found["warm"]["create:cache_miss"] == 0
