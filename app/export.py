@@ -88,9 +88,13 @@ def calibrate(
     for index in tqdm(unseen, "proof", unit="image", disable=not sys.stderr.isatty()):
         sample = validation[index]
         masks = exact(sample.image), rounded(sample.image)
+        if not any(mask.any() for mask in masks):
+            continue  # that both see nothing is no proof
         ious.append(_iou(*masks, checkpoint))
         dice, other = (_dice(mask, sample.labels, checkpoint) for mask in masks)
         losses.append(dice - other)
+    if not ious:
+        return Calibration(ranges)
     golden = rounded(checkpoint.golden.image)
     return Calibration(
         ranges,

@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,14 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from model.config import Calibration, ConfigError, PreprocessConfig, UNetConfig, check_together
+from model.config import (
+    LEVELS,
+    Calibration,
+    ConfigError,
+    PreprocessConfig,
+    UNetConfig,
+    check_together,
+)
 
 SUFFIX = ".safetensors"
 MANIFEST = "manifest.json"
@@ -211,7 +219,7 @@ def git_revision() -> str:
 
 def parameter_shapes(config: UNetConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor of the network's state dict, in its order (see model.unet)."""
-    widths = [config.base_features * 2**level for level in range(5)]
+    widths = [config.base_features * 2**level for level in range(LEVELS + 1)]
 
     def conv(name: str, out: int, *rest: int) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{name}.weight", (out, *rest)
@@ -221,15 +229,14 @@ def parameter_shapes(config: UNetConfig) -> Iterator[tuple[str, tuple[int, ...]]
         yield from conv(f"{name}.first", outputs, inputs, 3, 3)
         yield from conv(f"{name}.second", outputs, outputs, 3, 3)
 
-    for level, (inputs, outputs) in enumerate(
-        zip([config.in_channels, *widths], widths[:4], strict=False)
-    ):
+    levels = list(pairwise(widths))
+    for level, (inputs, outputs) in enumerate([(config.in_channels, widths[0]), *levels[:-1]]):
         yield from double(f"down_conv.{level}", inputs, outputs)
-    yield from double("middle_conv", widths[3], widths[4])
-    for level, (high, low) in enumerate(zip(widths[:0:-1], widths[3::-1], strict=True)):
+    yield from double("middle_conv", *levels[-1])
+    for level, (low, high) in enumerate(reversed(levels)):
         yield f"up_sample.{level}.up.weight", (high, low, 2, 2)
         yield f"up_sample.{level}.up.bias", (low,)
-    for level, (high, low) in enumerate(zip(widths[:0:-1], widths[3::-1], strict=True)):
+    for level, (low, high) in enumerate(reversed(levels)):
         yield from double(f"up_conv.{level}", high, low)
     yield from conv("final_conv", config.out_channels, widths[0], 1, 1)
 

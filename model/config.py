@@ -168,7 +168,8 @@ class Calibration:
 
     Attributes:
         ranges: convolution -> (low, high) of what it gives, behind the ReLU where there is one.
-        images: validation images on which the next two were measured; 0: not measured.
+        images: validation images on which the next two were measured, all that are not empty to
+            both; 0: not measured.
         iou: mean IoU of the int8 masks with the fp32 masks of the same weights.
         dice_loss: fp32's mean Dice less int8's.
         golden_iou: of the int8 mask of the golden image with the golden mask.
@@ -191,7 +192,7 @@ class Calibration:
 
     def __str__(self) -> str:
         if not self.images:
-            return "int8 was not measured on validation images"
+            return "int8 was measured on no validation image that shows anything"
         return (
             f"int8 keeps IoU {self.iou:.4f} with fp32 and loses {self.dice_loss:.4f} Dice on "
             f"{self.images} validation images, {self.golden_iou:.4f} on the golden one"

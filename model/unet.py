@@ -25,7 +25,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from model.config import DIVISOR, UNetConfig
+from model.config import DIVISOR, LEVELS, UNetConfig
 
 
 class DoubleConvolution(nn.Module):
@@ -113,7 +113,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.config = UNetConfig(in_channels, out_channels, base_features, padding)
-        widths = [base_features * 2**level for level in range(5)]  # 64 128 256 512 1024
+        widths = [base_features * 2**level for level in range(LEVELS + 1)]  # 64 .. 1024
         levels = list(pairwise(widths))  # (64, 128) ... (512, 1024)
 
         # The contracting path: convolve, remember for the skip, pool.

@@ -45,6 +45,24 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_network_that_sees_nothing_proves_nothing(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two empty masks are the same; that says nothing of int8."""
+    path = tmp_path / "blind.safetensors"
+    write_tiny(path)
+    checkpoint = load_checkpoint(path)
+    state = {**checkpoint.state, "final_conv.bias": checkpoint.state["final_conv.bias"] - 100}
+    save_checkpoint(path, dataclasses.replace(checkpoint, state=state))
+    record(path)
+    assert main(["export", str(path), "--calibrate", str(recipe), "--images", "2"]) == 0
+    calibration = load_checkpoint(path).calibration
+    assert calibration is not None
+    assert not calibration.proven
+    assert len(calibration.ranges) == 22  # so that it can still be asked for
+    assert "no validation image that shows anything" in capsys.readouterr().out
+
+
 def loaded(server: Server, name: str) -> dict[str, Any]:
     """What /models says of it once it is loaded, which only the default model is from the start."""
     while True:
