@@ -32,8 +32,7 @@ from app.lanes import Lane, Observer, Runner
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MARGIN = 1.1
-"""Estimates times this are kept: a queue filled to the last second is late by half of its luck."""
+_MARGIN = 1.1  # of every estimate: a queue filled to the last second is late half of the time
 
 
 class _Entry(Generic[Item, Result]):
@@ -189,8 +188,9 @@ class Batcher(Generic[Item, Result]):
         late = turns + (alone := self._cost(ticket, windows)) - left
         if late > 0 or left <= 0:
             if alone > left > 0:
+                awaited = {key for each in self._tickets for key in each.kinds}
                 for lane in self._lanes:
-                    lane.doubt(ticket.kinds)
+                    lane.doubt(ticket.kinds.keys() - awaited)
             text = f"it would take about {turns + alone:.1f} s; {left:.1f} s are left"
             again = late if alone < left else None  # one that is too large will not fit later
             self._refuse("deadline", DeadlineExceeded(text, retry_after=again))

@@ -201,6 +201,30 @@ def test_one_slow_moment_does_not_turn_everybody_away_for_ever() -> None:
     assert 10 < log.events["refused deadline"] < 20  # 1.1 times 0.95 to the 16th is under a half
 
 
+def test_a_measurement_that_will_be_renewed_is_not_doubted() -> None:
+    """Clients that ask for the impossible do not make the others' estimates too short."""
+    device = Device(seconds=0.1)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        await ask(batcher, "known")
+        before = batcher.seconds("k")
+        device.gate.clear()
+        held = asyncio.create_task(ask(batcher, "held"))
+        await until(lambda: batcher.running_for() > 0)
+        for _ in range(20):
+            with pytest.raises(DeadlineExceeded):
+                batcher.admit(["k"], deadline=loop.time() + 0.001)
+        assert batcher.seconds("k") == before
+        device.gate.set()
+        await held
+        with pytest.raises(DeadlineExceeded):
+            batcher.admit(["k"], deadline=loop.time() + 0.001)
+        assert batcher.seconds("k") < before  # nobody else asks now
+
+    with_batcher(body, device)
+
+
 def test_leaving_drops_what_waits_before_it_costs_anything() -> None:
     device, log = Device(), Log()
 
