@@ -188,7 +188,7 @@ def test_seams_cannot_be_seen() -> None:
     )
     checkpoint = dataclasses.replace(checkpoint, preprocess=preprocess)
     predict = Predictor.of(checkpoint)
-    height, width, shift = 1000, 1500, 160
+    height, width, shift = 720, 1080, 160
     noise = np.random.default_rng(0).normal(0, 30, (height, width))
     image = (nuclei(height, width)[0] + noise).clip(0, 255).astype(np.uint8)
     plan = plan_windows(height, width, checkpoint.architecture, checkpoint.preprocess)
