@@ -95,10 +95,11 @@ class Lane:
 
     def seconds(self, key: Hashable | None) -> float | None:
         """That a window takes, measured; the mean of all keys for one not seen yet, or for none."""
-        trusted = {each: self._trust.get(each, 1.0) * s for each, s in self._seconds.items()}
-        if key in trusted or not trusted:
-            return trusted.get(key)
-        return sum(trusted.values()) / len(trusted)
+        known = self._seconds
+        if not known:
+            return None
+        measured = known[key] if key in known else sum(known.values()) / len(known)
+        return measured * self._trust.get(key, 1.0)
 
     def doubt(self, keys: Iterable[Hashable]) -> None:
         """Trust the measured seconds of these keys less, until the next batch of them is measured.

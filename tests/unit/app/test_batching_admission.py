@@ -109,7 +109,7 @@ def test_deadlines() -> None:
         device.gate.clear()
         first = asyncio.create_task(ask(batcher, *"abcdefgh"))
         await until(lambda: batcher.running_for() > 0)
-        one = batcher.seconds()
+        one = batcher.seconds("k")
         with pytest.raises(DeadlineExceeded) as crowded:  # behind one window of each in its turn
             batcher.admit(["k"], deadline=loop.time() + 1.5 * one)
         assert crowded.value.retry_after == pytest.approx((2 * 1.1 - 1.5) * one, rel=0.2)
@@ -199,6 +199,23 @@ def test_one_slow_moment_does_not_turn_everybody_away_for_ever() -> None:
     with_batcher(body, device, log=log)
     assert device.batches[-1] == ("k", ["quick"])
     assert 10 < log.events["refused deadline"] < 20  # 1.1 times 0.95 to the 16th is under a half
+
+
+def test_windows_never_measured_are_not_turned_away_for_ever_either() -> None:
+    """They count as the mean of the others, which may be far too much."""
+    device = Device(seconds=0.5)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        await ask(batcher, "large", key="large")
+        device.seconds = 0.0
+        for _ in range(50):
+            with contextlib.suppress(DeadlineExceeded):
+                assert await ask(batcher, 1, key="small", deadline=loop.time() + 0.2)
+                return
+        pytest.fail("refused fifty times")
+
+    with_batcher(body, device)
 
 
 def test_a_measurement_that_will_be_renewed_is_not_doubted() -> None:
