@@ -26,13 +26,12 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from app.errors import DeadlineExceeded, DeviceLost, QueueFull, Unavailable
+from app.estimates import Estimates
 from app.fairqueue import FairQueue
 from app.lanes import Lane, Observer, Runner
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-_MARGIN = 1.1  # of every estimate: a queue filled to the last second is late half of the time
 
 
 class _Entry(Generic[Item, Result]):
@@ -103,9 +102,11 @@ class Batcher(Generic[Item, Result]):
     """See the module.
 
     Args:
+        runners: the devices.
         max_batch: windows at once, or a function of the key.
         capacity: places for windows that are admitted and not settled.
         max_wait: seconds a batch waits to be filled, from the first window of its key; 0: none.
+        observer: told of what happens.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._observer = observer or Observer()
         self._lanes = [Lane(runner, self._observer) for runner in runners]
+        self._estimates = Estimates(self._lanes)
         self._max_batch = max_batch if callable(max_batch) else lambda key: max_batch
         self._capacity = capacity
         self._most = max(1, capacity // 4)  # places of one request
@@ -148,9 +150,7 @@ class Batcher(Generic[Item, Result]):
 
     def seconds(self, key: Hashable | None = None) -> float:
         """That a window of this key (or any) takes, measured, by all devices; 0 before a batch."""
-        measured = [lane.seconds(key) for lane in self._lanes if lane.lost is None]
-        rate = sum(1 / seconds for seconds in measured if seconds)
-        return 1 / rate if rate else 0.0
+        return self._estimates.seconds(key)
 
     @property
     def dead(self) -> Unavailable | None:
@@ -184,24 +184,22 @@ class Batcher(Generic[Item, Result]):
             self._refuse("queue_full", QueueFull(text, retry_after=excess * self.seconds()))
         left = deadline - self._now()
         # Until its last turn everybody else has had as many, of each of its keys, or is done.
-        turns = sum(self._cost(each, windows * len(each.kinds)) for each in self._tickets)
-        late = turns + (alone := self._cost(ticket, windows)) - left
+        turns = sum(
+            self._estimates.allow(each.kinds, min(windows * len(each.kinds), each.places))
+            for each in self._tickets
+        )
+        alone = self._estimates.allow(ticket.kinds, windows)
+        late = turns + alone - left
         if late > 0 or left <= 0:
-            if alone > left > 0:
+            if alone > left > 0:  # what others wait for will be measured anyway
                 awaited = {key for each in self._tickets for key in each.kinds}
-                for lane in self._lanes:
-                    lane.doubt(ticket.kinds.keys() - awaited)
+                self._estimates.doubt(ticket.kinds.keys() - awaited)
             text = f"it would take about {turns + alone:.1f} s; {left:.1f} s are left"
             again = late if alone < left else None  # one that is too large will not fit later
             self._refuse("deadline", DeadlineExceeded(text, retry_after=again))
         self._tickets.add(ticket)
         self._all_left.clear()
         return ticket
-
-    def _cost(self, ticket: Ticket[Item, Result], turns: int) -> float:
-        """Seconds to allow for so many of its unsettled windows, each as long as their mean."""
-        whole = sum(count * self.seconds(key) for key, count in ticket.kinds.items())
-        return _MARGIN * min(turns, ticket.places) * whole / max(1, ticket.kinds.total())
 
     def _refuse(self, reason: str, error: Exception) -> NoReturn:
         self._observer.refused(reason)
@@ -226,13 +224,14 @@ class Batcher(Generic[Item, Result]):
     def _form(self, lane: Lane, key: Hashable) -> list[_Entry[Item, Result]]:
         """The next batch of a key; on the way those are dropped whose results would be too late."""
         start = self._now() + lane.running_yet()
-        held = Counter(entry.ticket for entry in self._held)
+        held = Counter(entry.ticket for entry in self._held)  # done by `start`, or by others
 
         def in_time(ticket: Ticket[Item, Result]) -> bool:
-            late = start + self._cost(ticket, ticket.places - held[ticket]) >= ticket.deadline
-            if late:
-                self._drop(ticket, "expired", DeadlineExceeded("the queue left it too little time"))
-            return not late
+            to_do = self._estimates.allow(ticket.kinds, ticket.places - held[ticket])
+            if start + to_do < ticket.deadline:
+                return True
+            self._drop(ticket, "expired", DeadlineExceeded("the queue left it too little time"))
+            return False
 
         batch = self._queue.take(key, lane.cap(key, self._max_batch(key)), in_time)
         self._held.update(batch)

@@ -105,8 +105,7 @@ class Lane:
         """Trust the measured seconds of these keys less, until the next batch of them is measured.
 
         Who is refused because of them is no batch that could correct them: after one slow moment
-        of the machine everybody with a short deadline would be refused for ever. Not for keys of
-        which windows are awaited: those are measured soon, and honest meanwhile.
+        of the machine everybody with a short deadline would be refused for ever.
         """
         for key in keys:
             self._trust[key] = self._trust.get(key, 1.0) * _DOUBT

@@ -25,6 +25,7 @@ FLOORS = [
     ["app.tensors"],
     ["app.budget", "app.formats"],
     ["app.batching"],
+    ["app.estimates"],
     ["app.lanes", "app.fairqueue"],
     ["app.threads"],
     ["app.errors"],
@@ -91,6 +92,7 @@ def test_imports_run_downwards(module: str) -> None:
 FOREIGN = {
     "app.batching": {"torch", "numpy", "PIL", "fastapi", "starlette", "openvino", "model"},
     "app.lanes": {"torch", "numpy", "PIL", "fastapi", "starlette", "openvino", "model"},
+    "app.estimates": {"asyncio", "torch", "numpy"},
     "app.fairqueue": {"asyncio", "torch", "numpy"},
     "app.errors": {"fastapi", "starlette", "http"},
     "app.segmenter": {"fastapi", "starlette", "torch", "openvino"},

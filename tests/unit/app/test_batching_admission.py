@@ -12,6 +12,7 @@ import pytest
 
 from app.batching import Batcher
 from app.errors import DeadlineExceeded, QueueFull
+from app.estimates import MARGIN
 from tests.devices import Device, Log, ask, until, with_batcher
 
 
@@ -112,7 +113,7 @@ def test_deadlines() -> None:
         one = batcher.seconds("k")
         with pytest.raises(DeadlineExceeded) as crowded:  # behind one window of each in its turn
             batcher.admit(["k"], deadline=loop.time() + 1.5 * one)
-        assert crowded.value.retry_after == pytest.approx((2 * 1.1 - 1.5) * one, rel=0.2)
+        assert crowded.value.retry_after == pytest.approx((2 * MARGIN - 1.5) * one, rel=0.2)
         late = asyncio.create_task(ask(batcher, "late", deadline=loop.time() + 0.3))
         await asyncio.sleep(0.4)
         device.gate.set()
