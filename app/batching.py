@@ -58,7 +58,7 @@ class Ticket(Generic[Item, Result]):
     def __init__(
         self, batcher: Batcher[Item, Result], keys: Sequence[Hashable], deadline: float
     ) -> None:
-        self.kinds = Counter(keys)
+        self.kinds = Counter(keys)  # of its places
         self.deadline = deadline
         self.places = len(keys)  # reserved and not settled yet
         self.unused = deque(keys)  # reserved and not submitted yet
@@ -183,17 +183,10 @@ class Batcher(Generic[Item, Result]):
             text = f"{taken} of {self._capacity} places are taken, and this image needs {windows}"
             self._refuse("queue_full", QueueFull(text, retry_after=excess * self.seconds()))
         left = deadline - self._now()
-        # Until its last turn everybody else has had as many, of each of its keys, or is done.
-        turns = sum(
-            self._estimates.allow(each.kinds, min(windows * len(each.kinds), each.places))
-            for each in self._tickets
-        )
-        alone = self._estimates.allow(ticket.kinds, windows)
-        late = turns + alone - left
+        turns = sum(self._estimates.turns(each.kinds, windows) for each in self._tickets)
+        late = turns + (alone := self._estimates.allow(ticket.kinds)) - left
         if late > 0 or left <= 0:
-            if alone > left > 0:  # what others wait for will be measured anyway
-                awaited = {key for each in self._tickets for key in each.kinds}
-                self._estimates.doubt(ticket.kinds.keys() - awaited)
+            self._estimates.doubt(ticket.kinds, left, but=[entry.key for entry in self._held])
             text = f"it would take about {turns + alone:.1f} s; {left:.1f} s are left"
             again = late if alone < left else None  # one that is too large will not fit later
             self._refuse("deadline", DeadlineExceeded(text, retry_after=again))
@@ -223,13 +216,14 @@ class Batcher(Generic[Item, Result]):
 
     def _form(self, lane: Lane, key: Hashable) -> list[_Entry[Item, Result]]:
         """The next batch of a key; on the way those are dropped whose results would be too late."""
-        start = self._now() + lane.running_yet()
-        held = Counter(entry.ticket for entry in self._held)  # done by `start`, or by others
+        soonest = min(each.running_yet() for each in self._lanes if each.lost is None)
 
         def in_time(ticket: Ticket[Item, Result]) -> bool:
-            to_do = self._estimates.allow(ticket.kinds, ticket.places - held[ticket])
-            if start + to_do < ticket.deadline:
+            held = Counter(entry.key for entry in self._held if entry.ticket is ticket)
+            to_do, left = ticket.kinds - held, ticket.deadline - self._now()
+            if soonest + self._estimates.allow(to_do) < left:
                 return True
+            self._estimates.doubt(to_do, left, but=[entry.key for entry in self._held])
             self._drop(ticket, "expired", DeadlineExceeded("the queue left it too little time"))
             return False
 
@@ -249,6 +243,7 @@ class Batcher(Generic[Item, Result]):
         """The only place where a future gets its outcome, once; its place is free again."""
         self._held.discard(entry)
         entry.ticket.places -= 1
+        entry.ticket.kinds -= Counter([entry.key])
         entry.ticket.settled_at = self._now()
         if entry.future.done():  # whoever awaited it was cancelled
             return
@@ -294,6 +289,7 @@ class Batcher(Generic[Item, Result]):
                         await running
                     running = asyncio.create_task(self._run(lane, key, batch, staged))
                     running.add_done_callback(lambda _: lane.wake.set())
+                    await asyncio.sleep(0)  # it begins: `_form` asks for how long it will run
         except asyncio.CancelledError:
             if running is not None:
                 running.cancel()
@@ -311,11 +307,16 @@ class Batcher(Generic[Item, Result]):
         """The key with a full batch, or that waited enough for a free device; None: it is lost."""
         while lane.lost is None:
             lane.wake.clear()
+            lane.waits = True
             free, now, patience = running is None or running.done(), self._now(), None
+            behind = not free and any(each.free for each in self._lanes)  # they begin at once
             for key in self._queue:
                 left = min(entry.since for entry in self._queue.heads(key)) + self._max_wait - now
                 full = self._queue.size(key) >= lane.cap(key, self._max_batch(key))
-                if full or (free and left <= 0):
+                if (full and not behind) or (free and left <= 0):
+                    lane.waits = False
+                    for each in self._lanes:
+                        each.wake.set()
                     return key
                 if left <= 0:
                     break  # its turn, once the device is free: the others do not pass it

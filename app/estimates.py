@@ -27,17 +27,22 @@ class Estimates:
         rate = sum(1 / seconds for seconds in measured if seconds)
         return 1 / rate if rate else 0.0
 
-    def allow(self, kinds: Counter[Hashable], windows: int) -> float:
-        """Seconds to allow for some windows of a request, each as long as the mean of them all.
+    def allow(self, kinds: Counter[Hashable]) -> float:
+        """Seconds to allow for so many windows of each key."""
+        return MARGIN * sum(count * self.seconds(key) for key, count in kinds.items())
+
+    def turns(self, kinds: Counter[Hashable], windows: int) -> float:
+        """Seconds to allow for what of these goes before the last of somebody else's `windows`:
+        taking turns they have had as many by then, of each key, or all there are."""
+        return self.allow(kinds) * min(1.0, windows * len(kinds) / max(1, kinds.total()))
+
+    def doubt(self, kinds: Counter[Hashable], left: float, but: Iterable[Hashable]) -> None:
+        """Somebody is turned away; if for these windows alone, what was measured is doubted.
 
         Args:
-            kinds: the keys of all its windows, with their number.
-            windows: how many of them.
+            left: seconds until the deadline.
+            but: keys that are being measured again at the moment.
         """
-        whole = sum(count * self.seconds(key) for key, count in kinds.items())
-        return MARGIN * windows * whole / max(1, kinds.total())
-
-    def doubt(self, keys: Iterable[Hashable]) -> None:
-        """Somebody was turned away by what was measured of these keys, and by nothing else."""
-        for lane in self._lanes:
-            lane.doubt(keys)
+        if self.allow(kinds) > left > 0:
+            for lane in self._lanes:
+                lane.doubt(kinds.keys() - set(but))

@@ -114,7 +114,7 @@ def _masks_by(
 
 
 def _iou(mask: npt.NDArray[Any], other: npt.NDArray[Any], checkpoint: Checkpoint) -> float:
-    classes = _classes(checkpoint)
+    classes = [c for c in _classes(checkpoint) if (mask == c).any() or (other == c).any()]
     return float(np.mean([Overlap.of(mask == c, other == c).iou for c in classes]))
 
 

@@ -71,6 +71,7 @@ class Lane:
     """A runner, its two threads, and what is known of it.
 
     Attributes:
+        waits: for its next batch; none is being prepared.
         caps: largest batch by key, where running out of memory has lowered it.
         lost: why the device will never answer again.
         wake: set when there may be something to do.
@@ -78,6 +79,7 @@ class Lane:
 
     def __init__(self, runner: Runner, observer: Observer) -> None:
         self.runner = runner
+        self.waits = False
         self._since: float | None = None
         self.caps: dict[Hashable, int] = {}
         self.lost: DeviceLost | None = None
@@ -109,6 +111,11 @@ class Lane:
         """
         for key in keys:
             self._trust[key] = self._trust.get(key, 1.0) * _DOUBT
+
+    @property
+    def free(self) -> bool:
+        """Whether it would begin a batch at once."""
+        return self.waits and self._since is None and self.lost is None
 
     def running_for(self) -> float:
         """Seconds that the batch has been on the device; 0 when there is none."""

@@ -194,7 +194,10 @@ class Service:
             if not self.settings.reload:
                 self.failed.set()
                 return
-        await asyncio.to_thread(import_objects)
+        try:
+            await asyncio.to_thread(import_objects)
+        except ImportError as error:  # masks are made without it
+            log.error("objects cannot be told apart: %s", error)
         await self.registry.load_others()
         if self.settings.reload:
             await self.registry.watch()

@@ -54,7 +54,7 @@ class Engine(Protocol):
         """
 
     def warm(self) -> None:
-        """Run every shape once, so that no request pays for what a first run costs."""
+        """Prepare every shape, so that no request pays for what a first run costs."""
 
     def close(self) -> None:
         """Give the device's memory back."""

@@ -139,8 +139,8 @@ def test_what_would_be_too_late_is_not_begun() -> None:
         others = [asyncio.create_task(ask(batcher, n)) for n in range(2)]
         await until(lambda: batcher.reserved == 2)
         with pytest.raises(DeadlineExceeded, match="too little time"):
-            await ask(batcher, "late", deadline=now + 4 * one)
-        assert asyncio.get_running_loop().time() < now + 4 * one
+            await ask(batcher, "late", deadline=now + 4.5 * one)
+        assert asyncio.get_running_loop().time() < now + 4.5 * one
         await asyncio.gather(*others)
 
     with_batcher(body, device, log=log, max_batch=1)
@@ -173,12 +173,61 @@ def test_an_image_that_just_fits_is_not_given_up_half_way() -> None:
     device, log = Device(), Log()
 
     async def body(batcher: Batcher[Any, Any]) -> None:
-        device.seconds = 0.1
+        device.seconds = 0.2
         await ask(batcher, "known")
-        deadline = asyncio.get_running_loop().time() + 1.15 * 6 * batcher.seconds()
+        deadline = asyncio.get_running_loop().time() + 1.3 * 6 * batcher.seconds()
         assert len(await ask(batcher, *range(6), deadline=deadline)) == 6
 
     with_batcher(body, device, log=log, max_batch=1)
+    assert not log.events
+
+
+def test_what_is_left_of_an_image_counts_and_not_its_mean_window() -> None:
+    """Two large windows and twenty small ones; once the large are done, little is left."""
+    device, log = Device(), Log()
+    honest = device.run
+
+    def run(key: Hashable, staged: list[Any]) -> list[Any]:
+        time.sleep(0.3 if key == "large" else 0.01)
+        return honest(key, staged)
+
+    device.run = run  # type: ignore[method-assign]
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        for key in ("small", "large"):
+            await ask(batcher, 1, key=key)
+        keys = ["large"] * 2 + ["small"] * 20
+        deadline = asyncio.get_running_loop().time() + 1.3
+        with batcher.admit(keys, deadline=deadline) as ticket:
+            await asyncio.gather(*ticket.submit(range(22)))
+
+    with_batcher(body, device, log=log, max_batch=1)
+    assert not log.events
+
+
+def test_an_idle_device_is_not_waited_past() -> None:
+    """While one device is busy for long, the other does what its neighbour could not in time."""
+    busy, idle, log = Device("busy"), Device("idle"), Log()
+    honest = busy.run
+
+    def run(key: Hashable, staged: list[Any]) -> list[Any]:
+        time.sleep(1.0 if key == "long" else 0.01)
+        return honest(key, staged)
+
+    busy.run = idle.run = run  # type: ignore[method-assign]
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        for key in ("short", "long"):
+            await asyncio.gather(*(ask(batcher, n, key=key) for n in range(4)))
+        long = asyncio.create_task(ask(batcher, "long", key="long"))
+        await until(lambda: batcher.running_for() > 0)
+        for n in range(10):
+            assert await ask(batcher, n, key="short", deadline=loop.time() + 0.6)
+        assert not long.done()
+        await long
+
+    with_batcher(body, busy, idle, log=log, max_batch=1)
     assert not log.events
 
 
@@ -193,13 +242,15 @@ def test_one_slow_moment_does_not_turn_everybody_away_for_ever() -> None:
         device.seconds = 0.01
         for _ in range(100):
             with contextlib.suppress(DeadlineExceeded):
-                await ask(batcher, "quick", deadline=loop.time() + 0.5)
+                with batcher.admit(["k"], deadline=loop.time() + 0.5) as ticket:
+                    await asyncio.sleep(0.02)  # to decode it; less is left when its turn comes
+                    await ticket.submit(["quick"])[0]
                 break
         assert batcher.seconds() == pytest.approx(0.8, abs=0.1)  # a measurement is trusted again
 
     with_batcher(body, device, log=log)
     assert device.batches[-1] == ("k", ["quick"])
-    assert 10 < log.events["refused deadline"] < 20  # 1.1 times 0.95 to the 16th is under a half
+    assert 10 < log.events.total() < 25  # 1.1 times 0.95 to the 16th is under a half
 
 
 def test_windows_never_measured_are_not_turned_away_for_ever_either() -> None:
@@ -232,13 +283,14 @@ def test_a_measurement_that_will_be_renewed_is_not_doubted() -> None:
         await until(lambda: batcher.running_for() > 0)
         for _ in range(20):
             with pytest.raises(DeadlineExceeded):
-                batcher.admit(["k"], deadline=loop.time() + 0.001)
+                batcher.admit(["k"], deadline=loop.time() + 0.05)
         assert batcher.seconds("k") == before
         device.gate.set()
         await held
+        before = batcher.seconds("k")
         with pytest.raises(DeadlineExceeded):
-            batcher.admit(["k"], deadline=loop.time() + 0.001)
-        assert batcher.seconds("k") < before  # nobody else asks now
+            batcher.admit(["k"], deadline=loop.time() + 0.05)
+        assert batcher.seconds("k") < before  # nothing runs now
 
     with_batcher(body, device)
 
