@@ -37,6 +37,8 @@ Result = TypeVar("Result")
 class _Entry(Generic[Item, Result]):
     """One window: its item, the request it belongs to, and who waits for it."""
 
+    __slots__ = ("future", "item", "key", "since", "ticket")
+
     def __init__(self, ticket: Ticket[Item, Result], key: Hashable, item: Item) -> None:
         self.ticket = ticket
         self.key = key
@@ -58,9 +60,8 @@ class Ticket(Generic[Item, Result]):
     def __init__(
         self, batcher: Batcher[Item, Result], keys: Sequence[Hashable], deadline: float
     ) -> None:
-        self.kinds = Counter(keys)  # of its places
+        self.kinds = Counter(keys)  # reserved and not settled yet; each takes a place
         self.deadline = deadline
-        self.places = len(keys)  # reserved and not settled yet
         self.unused = deque(keys)  # reserved and not submitted yet
         self.left = False
         self.submitted_at = self.settled_at = 0.0
@@ -120,7 +121,7 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._observer = observer or Observer()
         self._lanes = [Lane(runner, self._observer) for runner in runners]
-        self._estimates = Estimates(self._lanes)
+        self.estimates = Estimates(self._lanes)
         self._max_batch = max_batch if callable(max_batch) else lambda key: max_batch
         self._capacity = capacity
         self._most = max(1, capacity // 4)  # places of one request
@@ -136,7 +137,7 @@ class Batcher(Generic[Item, Result]):
     @property
     def reserved(self) -> int:
         """Windows of every admitted request that are not settled yet."""
-        return sum(ticket.places for ticket in self._tickets)
+        return sum(ticket.kinds.total() for ticket in self._tickets)
 
     @property
     def waiting(self) -> int:
@@ -147,10 +148,6 @@ class Batcher(Generic[Item, Result]):
     def in_flight(self) -> int:
         """Windows that are prepared or run."""
         return len(self._held)
-
-    def seconds(self, key: Hashable | None = None) -> float:
-        """That a window of this key (or any) takes, measured, by all devices; 0 before a batch."""
-        return self._estimates.seconds(key)
 
     @property
     def dead(self) -> Unavailable | None:
@@ -177,16 +174,18 @@ class Batcher(Generic[Item, Result]):
         if dead := self.dead:
             self._refuse("dead", dead)
         ticket: Ticket[Item, Result] = Ticket(self, keys, deadline)
-        windows = ticket.places
-        taken = sum(min(each.places, self._most) for each in self._tickets)
+        windows = len(keys)
+        taken = sum(min(each.kinds.total(), self._most) for each in self._tickets)
         if bounded and (excess := taken + min(windows, self._most) - self._capacity) > 0:
             text = f"{taken} of {self._capacity} places are taken, and this image needs {windows}"
-            self._refuse("queue_full", QueueFull(text, retry_after=excess * self.seconds()))
+            self._refuse(
+                "queue_full", QueueFull(text, retry_after=excess * self.estimates.seconds())
+            )
         left = deadline - self._now()
-        turns = sum(self._estimates.turns(each.kinds, windows) for each in self._tickets)
-        late = turns + (alone := self._estimates.allow(ticket.kinds)) - left
+        turns = sum(self.estimates.turns(each.kinds, windows) for each in self._tickets)
+        late = turns + (alone := self.estimates.allow(ticket.kinds)) - left
         if late > 0 or left <= 0:
-            self._estimates.doubt(ticket.kinds, left, but=[entry.key for entry in self._held])
+            self.estimates.doubt(ticket.kinds, left, but=[entry.key for entry in self._held])
             text = f"it would take about {turns + alone:.1f} s; {left:.1f} s are left"
             again = late if alone < left else None  # one that is too large will not fit later
             self._refuse("deadline", DeadlineExceeded(text, retry_after=again))
@@ -217,13 +216,14 @@ class Batcher(Generic[Item, Result]):
     def _form(self, lane: Lane, key: Hashable) -> list[_Entry[Item, Result]]:
         """The next batch of a key; on the way those are dropped whose results would be too late."""
         soonest = min(each.running_yet() for each in self._lanes if each.lost is None)
+        held = Counter((entry.ticket, entry.key) for entry in self._held)
 
         def in_time(ticket: Ticket[Item, Result]) -> bool:
-            held = Counter(entry.key for entry in self._held if entry.ticket is ticket)
-            to_do, left = ticket.kinds - held, ticket.deadline - self._now()
-            if soonest + self._estimates.allow(to_do) < left:
+            to_do = {kind: count - held[ticket, kind] for kind, count in ticket.kinds.items()}
+            left = ticket.deadline - self._now()
+            if soonest + self.estimates.allow(to_do) < left:
                 return True
-            self._estimates.doubt(to_do, left, but=[entry.key for entry in self._held])
+            self.estimates.doubt(to_do, left, but=[entry.key for entry in self._held])
             self._drop(ticket, "expired", DeadlineExceeded("the queue left it too little time"))
             return False
 
@@ -242,7 +242,6 @@ class Batcher(Generic[Item, Result]):
     def _settle(self, entry: _Entry[Item, Result], outcome: Result | BaseException) -> None:
         """The only place where a future gets its outcome, once; its place is free again."""
         self._held.discard(entry)
-        entry.ticket.places -= 1
         entry.ticket.kinds -= Counter([entry.key])
         entry.ticket.settled_at = self._now()
         if entry.future.done():  # whoever awaited it was cancelled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from app.lanes import Lane
 
@@ -27,7 +27,7 @@ class Estimates:
         rate = sum(1 / seconds for seconds in measured if seconds)
         return 1 / rate if rate else 0.0
 
-    def allow(self, kinds: Counter[Hashable]) -> float:
+    def allow(self, kinds: Mapping[Hashable, int]) -> float:
         """Seconds to allow for so many windows of each key."""
         return MARGIN * sum(count * self.seconds(key) for key, count in kinds.items())
 
@@ -36,7 +36,7 @@ class Estimates:
         taking turns they have had as many by then, of each key, or all there are."""
         return self.allow(kinds) * min(1.0, windows * len(kinds) / max(1, kinds.total()))
 
-    def doubt(self, kinds: Counter[Hashable], left: float, but: Iterable[Hashable]) -> None:
+    def doubt(self, kinds: Mapping[Hashable, int], left: float, but: Iterable[Hashable]) -> None:
         """Somebody is turned away; if for these windows alone, what was measured is doubted.
 
         Args:

@@ -222,7 +222,7 @@ class Service:
         gauge(
             "engine_windows_per_second",
             "Measured rate, 0 before it.",
-            lambda: 1 / seconds if (seconds := batcher.seconds()) else 0.0,
+            lambda: 1 / seconds if (seconds := batcher.estimates.seconds()) else 0.0,
         )
         gauge("batch_running_seconds", "Age of the running batch.", batcher.running_for)
         gauge("held_pixels", "Decoded images held.", lambda: self.pixels.held)

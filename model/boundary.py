@@ -3,11 +3,9 @@ takes a third of a second to import."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
 
-BoolArray = npt.NDArray[np.bool_]
+from model.metrics import BoolArray
 
 
 def boundary_f1(predicted: BoolArray, true: BoolArray, tolerance: float = 2.0) -> float:

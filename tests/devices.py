@@ -20,6 +20,7 @@ class Device:
     def __init__(self, name: str = "device", seconds: float = 0.0) -> None:
         self.name = name
         self.seconds = seconds
+        self.seconds_of: dict[Hashable, float] = {}  # keys that take another time
         self.memory = 10**9
         self.poison: dict[Any, Exception] = {}
         self.batches: list[tuple[Hashable, list[Any]]] = []
@@ -38,7 +39,7 @@ class Device:
         start = time.monotonic()
         assert self.gate.wait(20)
         self.batches.append((key, staged))
-        time.sleep(self.seconds)
+        time.sleep(self.seconds_of.get(key, self.seconds))
         if len(staged) > self.memory:
             raise OutOfMemory("no room")
         for item in staged:

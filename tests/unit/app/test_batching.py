@@ -170,7 +170,7 @@ def test_one_request_may_have_windows_of_several_keys() -> None:
         assert results == [("done", 1), ("done", 2), ("done", 3)]
         assert sorted(device.batches) == [("a", [1, 3]), ("b", [2])]
         # four of its own, and meanwhile four of a and four of b
-        needed = 8 * batcher.seconds("a") + 4 * batcher.seconds("b")
+        needed = 8 * batcher.estimates.seconds("a") + 4 * batcher.estimates.seconds("b")
         now = asyncio.get_running_loop().time
         with batcher.admit(["a", "b"] * 10):
             with pytest.raises(DeadlineExceeded, match="about"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Hashable
 from typing import Any
 
 import pytest
@@ -21,13 +19,13 @@ def test_what_does_not_fit_is_refused_at_once_with_a_time_to_come_back() -> None
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         await ask(batcher, *range(8))  # now the rate is known
-        assert batcher.seconds() > 0
+        assert batcher.estimates.seconds() > 0
         device.gate.clear()
         held = [asyncio.create_task(ask(batcher, 1, 2)) for _ in range(5)]
         await until(lambda: batcher.running_for() > 0 and batcher.reserved == 10)
         with pytest.raises(QueueFull) as refused:
             batcher.admit(["k"] * 2)
-        assert refused.value.retry_after == pytest.approx(2 * batcher.seconds())
+        assert refused.value.retry_after == pytest.approx(2 * batcher.estimates.seconds())
         with batcher.admit(["k"] * 2, bounded=False):  # the house's own
             assert batcher.reserved == 12
         device.gate.set()
@@ -44,7 +42,7 @@ def test_a_giant_takes_a_quarter_of_the_places_and_its_turns() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
         giant = asyncio.create_task(ask(batcher, *range(1000)))
         await until(lambda: len(device.batches) > 2)
-        deadline = asyncio.get_running_loop().time() + 400 * batcher.seconds()
+        deadline = asyncio.get_running_loop().time() + 400 * batcher.estimates.seconds()
         for n in range(20):  # the estimate knows of turns: 1,000 windows before them are too many
             assert await ask(batcher, ("small", n), deadline=deadline) == [("done", ("small", n))]
         assert not giant.done()
@@ -62,19 +60,17 @@ def test_a_giant_takes_a_quarter_of_the_places_and_its_turns() -> None:
 def test_the_estimate_is_of_the_keys_own_windows() -> None:
     """Small windows are not refused because large ones take long, nor large ones admitted."""
     device, log = Device(), Log()
-    honest = device.run
-
-    def run(key: Hashable, staged: list[Any]) -> list[Any]:
-        time.sleep(0.05 if key == "large" else 0)
-        return honest(key, staged)
-
-    device.run = run  # type: ignore[method-assign]
+    device.seconds_of = {"large": 0.05}
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         for key in ("small", "large"):
             await ask(batcher, *range(8), key=key)
-        assert batcher.seconds("large") > 0.04 > 0.01 > batcher.seconds("small")
-        assert batcher.seconds("small") < batcher.seconds("unseen") < batcher.seconds("large")
+        assert batcher.estimates.seconds("large") > 0.04 > 0.01 > batcher.estimates.seconds("small")
+        assert (
+            batcher.estimates.seconds("small")
+            < batcher.estimates.seconds("unseen")
+            < batcher.estimates.seconds("large")
+        )
         soon = asyncio.get_running_loop().time() + 1
         with pytest.raises(DeadlineExceeded):
             batcher.admit(["large"] * 40, deadline=soon)
@@ -110,7 +106,7 @@ def test_deadlines() -> None:
         device.gate.clear()
         first = asyncio.create_task(ask(batcher, *"abcdefgh"))
         await until(lambda: batcher.running_for() > 0)
-        one = batcher.seconds("k")
+        one = batcher.estimates.seconds("k")
         with pytest.raises(DeadlineExceeded) as crowded:  # behind one window of each in its turn
             batcher.admit(["k"], deadline=loop.time() + 1.5 * one)
         assert crowded.value.retry_after == pytest.approx((2 * MARGIN - 1.5) * one, rel=0.2)
@@ -134,7 +130,7 @@ def test_what_would_be_too_late_is_not_begun() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
         device.seconds = 0.2
         await ask(batcher, "known")
-        one, now = batcher.seconds(), asyncio.get_running_loop().time()
+        one, now = batcher.estimates.seconds(), asyncio.get_running_loop().time()
         device.seconds = 0.4  # the queue will take twice as long as it seems
         others = [asyncio.create_task(ask(batcher, n)) for n in range(2)]
         await until(lambda: batcher.reserved == 2)
@@ -154,7 +150,7 @@ def test_what_would_be_too_late_behind_the_batch_that_runs_is_not_prepared() -> 
     async def body(batcher: Batcher[Any, Any]) -> None:
         device.seconds = 0.3
         await ask(batcher, "known")
-        one, loop = batcher.seconds(), asyncio.get_running_loop()
+        one, loop = batcher.estimates.seconds(), asyncio.get_running_loop()
         with batcher.admit(["k"], deadline=loop.time() + 1.9 * one) as ticket:
             first = asyncio.create_task(ask(batcher, "first"))
             await until(lambda: batcher.running_for() > 0)  # half of one was spent preparing it
@@ -175,7 +171,7 @@ def test_an_image_that_just_fits_is_not_given_up_half_way() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
         device.seconds = 0.2
         await ask(batcher, "known")
-        deadline = asyncio.get_running_loop().time() + 1.3 * 6 * batcher.seconds()
+        deadline = asyncio.get_running_loop().time() + 1.3 * 6 * batcher.estimates.seconds()
         assert len(await ask(batcher, *range(6), deadline=deadline)) == 6
 
     with_batcher(body, device, log=log, max_batch=1)
@@ -185,13 +181,7 @@ def test_an_image_that_just_fits_is_not_given_up_half_way() -> None:
 def test_what_is_left_of_an_image_counts_and_not_its_mean_window() -> None:
     """Two large windows and twenty small ones; once the large are done, little is left."""
     device, log = Device(), Log()
-    honest = device.run
-
-    def run(key: Hashable, staged: list[Any]) -> list[Any]:
-        time.sleep(0.3 if key == "large" else 0.01)
-        return honest(key, staged)
-
-    device.run = run  # type: ignore[method-assign]
+    device.seconds_of = {"large": 0.3, "small": 0.01}
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         for key in ("small", "large"):
@@ -208,13 +198,7 @@ def test_what_is_left_of_an_image_counts_and_not_its_mean_window() -> None:
 def test_an_idle_device_is_not_waited_past() -> None:
     """While one device is busy for long, the other does what its neighbour could not in time."""
     busy, idle, log = Device("busy"), Device("idle"), Log()
-    honest = busy.run
-
-    def run(key: Hashable, staged: list[Any]) -> list[Any]:
-        time.sleep(1.0 if key == "long" else 0.01)
-        return honest(key, staged)
-
-    busy.run = idle.run = run  # type: ignore[method-assign]
+    busy.seconds_of = idle.seconds_of = {"long": 1.0, "short": 0.01}
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         loop = asyncio.get_running_loop()
@@ -246,7 +230,9 @@ def test_one_slow_moment_does_not_turn_everybody_away_for_ever() -> None:
                     await asyncio.sleep(0.02)  # to decode it; less is left when its turn comes
                     await ticket.submit(["quick"])[0]
                 break
-        assert batcher.seconds() == pytest.approx(0.8, abs=0.1)  # a measurement is trusted again
+        assert batcher.estimates.seconds() == pytest.approx(
+            0.8, abs=0.1
+        )  # a measurement is trusted again
 
     with_batcher(body, device, log=log)
     assert device.batches[-1] == ("k", ["quick"])
@@ -277,20 +263,20 @@ def test_a_measurement_that_will_be_renewed_is_not_doubted() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
         loop = asyncio.get_running_loop()
         await ask(batcher, "known")
-        before = batcher.seconds("k")
+        before = batcher.estimates.seconds("k")
         device.gate.clear()
         held = asyncio.create_task(ask(batcher, "held"))
         await until(lambda: batcher.running_for() > 0)
         for _ in range(20):
             with pytest.raises(DeadlineExceeded):
                 batcher.admit(["k"], deadline=loop.time() + 0.05)
-        assert batcher.seconds("k") == before
+        assert batcher.estimates.seconds("k") == before
         device.gate.set()
         await held
-        before = batcher.seconds("k")
+        before = batcher.estimates.seconds("k")
         with pytest.raises(DeadlineExceeded):
             batcher.admit(["k"], deadline=loop.time() + 0.05)
-        assert batcher.seconds("k") < before  # nothing runs now
+        assert batcher.estimates.seconds("k") < before  # nothing runs now
 
     with_batcher(body, device)
 
