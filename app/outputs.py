@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from app import images
 from model.config import PreprocessConfig
-from model.transforms import confidence
+from model.transforms import restore
 
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -78,8 +78,9 @@ class Segmentation:
 
 
 def render(
-    probabilities: FloatArray,
+    stitched: FloatArray,
     mask: ByteArray,
+    confidence: float,
     shown: npt.NDArray[Any] | None,
     preprocess: PreprocessConfig,
     options: Options,
@@ -87,14 +88,21 @@ def render(
     """The encoded answer.
 
     Args:
-        probabilities: (C, H, W) of the upright image; the first alone will do where neither
-            instances nor polygons are asked for.
-        mask: (H, W), made of them by `model.transforms.to_mask`.
+        stitched: (C, h, w) probabilities, of the size that the network saw; the first alone will do
+            where neither instances nor polygons are asked for.
+        mask: (H, W), and the confidence in it, made of them by `model.transforms.decide`.
         shown: the decoded image, where the output shows it.
         preprocess: of the model.
     """
+
+    def probabilities() -> FloatArray:
+        return restore(stitched, *mask.shape)
+
+    def foreground() -> FloatArray:
+        first: FloatArray = probabilities()[0]
+        return first if preprocess.binary else 1 - first
+
     threshold = preprocess.threshold if options.threshold is None else options.threshold
-    foreground = probabilities[0] if preprocess.binary else 1 - probabilities[0]
     objects, png, polygons = None, b"", None
     match options.output:
         case Output.MASK if preprocess.binary:
@@ -102,11 +110,11 @@ def render(
         case Output.MASK:
             png = images.encode_labels(mask, preprocess.palette)
         case Output.PROBABILITY:
-            png = images.encode_grey16(np.rint(foreground * 65535).astype(np.uint16))
+            png = images.encode_grey16(np.rint(foreground() * 65535).astype(np.uint16))
         case Output.INSTANCES:
             from model.instances import label_instances
 
-            labels = label_instances(probabilities, threshold)
+            labels = label_instances(probabilities(), threshold)
             objects = int(labels.max())
             png = images.encode_grey16(labels)
         case Output.OVERLAY:
@@ -114,9 +122,9 @@ def render(
             png = images.encode_rgb(images.overlay(shown, mask))
         case Output.CUTOUT:
             assert shown is not None
-            png = images.encode_rgba(images.cutout(shown, foreground))
+            png = images.encode_rgba(images.cutout(shown, foreground()))
         case Output.POLYGONS:
-            features = _outline(probabilities, mask, preprocess, threshold)
+            features = _outline(probabilities(), mask, preprocess, threshold)
             objects = len(features)
             polygons = json.dumps({"type": "FeatureCollection", "features": features})
     return Segmentation(
@@ -124,7 +132,7 @@ def render(
         width=mask.shape[1],
         height=mask.shape[0],
         coverage=np.count_nonzero(mask) / mask.size,
-        confidence=confidence(probabilities, preprocess),
+        confidence=confidence,
         objects=objects,
         polygons=polygons,
     )

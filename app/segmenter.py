@@ -3,7 +3,7 @@
 ::
 
     bytes ─ images.inspect ─ plan ─ batcher.admit ─ images.decode ─ transforms.prepare
-          ─ batcher (windows, engines) ─ stitch ─ transforms.to_mask ─ images.encode ─ bytes
+          ─ batcher (windows, engines) ─ stitch ─ transforms.decide ─ images.encode ─ bytes
 
 What an image costs is known from its header, so it is admitted or refused before it is decoded.
 Everything that takes time runs on a pool of threads; the event loop only hands things on. Knows
@@ -31,7 +31,7 @@ from app.errors import DeadlineExceeded, ImageTooLarge, InvalidRequest
 from app.metrics import Metrics
 from app.outputs import Options, Output, Segmentation, render
 from app.registry import ServedModel
-from model.transforms import prepare, restore, to_mask
+from model.transforms import decide, prepare, restore
 from model.windows import Stitcher, Window, WindowPlan
 
 T = TypeVar("T")
@@ -136,9 +136,10 @@ class Segmenter:
         clock = _Stages()
 
         def finish(
-            probabilities: FloatArray, mask: ByteArray, shown: AnyArray | None
+            stitched: FloatArray, mask: ByteArray, confidence: float, shown: AnyArray | None
         ) -> Segmentation:
-            result = render(probabilities, mask, shown, model.checkpoint.preprocess, options)
+            preprocess = model.checkpoint.preprocess
+            result = render(stitched, mask, confidence, shown, preprocess, options)
             clock.done("encode")
             return dataclasses.replace(result, seconds=clock.seconds)
 
@@ -205,8 +206,8 @@ class Segmenter:
         deadline: float = math.inf,
         bounded: bool = True,
     ) -> Prediction:
-        def finish(computed: FloatArray, mask: ByteArray, _: AnyArray | None) -> Prediction:
-            return Prediction(mask, computed if probabilities else None)
+        def finish(stitched: FloatArray, mask: ByteArray, *_: object) -> Prediction:
+            return Prediction(mask, restore(stitched, *mask.shape) if probabilities else None)
 
         return await self._compute(
             model,
@@ -223,7 +224,7 @@ class Segmenter:
         self,
         model: ServedModel,
         image: bytes | AnyArray,
-        finish: Callable[[FloatArray, ByteArray, AnyArray | None], T],
+        finish: Callable[[FloatArray, ByteArray, float, AnyArray | None], T],
         clock: _Stages,
         threshold: float | None,
         *,
@@ -232,8 +233,9 @@ class Segmenter:
         shown: bool = False,
         bounded: bool = True,
     ) -> T:
-        """From the image to its probabilities and its mask, and what `finish` makes of them and (if
-        it is to be shown) of its pixels, while it still counts as held."""
+        """From the image to what `finish` makes of its stitched probabilities, its mask, the
+        confidence in that and (if they are to be shown) its pixels, while it still counts as held.
+        """
         preprocess = model.checkpoint.preprocess
         if isinstance(image, bytes):
             header = await self._call(images.inspect, image, max_pixels=self._max_pixels)
@@ -269,10 +271,9 @@ class Segmenter:
                 clock.seconds["queue"] = ticket.queue_seconds
                 clock.seconds["infer"] = ticket.infer_seconds
                 clock.restart()
-                probabilities = restore(stitched, *size)
-                mask = to_mask(probabilities, preprocess, threshold)
+                mask, confidence = decide(stitched, *size, preprocess, threshold)
                 clock.done("stitch")
-                return finish(probabilities, mask, kept)
+                return finish(stitched, mask, confidence, kept)
 
             return await self._infer(plan, ticket, pixels, channels, finished)
 

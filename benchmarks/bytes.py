@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from app import images
 from model.config import PreprocessConfig, UNetConfig
-from model.transforms import confidence, prepare, restore, to_mask
+from model.transforms import decide, prepare
 from model.windows import Stitcher, plan_windows
 
 HEIGHT, WIDTH = 1280, 1918
@@ -141,10 +141,8 @@ def request(image: np.ndarray, field: np.ndarray, config: PreprocessConfig, runs
         return stitcher.result()
 
     stitched = step("stitch", stitch)
-    restored = step("back to the image's size", lambda: restore(stitched, HEIGHT, WIDTH))
-    mask = step("mask", lambda: to_mask(restored, config))
+    mask, _ = step("restore, decide", lambda: decide(stitched, HEIGHT, WIDTH, config))
     step("coverage", lambda: np.count_nonzero(mask) / mask.size)
-    step("confidence", lambda: confidence(restored, config))
     step("encode the mask", lambda: images.encode_mask(mask))
     total = sum(row.milliseconds for row in rows)
     both = sum(row.milliseconds for row in rows if row.name in ("decode", "encode the mask"))

@@ -11,7 +11,7 @@ learnt is what is served. The steps, in the order of the data::
       -> probabilities  float in 0..1: on the device
       -> model.windows  stitched
       -> restore        back to the image's own size (mode "resize")
-      -> to_mask        uint8 (H, W)
+      -> to_mask        uint8 (H, W); `decide` is both in one
 
 `normalise` and `probabilities` use only the methods of the tensors they are given, so that
 importing this module, and serving without torch, does not import it.
@@ -19,6 +19,8 @@ importing this module, and serving without torch, does not import it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +37,9 @@ PERCENTILES = (1.0, 99.8)
 
 _BLOCK = 1 << 20
 """Values of a 16-bit image that are looked at together."""
+
+_ROWS = 1 << 16
+"""Pixels of a mask that are decided together: with what they are made of, half a megabyte."""
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -173,15 +178,81 @@ def probabilities(logits: Tensor, config: PreprocessConfig) -> Tensor:
 
 
 def restore(stitched: FloatArray, height: int, width: int) -> FloatArray:
-    """(C, h, w) probabilities -> (C, height, width): the way back of mode "resize"."""
+    """(C, h, w) probabilities -> (C, height, width): the way back of mode "resize".
+
+    Bilinear, and antialiased where the image was smaller than the window.
+    """
     if stitched.shape[1:] == (height, width):
         return stitched
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BILINEAR))
-            for channel in stitched
-        ]
+    restored = np.empty((len(stitched), height, width), np.float32)
+    for top, rows in _restored(stitched, height, width):
+        restored[:, top : top + rows.shape[1]] = rows
+    return restored
+
+
+def _restored(stitched: FloatArray, height: int, width: int) -> Iterator[tuple[int, FloatArray]]:
+    """(top, rows) for rows (C, n, width) of `restore`, from the first to the last: few enough that
+    what is made of them is made while they are in the processor's cache."""
+    count = max(1, _ROWS // width)
+    if stitched.shape[1:] == (height, width):
+        for top in range(0, height, count):
+            yield top, stitched[:, top : top + count]
+        return
+    wide = _blend(stitched, *_taps(stitched.shape[2], width), axis=2)
+    index, weights = _taps(stitched.shape[1], height)
+    for top in range(0, height, count):
+        rows = slice(top, top + count)
+        yield top, _blend(wide, index[:, rows], weights[:, rows, None], axis=1)
+
+
+def _taps(source: int, target: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
+    """Which of `source` pixels each of `target` is made of, and the share of each: (taps, target).
+
+    A triangle around each pixel's centre, as wide as a pixel is of the coarser of the two.
+    """
+    scale = source / target
+    reach = max(scale, 1.0)
+    centre = (np.arange(target) + 0.5) * scale
+    index = (
+        np.floor(centre - reach + 0.5).astype(np.intp) + np.arange(math.ceil(2 * reach))[:, None]
     )
+    shares = np.maximum(1 - np.abs(index + 0.5 - centre) / reach, 0)
+    shares[(index < 0) | (index >= source)] = 0
+    shares /= shares.sum(axis=0)
+    return index.clip(0, source - 1), shares.astype(np.float32)
+
+
+def _blend(
+    values: FloatArray, index: npt.NDArray[np.intp], weights: FloatArray, axis: int
+) -> FloatArray:
+    """Sums of the values at `index` (taps, n) along the axis, times their weights."""
+    blended: FloatArray = values.take(index[0], axis) * weights[0]
+    for places, shares in zip(index[1:], weights[1:], strict=True):
+        tap = values.take(places, axis)
+        tap *= shares
+        blended += tap
+    return blended
+
+
+def decide(
+    stitched: FloatArray,
+    height: int,
+    width: int,
+    config: PreprocessConfig,
+    threshold: float | None = None,
+) -> tuple[ByteArray, float]:
+    """(C, h, w) probabilities -> the mask (height, width), and the confidence in it.
+
+    The same as `to_mask` and `confidence` of what `restore` returns, which is never held as a
+    whole: for a photograph that is 10 MB, read and written three times.
+    """
+    mask = np.empty((height, width), np.uint8)
+    sure = 0.0
+    for top, rows in _restored(stitched, height, width):
+        count = rows.shape[1]
+        mask[top : top + count] = to_mask(rows, config, threshold)
+        sure += confidence(rows, config) * count
+    return mask, sure / height
 
 
 def to_mask(
@@ -204,6 +275,5 @@ def confidence(stitched: FloatArray, config: PreprocessConfig) -> float:
     """(C, H, W) probabilities -> mean over the pixels of the probability of what was decided."""
     if not config.binary:
         return float(stitched.max(axis=0).mean())
-    # max(p, 1 - p) is 1/2 + |p - 1/2|. Line by line, since a line stays in the cache.
-    distances = [float(np.abs(line - np.float32(0.5)).sum()) for line in stitched[0]]
-    return 0.5 + sum(distances) / int(stitched[0].size)
+    distances = stitched[0] - np.float32(0.5)  # max(p, 1 - p) is 1/2 + |p - 1/2|
+    return 0.5 + float(np.abs(distances, out=distances).mean())

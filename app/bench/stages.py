@@ -15,7 +15,7 @@ from app import images
 from app.bench.timing import timed
 from model.checkpoint import Checkpoint
 from model.config import Shape
-from model.transforms import prepare, restore, to_mask
+from model.transforms import decide, prepare
 from model.windows import Stitcher, Window, plan_windows
 
 PHOTO = (1280, 1918)
@@ -94,7 +94,7 @@ def stage_seconds(
         stitcher = Stitcher(plan, channels)
         for window, probabilities in zip(windows, outputs, strict=True):
             stitcher.add(window, probabilities)
-        return to_mask(restore(stitcher.result(), height, width), preprocess)
+        return decide(stitcher.result(), height, width, preprocess)[0]
 
     mask = stitch()
 

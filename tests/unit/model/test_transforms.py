@@ -4,13 +4,23 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from model.config import PreprocessConfig
-from model.transforms import confidence, normalise, prepare, probabilities, restore, to_mask
+from model.transforms import (
+    confidence,
+    decide,
+    normalise,
+    prepare,
+    probabilities,
+    restore,
+    to_mask,
+)
 from tests.conftest import nuclei
 
 RANGE = PreprocessConfig()
 PERCENTILE = PreprocessConfig(intensity="percentile")
+THREE_CLASSES = PreprocessConfig(classes=("a", "b", "c"), palette=((0, 0, 0),) * 3)
 
 
 def test_eight_bits_pass_unchanged_and_grey_becomes_three_channels():
@@ -84,6 +94,25 @@ def test_resize_is_antialiased_and_back_again():
     assert restore(np.ones((2, 64, 48), np.float32), 640, 480).shape == (2, 640, 480)
 
 
+@pytest.mark.parametrize("size", [(640, 480), (65, 49), (40, 30), (40, 300), (1, 1), (64, 48)])
+def test_probabilities_come_back_as_pillow_resizes_them(size):
+    field = np.random.default_rng(0).random((2, 64, 48), dtype=np.float32)
+    restored = restore(field, *size)
+    for channel, expected in zip(restored, field, strict=True):
+        resized = Image.fromarray(expected).resize(size[::-1], Image.Resampling.BILINEAR)
+        assert np.abs(channel - np.asarray(resized)).max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (30, 20), (64, 48)])
+def test_a_decision_is_that_of_the_restored_probabilities(size):
+    field = np.random.default_rng(0).random((3, 64, 48), dtype=np.float32)
+    for config in (RANGE, THREE_CLASSES):
+        restored = restore(field, *size)
+        mask, sure = decide(field, *size, config, 0.3)
+        assert np.array_equal(mask, to_mask(restored, config, 0.3))
+        assert sure == pytest.approx(confidence(restored, config), abs=1e-6)
+
+
 def test_resize_to_a_size_within_the_window():
     config = PreprocessConfig(mode="resize", window=((576, 864),), size=(572, 857))
     assert config.resized == (572, 857)
@@ -111,13 +140,12 @@ def test_binary_masks_are_0_and_255_from_the_threshold_up():
 def test_confidence_is_the_mean_probability_of_what_was_decided():
     field = np.array([[[0.2, 0.5, 0.7]], [[0.9, 0.9, 0.9]]], np.float32)
     assert confidence(field, RANGE) == pytest.approx((0.8 + 0.5 + 0.7) / 3)
-    three = PreprocessConfig(classes=("a", "b", "c"), palette=((0, 0, 0),) * 3)
     classes = np.array([[[0.2, 0.5]], [[0.7, 0.3]], [[0.1, 0.2]]], np.float32)
-    assert confidence(classes, three) == pytest.approx(0.6)
+    assert confidence(classes, THREE_CLASSES) == pytest.approx(0.6)
 
 
 def test_several_classes_are_indices_and_their_probabilities_sum_to_one():
-    config = PreprocessConfig(classes=("a", "b", "c"), palette=((0, 0, 0),) * 3)
+    config = THREE_CLASSES
     result = probabilities(torch.randn(1, 3, 4, 4), config)
     assert torch.allclose(result.sum(1), torch.ones(1, 4, 4))
     mask = to_mask(result[0].numpy(), config)
