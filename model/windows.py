@@ -177,12 +177,19 @@ class WindowPlan:
         top = self.rows.starts[window.row] - self.margin
         left = self.columns.starts[window.column] - self.margin
         bottom, right = top + window.shape[0], left + window.shape[1]
+        grey = image.strides[2] == 0  # one channel that is shown as several
+        source = image[:, :, :1] if grey else image
         if top >= 0 and left >= 0 and bottom <= image.shape[0] and right <= image.shape[1]:
-            out[...] = image[top:bottom, left:right]
-            return
-        columns = _reflect(left, right, image.shape[1])
-        # the used rows first: fancy indexing copies, and the image may be far larger than a window
-        out[...] = image[_reflect(top, bottom, image.shape[0])[:, None], columns[None, :]]
+            part = source[top:bottom, left:right]
+        else:
+            rows = _reflect(top, bottom, image.shape[0])
+            columns = _reflect(left, right, image.shape[1])
+            part = source[rows[:, None], columns]
+        if grey:  # channel by channel is five times as fast as pixel by pixel
+            for channel in range(out.shape[2]):
+                out[:, :, channel] = part[:, :, 0]
+        else:
+            out[...] = part
 
 
 def _reflect(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:

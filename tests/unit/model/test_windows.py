@@ -77,6 +77,18 @@ def test_beyond_the_edge_the_image_is_reflected() -> None:
     assert (out == expected).all()
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 70), (300, 310), (700, 1111)])
+def test_grey_that_is_shown_as_colour_is_cut_as_colour(height: int, width: int) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (height, width, 1), dtype=np.uint8)
+    shown = np.broadcast_to(grey, (height, width, 3))  # what `prepare` makes of grey images
+    plan = plan_windows(height, width, PADDED, PreprocessConfig())
+    for window in plan.windows:
+        out, expected = np.zeros((2, *window.shape, 3), np.uint8)
+        plan.cut(shown, window, out)
+        plan.cut(shown.copy(), window, expected)
+        assert np.array_equal(out, expected)
+
+
 def test_a_tiny_image_is_reflected_many_times() -> None:
     image = np.array([[[1], [2], [3]]], np.uint8)
     plan = plan_windows(1, 3, PADDED, PreprocessConfig(window=((16, 16),), overlap=0))
