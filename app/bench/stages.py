@@ -71,7 +71,8 @@ def stage_seconds(
     Args:
         seconds: to measure each stage for.
     """
-    preprocess, channels = checkpoint.preprocess, checkpoint.architecture.out_channels
+    preprocess = checkpoint.preprocess
+    channels = 1 if preprocess.binary else checkpoint.architecture.out_channels
     data = encoded(drawn(height, width))
     enough = preprocess.resized if preprocess.mode == "resize" else None
 
