@@ -10,7 +10,6 @@ import io
 import itertools
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from zlib_ng import zlib_ng
 
 from app import formats
 from app.errors import CorruptImage, ImageTooLarge, UnsupportedImage
@@ -244,12 +244,12 @@ def _png(image: npt.NDArray[Any], colour: int, *chunks: tuple[bytes, bytes]) -> 
     filtered[0, 1:] = lines[0]
     np.subtract(lines[1:], lines[:-1], out=filtered[1:, 1:])
     # In greys there are runs to be found, in colours rather what was there before.
-    strategy = zlib.Z_RLE if colour in (_GREY, _PALETTE) else zlib.Z_DEFAULT_STRATEGY
-    packer = zlib.compressobj(1, strategy=strategy)
+    runs = colour in (_GREY, _PALETTE)
+    packer = zlib_ng.compressobj(1, strategy=zlib_ng.Z_RLE) if runs else zlib_ng.compressobj(2)
     header = struct.pack(">IIBBBBB", width, height, 8 * depth, colour, 0, 0, 0)
     body = packer.compress(filtered.data) + packer.flush()
     chunks = ((b"IHDR", header), *chunks, (b"IDAT", body), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib_ng.crc32(kind + data))
         for kind, data in chunks
     )

@@ -13,16 +13,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import itertools
 import json
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from zlib_ng import zlib_ng
 
 from app import images
 from model.config import PreprocessConfig, UNetConfig
@@ -150,7 +153,7 @@ def request(image: np.ndarray, field: np.ndarray, config: PreprocessConfig, runs
 
 
 def writers(image: np.ndarray, field: np.ndarray, runs: int) -> list[Row]:
-    """Ours and Pillow's PNG for each kind of answer; and zlib's levels and strategies for masks."""
+    """Ours and Pillow's PNG for each kind of answer; and other ways to deflate masks."""
     mask = np.where(field >= 0.5, np.uint8(255), np.uint8(0))
     wide = np.rint(field * 65535).astype(np.uint16)
     labels = ndimage.label(mask)[0].astype(np.uint16)
@@ -173,19 +176,21 @@ def writers(image: np.ndarray, field: np.ndarray, runs: int) -> list[Row]:
     strategies = {"default": 0, "filtered": 1, "Huffman only": 2, "runs": 3, "fixed": 4}
     up = np.diff(mask, axis=0, prepend=np.uint8(0))
     for name, lines in (("no filter", mask), ("Up", up)):
-        for level in (1, 6):
-            for strategy, number in strategies.items():
-
-                def deflate(lines: Any = lines, level: int = level, number: int = number) -> bytes:
-                    packer = zlib.compressobj(level, strategy=number)
-                    return packer.compress(lines) + packer.flush()
-
-                ways.append((f"zlib, {name}, {level}, {strategy}", deflate))
+        for library, level, (strategy, number) in itertools.product(
+            (zlib, zlib_ng), (1, 6), strategies.items()
+        ):
+            title = f"{library.__name__.split('.')[0]}, {name}, {level}, {strategy}"
+            ways.append((title, partial(deflated, library, lines, level, number)))
     rows = []
     for name, function in ways:
         seconds, data = cost(function, runs)
         rows.append(Row(name, seconds * 1e3, len(data)))
     return rows
+
+
+def deflated(library: Any, lines: np.ndarray, level: int, strategy: int) -> bytes:
+    packer = library.compressobj(level, strategy=strategy)
+    return bytes(packer.compress(lines) + packer.flush())
 
 
 def saved(image: np.ndarray, format: str, **options: Any) -> bytes:
