@@ -213,9 +213,8 @@ def _taps(source: int, target: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
     scale = source / target
     reach = max(scale, 1.0)
     centre = (np.arange(target) + 0.5) * scale
-    index = (
-        np.floor(centre - reach + 0.5).astype(np.intp) + np.arange(math.ceil(2 * reach))[:, None]
-    )
+    first = np.floor(centre - reach + 0.5).astype(np.intp)
+    index = first + np.arange(math.ceil(2 * reach))[:, None]
     shares = np.maximum(1 - np.abs(index + 0.5 - centre) / reach, 0)
     shares[(index < 0) | (index >= source)] = 0
     shares /= shares.sum(axis=0)
