@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -75,8 +74,6 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         if not self._whole:
             rng = np.random.default_rng((recipe.optim.seed, place))
             image, labels = augment(image, labels, recipe.augment, rng)
-            if recipe.augment.alone and rng.random() < recipe.augment.alone:
-                image = _writable(prepare(image, recipe.preprocess))
         if recipe.data.labels == "instances" and recipe.loss.border_weight:
             loss = recipe.loss
             weights = border_weights(labels, loss.border_weight, loss.border_sigma)
@@ -108,7 +105,10 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         labels = _nearest(sample.labels, *image.shape[:2])
         if self._whole:
             image, labels = _padded(image, labels, self.recipe.network, preprocess)
-        return _writable(image), _writable(labels)
+        # torch warns of arrays that Pillow handed out read-only
+        return np.require(image, requirements=("C", "W")), np.require(
+            labels, requirements=("C", "W")
+        )
 
 
 def _shares(samples: PairedDataset, recipe: Recipe) -> npt.NDArray[np.float64]:
@@ -125,11 +125,6 @@ def _shares(samples: PairedDataset, recipe: Recipe) -> npt.NDArray[np.float64]:
         weights *= [max(1 - scores[id], _LEAST_LEFT) for id in samples.ids]
     shares: npt.NDArray[np.float64] = weights / weights.sum()
     return shares
-
-
-def _writable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """torch warns of arrays that Pillow handed out read-only."""
-    return np.require(array, requirements=("C", "W"))
 
 
 def _nearest(labels: npt.NDArray[np.int32], height: int, width: int) -> npt.NDArray[np.int32]:

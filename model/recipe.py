@@ -77,9 +77,6 @@ class AugmentConfig:
     fade: float = 0.0
     """Share of the crops in which each object loses contrast by a factor of its own; needs instance
     labels."""
-    alone: float = 0.0
-    """Share of the crops that are seen as if they were whole images: spread over their own
-    intensities; needs intensity 'percentile' and mode 'native'."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,12 +178,6 @@ class Recipe:
             raise ConfigError("a border channel (out_channels 2) needs labels 'instances'")
         if data.labels != "instances" and self.augment.fade:
             raise ConfigError("fade needs labels 'instances'")
-        preprocess = self.preprocess
-        if self.augment.alone and (preprocess.intensity, preprocess.mode) != (
-            "percentile",
-            "native",
-        ):
-            raise ConfigError("alone needs intensity 'percentile' and mode 'native'")
         self._check_crop()
 
     def _check_crop(self) -> None:

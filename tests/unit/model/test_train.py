@@ -20,7 +20,6 @@ from model.crops import Crops
 from model.data import DataError, Pair, PairedDataset, open_dataset, split_dataset
 from model.recipe import AugmentConfig, DataConfig, OptimConfig, Recipe
 from model.train import Trainer, learning_rate
-from model.transforms import prepare
 from tests.conftest import FIXTURES, ROOT, nuclei
 
 
@@ -313,18 +312,6 @@ def test_a_run_starts_from_a_narrower_checkpoint(data):
     checkpoint = load_checkpoint(data / "wider/drawn.safetensors")
     assert checkpoint.architecture.base_features == 8
     assert np.abs(np.float32(checkpoint.state["down_conv.0.first.bias"])).max() > 0
-
-
-def test_a_crop_that_is_alone_is_spread_over_its_own_range(data):
-    """As the service would see it; nothing else of it changes."""
-    flags = {"noise": 0, "blur": 0, "invert": 0, "gain": 1.0, "offset": 0}
-    recipes = [Recipe.read(data / "recipe.toml", {**flags, "alone": alone}) for alone in (0.0, 1.0)]
-    part, alone = (Crops(open_dataset(r.data, r.preprocess), r) for r in recipes)
-    for place in range(8):
-        (pixels, labels, *_), (spread, same, *_) = part[place], alone[place]
-        assert torch.equal(labels, same)
-        assert np.array_equal(spread.numpy(), prepare(pixels.numpy(), recipes[0].preprocess))
-        assert (spread == 255).any()
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
