@@ -19,9 +19,6 @@ ByteArray = npt.NDArray[np.uint8]
 LabelArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
-_FAINTEST = 0.2
-"""Of an object's contrast, what is left when it is faded most: a fifth can still be seen."""
-
 
 def augment(
     image: ByteArray, labels: LabelArray, config: AugmentConfig, rng: np.random.Generator
@@ -40,10 +37,7 @@ def augment(
     target = torch.from_numpy(labels)[None, None].float()  # exact up to 2^24 labels
     crop = F.grid_sample(source, grid, "bilinear", "reflection", align_corners=False)[0]
     cropped = F.grid_sample(target, grid, "nearest", "reflection", align_corners=False)[0, 0]
-    seen = (crop / 255).numpy()
-    if config.fade and rng.random() < config.fade:
-        seen = _fade(seen, cropped.long(), rng)
-    lit = _light(seen, config, rng)
+    lit = _light((crop / 255).numpy(), config, rng)
     pixels = np.rint(lit * 255).clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0)), cropped.numpy().astype(np.int32)
 
@@ -76,26 +70,6 @@ def _grid(size: tuple[int, ...], config: AugmentConfig, rng: np.random.Generator
 def _centre(length: int, crop: float, rng: np.random.Generator) -> float:
     free = max(length - crop, 0.0)
     return float((length - 1) / 2 + rng.uniform(-0.5, 0.5) * free)
-
-
-def _fade(image: FloatArray, labels: Tensor, rng: np.random.Generator) -> FloatArray:
-    """(C, H, W) with the contrast of every object to the background's median made less by a factor
-    of its own, as where some took up less stain or lie out of focus.
-
-    The factors reach over the objects' edges and end softly there: a mask that is drawn a little
-    narrow must not leave a bright ring around what was faded.
-    """
-    background = image[:, (labels == 0).numpy()]
-    if not background.size:
-        return image
-    kept = np.exp(rng.uniform(np.log(_FAINTEST), 0, int(labels.max()) + 1)).astype(np.float32)
-    kept[0] = 1
-    factor = torch.from_numpy(kept)[labels][None, None]
-    widened = -F.max_pool2d(-factor, 5, 1, 2)
-    soft = F.avg_pool2d(widened, 5, 1, 2, count_include_pad=False)[0].numpy()
-    level = np.median(background, axis=1)[:, None, None]
-    faded: FloatArray = (level + (image - level) * soft).astype(np.float32)
-    return faded
 
 
 def _light(image: FloatArray, config: AugmentConfig, rng: np.random.Generator) -> FloatArray:

@@ -74,9 +74,6 @@ class AugmentConfig:
     """Share of the crops that are blurred a little."""
     invert: float = 0.1
     """Share of the crops with dark and bright exchanged."""
-    fade: float = 0.0
-    """Share of the crops in which each object loses contrast by a factor of its own; needs instance
-    labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +173,6 @@ class Recipe:
             raise ConfigError(f"labels {data.labels!r} give two classes, not more")
         if data.labels != "instances" and self.network.out_channels == 2:
             raise ConfigError("a border channel (out_channels 2) needs labels 'instances'")
-        if data.labels != "instances" and self.augment.fade:
-            raise ConfigError("fade needs labels 'instances'")
         self._check_crop()
 
     def _check_crop(self) -> None:

@@ -83,7 +83,6 @@ def test_every_value_is_a_flag_and_a_flag_wins(tmp_path):
         ("[optim]\nsteps = 1\n[augment]\ncrop = [100, 100]", "multiples of 16"),
         ("[optim]\nsteps = 1\n[augment]\ncrop = []", "needs mode 'resize'"),
         ("[optim]\nsteps = 1\n[network]\nout_channels = 2", "needs labels 'instances'"),
-        ("[optim]\nsteps = 1\n[augment]\nfade = 0.5", "fade needs labels 'instances'"),
         ("[optim]\nsteps = 1\n[data]\nlabels = 'classes'", "more than two names"),
         ("[optim]\nsteps = 1\n[data]\nvalidation_share = 1.5", "validation_share"),
         ("[optim\n", "is not TOML"),

@@ -279,28 +279,6 @@ def test_image_and_labels_move_together():
         assert ((pixels[:, :, 0] > 127) == (moved > 0)).mean() > 0.99
 
 
-@pytest.mark.parametrize("ground", [20, 230])
-def test_faded_objects_keep_a_share_of_their_contrast_each(ground):
-    labels = np.zeros((96, 96), np.int32)
-    for label in range(4):
-        labels[10:30, 24 * label + 2 : 24 * label + 20] = label + 1
-    image = np.full((96, 96, 3), ground, np.uint8)
-    image[labels > 0] = 120
-    config = AugmentConfig(
-        crop=(96, 96), zoom=(1, 1), rotate=0, flip=False, elastic=0, gain=0, offset=0, gamma=0,
-        colour=0, noise=0, blur=0, invert=0, fade=1,
-    )  # fmt: skip
-    pixels, kept = augment(image, labels, config, np.random.default_rng(0))
-    assert np.array_equal(kept, labels)
-    assert (pixels[40:] == ground).all()
-    inner = [int(pixels[20, 24 * label + 11, 0]) for label in range(4)]
-    shares = [(value - ground) / (120 - ground) for value in inner]
-    assert all(0.19 <= share <= 1 for share in shares)
-    assert len(set(inner)) == 4
-    with_none = augment(image, np.ones_like(labels), config, np.random.default_rng(0))[0]
-    assert np.array_equal(with_none, image)  # no background to fade towards
-
-
 def test_a_run_starts_from_a_narrower_checkpoint(data):
     assert run(data, "--steps", "4") == 0
     start = data / "run/drawn.safetensors"
