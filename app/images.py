@@ -1,6 +1,6 @@
 """Bytes <-> image: limits from the header first, then decoding; and PNG encoding.
 
-Knows Pillow and NumPy; no HTTP, no network, no model.
+Knows Pillow, NumPy and zlib-ng; no HTTP, no network, no model.
 """
 
 from __future__ import annotations

@@ -88,9 +88,10 @@ def render(
     """The encoded answer.
 
     Args:
-        stitched: (C, h, w) probabilities, of the size that the network saw; the first alone will do
-            where neither instances nor polygons are asked for.
-        mask: (H, W), and the confidence in it, made of them by `model.transforms.decide`.
+        stitched: (C, h, w) probabilities that are not restored yet; the first alone will do where
+            neither instances nor polygons are asked for.
+        mask: (H, W), made of them by `model.transforms.decide`.
+        confidence: in the mask, by the same.
         shown: the decoded image, where the output shows it.
         preprocess: of the model.
     """
@@ -99,7 +100,7 @@ def render(
         return restore(stitched, *mask.shape)
 
     def foreground() -> FloatArray:
-        first: FloatArray = probabilities()[0]
+        first: FloatArray = restore(stitched[:1], *mask.shape)[0]
         return first if preprocess.binary else 1 - first
 
     threshold = preprocess.threshold if options.threshold is None else options.threshold

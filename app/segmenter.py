@@ -207,7 +207,9 @@ class Segmenter:
         bounded: bool = True,
     ) -> Prediction:
         def finish(stitched: FloatArray, mask: ByteArray, *_: object) -> Prediction:
-            return Prediction(mask, restore(stitched, *mask.shape) if probabilities else None)
+            restored = restore(stitched, *mask.shape) if probabilities else None
+            clock.done("stitch")
+            return Prediction(mask, restored)
 
         return await self._compute(
             model,
@@ -333,5 +335,5 @@ class _Stages:
 
     def done(self, stage: str) -> None:
         now = time.perf_counter()
-        self.seconds[stage] = now - self._last
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now

@@ -38,8 +38,10 @@ PERCENTILES = (1.0, 99.8)
 _BLOCK = 1 << 20
 """Values of a 16-bit image that are looked at together."""
 
-_ROWS = 1 << 16
-"""Pixels of a mask that are decided together: with what they are made of, half a megabyte."""
+_VALUES, _COLUMNS = 1 << 16, 1 << 12
+"""Probabilities that are looked at together, and how many columns of them at most."""
+_WHOLE = 1 << 22
+"""Parts that an interpolated value is made of."""
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -185,52 +187,60 @@ def restore(stitched: FloatArray, height: int, width: int) -> FloatArray:
     if stitched.shape[1:] == (height, width):
         return stitched
     restored = np.empty((len(stitched), height, width), np.float32)
-    for top, rows in _restored(stitched, height, width):
-        restored[:, top : top + rows.shape[1]] = rows
+    for rows, columns, tile in _restored(stitched, height, width):
+        restored[:, rows, columns] = tile
     return restored
 
 
-def _restored(stitched: FloatArray, height: int, width: int) -> Iterator[tuple[int, FloatArray]]:
-    """(top, rows) for rows (C, n, width) of `restore`, from the first to the last: few enough that
-    what is made of them is made while they are in the processor's cache."""
-    count = max(1, _ROWS // width)
-    if stitched.shape[1:] == (height, width):
-        for top in range(0, height, count):
-            yield top, stitched[:, top : top + count]
-        return
-    wide = _blend(stitched, *_taps(stitched.shape[2], width), axis=2)
-    index, weights = _taps(stitched.shape[1], height)
-    for top in range(0, height, count):
-        rows = slice(top, top + count)
-        yield top, _blend(wide, index[:, rows], weights[:, rows, None], axis=1)
+def _restored(
+    stitched: FloatArray, height: int, width: int
+) -> Iterator[tuple[slice, slice, FloatArray]]:
+    """What `restore` returns in tiles, and their rows and columns: so small that what is made of a
+    tile is made while it is in the processor's cache."""
+    if height < stitched.shape[1]:  # the fewer rows first: a flat image may be very wide
+        stitched = _resized(stitched, 1, height, slice(0, height))
+    for columns in _parts(width, _COLUMNS):
+        wide = _resized(stitched, 2, width, columns)
+        for rows in _parts(height, max(1, _VALUES // (len(wide) * wide.shape[2]))):
+            yield rows, columns, _resized(wide, 1, height, rows)
 
 
-def _taps(source: int, target: int) -> tuple[npt.NDArray[np.intp], FloatArray]:
-    """Which of `source` pixels each of `target` is made of, and the share of each: (taps, target).
+def _parts(length: int, most: int) -> list[slice]:
+    return [slice(start, min(start + most, length)) for start in range(0, length, most)]
 
-    A triangle around each pixel's centre, as wide as a pixel is of the coarser of the two.
+
+def _resized(values: FloatArray, axis: int, length: int, part: slice) -> FloatArray:
+    """`part` of `values` (C, h, w) resized to `length` along the axis (1 or 2)."""
+    if values.shape[axis] == length:
+        return values[:, part] if axis == 1 else values[:, :, part]
+    index, shares = _taps(values.shape[axis], length, part)
+    if axis == 1:
+        shares = shares[:, :, None]
+    resized: FloatArray = values.take(index[0], axis) * shares[0]
+    for places, share in zip(index[1:], shares[1:], strict=True):
+        tap = values.take(places, axis)
+        tap *= share
+        resized += tap
+    return resized
+
+
+def _taps(source: int, target: int, part: slice) -> tuple[npt.NDArray[np.intp], FloatArray]:
+    """Which of `source` pixels each of `part` of the `target` pixels is made of, and the share of
+    each: (taps, pixels).
+
+    A triangle around the centre of each pixel that reaches as far as the next of the coarser ones.
+    Shares are multiples of 2^-22 with a sum of exactly 1, so that what is surely 1 stays 1.
     """
     scale = source / target
     reach = max(scale, 1.0)
-    centre = (np.arange(target) + 0.5) * scale
+    centre = (np.arange(part.start, part.stop) + 0.5) * scale
     first = np.floor(centre - reach + 0.5).astype(np.intp)
     index = first + np.arange(math.ceil(2 * reach))[:, None]
     shares = np.maximum(1 - np.abs(index + 0.5 - centre) / reach, 0)
     shares[(index < 0) | (index >= source)] = 0
-    shares /= shares.sum(axis=0)
-    return index.clip(0, source - 1), shares.astype(np.float32)
-
-
-def _blend(
-    values: FloatArray, index: npt.NDArray[np.intp], weights: FloatArray, axis: int
-) -> FloatArray:
-    """Sums of the values at `index` (taps, n) along the axis, times their weights."""
-    blended: FloatArray = values.take(index[0], axis) * weights[0]
-    for places, shares in zip(index[1:], weights[1:], strict=True):
-        tap = values.take(places, axis)
-        tap *= shares
-        blended += tap
-    return blended
+    whole = np.rint(shares * (_WHOLE / shares.sum(axis=0)))
+    whole[whole.argmax(axis=0), np.arange(whole.shape[1])] += _WHOLE - whole.sum(axis=0)
+    return index.clip(0, source - 1), (whole / _WHOLE).astype(np.float32)
 
 
 def decide(
@@ -249,11 +259,11 @@ def decide(
         stitched = stitched[:1]  # the borders between objects decide nothing here
     mask = np.empty((height, width), np.uint8)
     sure = 0.0
-    for top, rows in _restored(stitched, height, width):
-        count = rows.shape[1]
-        mask[top : top + count] = to_mask(rows, config, threshold)
-        sure += confidence(rows, config) * count
-    return mask, sure / height
+    for rows, columns, tile in _restored(stitched, height, width):
+        part = to_mask(tile, config, threshold)
+        mask[rows, columns] = part
+        sure += confidence(tile, config) * part.size
+    return mask, sure / mask.size
 
 
 def to_mask(

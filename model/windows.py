@@ -185,7 +185,7 @@ class WindowPlan:
             rows = _reflect(top, bottom, image.shape[0])
             columns = _reflect(left, right, image.shape[1])
             part = source[rows[:, None], columns]
-        if grey:  # channel by channel is five times as fast as pixel by pixel
+        if grey:  # channel by channel is four times as fast as pixel by pixel
             for channel in range(out.shape[2]):
                 out[:, :, channel] = part[:, :, 0]
         else:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,7 +95,10 @@ def test_resize_is_antialiased_and_back_again():
     assert restore(np.ones((2, 64, 48), np.float32), 640, 480).shape == (2, 640, 480)
 
 
-@pytest.mark.parametrize("size", [(640, 480), (65, 49), (40, 30), (40, 300), (1, 1), (64, 48)])
+@pytest.mark.parametrize(
+    "size",
+    [(640, 480), (65, 49), (40, 30), (40, 300), (1, 1), (64, 48), (1, 5000), (3, 9000), (9000, 2)],
+)
 def test_probabilities_come_back_as_pillow_resizes_them(size):
     field = np.random.default_rng(0).random((2, 64, 48), dtype=np.float32)
     restored = restore(field, *size)
@@ -111,6 +115,26 @@ def test_a_decision_is_that_of_the_restored_probabilities(size):
         mask, sure = decide(field, *size, config, 0.3)
         assert np.array_equal(mask, to_mask(restored, config, 0.3))
         assert sure == pytest.approx(confidence(restored, config), abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(30, 40), (33, 191), (10, 100), (63, 47), (100, 70), (7, 3000)])
+@pytest.mark.parametrize("sure", [0.0, 0.5, 1.0])
+def test_what_is_the_same_everywhere_stays_the_same(size, sure):
+    field = np.full((1, 64, 48), sure, np.float32)
+    assert (restore(field, *size) == sure).all()
+    mask, confidence = decide(field, *size, RANGE, sure)
+    assert (mask == 255).all()
+    assert confidence == max(sure, 1 - sure)
+
+
+@pytest.mark.parametrize("size", [(1, 1_000_000), (1_000_000, 1), (2, 500_000)])
+def test_flat_images_take_no_more_memory_than_others(size):
+    field = np.random.default_rng(0).random((1, 384, 256), dtype=np.float32)
+    tracemalloc.start()
+    decide(field, *size, RANGE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30_000_000  # of which the mask is one
 
 
 def test_resize_to_a_size_within_the_window():
