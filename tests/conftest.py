@@ -157,9 +157,12 @@ def post(server: Server) -> Post:
     return send
 
 
-def write_tiny(path: Path, seed: int = 0, base_features: int = 4, classes: int = 1) -> str:
-    """A small untrained checkpoint of 64×64 and 128×128 windows, with its golden pair and its
-    entry in the manifest; a service with it does hundreds of images a second. Returns its id."""
+def write_tiny(
+    path: Path, seed: int = 0, base_features: int = 4, classes: int = 1, resize: bool = False
+) -> str:
+    """A small untrained checkpoint of 64×64 and 128×128 windows (of 64×48 in mode "resize"), with
+    its golden pair and its entry in the manifest; a service with it does hundreds of images a
+    second. Returns its id."""
     from model.checkpoint import Checkpoint, parameter_shapes, record, save_checkpoint
     from model.config import PreprocessConfig, UNetConfig
     from model.predict import with_golden
@@ -176,9 +179,10 @@ def write_tiny(path: Path, seed: int = 0, base_features: int = 4, classes: int =
         "classes": tuple(["background", "cell", "debris"][:classes]),
         "palette": ((0, 0, 0), (255, 0, 0), (0, 255, 0))[:classes],
     }
-    preprocess = PreprocessConfig(
-        window=((64, 64), (128, 128)), overlap=32, **(several if classes > 1 else {})
-    )
+    cut = {"mode": "resize", "window": ((64, 48),), "overlap": 0} if resize else {
+        "window": ((64, 64), (128, 128)), "overlap": 32,
+    }  # fmt: skip
+    preprocess = PreprocessConfig(**cut, **(several if classes > 1 else {}))
     draft = Checkpoint(path.stem, architecture, preprocess, state)
     saved = save_checkpoint(path, with_golden(draft, nuclei(100, 100, seed)[0]))
     record(path)

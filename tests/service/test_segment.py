@@ -233,3 +233,36 @@ def test_request_id_is_the_clients_if_it_is_sane(post: Post) -> None:
     assert post(png, headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
     made = post(png, headers={"X-Request-ID": "a b\tc" * 50}).headers["x-request-id"]
     assert len(made) == 32
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_model_that_resizes_answers_at_the_size_of_the_image(
+    tmp_path: Path, classes: int
+) -> None:
+    """Its mask is cut from the probabilities that it sends; larger, smaller and flat images."""
+    write_tiny(tmp_path / "nuclei.safetensors", classes=classes, resize=True)
+    with serving(UNET_WEIGHTS_DIR=str(tmp_path), UNET_PRECISION="fp32") as server:
+
+        def ask(image: bytes, output: str) -> httpx.Response:
+            url = f"{server.url}/segment?output={output}"
+            answer = httpx.post(url, content=image, headers={"Content-Type": "image/png"})
+            assert answer.status_code == 200, answer.text
+            return answer
+
+        for size in ((150, 210), (40, 30), (1, 3000), (64, 48)):
+            image = nuclei(150, 3000, seed=5)[0][: size[0], : size[1]]
+            answer = ask(encode(image), "mask")
+            mask = decode(answer.content)
+            probability = decode(ask(encode(image), "probability").content) / 65535
+            opacity = decode(ask(encode(image), "cutout").content)[:, :, 3] / 255
+            assert mask.shape == probability.shape == size
+            assert np.abs(opacity - probability).max() < 0.003
+            if classes == 1:
+                away = np.abs(probability - 0.5) > 1e-4  # 16 bits round
+                assert ((mask > 0) == (probability > 0.5))[away].all()
+                sure = np.maximum(probability, 1 - probability).mean()
+                assert float(answer.headers["x-mask-confidence"]) == pytest.approx(sure, abs=1e-4)
+            else:
+                # foreground is 1 - p(background), the largest of three is at least a third
+                assert (probability[mask == 0] < 2 / 3 + 1e-4).all()
+                assert (probability[mask > 0] > 0.5 - 1e-4).all()
