@@ -38,8 +38,8 @@ PERCENTILES = (1.0, 99.8)
 _BLOCK = 1 << 20
 """Values of a 16-bit image that are looked at together."""
 
-_VALUES, _COLUMNS = 1 << 16, 1 << 12
-"""Probabilities that are looked at together, and how many columns of them at most."""
+_VALUES, _COLUMNS = 1 << 18, 1 << 12
+"""Probabilities that are looked at together, a megabyte, and how many columns of them at most."""
 _WHOLE = 1 << 22
 """Parts that an interpolated value is made of."""
 
@@ -216,7 +216,8 @@ def _resized(values: FloatArray, axis: int, length: int, part: slice) -> FloatAr
     index, shares = _taps(values.shape[axis], length, part)
     if axis == 1:
         shares = shares[:, :, None]
-    resized: FloatArray = values.take(index[0], axis) * shares[0]
+    resized: FloatArray = values.take(index[0], axis)
+    resized *= shares[0]
     for places, share in zip(index[1:], shares[1:], strict=True):
         tap = values.take(places, axis)
         tap *= share
