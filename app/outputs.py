@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from app import images
 from model.config import PreprocessConfig
-from model.transforms import restore
 
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
@@ -34,6 +33,11 @@ class Output(StrEnum):
     @property
     def shows_image(self) -> bool:
         return self in (Output.OVERLAY, Output.CUTOUT)
+
+    @property
+    def shows_probabilities(self) -> bool:
+        """They are needed at the size of the image."""
+        return self not in (Output.MASK, Output.OVERLAY)
 
     @property
     def tells_objects_apart(self) -> bool:
@@ -78,7 +82,7 @@ class Segmentation:
 
 
 def render(
-    stitched: FloatArray,
+    probabilities: FloatArray,
     mask: ByteArray,
     confidence: float,
     shown: npt.NDArray[Any] | None,
@@ -88,19 +92,16 @@ def render(
     """The encoded answer.
 
     Args:
-        stitched: (C, h, w) probabilities that are not restored yet; the first alone will do where
-            neither instances nor polygons are asked for.
+        probabilities: (C, H, W) of the upright image, where the output shows them. Of one class the
+            first alone will do where objects are not told apart.
         mask: (H, W), made of them by `model.transforms.decide`.
         confidence: in the mask, by the same.
         shown: the decoded image, where the output shows it.
         preprocess: of the model.
     """
 
-    def probabilities() -> FloatArray:
-        return restore(stitched, *mask.shape)
-
     def foreground() -> FloatArray:
-        first: FloatArray = restore(stitched[:1], *mask.shape)[0]
+        first: FloatArray = probabilities[0]
         return first if preprocess.binary else 1 - first
 
     threshold = preprocess.threshold if options.threshold is None else options.threshold
@@ -115,7 +116,7 @@ def render(
         case Output.INSTANCES:
             from model.instances import label_instances
 
-            labels = label_instances(probabilities(), threshold)
+            labels = label_instances(probabilities, threshold)
             objects = int(labels.max())
             png = images.encode_grey16(labels)
         case Output.OVERLAY:
@@ -125,7 +126,7 @@ def render(
             assert shown is not None
             png = images.encode_rgba(images.cutout(shown, foreground()))
         case Output.POLYGONS:
-            features = _outline(probabilities(), mask, preprocess, threshold)
+            features = _outline(probabilities, mask, preprocess, threshold)
             objects = len(features)
             polygons = json.dumps({"type": "FeatureCollection", "features": features})
     return Segmentation(

@@ -136,10 +136,10 @@ class Segmenter:
         clock = _Stages()
 
         def finish(
-            stitched: FloatArray, mask: ByteArray, confidence: float, shown: AnyArray | None
+            probabilities: FloatArray, mask: ByteArray, confidence: float, shown: AnyArray | None
         ) -> Segmentation:
             preprocess = model.checkpoint.preprocess
-            result = render(stitched, mask, confidence, shown, preprocess, options)
+            result = render(probabilities, mask, confidence, shown, preprocess, options)
             clock.done("encode")
             return dataclasses.replace(result, seconds=clock.seconds)
 
@@ -153,6 +153,7 @@ class Segmenter:
                 options.threshold,
                 deadline=deadline,
                 all_channels=options.output.tells_objects_apart,
+                restored=options.output.shows_probabilities,
                 shown=options.output.shows_image,
             ),
         )
@@ -206,10 +207,8 @@ class Segmenter:
         deadline: float = math.inf,
         bounded: bool = True,
     ) -> Prediction:
-        def finish(stitched: FloatArray, mask: ByteArray, *_: object) -> Prediction:
-            restored = restore(stitched, *mask.shape) if probabilities else None
-            clock.done("stitch")
-            return Prediction(mask, restored)
+        def finish(computed: FloatArray, mask: ByteArray, *_: object) -> Prediction:
+            return Prediction(mask, computed if probabilities else None)
 
         return await self._compute(
             model,
@@ -219,6 +218,7 @@ class Segmenter:
             threshold,
             deadline=deadline,
             all_channels=probabilities,
+            restored=probabilities,
             bounded=bounded,
         )
 
@@ -232,11 +232,15 @@ class Segmenter:
         *,
         deadline: float,
         all_channels: bool,
+        restored: bool,
         shown: bool = False,
         bounded: bool = True,
     ) -> T:
-        """From the image to what `finish` makes of its stitched probabilities, its mask, the
-        confidence in that and (if they are to be shown) its pixels, while it still counts as held.
+        """From the image to what `finish` makes of its probabilities, its mask, the confidence in
+        that and (if `shown`) its pixels, while it still counts as held.
+
+        Args:
+            restored: whether the probabilities are wanted at the size of the image.
         """
         preprocess = model.checkpoint.preprocess
         if isinstance(image, bytes):
@@ -273,6 +277,8 @@ class Segmenter:
                 clock.seconds["queue"] = ticket.queue_seconds
                 clock.seconds["infer"] = ticket.infer_seconds
                 clock.restart()
+                if restored:  # then the mask, too, is made of what is restored once
+                    stitched = restore(stitched, *size)
                 mask, confidence = decide(stitched, *size, preprocess, threshold)
                 clock.done("stitch")
                 return finish(stitched, mask, confidence, kept)
@@ -335,5 +341,5 @@ class _Stages:
 
     def done(self, stage: str) -> None:
         now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self.seconds[stage] = now - self._last
         self._last = now
