@@ -147,8 +147,8 @@ def _pillow(image: ByteArray) -> Image.Image:
 
 def _blocks(image: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     """A few rows at a time, so that what is made of them is never as large as the image."""
-    height = max(1, _BLOCK // (image.shape[1] * image.shape[2]))
-    return [image[top : top + height] for top in range(0, image.shape[0], height)]
+    most = max(1, _BLOCK // (image.shape[1] * image.shape[2]))
+    return [image[rows] for rows in _parts(image.shape[0], most)]
 
 
 def _resize_bytes(
