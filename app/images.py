@@ -232,6 +232,7 @@ def _png(image: npt.NDArray[Any], colour: int, *chunks: tuple[bytes, bytes]) -> 
 
     Pillow tries every filter on every line, which is most of what it takes. Here each line is
     stored as its difference to the one above: zeros wherever a mask does not change.
+    zlib-ng deflates them in a fifth of zlib's time (docs/decisions/0020-png-by-zlib-ng.md).
 
     Args:
         chunks: kind and data of what stands in front of the pixels.

@@ -179,10 +179,9 @@ def write_tiny(
         "classes": tuple(["background", "cell", "debris"][:classes]),
         "palette": ((0, 0, 0), (255, 0, 0), (0, 255, 0))[:classes],
     }
-    cut = {"mode": "resize", "window": ((64, 48),), "overlap": 0} if resize else {
-        "window": ((64, 64), (128, 128)), "overlap": 32,
-    }  # fmt: skip
-    preprocess = PreprocessConfig(**cut, **(several if classes > 1 else {}))
+    whole = {"mode": "resize", "window": ((64, 48),), "overlap": 0}
+    cut = {"window": ((64, 64), (128, 128)), "overlap": 32}
+    preprocess = PreprocessConfig(**(whole if resize else cut), **(several if classes > 1 else {}))
     draft = Checkpoint(path.stem, architecture, preprocess, state)
     saved = save_checkpoint(path, with_golden(draft, nuclei(100, 100, seed)[0]))
     record(path)

@@ -230,9 +230,8 @@ def test_one_slow_moment_does_not_turn_everybody_away_for_ever() -> None:
                     await asyncio.sleep(0.02)  # to decode it; less is left when its turn comes
                     await ticket.submit(["quick"])[0]
                 break
-        assert batcher.estimates.seconds() == pytest.approx(
-            0.8, abs=0.1
-        )  # a measurement is trusted again
+        # a measurement is trusted again
+        assert batcher.estimates.seconds() == pytest.approx(0.8, abs=0.1)
 
     with_batcher(body, device, log=log)
     assert device.batches[-1] == ("k", ["quick"])
