@@ -74,6 +74,9 @@ class AugmentConfig:
     """Share of the crops that are blurred a little."""
     invert: float = 0.1
     """Share of the crops with dark and bright exchanged."""
+    exact: float = 0.0
+    """Share of the crops that keep their pixels, turned by quarters and mirrored: the others are
+    interpolated, which makes them softer than the images a model will see."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +177,7 @@ class Recipe:
         if data.labels != "instances" and self.network.out_channels == 2:
             raise ConfigError("a border channel (out_channels 2) needs labels 'instances'")
         self._check_crop()
+        self._check_variations()
 
     def _check_crop(self) -> None:
         crop, margin = self.augment.crop, self.network.margin
@@ -189,6 +193,15 @@ class Recipe:
                 f"crop must be [height, width], multiples of {DIVISOR}"
                 f"{' plus 12' if margin else ''}, not {list(crop)}"
             )
+
+    def _check_variations(self) -> None:
+        for name in ("blur", "invert", "exact"):
+            share = getattr(self.augment, name)
+            if not 0 <= share <= 1:
+                raise ConfigError(f"{name} is a share of the crops, 0..1, not {share}")
+        zoom = self.augment.zoom
+        if len(zoom) != 2 or not 0 < zoom[0] <= zoom[1]:
+            raise ConfigError(f"zoom must be [least, most], both above 0, not {list(zoom)}")
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -82,6 +82,8 @@ def test_every_value_is_a_flag_and_a_flag_wins(tmp_path):
         ("[optim]\nsteps = 1\nbatch = 0", "must be above 0"),
         ("[optim]\nsteps = 1\n[augment]\ncrop = [100, 100]", "multiples of 16"),
         ("[optim]\nsteps = 1\n[augment]\ncrop = []", "needs mode 'resize'"),
+        ("[optim]\nsteps = 1\n[augment]\nexact = 50", "exact is a share of the crops, 0..1"),
+        ("[optim]\nsteps = 1\n[augment]\nzoom = [0, 2]", "zoom must be .least, most."),
         ("[optim]\nsteps = 1\n[network]\nout_channels = 2", "needs labels 'instances'"),
         ("[optim]\nsteps = 1\n[data]\nlabels = 'classes'", "more than two names"),
         ("[optim]\nsteps = 1\n[data]\nvalidation_share = 1.5", "validation_share"),

@@ -279,6 +279,24 @@ def test_image_and_labels_move_together():
         assert ((pixels[:, :, 0] > 127) == (moved > 0)).mean() > 0.99
 
 
+@pytest.mark.parametrize("crop", [(40, 24), (200, 96)], ids=["inside", "higher than the image"])
+def test_exact_crops_keep_their_pixels(crop):
+    """Every pixel of the image has a value of its own, so that its neighbours tell how it lies."""
+    values = np.arange(100 * 120).reshape(100, 120)
+    image = np.stack([values % 256, values // 256, np.zeros_like(values)], 2).astype(np.uint8)
+    still = dict.fromkeys(("gain", "offset", "gamma", "colour", "noise", "blur", "invert"), 0.0)
+    config = AugmentConfig(crop=crop, exact=1, **still)
+    found = set()
+    for seed in range(60):
+        pixels, moved = augment(image, values, config, np.random.default_rng(seed))
+        assert moved.shape == crop
+        assert np.array_equal(pixels[:, :, 0] + 256 * pixels[:, :, 1].astype(int), moved)
+        right, down = moved[10, 11] - moved[10, 10], moved[11, 10] - moved[10, 10]
+        found.add((int(right), int(down)))
+    ways = {(a * x, b * y) for x, y in ((1, 120), (120, 1)) for a in (1, -1) for b in (1, -1)}
+    assert found == ways  # four turns, mirrored or not
+
+
 def test_a_run_starts_from_a_narrower_checkpoint(data):
     assert run(data, "--steps", "4") == 0
     start = data / "run/drawn.safetensors"
