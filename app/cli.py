@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for verb, (module, text) in COMMANDS.items():
         command = commands.add_parser(verb, help=text, description=text)
         if verb == chosen:
-            importlib.import_module(module).add_arguments(command)
+            try:
+                importlib.import_module(module).add_arguments(command)
+            except ModuleNotFoundError as error:  # the image for CPUs has no torch
+                parser.error(f"{verb} needs {error.name}, which is not installed here")
     args = parser.parse_args(arguments)
     try:
         return int(importlib.import_module(COMMANDS[args.command][0]).main(args))

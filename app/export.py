@@ -101,7 +101,7 @@ def calibrate(
         images=len(ious),
         iou=round(float(np.mean(ious)), 5),
         dice_loss=round(float(np.mean(losses)), 5),
-        golden_iou=round(Overlap.of(golden > 0, checkpoint.golden.mask > 0).iou, 5),
+        golden_iou=round(Overlap.of_classes(golden, checkpoint.golden.mask).iou, 5),
     )
 
 

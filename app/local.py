@@ -41,7 +41,8 @@ def main(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="unet: %(message)s")
     names = ("model", "weights_dir", "device", "engine", "precision", "threads")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    sources = _sources(args.images)
+    suffix = ".geojson" if args.output == Output.POLYGONS else ".png"
+    sources = _sources(args.images, args.out, suffix)
     service = Service(load_settings(**given))
     failures = asyncio.run(_segment_all(service, sources, args))
     for path, reason in failures:
@@ -50,14 +51,14 @@ def main(args: argparse.Namespace) -> int:
 
 
 async def _segment_all(
-    service: Service, sources: dict[str, Path], args: argparse.Namespace
+    service: Service, sources: dict[Path, Path], args: argparse.Namespace
 ) -> list[tuple[Path, str]]:
     await service.start_alone()
     failures: list[tuple[Path, str]] = []
     slots = asyncio.Semaphore(_IN_HAND)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    async def one(name: str, path: Path) -> None:
+    async def one(target: Path, path: Path) -> None:
         async with slots:
             try:
                 with service.registry.lease(None) as model:
@@ -67,43 +68,57 @@ async def _segment_all(
             except (ServiceError, OSError) as error:
                 failures.append((path, str(error)))
             else:
-                if result.polygons is None:
-                    path, content = args.out / f"{name}.png", result.png
-                else:
-                    path, content = args.out / f"{name}.geojson", result.polygons.encode()
-                await asyncio.to_thread(write_atomically, path, content)
+                content = result.png if result.polygons is None else result.polygons.encode()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                await asyncio.to_thread(write_atomically, target, content)
             bar.update()
 
     try:
         with tqdm(total=len(sources), unit="image", disable=not sys.stderr.isatty()) as bar:
-            await asyncio.gather(*(one(name, path) for name, path in sources.items()))
+            await asyncio.gather(*(one(target, path) for target, path in sources.items()))
     finally:
         await service.stop()
     return failures
 
 
-def _sources(paths: list[Path]) -> dict[str, Path]:
-    """Name of the mask -> image.
+def _sources(paths: list[Path], out: Path, suffix: str) -> dict[Path, Path]:
+    """Mask -> image. The masks of a folder lie in `out` as its images lie in it.
 
     Raises:
-        ValueError: nothing there, or two images whose masks would have the same name.
+        ValueError: nothing there, two images whose masks would have the same name, or a mask that
+            would take the place of an image.
     """
-    files = [
-        file
-        for path in paths
-        for file in (
-            sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-            if path.is_dir()
-            else [path]
-        )
-    ]
-    sources: dict[str, Path] = {}
-    for file in files:
-        if (other := sources.setdefault(file.stem, file)) != file:
-            raise ValueError(f"{other} and {file} would both become {file.stem}.png")
+    sources: dict[Path, Path] = {}
+    for path in paths:
+        for name, file in _images(path, out):
+            target = out / name.with_suffix(suffix)
+            if (other := sources.setdefault(target, file)) != file:
+                raise ValueError(f"{other} and {file} would both become {target}")
     if not sources:
         raise ValueError(f"no images in {', '.join(map(str, paths))}")
+    images = {file.resolve() for file in sources.values()}
+    for target, file in sources.items():
+        if target.resolve() in images:
+            raise ValueError(f"the mask of {file} would replace the image {target}; give an --out")
     return sources
+
+
+def _images(path: Path, out: Path) -> list[tuple[Path, Path]]:
+    """(name under `path`, file): the file itself, or the images of a folder and of those in it.
+
+    Not what is hidden, and not what lies in `out`, where masks of an earlier run may be.
+    """
+    if not path.is_dir():
+        return [(Path(path.name), path)]
+    names = [file.relative_to(path) for file in sorted(path.rglob("*"))]
+    inner = out.resolve() != path.resolve()
+    return [
+        (name, path / name)
+        for name in names
+        if name.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in name.parts)
+        and not (inner and (path / name).resolve().is_relative_to(out.resolve()))
+    ]
 
 
 def _fraction(text: str) -> float:

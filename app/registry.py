@@ -24,7 +24,7 @@ from app.errors import Unavailable, UnknownModel
 from app.metrics import Metrics
 from app.threads import CallThread
 from model.checkpoint import MANIFEST, SUFFIX, Checkpoint, load_checkpoint
-from model.config import GOLDEN_IOU
+from model.config import GOLDEN_IOU, check_name
 from model.metrics import Overlap
 from model.windows import WindowPlan, plan_windows
 
@@ -210,6 +210,7 @@ class Registry:
     async def _load(self, entry: Entry) -> None:
         # Before reading: a file that changes meanwhile has another stamp, and is read again.
         entry.stamp = _stamp(entry.path)
+        check_name(entry.path.stem)
         checkpoint = await self._thread.call(load_checkpoint, entry.path)
         if entry.served is not None and entry.served.checkpoint.sha256 == checkpoint.sha256:
             entry.error = None
@@ -219,7 +220,7 @@ class Registry:
         try:
             await self._thread.call(self._build, checkpoint, served)
             mask = await self._prove(served)
-            served.golden_iou = Overlap.of(mask > 0, checkpoint.golden.mask > 0).iou
+            served.golden_iou = Overlap.of_classes(mask, checkpoint.golden.mask).iou
             if served.golden_iou < GOLDEN_IOU:
                 raise ModelRejected(
                     f"{entry.path} does not reproduce its golden mask: IoU "

@@ -84,10 +84,16 @@ class Segmenter:
     def check(model: ServedModel, options: Options) -> None:
         """
         Raises:
-            InvalidRequest: the model has no such output.
+            InvalidRequest: the model has no such output, or no threshold.
         """
-        if options.output is Output.INSTANCES and not model.checkpoint.preprocess.binary:
+        if model.checkpoint.preprocess.binary:
+            return
+        if options.output is Output.INSTANCES:
             raise InvalidRequest("output=instances needs a model of one class; this one has more")
+        if options.threshold is not None:
+            raise InvalidRequest(
+                "threshold needs a model of one class; this one has more, and takes the likeliest"
+            )
 
     def check_room(self, model: ServedModel, deadline: float) -> None:
         """Most refusals need not wait for the image: what has no room for the smallest has none.

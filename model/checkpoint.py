@@ -36,6 +36,7 @@ from model.config import (
     ConfigError,
     PreprocessConfig,
     UNetConfig,
+    check_name,
     check_together,
 )
 
@@ -102,10 +103,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Checkpoint:
         The checkpoint with its sha256 and its name as saved.
 
     Raises:
-        ConfigError: architecture and preprocessing contradict each other.
+        ConfigError: architecture and preprocessing contradict each other, or the file's name is
+            none for a model.
         CheckpointError: the tensors are not those of the architecture, or there is no golden pair.
         OSError: the file cannot be written; what was there before is intact.
     """
+    check_name(path.stem)
     check_together(checkpoint.architecture, checkpoint.preprocess)
     tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.state.items()}
     _check_tensors(path, tensors, checkpoint.architecture)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import string
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -26,8 +27,24 @@ GOLDEN_IOU = 0.98
 """The least overlap with its golden mask that a model must show before it is served."""
 
 
+_NAME = frozenset(string.ascii_letters + string.digits + " ()+-._")
+
+
 class ConfigError(ValueError):
     """A value in a checkpoint's header or a configuration is wrong; the message names it."""
+
+
+def check_name(name: str) -> None:
+    """
+    Raises:
+        ConfigError: no name for a model: it is a file's name, and goes into headers of HTTP, which
+            are ASCII (RFC 9110, section 5.5).
+    """
+    if not name or name.strip(" .") != name or not _NAME.issuperset(name):
+        raise ConfigError(
+            f"{name!r} is no name for a model: letters a to z, digits, spaces within and any of "
+            "()+-._ make one"
+        )
 
 
 def _from_json(cls: type[Any], values: Mapping[str, Any]) -> Any:
@@ -143,6 +160,8 @@ class PreprocessConfig:
             raise ConfigError(f"threshold must lie in 0..1, not {self.threshold}")
         if len(self.classes) < 2 or len(self.palette) != len(self.classes):
             raise ConfigError("classes need the background, one more, and a palette colour each")
+        if len(self.classes) > 256:
+            raise ConfigError(f"a mask has 8 bits, 256 classes at most, not {len(self.classes)}")
 
     @property
     def resized(self) -> Shape:

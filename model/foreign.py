@@ -8,6 +8,8 @@ Read with `weights_only=True`, so that nothing in the file is executed. Two sour
   concatenates the skip first, which is a permutation of input channels; and its two-class softmax
   is a sigmoid of the difference. So the mapping is exact. `bilinear=True` has no counterpart here
   and is refused.
+
+Weights keep their 32 bits unless 16 hold the same, so that the logits are the same.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ from model.checkpoint import (
     SUFFIX,
     Checkpoint,
     CheckpointError,
+    git_revision,
     parameter_shapes,
     record,
     save_checkpoint,
 )
-from model.config import ConfigError, PreprocessConfig, UNetConfig
+from model.config import ConfigError, PreprocessConfig, UNetConfig, check_name
 from model.data import read_image
 from model.predict import with_golden
 
@@ -76,6 +79,9 @@ def read_state(path: Path) -> State:
     }
     if not state:
         raise CheckpointError(f"{path} holds no tensors")
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name} has values that are not finite")
     return state
 
 
@@ -117,6 +123,17 @@ def describe(state: State) -> UNetConfig:
     return config
 
 
+def softmax_as_sigmoid(state: State) -> State:
+    """Two outputs, background and foreground under a softmax, as one under a sigmoid: the softmax
+    of two logits is the sigmoid of their difference."""
+    weight, bias = state["final_conv.weight"], state["final_conv.bias"]
+    return {
+        **state,
+        "final_conv.weight": weight[1:] - weight[:1],
+        "final_conv.bias": bias[1:] - bias[:1],
+    }
+
+
 def _from_milesial(state: State) -> State:
     if not any(name.startswith("up1.up.") for name in state):
         raise CheckpointError(
@@ -136,11 +153,9 @@ def _from_milesial(state: State) -> State:
         first = ours[f"up_conv.{level}.first.weight"]
         skip, upsampled = first.chunk(2, dim=1)
         ours[f"up_conv.{level}.first.weight"] = torch.cat([upsampled, skip], dim=1)
-    weight, bias = _get(state, "outc.conv.weight"), _get(state, "outc.conv.bias")
-    if len(weight) == 2:  # softmax over (background, foreground) = sigmoid of the difference
-        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-    ours["final_conv.weight"], ours["final_conv.bias"] = weight, bias
-    return ours
+    for kind in ("weight", "bias"):
+        ours[f"final_conv.{kind}"] = _get(state, f"outc.conv.{kind}")
+    return softmax_as_sigmoid(ours) if len(ours["final_conv.bias"]) == 2 else ours
 
 
 def _fold(state: State, theirs: str, ours: State, name: str) -> None:
@@ -187,6 +202,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="the background may be omitted (from the file)",
     )
+    parser.add_argument(
+        "--two-outputs",
+        choices=("softmax", "border"),
+        help="what two outputs are: background and foreground under a softmax, or foreground and "
+        "the border between touching objects, a sigmoid each; the file does not say",
+    )
     parser.add_argument("--mode", choices=("native", "resize"), default="native")
     parser.add_argument(
         "--window", nargs="+", metavar="HxW", help="shapes; 'resize' takes one (the defaults)"
@@ -197,12 +218,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--golden", type=Path, help="image for the golden pair (a drawn one)")
     parser.add_argument("--licence", default="unknown", help="of the weights")
     parser.add_argument("--data", default="unknown", help="what they were trained on")
+    parser.add_argument(
+        "--half", action="store_true", help="round the weights to 16 bits: half the size"
+    )
     parser.add_argument("--force", action="store_true", help="replace a checkpoint of that name")
 
 
 def main(args: argparse.Namespace) -> int:
     state = to_ours(read_state(args.foreign))
     found = describe(state)
+    if found.out_channels == 2:
+        if args.two_outputs is None:
+            raise ConfigError(
+                f"{args.foreign} has two outputs: background and foreground (--two-outputs "
+                "softmax), or foreground and the border between objects (--two-outputs border)?"
+            )
+        if args.two_outputs == "softmax":
+            state = softmax_as_sigmoid(state)
+            found = describe(state)
     if args.base_features not in (None, found.base_features):
         raise ConfigError(
             f"--base-features {args.base_features}: the file has {found.base_features}"
@@ -213,16 +246,18 @@ def main(args: argparse.Namespace) -> int:
     folder, name = args.out, args.name or args.foreign.stem
     if args.out.suffix == SUFFIX:
         folder, name = args.out.parent, args.name or args.out.stem
+    check_name(name)
     checkpoint = Checkpoint(
         name,
         architecture,
         _preprocess(args, architecture),
-        {name: tensor.half().numpy() for name, tensor in state.items()},
+        _stored(state, args.half),
         card={
             "metrics": {},
             "data": args.data,
             "licence": args.licence,
             "imported_from": args.foreign.name,
+            "revision": git_revision(),
         },
     )
     path: Path = folder / f"{name}{SUFFIX}"
@@ -234,6 +269,18 @@ def main(args: argparse.Namespace) -> int:
     record(path)
     print(f"{path}: {saved.id}, serve it with: unet serve --model {saved.name}")
     return 0
+
+
+def _stored(state: State, half: bool) -> dict[str, npt.NDArray[Any]]:
+    """In 16 bits where these hold the weights as they are, or if `half` asks to round them."""
+    rounded = {name: tensor.half() for name, tensor in state.items()}
+    if half:
+        for name, tensor in rounded.items():
+            if not tensor.isfinite().all():
+                raise ConfigError(f"--half: {name} has values that 16 bits cannot hold")
+    elif any((tensor.float() != state[name]).any() for name, tensor in rounded.items()):
+        rounded = state
+    return {name: tensor.numpy() for name, tensor in rounded.items()}
 
 
 def _preprocess(args: argparse.Namespace, architecture: UNetConfig) -> PreprocessConfig:

@@ -28,6 +28,13 @@ class Overlap:
             raise ValueError(f"a mask of {predicted.shape} against a truth of {true.shape}")
         return cls(int((predicted & true).sum()), int(predicted.sum()), int(true.sum()))
 
+    @classmethod
+    def of_classes(cls, predicted: LabelArray, true: LabelArray) -> Overlap:
+        """Of index masks, 0 the background: a pixel is shared where both say the same class."""
+        found, there = predicted > 0, true > 0
+        shared = int((there & (predicted == true)).sum())
+        return cls(shared, int(found.sum()), int(there.sum()))
+
     def __add__(self, other: Overlap) -> Overlap:
         return Overlap(
             self.shared + other.shared, self.predicted + other.predicted, self.true + other.true

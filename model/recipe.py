@@ -15,7 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from model.config import DIVISOR, ConfigError, PreprocessConfig, UNetConfig, check_together
+from model.config import (
+    DIVISOR,
+    ConfigError,
+    PreprocessConfig,
+    UNetConfig,
+    check_name,
+    check_together,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +161,7 @@ class Recipe:
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         check_together(self.network, self.preprocess)
         data, optim = self.data, self.optim
         _one_of("kind", data.kind, "paired", "carvana")

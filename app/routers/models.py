@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -68,7 +69,7 @@ def _describe(name: str, entry: Entry, service: Service) -> dict[str, Any]:
         "metrics": checkpoint.card.get("metrics", {}),
         "data": checkpoint.card.get("data"),
         "licence": checkpoint.card.get("licence"),
-        "revision": checkpoint.card.get("revision"),
+        "revision": _revision(checkpoint.card),
         "engine": choice.backend,
         "device": ",".join(choice.device for choice in served.choices),
         "precision": choice.precision,
@@ -76,3 +77,9 @@ def _describe(name: str, entry: Entry, service: Service) -> dict[str, Any]:
         "chosen_because": choice.reason,
         "golden_iou": served.golden_iou,
     }
+
+
+def _revision(card: Mapping[str, Any]) -> str | None:
+    """Of the source that wrote the checkpoint: of its import, or of its training."""
+    revision: str | None = card.get("revision") or card.get("training", {}).get("revision")
+    return revision

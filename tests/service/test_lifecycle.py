@@ -47,6 +47,7 @@ def test_models_tell_what_is_served(server: Server) -> None:
     assert default["id"].endswith(default["sha256"][:12])
     assert "auto" not in (default["device"], default["engine"], default["precision"])
     assert default["metrics"]["dice"] > 0.8
+    assert len(default["revision"].rstrip("+")) == 12
 
 
 def test_documentation_lists_the_route(server: Server) -> None:
@@ -233,6 +234,38 @@ def test_command_line_segments_a_folder(tmp_path: Path) -> None:
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["0.png", "1.png", "2.png", "other.png"]
     assert (tmp_path / "out/0.png").read_bytes() == (tmp_path / "out/other.png").read_bytes()
+
+
+def test_command_line_mirrors_folders_and_never_replaces_an_image(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for name in ("a.png", "b/a.png", ".cache/c.png"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(encode(nuclei(80, 90, len(name))[0]))
+    before = (source / "a.png").read_bytes()
+    for out in (source, source / "b"):  # the second: b/a.png is no image then, but where a.png goes
+        result = run("segment", str(source), str(source / "b"), "-o", str(out))
+        assert result.returncode == 2
+        assert "would replace the image" in result.stderr or "would both become" in result.stderr
+    assert (source / "a.png").read_bytes() == before
+    masks = source / "masks"
+    for _ in range(2):  # the masks of the first are no images of the second
+        assert run("segment", str(source), "-o", str(masks)).returncode == 0
+        written = sorted(str(path.relative_to(masks)) for path in masks.rglob("*.png"))
+        assert written == ["a.png", "b/a.png"]
+
+
+@pytest.mark.parametrize("command", [("import", "--help"), ("train", "x.toml"), ("evaluate", "x")])
+def test_a_command_that_needs_torch_says_so_without_it(command: tuple[str, ...]) -> None:
+    hidden = f"import sys; sys.modules['torch'] = None; sys.argv[1:] = {command!r}; "
+    result = subprocess.run(
+        [sys.executable, "-c", hidden + "from app.cli import main; sys.exit(main())"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert f"{command[0]} needs torch, which is not installed" in line
 
 
 def test_commands_explain_mistakes_in_one_line() -> None:

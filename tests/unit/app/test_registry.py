@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from app.errors import InvalidRequest
 from app.outputs import Options
 from app.service import Service
 from app.settings import Settings
+from model.checkpoint import Golden, load_checkpoint, save_checkpoint
 from tests.conftest import encode, nuclei, write_tiny
 
 IMAGE = encode(nuclei(60, 60)[0])
@@ -227,5 +231,53 @@ def test_a_new_model_is_proven_while_the_queue_is_full(
         assert service.registry.entries["nuclei"].served is not held
         for ticket in tickets:
             ticket.__exit__()
+
+    with_service(tmp_path, scene)
+
+
+def test_a_model_that_mistakes_its_classes_is_never_served(tmp_path: Path) -> None:
+    """All that is not background is found, as something else."""
+    path = tmp_path / "nuclei.safetensors"
+    write_tiny(path, classes=3)
+    good = load_checkpoint(path)
+    image, mask = good.golden.image, good.golden.mask
+    assert mask.any()
+    swapped = np.array([0, 2, 1], np.uint8)[mask]
+
+    async def scene(service: Service) -> None:
+        await service.registry.load_others()
+        entries = service.registry.entries
+        assert entries["good"].error is None
+        assert "does not reproduce its golden mask" in str(entries["bad"].error)
+
+    save_checkpoint(tmp_path / "good.safetensors", good)
+    wrong = dataclasses.replace(good, golden=Golden(image, swapped))
+    save_checkpoint(tmp_path / "bad.safetensors", wrong)
+    with_service(tmp_path, scene)
+
+
+def test_a_name_that_no_header_can_carry_is_not_taken_in(
+    versions: list[Path], tmp_path: Path
+) -> None:
+    put(versions[0], tmp_path)
+    shutil.copy(tmp_path / "nuclei.safetensors", tmp_path / "клетка.safetensors")
+
+    async def scene(service: Service) -> None:
+        await service.registry.load_others()
+        assert "is no name for a model" in str(service.registry.entries["клетка"].error)
+
+    with_service(tmp_path, scene)
+
+
+def test_several_classes_have_no_threshold(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "nuclei.safetensors", classes=3)
+
+    async def scene(service: Service) -> None:
+        await service.registry.load_default()
+        with (
+            service.registry.lease(None) as model,
+            pytest.raises(InvalidRequest, match="takes the likeliest"),
+        ):
+            await service.segmenter.segment(model, IMAGE, Options(threshold=0.9), 0)
 
     with_service(tmp_path, scene)

@@ -134,8 +134,9 @@ def test_import_gives_a_checkpoint_that_proves_itself(annotated, tmp_path, wrap,
     assert loaded.architecture == network.config
     assert loaded.preprocess.classes == ("background", "cell")
     assert loaded.golden.image.shape == (256, 256, 3)
-    half = network.final_conv.weight.detach().half().numpy()
-    assert np.array_equal(loaded.state["final_conv.weight"], half)
+    for name, tensor in network.state_dict().items():
+        assert np.array_equal(loaded.state[name], tensor.numpy()), name
+    assert loaded.card["revision"]
     assert "unet serve --model mine" in capsys.readouterr().out
     assert cli.main(arguments) == 2
     assert "--force" in capsys.readouterr().err
@@ -147,6 +148,55 @@ def test_import_into_a_file_with_names_as_people_write_them(annotated, tmp_path,
     out = tmp_path / "new" / "theirs.safetensors"
     assert cli.main(["import", str(path), "--out", str(out), "--classes", *names]) == 0
     assert load_checkpoint(out).preprocess.classes == ("background", "cell")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_are_rounded_only_where_nothing_is_lost_or_on_request(annotated, tmp_path, half):
+    network, path = annotated
+    out = tmp_path / "theirs.safetensors"
+    assert cli.main(["import", str(path), "--out", str(out), *["--half"][: int(half)]]) == 0
+    assert {array.dtype for array in load_checkpoint(out).state.values()} == {
+        np.dtype("float16" if half else "float32")
+    }
+    torch.save(network.half().state_dict(), path)
+    assert cli.main(["import", str(path), "--out", str(out), "--force"]) == 0
+    assert {a.dtype for a in load_checkpoint(out).state.values()} == {np.dtype("float16")}
+
+
+@pytest.mark.parametrize(("value", "says"), [(7e4, "16 bits cannot hold"), (np.nan, "not finite")])
+def test_weights_that_are_not_finite_are_refused(annotated, tmp_path, value, says, capsys):
+    network, path = annotated
+    with torch.no_grad():
+        network.final_conv.bias.fill_(value)
+    torch.save(network.state_dict(), path)
+    assert cli.main(["import", str(path), "--out", str(tmp_path / "out"), "--half"]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_outputs_are_what_is_said_of_them(tmp_path, capsys):
+    """Class 1 everywhere, by a softmax: the whole mask, and none of it if channel 0 were read."""
+    network = UNet(3, 2, base_features=4)
+    with torch.no_grad():
+        network.final_conv.weight.zero_()
+        network.final_conv.bias.copy_(torch.tensor([-5.0, 5.0]))
+    torch.save(network.state_dict(), tmp_path / "two.pth")
+    command = ["import", str(tmp_path / "two.pth"), "--out", str(tmp_path), "--force"]
+    assert cli.main(command) == 2
+    assert "--two-outputs softmax" in capsys.readouterr().err
+    for kind, outputs, mask in (("softmax", 1, 255), ("border", 2, 0)):
+        assert cli.main([*command, "--two-outputs", kind, "--classes", "ground", "cell"]) == 0
+        loaded = load_checkpoint(tmp_path / "two.safetensors")
+        assert loaded.architecture.out_channels == outputs
+        assert loaded.golden.mask.min() == loaded.golden.mask.max() == mask
+
+
+@pytest.mark.parametrize("name", ["клетка", "a/b", ".hidden", "new\nline", " "])
+def test_a_name_that_no_header_can_carry_is_refused(annotated, tmp_path, name, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["import", str(annotated[1]), "--name", name, "--out", str(out)]) == 2
+    assert "is no name for a model" in capsys.readouterr().err
+    assert not out.exists()
 
 
 class Evil:
