@@ -136,7 +136,7 @@ class Cors(CORSMiddleware):
 
 
 class OwnUp:
-    """Answers 500 for an error of ours.
+    """Answers 500 for an error of ours, and 503 where the server ends before the answer is there.
 
     Inside whatever gives headers to answers, so that this one has them too: without those of CORS,
     another page's script would be told of a broken network, and not of the problem.
@@ -157,6 +157,13 @@ class OwnUp:
             await self.app(scope, receive, sent)
         except ClientDisconnect:
             pass  # there is nobody to answer
+        except asyncio.CancelledError:  # of a request: by the server alone, which waits no longer
+            if scope["type"] != "http":
+                raise
+            if not begun:
+                text = "the service stopped before this was done; send it again in a moment"
+                headers = {"Retry-After": "2", "Connection": "close"}
+                await problem(Request(scope), 503, text, headers)(scope, receive, send)
         except Exception:
             log.exception("an error of ours")
             if begun or scope["type"] != "http":  # all that is left is to hang up

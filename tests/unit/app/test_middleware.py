@@ -115,6 +115,21 @@ def test_a_page_that_may_not_ask_is_told_so_with_a_problem(tiny: Path) -> None:
     assert "origin" in refused.json()["detail"]
 
 
+def test_a_server_that_ends_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async def cancelled(scope: Any, receive: Any, send: Any) -> None:
+        raise asyncio.CancelledError
+
+    sent, metrics = call(cancelled, **{"x-request-id": "mine"})
+    headers = dict(sent[0]["headers"])
+    assert sent[0]["status"] == 503
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"x-request-id"] == b"mine"
+    assert int(headers[b"retry-after"]) >= 1
+    assert json.loads(sent[1]["body"])["request_id"] == "mine"
+    assert counted(metrics, 503) == 1
+    assert "Traceback" not in caplog.text
+
+
 def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     async def left(scope: Any, receive: Any, send: Any) -> None:
         raise ClientDisconnect
