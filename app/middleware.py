@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from contextlib import suppress
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -29,6 +30,7 @@ CLIENT_LEFT = 499
 """Logged and counted for a request whose client left before the answer (nginx's number)."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+_ABSOLUTE = re.compile(rb"https?://([^/]+)(/.*)?", re.IGNORECASE)
 _LONGEST_PATH = 200
 _QUIET = (
     "/livez",
@@ -170,6 +172,26 @@ class OwnUp:
                 raise
             text = "an error of ours; the log knows more under the request's id"
             await problem(Request(scope), 500, text)(scope, receive, send)
+
+
+class OriginForm:
+    """Takes a target with scheme and host, `GET http://host/path`, as the path alone. A client may
+    send it to any server, and what it says of the host wins (RFC 9112, section 3.2.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if absolute := _ABSOLUTE.fullmatch(scope.get("raw_path") or b""):
+            host, path = absolute[1], absolute[2] or b"/"
+            others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+            scope = {
+                **scope,
+                "raw_path": path,
+                "path": unquote(path.decode("ascii")),
+                "headers": [*others, (b"host", host)],
+            }
+        await self.app(scope, receive, send)
 
 
 class Observe:

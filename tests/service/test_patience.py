@@ -177,6 +177,17 @@ def test_what_is_no_http_is_answered_with_a_problem_too(server: Server) -> None:
     assert set(json.loads(body)) == {"type", "title", "status", "detail", "request_id"}
 
 
+def test_a_target_with_its_host_is_a_target_too(server: Server) -> None:
+    """RFC 9112, section 3.2.2: a server must accept the form that proxies are sent."""
+    for target, status in ((b"http://x:1/livez", 200), (b"http://x/segment?wrong=1", 422)):
+        with connected(server) as connection:
+            request = head(len(IMAGE), "Connection: close").replace(b"/segment", target) + IMAGE
+            if status == 200:
+                request = b"GET " + target + b" HTTP/1.1\r\nHost: y\r\nConnection: close\r\n\r\n"
+            connection.sendall(request)
+            assert read_all(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
 def test_requests_in_one_go_are_answered_in_order_after_an_error_too(server: Server) -> None:
     wrong = head(len(IMAGE)).replace(b"/segment", b"/segment?wrong=1") + IMAGE
     with connected(server) as connection:

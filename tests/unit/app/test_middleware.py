@@ -7,6 +7,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from app import logs
 from app.main import create_app
 from app.metrics import Metrics
-from app.middleware import CLIENT_LEFT, Observe, OwnUp
+from app.middleware import CLIENT_LEFT, Observe, OriginForm, OwnUp
 from app.settings import Settings
 
 
@@ -128,6 +129,35 @@ def test_a_server_that_ends_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert json.loads(sent[1]["body"])["request_id"] == "mine"
     assert counted(metrics, 503) == 1
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "host"),
+    [
+        (b"http://lab.example/livez", "/livez", b"lab.example"),
+        (b"HTTPS://lab.example:8000/a%20b", "/a b", b"lab.example:8000"),
+        (b"http://lab.example", "/", b"lab.example"),
+        (b"/http://lab.example/livez", "/http://lab.example/livez", b"header.example"),
+        (b"*", "*", b"header.example"),
+    ],
+)
+def test_a_target_with_its_host_is_its_path(target: bytes, path: str, host: bytes) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope)
+
+    scope = {
+        "type": "http",
+        "path": unquote(target.decode()),
+        "raw_path": target,
+        "query_string": b"a=http://b/c",
+        "headers": [(b"host", b"header.example"), (b"accept", b"*/*")],
+    }
+    asyncio.run(OriginForm(app)(scope, None, None))  # type: ignore[arg-type]
+    assert seen[0]["path"] == path
+    assert seen[0]["query_string"] == b"a=http://b/c"
+    assert sorted(seen[0]["headers"]) == [(b"accept", b"*/*"), (b"host", host)]
 
 
 def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
