@@ -232,7 +232,8 @@ class Observe:
         finally:
             seconds = time.perf_counter() - start
             # The route's template, never the path: a client must not choose a metric's labels.
-            route = getattr(scope.get("route"), "path", None) or "unmatched"
+            route = getattr(scope.get("route"), "path", None)
+            route = route or scope.get("root_path") or "unmatched"  # where a mount took over
             self.metrics.requests.labels(route, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(seconds)
             log.log(

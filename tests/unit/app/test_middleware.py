@@ -160,6 +160,23 @@ def test_a_target_with_its_host_is_its_path(target: bytes, path: str, host: byte
     assert sorted(seen[0]["headers"]) == [(b"accept", b"*/*"), (b"host", host)]
 
 
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/static/app.js", "/static"),
+        ("/static/nothing/there.js", "/static"),
+        ("/livez", "/livez"),
+        ("/staticity", "unmatched"),
+    ],
+)
+def test_requests_are_counted_by_their_route(path: str, route: str, tiny: Path) -> None:
+    app = create_app(Settings(weights_dir=tiny))
+    status = str(asyncio.run(ask(app, "GET", path)).status_code)
+    registry = app.state.service.metrics.registry
+    labels = {"route": route, "status": status}
+    assert registry.get_sample_value("unet_requests_total", labels) == 1
+
+
 def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     async def left(scope: Any, receive: Any, send: Any) -> None:
         raise ClientDisconnect
