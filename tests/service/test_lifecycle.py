@@ -91,6 +91,11 @@ def test_api_keys() -> None:
         kind = {"Content-Type": "image/png"}
         for header in ({"X-API-Key": "two"}, {"Authorization": "Bearer one"}):
             assert httpx.post(url, **body, headers=header | kind).status_code == 200
+        gateway = {"Authorization": "Bearer of-the-gateway", "X-API-Key": "two"}
+        swapped = {"Authorization": "Bearer two", "X-API-Key": "of-the-gateway"}
+        neither = gateway | {"X-API-Key": "three"}
+        for headers, status in ((gateway, 200), (swapped, 200), (neither, 401)):
+            assert httpx.get(f"{closed.url}/models", headers=headers).status_code == status
         for told in ("/models", "/models/nuclei", "/metrics"):
             assert httpx.get(closed.url + told).status_code == 401
             assert httpx.get(closed.url + told, headers={"X-API-Key": "two"}).status_code == 200
