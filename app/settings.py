@@ -18,6 +18,9 @@ class SettingsError(ValueError):
 
 _KEY = re.compile(r"[ -~]+")
 """What a header can carry for certain (RFC 9110, section 5.5)."""
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+"""As browsers write it (RFC 6454, section 6.2), or all of them."""
+_STANDARD_PORT = re.compile(r"http://.*:80|https://.*:443")
 
 _Auto = Annotated[int | None, Field(ge=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -91,6 +94,18 @@ class Settings(BaseSettings):
     def _keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(map(_KEY.fullmatch, value)):
             raise ValueError("allowed are ASCII characters; a header carries no others")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin) or _STANDARD_PORT.fullmatch(origin):
+                raise ValueError(
+                    f"{origin} is no origin; allowed are * and scheme://host[:port] as browsers "
+                    "send it: lower case, no slash or path behind it, no port 80 of http or 443 of "
+                    "https"
+                )
         return value
 
     @field_validator("device")
