@@ -136,6 +136,8 @@ def load_settings(**flags: Any) -> Settings:
         name = str(first["loc"][0])
         message = first["msg"].removeprefix("Value error, ")
         value = first["input"]
-        if name == "api_keys":  # secrets: what is wrong with them shows, and no more
+        if isinstance(value, Path):  # a default
+            value = str(value)
+        elif name == "api_keys":  # secrets: what is wrong with them shows, and no more
             value = re.sub(r"[!-+\--~]", "*", str(value))
         raise SettingsError(f"{PREFIX}{name.upper()}={value!r}: {message}") from None
