@@ -1,7 +1,9 @@
 # Two commands do everything on a fresh machine: make serve, make test.
 PYTHON ?= python3
-HOST ?= 127.0.0.1
-PORT ?= 8000
+# HOST= and PORT= behind make win over all of this. A HOST of the environment is not meant for us:
+# conda sets one, and so do some shells.
+HOST := $(or $(UNET_HOST),127.0.0.1)
+PORT := $(or $(UNET_PORT),$(PORT),8000)
 BIN := .venv/bin
 READY := .venv/ready
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import http
-import json
-import uuid
+from typing import cast
 
 import h11
+from fastapi import FastAPI, Request
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from app.handlers import problem
+from app.logs import request_id
+from app.metrics import Metrics
+from app.middleware import ANSWERED, UNMATCHED, account, identify, mark
 
 
 class Connection(H11Protocol):
@@ -50,28 +55,29 @@ class Connection(H11Protocol):
         contextvars.Context().run(super().handle_events)
 
     def send_400_response(self, msg: str) -> None:
-        """To what is no HTTP: a problem document, as every other error."""
+        """To what is no HTTP: a problem document, counted and logged, as of every error."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # in the middle of an answer
             return
-        body = json.dumps(
-            {
-                "type": "about:blank",
-                "title": http.HTTPStatus.BAD_REQUEST.phrase,
-                "status": 400,
-                "detail": "this is not a request that HTTP/1.1 allows, or its head is too large",
-                "request_id": uuid.uuid4().hex,
-            }
-        ).encode()
-        headers = [
-            ("Content-Type", "application/problem+json"),
-            ("Content-Length", str(len(body))),
-            ("Connection", "close"),
-        ]
+        begun = self.conn.our_state is h11.SEND_RESPONSE  # its head was good, its body is not
+        scope: Scope = dict(self.cycle.scope) if begun else {"type": "http", "headers": []}
+        identifier = identify(scope)
+        text = "this is not a request that HTTP/1.1 allows, or its head is too large"
+        answer = problem(Request(scope), 400, text, {"Connection": "close"})
+        mark(answer.headers, identifier)
+        headers = [*self.server_state.default_headers, *answer.raw_headers]
         for event in (
             h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=body),
+            h11.Data(data=b"" if scope.get("method") == "HEAD" else bytes(answer.body)),
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+        if begun:  # the application hears that its client is gone, and accounts for it
+            scope["state"][ANSWERED] = 400
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            return
+        request_id.set(identifier)  # of this context alone
+        metrics: Metrics = cast(FastAPI, self.config.app).state.service.metrics
+        account(metrics, "-", "-", UNMATCHED, 400, 0.0)

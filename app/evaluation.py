@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from app.client import Client
 from app.engine.base import Engine
-from app.engine.factory import build_engine, choose_engines
+from app.engine.factory import EngineUnavailable, build_engine, choose_engines
 from model.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from model.config import PreprocessConfig
 from model.data import PairedDataset, open_dataset, split_dataset
@@ -157,10 +157,13 @@ def _opened(args: argparse.Namespace) -> _Judge:
         device = "cpu" if args.device == "auto" else args.device
         function, name = Predictor.of(checkpoint, device), f"{checkpoint.id} by the reference"
         return _Judge(name, checkpoint.preprocess, _both(function, checkpoint.preprocess))
-    choice = choose_engines(
-        device=args.device, engine=args.engine, precision=args.precision, max_batch=1
-    )[0]
-    engine = build_engine(choice, checkpoint)
+    try:
+        choice = choose_engines(
+            device=args.device, engine=args.engine, precision=args.precision, max_batch=1
+        )[0]
+        engine = build_engine(choice, checkpoint)
+    except EngineUnavailable as error:  # the settings of the service have no say here
+        raise ValueError(error.of_flag) from None
     return _Judge(
         f"{checkpoint.id} by {choice.backend} on {choice.device} in {choice.precision}",
         checkpoint.preprocess,

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from app import handlers
-from app.middleware import Cors, HearOut, Observe, OwnUp, TakeShare
+from app.middleware import Cors, HearOut, Observe, OriginForm, OwnUp, TakeShare
 from app.routers import models, probes, segment, v2
 from app.routers.auth import SCHEMES
 from app.schemas import Problem
@@ -85,6 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=_EXPOSED,
         )
     app.add_middleware(Observe, metrics=service.metrics)
+    app.add_middleware(OriginForm)
     _mend_description(app, keys=bool(settings.api_keys))
     return app
 

@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from contextlib import suppress
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -27,8 +28,13 @@ log = logging.getLogger("app.access")
 
 CLIENT_LEFT = 499
 """Logged and counted for a request whose client left before the answer (nginx's number)."""
+UNMATCHED = "unmatched"
+"""The route of a request that has none."""
+ANSWERED = "answered"
+"""In a request's state: the status by which its connection has answered, before the application."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+_ABSOLUTE = re.compile(rb"https?://([^/]+)(/.*)?", re.IGNORECASE)
 _LONGEST_PATH = 200
 _QUIET = (
     "/livez",
@@ -136,7 +142,7 @@ class Cors(CORSMiddleware):
 
 
 class OwnUp:
-    """Answers 500 for an error of ours.
+    """Answers 500 for an error of ours, and 503 where the server ends before the answer is there.
 
     Inside whatever gives headers to answers, so that this one has them too: without those of CORS,
     another page's script would be told of a broken network, and not of the problem.
@@ -157,12 +163,79 @@ class OwnUp:
             await self.app(scope, receive, sent)
         except ClientDisconnect:
             pass  # there is nobody to answer
+        except asyncio.CancelledError:  # of a request: by the server alone, which waits no longer
+            if scope["type"] != "http":
+                raise
+            if not begun:
+                text = "the service stopped before this was done; send it again in a moment"
+                headers = {"Retry-After": "2", "Connection": "close"}
+                await problem(Request(scope), 503, text, headers)(scope, receive, send)
         except Exception:
             log.exception("an error of ours")
             if begun or scope["type"] != "http":  # all that is left is to hang up
                 raise
             text = "an error of ours; the log knows more under the request's id"
             await problem(Request(scope), 500, text)(scope, receive, send)
+
+
+def identify(scope: Scope) -> str:
+    """The request's id, from now on: its client's own if that is sane."""
+    state: dict[str, str] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = Headers(scope=scope).get("x-request-id", "")
+        state["request_id"] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return state["request_id"]
+
+
+def mark(headers: MutableHeaders, identifier: str) -> None:
+    """Give an answer the headers that each of them has."""
+    headers["X-Request-ID"] = identifier
+    for name, value in _SAFE_HEADERS.items():
+        headers[name] = value
+
+
+def account(
+    metrics: Metrics, method: str, path: str, route: str, status: int, seconds: float
+) -> None:
+    """Count a request, and write its line into the log."""
+    metrics.requests.labels(route, str(status)).inc()
+    metrics.request_seconds.labels(route).observe(seconds)
+    log.log(
+        logging.DEBUG if route in _QUIET and status < 500 else logging.INFO,
+        "%s %s %d %.0f ms",
+        method,
+        path,
+        status,
+        seconds * 1000,
+        extra={
+            "fields": {
+                "method": method,
+                "path": path,
+                "status": status,
+                "milliseconds": round(seconds * 1000, 1),
+            }
+        },
+    )
+
+
+class OriginForm:
+    """Takes a target with scheme and host, `GET http://host/path`, as the path alone. A client may
+    send it to any server, and what it says of the host wins (RFC 9112, section 3.2.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if absolute := _ABSOLUTE.fullmatch(scope.get("raw_path") or b""):
+            host, path = absolute[1], absolute[2] or b"/"
+            others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+            scope = {
+                **scope,
+                "raw_path": path,
+                "path": unquote(path.decode("ascii")),
+                "headers": [*others, (b"host", host)],
+            }
+        await self.app(scope, receive, send)
 
 
 class Observe:
@@ -176,9 +249,7 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        identifier = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = identifier
+        identifier = identify(scope)
         token = request_id.set(identifier)
         start = time.perf_counter()
         status = CLIENT_LEFT
@@ -191,9 +262,7 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = identifier
-                for name, value in _SAFE_HEADERS.items():
-                    headers[name] = value
+                mark(headers, identifier)
                 if scope["path"] in _PAGES:
                     headers["Content-Security-Policy"] = _PAGE_POLICY
             await send(message)
@@ -203,23 +272,8 @@ class Observe:
         finally:
             seconds = time.perf_counter() - start
             # The route's template, never the path: a client must not choose a metric's labels.
-            route = getattr(scope.get("route"), "path", None) or "unmatched"
-            self.metrics.requests.labels(route, str(status)).inc()
-            self.metrics.request_seconds.labels(route).observe(seconds)
-            log.log(
-                logging.DEBUG if route in _QUIET and status < 500 else logging.INFO,
-                "%s %s %d %.0f ms",
-                method,
-                path,
-                status,
-                seconds * 1000,
-                extra={
-                    "fields": {
-                        "method": method,
-                        "path": path,
-                        "status": status,
-                        "milliseconds": round(seconds * 1000, 1),
-                    }
-                },
-            )
+            route = getattr(scope.get("route"), "path", None)
+            route = route or scope.get("root_path") or UNMATCHED  # where a mount took over
+            status = scope["state"].get(ANSWERED, status)
+            account(self.metrics, method, path, route, status, seconds)
             request_id.reset(token)

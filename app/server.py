@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
@@ -32,7 +33,8 @@ class Server(uvicorn.Server):
 
     Uvicorn alone stops listening at once, so that a load balancer sees refused connections
     before it had a chance to read `/readyz`. Here the probe turns 503 first, new work is refused
-    with 503 and Retry-After, every accepted request is answered, and then the sockets close.
+    with 503 and Retry-After, every accepted request is answered (503 too, if UNET_DRAIN_S is too
+    short for it), and then the sockets close.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -70,7 +72,8 @@ class Server(uvicorn.Server):
         try:
             await asyncio.wait_for(self.service.drain(), seconds)
         except TimeoutError:
-            log.warning("requests were still unanswered after UNET_DRAIN_S=%g", seconds)
+            left = self.service.give_up()  # while there is time to tell their clients
+            log.warning("UNET_DRAIN_S=%g passed: %d requests are answered 503", seconds, left)
         await asyncio.sleep(max(0.0, min(seconds, _LINGER) - seconds + end - self._loop.time()))
         # The last answers may still be on their way out; they get what is left of the time.
         self.config.timeout_graceful_shutdown = max(1, round(end - self._loop.time()))
@@ -105,6 +108,9 @@ def _listen(host: str, port: int) -> socket.socket:
         return listening
     except OSError as error:
         reason = error.strerror or error
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            text = f"{PREFIX}HOST={host}: {reason}; allowed is an address of this machine"
+            raise SettingsError(text) from None
         raise SettingsError(f"{PREFIX}HOST={host}, {PREFIX}PORT={port}: {reason}") from None
 
 

@@ -95,7 +95,7 @@ class Service:
         self.failed = asyncio.Event()
         """Set when the start failed for good: nothing will ever be served."""
         self.draining = False
-        self._accepted = 0
+        self._accepted: set[asyncio.Task[object]] = set()
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -123,12 +123,14 @@ class Service:
             Unavailable: no request is taken now.
         """
         self.check_ready()
-        self._accepted += 1
+        task = asyncio.current_task()
+        assert task is not None  # whoever calls this runs on the loop
+        self._accepted.add(task)
         self._all_answered.clear()
         try:
             yield
         finally:
-            self._accepted -= 1
+            self._accepted.remove(task)
             if not self._accepted:
                 self._all_answered.set()
 
@@ -137,6 +139,13 @@ class Service:
         self.draining = True
         await self._all_answered.wait()
         await self.batcher.drain()
+
+    def give_up(self) -> int:
+        """Cancel the accepted requests that are not answered, each of which then answers 503
+        (`OwnUp`); returns how many they were."""
+        for task in self._accepted:
+            task.cancel()
+        return len(self._accepted)
 
     async def stop(self) -> None:
         """After the last request: end the tasks and free the engines."""

@@ -16,6 +16,12 @@ class SettingsError(ValueError):
     """A setting is wrong: one line that names it, its value and what is allowed."""
 
 
+_KEY = re.compile(r"[ -~]+")
+"""What a header can carry for certain (RFC 9110, section 5.5)."""
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+"""As browsers write it (RFC 6454, section 6.2), or all of them."""
+_STANDARD_PORT = re.compile(r"http://.*:80|https://.*:443")
+
 _Auto = Annotated[int | None, Field(ge=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Names = Annotated[tuple[str, ...], NoDecode]
@@ -83,6 +89,25 @@ class Settings(BaseSettings):
             raise ValueError("allowed are values with commas between them; unset it for none")
         return names
 
+    @field_validator("api_keys")
+    @classmethod
+    def _keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(_KEY.fullmatch, value)):
+            raise ValueError("allowed are ASCII characters; a header carries no others")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin) or _STANDARD_PORT.fullmatch(origin):
+                raise ValueError(
+                    f"{origin} is no origin; allowed are * and scheme://host[:port] as browsers "
+                    "send it: lower case, no slash or path behind it, no port 80 of http or 443 of "
+                    "https"
+                )
+        return value
+
     @field_validator("device")
     @classmethod
     def _device(cls, value: str) -> str:
@@ -110,4 +135,9 @@ def load_settings(**flags: Any) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         message = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{PREFIX}{name.upper()}={first['input']!r}: {message}") from None
+        value = first["input"]
+        if isinstance(value, Path):  # a default
+            value = str(value)
+        elif name == "api_keys":  # secrets: what is wrong with them shows, and no more
+            value = re.sub(r"[!-+\--~]", "*", str(value))
+        raise SettingsError(f"{PREFIX}{name.upper()}={value!r}: {message}") from None

@@ -20,7 +20,15 @@ CUDA_BATCH = 8
 
 
 class EngineUnavailable(ValueError):
-    """The settings ask for what this machine or installation does not have; one line says what."""
+    """The settings ask for what this machine or installation does not have; one line says what.
+
+    Attributes:
+        of_flag: the same line, for who gave a flag that is no setting.
+    """
+
+    def __init__(self, setting: str, value: str, why: str) -> None:
+        super().__init__(f"UNET_{setting.upper()}={value}{why}")
+        self.of_flag = f"--{setting} {value}{why}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,27 +73,28 @@ def choose_engines(
     names = [f"{name}:0" if name == "cuda" else name for name in device.split(",")]
     if names != ["cpu"]:
         if engine == "openvino":
-            raise EngineUnavailable(f"ENGINE=openvino runs on the CPU only, not on {device}")
+            raise EngineUnavailable("engine", engine, f" runs on the CPU only, not on {device}")
         for name in names:
             number = int(name.removeprefix("cuda:"))
             if number >= cuda:
                 raise EngineUnavailable(
-                    f"DEVICE={device}: there is no {name}; torch sees {cuda} CUDA devices"
+                    "device", device, f": there is no {name}; torch sees {cuda} CUDA devices"
                 )
     on_cpu = names == ["cpu"]
     if engine == "auto":
         engine = "openvino" if on_cpu and _installed("openvino") else "torch"
         reason.append(f"engine {engine}: " + ("the fastest on a CPU" if on_cpu else "for CUDA"))
     if not _installed(engine):
-        raise EngineUnavailable(f"ENGINE={engine} is not installed here: pip install {engine}")
+        raise EngineUnavailable("engine", engine, f" is not installed here: pip install {engine}")
     allowed = _precisions(engine, on_cpu)
     if precision == "auto" and engine != "openvino":
         precision = allowed[0]
         reason.append(f"precision {precision}")
     if precision not in (*allowed, "auto"):
         raise EngineUnavailable(
-            f"PRECISION={precision} is not to be had with {engine} on {names[0]}; "
-            f"there is {' and '.join(allowed)}"
+            "precision",
+            precision,
+            f" is not to be had with {engine} on {names[0]}; there is {' and '.join(allowed)}",
         )
     # On a CPU one window fills every core: a batch gains nothing and delays its first window.
     batch = max_batch or (1 if on_cpu else CUDA_BATCH)
@@ -106,8 +115,10 @@ def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
     calibration = checkpoint.calibration
     if choice.precision == "int8" and calibration is None:
         raise EngineUnavailable(
-            f"PRECISION=int8: {checkpoint.name} has no calibration; make one with: unet export "
-            f"{checkpoint.name}{SUFFIX} --calibrate RECIPE"
+            "precision",
+            "int8",
+            f": {checkpoint.name} has no calibration; make one with: unet export "
+            f"{checkpoint.name}{SUFFIX} --calibrate RECIPE",
         )
     if choice.precision != "auto":
         return choice

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +89,38 @@ def test_a_hung_engine_is_found_by_the_watchdog(tiny: Path) -> None:
         assert httpx.get(f"{server.url}/metrics").status_code == 200
         hung.join()
         assert server.stop(seconds=15) != 0
+
+
+def test_what_a_drain_has_no_time_for_is_told_so(tiny: Path) -> None:
+    """Requests that wait, and an upload that never ends: each has its 503 before the end."""
+    with faulty("hang", tiny, UNET_DRAIN_S="1") as server, ThreadPoolExecutor(5) as clients:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 20) as endless:
+            endless.sendall(
+                b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+                b"Content-Length: 1000\r\n\r\n\x89PNG"
+            )
+            asked = [clients.submit(post, server, POISON) for _ in range(5)]
+            while server.metric("unet_windows_reserved") < 5:
+                time.sleep(0.02)
+            signalled = time.monotonic()
+            server.process.terminate()
+            for each in asked:
+                answer = each.result()
+                problem = assert_problem(answer, 503)
+                assert "stopped" in problem["detail"]
+                assert int(answer.headers["retry-after"]) >= 1
+            assert time.monotonic() - signalled < 1 + 2
+            head = b"".join(iter(lambda: endless.recv(65536), b"")).partition(b"\r\n\r\n")[0]
+        assert head.startswith(b"HTTP/1.1 503")
+        assert b"retry-after:" in head.lower()
+        assert b"x-request-id:" in head.lower()
+        assert server.process.wait(10) == -signal.SIGTERM
+        assert time.monotonic() - signalled < 1 + 4
+    told = "\n".join(server.lines)
+    assert "Traceback" not in told
+    assert len(re.findall("UNET_DRAIN_S=1 passed: 5 requests", told)) == 1
+    assert len(re.findall("POST /segment 503", told)) == 6
 
 
 @pytest.mark.parametrize("fault", ["hang", "lost"])

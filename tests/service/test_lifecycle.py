@@ -92,6 +92,11 @@ def test_api_keys() -> None:
         kind = {"Content-Type": "image/png"}
         for header in ({"X-API-Key": "two"}, {"Authorization": "Bearer one"}):
             assert httpx.post(url, **body, headers=header | kind).status_code == 200
+        gateway = {"Authorization": "Bearer of-the-gateway", "X-API-Key": "two"}
+        swapped = {"Authorization": "Bearer two", "X-API-Key": "of-the-gateway"}
+        neither = gateway | {"X-API-Key": "three"}
+        for headers, status in ((gateway, 200), (swapped, 200), (neither, 401)):
+            assert httpx.get(f"{closed.url}/models", headers=headers).status_code == status
         for told in ("/models", "/models/nuclei", "/metrics"):
             assert httpx.get(closed.url + told).status_code == 401
             assert httpx.get(closed.url + told, headers={"X-API-Key": "two"}).status_code == 200
@@ -170,6 +175,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         ("UNET_MAX_MEGAPIXELS", "-1", "greater"),
         ("UNET_API_KEYS", ", ,", "commas"),
         ("UNET_HOST", "no.such.host.invalid", "UNET_HOST"),
+        ("UNET_HOST", "300.1.1.1", "address of this machine"),
+        ("UNET_HOST", "192.0.2.1", "address of this machine"),
     ],
 )
 def test_a_wrong_setting_stops_the_start_with_one_line(name: str, value: str, allowed: str) -> None:
@@ -185,6 +192,29 @@ def test_a_wrong_setting_stops_the_start_with_one_line(name: str, value: str, al
     assert allowed in line
 
 
+def test_a_default_that_is_wrong_here_is_shown_as_it_would_be_written(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "app.cli", "serve"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 2
+    assert "UNET_WEIGHTS_DIR='weights': " in result.stderr
+
+
+def test_a_flag_that_is_no_setting_is_named_as_it_was_given() -> None:
+    weights = "weights/nuclei.safetensors"
+    flags = ("--engine", "openvino", "--precision", "fp16", "--config", "none.toml")
+    result = run("evaluate", weights, *flags)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "--precision fp16 is not to be had with openvino" in line
+    assert "UNET_" not in line
+
+
 def test_no_silent_fall_back_from_cuda() -> None:
     pytest.importorskip("torch")
     import torch
@@ -193,6 +223,7 @@ def test_no_silent_fall_back_from_cuda() -> None:
         pytest.skip("there is a CUDA device here")
     result = run("serve", "--port", "0", UNET_DEVICE="cuda")
     assert result.returncode == 2
+    assert "UNET_DEVICE=cuda: " in result.stderr
     assert "CUDA" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

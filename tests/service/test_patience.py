@@ -177,6 +177,55 @@ def test_what_is_no_http_is_answered_with_a_problem_too(server: Server) -> None:
     assert set(json.loads(body)) == {"type", "title", "status", "detail", "request_id"}
 
 
+CHUNKED = b"POST /segment HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "route"),
+    [
+        (b"\x16\x03\x01\x02\x00\r\n\r\n", "unmatched"),
+        (b"GET /livez HTTP/1.1\r\n\r\n", "unmatched"),
+        (head(1).replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n"), "unmatched"),
+        (CHUNKED + b"X-Request-ID: mine\r\n\r\nno chunk\r\n", "/segment"),
+        (CHUNKED.replace(b"/segment", b"/nowhere") + b"\r\nno chunk\r\n", "unmatched"),
+        (CHUNKED.replace(b"POST /segment", b"HEAD /livez") + b"\r\nno chunk\r\n", "/livez"),
+    ],
+)
+def test_what_is_no_http_has_an_id_a_count_and_its_line_in_the_log(
+    sent: bytes, route: str, tiny: Path
+) -> None:
+    quiet = {"UNET_WEIGHTS_DIR": str(tiny), "UNET_LOG_FORMAT": "json", "UNET_LOG_LEVEL": "debug"}
+    with serving(**quiet) as server, connected(server) as connection:
+        connection.sendall(sent)
+        first, _, body = read_all(connection).partition(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 400 ")
+        told = re.search(rb"\r\nx-request-id: (\S+)", first, re.IGNORECASE)
+        assert told is not None
+        identifier = told[1].decode()
+        if not sent.startswith(b"HEAD"):
+            assert json.loads(body)["request_id"] == identifier
+        assert (b"X-Request-ID: mine" in sent) == (identifier == "mine")
+        assert server.metric("unet_requests_total", route=route, status="400") == 1
+        assert server.metric("unet_requests_total", status="499") == 0
+        lines = [json.loads(line) for line in server.lines if identifier in line]
+    (line,) = lines
+    assert line["status"] == 400
+    assert line["request_id"] == identifier
+    assert line["path"] == ("-" if b"chunked" not in sent else sent.split()[1].decode())
+    assert not any("exception" in json.loads(line) for line in server.lines)
+
+
+def test_a_target_with_its_host_is_a_target_too(server: Server) -> None:
+    """RFC 9112, section 3.2.2: a server must accept the form that proxies are sent."""
+    for target, status in ((b"http://x:1/livez", 200), (b"http://x/segment?wrong=1", 422)):
+        with connected(server) as connection:
+            request = head(len(IMAGE), "Connection: close").replace(b"/segment", target) + IMAGE
+            if status == 200:
+                request = b"GET " + target + b" HTTP/1.1\r\nHost: y\r\nConnection: close\r\n\r\n"
+            connection.sendall(request)
+            assert read_all(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
 def test_requests_in_one_go_are_answered_in_order_after_an_error_too(server: Server) -> None:
     wrong = head(len(IMAGE)).replace(b"/segment", b"/segment?wrong=1") + IMAGE
     with connected(server) as connection:

@@ -58,7 +58,7 @@ def test_auto_with_cuda() -> None:
         ({"device": "cuda:5"}, "sees 2 CUDA devices"),
         ({"device": "cuda", "engine": "openvino"}, "runs on the CPU only"),
         ({"device": "cuda", "precision": "int8"}, "bf16 and fp16 and fp32"),
-        ({"device": "cpu", "engine": "torch", "precision": "bf16"}, "PRECISION=bf16"),
+        ({"device": "cpu", "engine": "torch", "precision": "bf16"}, "UNET_PRECISION=bf16"),
     ],
 )
 def test_what_cannot_be_had_is_refused(settings: dict[str, str], says: str) -> None:
@@ -121,7 +121,9 @@ def test_bf16_on_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_cuda")
 def test_torch_on_a_cpu_has_no_int8() -> None:
-    with pytest.raises(EngineUnavailable, match=r"PRECISION=int8 .* torch on cpu; there is fp32"):
+    with pytest.raises(
+        EngineUnavailable, match=r"^UNET_PRECISION=int8 .* torch on cpu; there is fp32"
+    ):
         choose_engines(engine="torch", precision="int8")
 
 

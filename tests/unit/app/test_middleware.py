@@ -7,6 +7,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from app import logs
 from app.main import create_app
 from app.metrics import Metrics
-from app.middleware import CLIENT_LEFT, Observe, OwnUp
+from app.middleware import CLIENT_LEFT, Observe, OriginForm, OwnUp
 from app.settings import Settings
 
 
@@ -113,6 +114,67 @@ def test_a_page_that_may_not_ask_is_told_so_with_a_problem(tiny: Path) -> None:
     assert "Origin" in refused.headers["vary"]
     assert refused.json()["request_id"] == refused.headers["x-request-id"]
     assert "origin" in refused.json()["detail"]
+
+
+def test_a_server_that_ends_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async def cancelled(scope: Any, receive: Any, send: Any) -> None:
+        raise asyncio.CancelledError
+
+    sent, metrics = call(cancelled, **{"x-request-id": "mine"})
+    headers = dict(sent[0]["headers"])
+    assert sent[0]["status"] == 503
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"x-request-id"] == b"mine"
+    assert int(headers[b"retry-after"]) >= 1
+    assert json.loads(sent[1]["body"])["request_id"] == "mine"
+    assert counted(metrics, 503) == 1
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "host"),
+    [
+        (b"http://lab.example/livez", "/livez", b"lab.example"),
+        (b"HTTPS://lab.example:8000/a%20b", "/a b", b"lab.example:8000"),
+        (b"http://lab.example", "/", b"lab.example"),
+        (b"/http://lab.example/livez", "/http://lab.example/livez", b"header.example"),
+        (b"*", "*", b"header.example"),
+    ],
+)
+def test_a_target_with_its_host_is_its_path(target: bytes, path: str, host: bytes) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope)
+
+    scope = {
+        "type": "http",
+        "path": unquote(target.decode()),
+        "raw_path": target,
+        "query_string": b"a=http://b/c",
+        "headers": [(b"host", b"header.example"), (b"accept", b"*/*")],
+    }
+    asyncio.run(OriginForm(app)(scope, None, None))  # type: ignore[arg-type]
+    assert seen[0]["path"] == path
+    assert seen[0]["query_string"] == b"a=http://b/c"
+    assert sorted(seen[0]["headers"]) == [(b"accept", b"*/*"), (b"host", host)]
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/static/app.js", "/static"),
+        ("/static/nothing/there.js", "/static"),
+        ("/livez", "/livez"),
+        ("/staticity", "unmatched"),
+    ],
+)
+def test_requests_are_counted_by_their_route(path: str, route: str, tiny: Path) -> None:
+    app = create_app(Settings(weights_dir=tiny))
+    status = str(asyncio.run(ask(app, "GET", path)).status_code)
+    registry = app.state.service.metrics.registry
+    labels = {"route": route, "status": status}
+    assert registry.get_sample_value("unet_requests_total", labels) == 1
 
 
 def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
