@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from zlib_ng import zlib_ng
 
 from app import formats
-from app.errors import CorruptImage, ImageTooLarge, UnsupportedImage
+from app.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
 
 Image.MAX_IMAGE_PIXELS = None  # `inspect` holds a limit of its own, as an error and not a warning
 
@@ -30,6 +30,9 @@ _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 """What a PNG that has EXIF data contains: the chunk's name, or an old tool's text chunk."""
+
+_IEND = b"\0\0\0\0IEND\xaeB`\x82"
+"""The chunk a PNG ends with: no data, and always the same checksum."""
 
 _GREY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6  # PNG's colour types
 _UP = 2  # PNG's filter: a line less the line above
@@ -92,6 +95,8 @@ def decode(
     Raises:
         CorruptImage: truncated or damaged.
     """
+    if header.format == "PNG" and not _has_end(data):
+        raise CorruptImage("the image is incomplete: it stops before the end of a PNG, IEND")
     with _opened(data) as image:
         if at_least is not None and header.format in ("JPEG", "MPO"):
             height, width = at_least
@@ -114,7 +119,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             # Pillow's readers of other formats are not tried on bytes that anybody may send.
             with Image.open(io.BytesIO(data), formats=_READERS) as image:
                 yield image
-    except (ImageTooLarge, CorruptImage):
+    except ImageError:
         raise
     except UnidentifiedImageError:
         if other := formats.known(data):
@@ -124,6 +129,16 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         Exception
     ) as error:  # Pillow's decoders raise whatever their format makes them stumble on
         raise CorruptImage(f"the image is damaged or incomplete: {error}") from error
+
+
+def _has_end(png: bytes) -> bool:
+    """Whether its last chunk is there; Pillow does without. What stands behind it is no concern."""
+    if png.endswith(_IEND):
+        return True
+    at = 8  # behind the signature; from chunk to chunk, without a look at what is in them
+    while at < len(png) and png[at + 4 : at + 8] != b"IEND":
+        at += 12 + int.from_bytes(png[at : at + 4], "big")
+    return png.startswith(_IEND, at)
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

@@ -55,6 +55,7 @@ CASES: dict[str, tuple[bytes, int]] = {
     "text": (b"this is not an image, whatever its name says", 422),
     "truncated jpeg": (JPEG[: len(JPEG) // 2], 422),
     "png with a wrong crc": (wrong_crc(), 422),
+    "png without its last chunk": (encode(nuclei(32, 32)[0])[:-12], 422),
     "png cut after its header": (png(64, 64, b"")[:40], 422),
     "20,000 x 20,000 declared": (png(20_000, 20_000, zlib.compress(b"\0")), 413),
     "random bytes": (np.random.default_rng(0).bytes(5000), 422),

@@ -198,6 +198,21 @@ def test_damage_is_an_image_error_and_nothing_else(kind: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
+def test_a_png_has_its_end_and_what_stands_behind_it_does_not_matter() -> None:
+    """Also where the pixels are all there: the client meant to send more."""
+    # Comments of 300 bytes behind the pixels, so that there are chunks to go through.
+    comment = b"tEXt" + b"a\0" * 150
+    chunk = (300).to_bytes(4, "big") + comment + zlib.crc32(comment).to_bytes(4, "big")
+    for whole in (encode(RGB), encode(RGB)[:-12] + chunk * 3 + encode(RGB)[-12:]):
+        for behind in (b"", b"\n", b"IEND", bytes(1000), whole):
+            assert (read(whole + behind) == RGB).all()
+        for missing in range(1, 17):
+            with pytest.raises(CorruptImage, match="incomplete"):
+                read(whole[:-missing])
+        with pytest.raises(CorruptImage):
+            read(whole[:-1] + b"?")
+
+
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
 def test_a_bomb_in_what_a_png_says_of_itself(kind: bytes) -> None:
     """200 MB of zeros, packed into 900 KB, before a good picture: read without it, or refused."""
