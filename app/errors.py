@@ -5,6 +5,7 @@ The tree, each branch with the arrow of the data flow that raises it::
     ServiceError
     ├── RequestError                 client -> service
     │   ├── InvalidRequest             no file, an unknown parameter, a value out of range
+    │   ├── UnsupportedCoding          a Content-Encoding that is not accepted
     │   ├── UnknownModel               no such model in the weights folder
     │   └── Unauthorized               the API key is missing or wrong
     ├── ImageError                   bytes -> decoded image
@@ -37,6 +38,18 @@ class RequestError(ServiceError):
 
 class InvalidRequest(RequestError):
     """No file, an unknown parameter, or a value out of range."""
+
+
+class UnsupportedCoding(RequestError):
+    """A Content-Encoding that is not accepted.
+
+    Attributes:
+        accepted: those that are, as Accept-Encoding lists them.
+    """
+
+    def __init__(self, message: str, *, accepted: str) -> None:
+        super().__init__(message)
+        self.accepted = accepted
 
 
 class UnknownModel(RequestError):
