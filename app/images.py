@@ -16,17 +16,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from zlib_ng import zlib_ng
 
-from app import formats
+from app import formats, tiff
 from app.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
 
 Image.MAX_IMAGE_PIXELS = None  # `inspect` holds a limit of its own, as an error and not a warning
 
 _READERS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")  # the JPEG reader opens MPO too
 _NAMES = "JPEG, PNG, TIFF, WebP, BMP and GIF"
+_INSTEAD = "grey of 8 or 16 bits where 0 is black, or RGB of 8, pixel by pixel"
 _ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
+_MIN_IS_WHITE = 0
+_IN_PLANES = 2
 _SIDEWAYS = (5, 6, 7, 8)
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 """What a PNG that has EXIF data contains: the chunk's name, or an old tool's text chunk."""
@@ -63,10 +67,12 @@ def inspect(data: bytes, *, max_pixels: int) -> Header:
 
     Raises:
         CorruptImage: not an image.
-        UnsupportedImage: an image, of a format that is not accepted.
+        UnsupportedImage: an image, of a format that is not accepted, or a TIFF of such a kind.
         ImageTooLarge: more than `max_pixels`.
     """
     with _opened(data) as image:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_misread(image):
+            raise _unsupported_tiff(tiff.kind(data) or "this kind")
         width, height = image.size
         if width * height > max_pixels:
             raise ImageTooLarge(
@@ -124,11 +130,36 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         if other := formats.known(data):
             raise UnsupportedImage(f"{other} is not accepted; send {_NAMES}") from None
+        if kind := tiff.kind(data):
+            raise _unsupported_tiff(kind) from None
         raise CorruptImage(f"these {len(data)} bytes are not an image; send {_NAMES}") from None
     except (
         Exception
     ) as error:  # Pillow's decoders raise whatever their format makes them stumble on
         raise CorruptImage(f"the image is damaged or incomplete: {error}") from error
+
+
+def _unsupported_tiff(kind: str) -> UnsupportedImage:
+    return UnsupportedImage(
+        f"a TIFF of {kind} is not accepted; send a PNG or little-endian TIFF: {_INSTEAD}"
+    )
+
+
+def _is_misread(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether it is of a kind that Pillow opens, but gives other pixels of, without a word."""
+    tags, bands = image.tag_v2, image.getbands()
+    in_planes = tags.get(_PLANAR, 1) == _IN_PLANES
+    # Numbers of more than one byte that are put in order although they are so already, or not
+    # at all. Greys of 16 bits have a reader of their own, that is right.
+    disordered = tags.prefix == b"MM" and image.mode in ("I", "F")
+    if in_planes and (len(bands) == 2 or image.mode == "LAB"):
+        return True  # the second channel is lost; a and b have another zero
+    if image.info["compression"] != "raw":  # libtiff reads these
+        return disordered
+    # Planes that are not packed are read as if they had a byte a pixel and 0 was black.
+    bits = tags.get(_BITS, (1,))[0]
+    odd = bits not in (1, 8, 32) or tags.get(_PHOTOMETRIC, _MIN_IS_WHITE) == _MIN_IS_WHITE
+    return in_planes and (odd or disordered)
 
 
 def _has_end(png: bytes) -> bool:
@@ -156,15 +187,23 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 def _pixels(image: Image.Image) -> npt.NDArray[Any]:
     if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
+        greys = np.asarray(image).astype(np.uint16)
+        return ~greys if _is_inverted(image) else greys
     if image.mode in ("I", "F"):
-        return _spread(np.asarray(image))
+        values = np.asarray(image)
+        return _spread(-values if _is_inverted(image) else values)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         # Multiplied by its alpha: the same as laid on black, without a black image to lay it on.
         return np.asarray(image.convert("RGBA").convert("RGBa"))[:, :, :3]
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))
     return np.asarray(image.convert("RGB"))
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF. Pillow sees to it in greys of 8 bits and less, only there."""
+    tags = getattr(image, "tag_v2", {})
+    return image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE
 
 
 def _spread(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Post, Server, encode, nuclei
+from tests.conftest import Post, Server, encode, nuclei, tiff
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -62,6 +62,9 @@ CASES: dict[str, tuple[bytes, int]] = {
     "random bytes": (np.random.default_rng(0).bytes(5000), 422),
     "a format that is not accepted": (encode(nuclei(16, 16)[0], "PPM"), 415),
     "a format that Pillow cannot open": (heif(), 415),
+    "a tiff of 64 bits": (tiff(np.ones((9, 9))), 415),
+    "a tiff of 64 bits, cut": (tiff(np.ones((9, 9)))[:-20], 422),
+    "16 bits in planes": (tiff(np.zeros((9, 9, 3), np.uint16), 2, planes=True), 415),
     "a drawing": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415),
 }
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from app import images
 from app.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
-from tests.conftest import FIXTURES, encode, nuclei
+from tests.conftest import FIXTURES, encode, nuclei, tiff
 
 LIMIT = 100_000_000
 RNG = np.random.default_rng(0)
@@ -250,6 +250,110 @@ def test_big_endian_sixteen_bits() -> None:
     values = RNG.integers(200, 5000, (20, 30)).astype(np.uint16)
     big = Image.frombytes("I;16B", (30, 20), values.astype(">u2").tobytes())
     assert (read(saved(big, "TIFF")) == values).all()
+
+
+WIDE = (np.arange(600).reshape(20, 30) * 109).astype(np.uint16)
+WIDE_RGB = np.dstack([WIDE, WIDE[::-1], WIDE.T.reshape(20, 30)])
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colour_of_sixteen_bits_in_planes_is_read_right_or_refused(
+    order: str, channels: int
+) -> None:
+    opaque = np.full((20, 30), 65535, np.uint16)
+    values = WIDE_RGB if channels == 3 else np.dstack([WIDE_RGB, opaque])
+    given = {"photometric": 2, "order": order, "extra": (2,) * (channels - 3)}
+    for planes, packed in ((False, False), (False, True), (True, True)):
+        pixels = read(tiff(values, planes=planes, packed=packed, **given))
+        assert (pixels == WIDE_RGB >> 8).all()
+    with pytest.raises(UnsupportedImage, match=r"16-bit.* plane by plane .*; send .* by pixel"):
+        read(tiff(values, planes=True, **given))
+    assert (read(tiff(RGB, 2, planes=True, order=order)) == RGB).all()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("type_", ["u1", "u2", "i2", "u4", "i4", "f4"])
+def test_greys_of_every_kind_are_read_right_or_refused(
+    type_: str, photometric: int, order: str, planes: bool, packed: bool
+) -> None:
+    greys = WIDE // 256 if type_ == "u1" else WIDE // 2
+    values = greys.astype(type_)
+    try:
+        pixels = read(tiff(values, photometric, order=order, planes=planes, packed=packed))
+    except UnsupportedImage:
+        assert (type_, photometric, planes) not in (("u1", 1, False), ("u2", 1, False))
+        return
+    if type_ == "f4":  # over their range
+        greys = np.rint((greys - greys.min()) * (65535 / np.ptp(greys)))
+    full = 255 if type_ == "u1" else 65535
+    assert (pixels == (full - greys if photometric == 0 else greys)).all()
+
+
+@pytest.mark.parametrize("type_", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_where_0_is_white_it_is_white(type_: str, packed: bool) -> None:
+    pixels = read(tiff(WIDE.astype(type_) if type_ != "u1" else GREY, 0, packed=packed))
+    inverted = 65535 - WIDE if type_ == "u2" else 255 - GREY
+    if type_ == "f4":
+        assert pixels[0, 0] == 65535
+        assert pixels[-1, -1] == 0
+    else:
+        assert (pixels == inverted).all()
+
+
+KINDS = {
+    "float64": (tiff(WIDE.astype("f8")), "1 channel of 64-bit floats"),
+    "float16": (tiff(WIDE.astype("f2")), "1 channel of 16-bit floats"),
+    "float32 RGB": (tiff(WIDE_RGB.astype("f4"), 2), "3 channels of 32-bit floats"),
+    "uint64": (tiff(WIDE.astype("u8")), "1 channel of 64-bit unsigned integers"),
+    "complex": (tiff(WIDE.astype("c8")), "1 channel of 64-bit complex floats"),
+    "4 channels": (tiff(np.dstack([WIDE] * 4)), "4 channels of 16-bit unsigned integers"),
+    "5 channels": (tiff(np.dstack([GREY] * 5)), "5 channels of 8-bit unsigned integers"),
+    "9 channels": (tiff(np.dstack([GREY] * 9)), "9 channels of 8-bit unsigned integers"),
+    "2 channels": (tiff(np.dstack([WIDE] * 2)), "2 channels of 16-bit unsigned integers"),
+    "grey and alpha": (tiff(np.dstack([WIDE] * 2), extra=(2,)), "2 channels of 16-bit unsigned"),
+    "planes": (tiff(np.dstack([WIDE] * 5), planes=True), "integers, plane by plane"),
+    "big-endian": (tiff(WIDE.astype("f8"), order=">"), "1 channel of 64-bit big-endian floats"),
+    "BigTIFF": (tiff(WIDE.astype("f8"), big=True), "1 channel of 64-bit floats"),
+    "0 is white, big-endian": (tiff(WIDE, 0, order=">"), "photometric interpretation 0"),
+    "JPEG 2000 in it": (tiff(GREY, t259=34712), "compression 34712"),
+    "a camera's mosaic": (tiff(GREY, 32803), "photometric interpretation 32803"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tiff_of_a_kind_that_is_not_accepted_is_told_its_kind(kind: str) -> None:
+    data, words = KINDS[kind]
+    with pytest.raises(UnsupportedImage, match="grey of 8 or 16 bits") as caught:
+        read(data)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("a TIFF of ")
+
+
+def test_a_tiff_that_is_broken_is_damaged_whatever_its_kind() -> None:
+    whole, _ = KINDS["float32 RGB"]
+    for length in range(len(whole)):  # its directory comes last
+        with pytest.raises(CorruptImage):
+            read(whole[:length])
+    for tag, value in (
+        (256, 0),
+        (257, 0),
+        (258, 0),
+        (258, 5000),
+        (273, 10**9),
+        (277, 0),
+        (339, 99),
+    ):
+        with pytest.raises(CorruptImage):
+            read(tiff(WIDE.astype("f8"), **{f"t{tag}": value}))
+    with pytest.raises(CorruptImage):
+        read(b"II*\0" + b"\xff" * 100)
+    with pytest.raises(CorruptImage):
+        read(b"II+\0\x08\0\0\0" + (16).to_bytes(8, "little") + b"\xff" * 1000)
 
 
 def test_encoders_give_back_what_they_got() -> None:
