@@ -12,6 +12,7 @@ The tree, each branch with the arrow of the data flow that raises it::
     │   ├── UploadTooLarge             more bytes than allowed (found while reading)
     │   ├── ImageTooLarge              more pixels than allowed (found in the header)
     │   ├── UnsupportedImage           an image, of a format that is not accepted
+    │   ├── TooFewLevels               16-bit colour, so dim that nothing of it is left at 8 bits
     │   └── CorruptImage               not an image, or a truncated or damaged one
     ├── Refusal                      windows -> batch
     │   ├── QueueFull                  what waits already fills the queue
@@ -74,6 +75,10 @@ class ImageTooLarge(ImageError):
 
 class UnsupportedImage(ImageError):
     """An image, but of a format that is not accepted."""
+
+
+class TooFewLevels(ImageError):
+    """Colour of 16 bits, of which hardly anything is left at the 8 bits that are read of it."""
 
 
 class CorruptImage(ImageError):

@@ -20,7 +20,13 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from zlib_ng import zlib_ng
 
 from app import formats, tiff
-from app.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
+from app.errors import (
+    CorruptImage,
+    ImageError,
+    ImageTooLarge,
+    TooFewLevels,
+    UnsupportedImage,
+)
 
 Image.MAX_IMAGE_PIXELS = None  # `inspect` holds a limit of its own, as an error and not a warning
 
@@ -28,10 +34,11 @@ _READERS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")  # the JPEG reader open
 _NAMES = "JPEG, PNG, TIFF, WebP, BMP and GIF"
 _INSTEAD = "grey of 8 or 16 bits where 0 is black, or RGB of 8, pixel by pixel"
 _ORIENTATION = 0x0112
-_BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
-_MIN_IS_WHITE = 0
-_IN_PLANES = 2
 _SIDEWAYS = (5, 6, 7, 8)
+_BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
+_MIN_IS_WHITE, _IN_PLANES = 0, 2  # values of the last two
+_FEWEST_LEVELS = 32
+"""Of the 256 that 8 bits can tell apart: what colour of 16 bits must have left of them."""
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 """What a PNG that has EXIF data contains: the chunk's name, or an old tool's text chunk."""
 
@@ -96,10 +103,12 @@ def decode(
 
     Returns:
         (H, W, 3) uint8, or (H, W) uint8 or uint16 for grey images. Greys of more than 8 bits keep
-        their range; 32-bit ones are spread over theirs. Transparency is laid on black.
+        their range; 32-bit ones are spread over theirs. Colours of 16 bits are their upper 8.
+        Transparency is laid on black.
 
     Raises:
         CorruptImage: truncated or damaged.
+        TooFewLevels: of colours of 16 bits, the upper 8 are nearly all the same.
     """
     if header.format == "PNG" and not _has_end(data):
         raise CorruptImage("the image is incomplete: it stops before the end of a PNG, IEND")
@@ -111,6 +120,8 @@ def decode(
             image.draft("RGB", (width, height))
         image.load()
         pixels = _pixels(image)
+        if pixels.dtype == np.uint8 and _bits(image, data) > 8:
+            _check_levels(pixels)
     upright = _turn(pixels, header.orientation)
     if at_least is None and upright.shape[:2] != (header.height, header.width):
         raise CorruptImage("the image is not as large as its header says")
@@ -160,6 +171,26 @@ def _is_misread(image: TiffImagePlugin.TiffImageFile) -> bool:
     bits = tags.get(_BITS, (1,))[0]
     odd = bits not in (1, 8, 32) or tags.get(_PHOTOMETRIC, _MIN_IS_WHITE) == _MIN_IS_WHITE
     return in_planes and (odd or disordered)
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Of a channel, as it is stored; Pillow's modes do not tell of colours."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2.get(_BITS, (1,))[0])
+    return data[24] if image.format == "PNG" else 8  # in IHDR, the first chunk
+
+
+def _check_levels(pixels: ByteArray) -> None:
+    """
+    Raises:
+        TooFewLevels: these upper halves of 16 bits, of a camera of 12 bits perhaps, are too few.
+    """
+    levels = int(pixels.max()) - int(pixels.min()) + 1
+    if levels < _FEWEST_LEVELS:
+        raise TooFewLevels(
+            f"colour of 16 bits is read at 8, and {levels} of 256 levels are left of this image; "
+            "send it as grey of 16 bits, which are all read, or spread over 0..65535"
+        )
 
 
 def _has_end(png: bytes) -> bool:

@@ -65,6 +65,7 @@ CASES: dict[str, tuple[bytes, int]] = {
     "a tiff of 64 bits": (tiff(np.ones((9, 9))), 415),
     "a tiff of 64 bits, cut": (tiff(np.ones((9, 9)))[:-20], 422),
     "16 bits in planes": (tiff(np.zeros((9, 9, 3), np.uint16), 2, planes=True), 415),
+    "colour of 12 bits in 16": (tiff(np.ones((9, 9, 3), np.uint16) << 11, 2), 422),
     "a drawing": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415),
 }
 

@@ -13,7 +13,13 @@ import pytest
 from PIL import Image, ImageOps
 
 from app import images
-from app.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
+from app.errors import (
+    CorruptImage,
+    ImageError,
+    ImageTooLarge,
+    TooFewLevels,
+    UnsupportedImage,
+)
 from tests.conftest import FIXTURES, encode, nuclei, tiff
 
 LIMIT = 100_000_000
@@ -354,6 +360,45 @@ def test_a_tiff_that_is_broken_is_damaged_whatever_its_kind() -> None:
         read(b"II*\0" + b"\xff" * 100)
     with pytest.raises(CorruptImage):
         read(b"II+\0\x08\0\0\0" + (16).to_bytes(8, "little") + b"\xff" * 1000)
+
+
+def deep(values: np.ndarray) -> dict[str, bytes]:
+    """(H, W) of 16 bits as colour of 16 bits, in the ways it may be stored."""
+    opaque = np.full_like(values, 65535)
+    rgb = np.dstack([values] * 3)
+    rgba = np.dstack([rgb, opaque])
+    return {
+        "PNG": images.encode_rgb(rgb),  # type: ignore[arg-type]
+        "PNG and alpha": images.encode_rgba(rgba),  # type: ignore[arg-type]
+        "PNG grey and alpha": images._png(np.dstack([values, opaque]), 4),
+        "TIFF": tiff(rgb, 2),
+        "TIFF big-endian": tiff(rgb, 2, order=">"),
+        "TIFF packed": tiff(rgb, 2, packed=True),
+        "TIFF packed, in planes": tiff(rgb, 2, packed=True, planes=True),
+        "TIFF and alpha": tiff(rgba, 2, extra=(2,)),
+        "BigTIFF": tiff(rgb, 2, big=True),
+    }
+
+
+@pytest.mark.parametrize("way", deep(WIDE))
+def test_colour_of_sixteen_bits_is_not_read_where_nothing_would_be_left(way: str) -> None:
+    """Cut to 8 bits, a camera's 12 are 16 levels."""
+    few, enough = WIDE * (4095 / WIDE.max()), WIDE * (31.5 * 256 / WIDE.max())
+    for base in (0, 20_000):
+        with pytest.raises(TooFewLevels, match=r" 1[67] of 256 levels .* grey of 16 bits"):
+            read(deep((base + few).astype(np.uint16))[way])
+    pixels = read(deep(enough.astype(np.uint16))[way])
+    assert (pixels == (enough.astype(np.uint16) >> 8)[:, :, None]).all()
+    assert (read(deep(WIDE)[way]) == (WIDE >> 8)[:, :, None]).all()
+
+
+def test_dim_images_of_8_bits_and_dim_greys_of_16_are_read_as_ever() -> None:
+    for image in (RGB // 64, GREY // 64, WIDE // 4096):
+        for format in ("PNG", "TIFF"):
+            assert (read(encode(image, format)) == image).all()
+    for format in ("WEBP", "BMP", "JPEG", "GIF"):
+        assert read(encode(RGB // 64, format)).max() < 16
+    assert (read(encode(np.zeros((5, 5, 3), np.uint8))) == 0).all()
 
 
 def test_encoders_give_back_what_they_got() -> None:
