@@ -5,12 +5,14 @@ The tree, each branch with the arrow of the data flow that raises it::
     ServiceError
     ├── RequestError                 client -> service
     │   ├── InvalidRequest             no file, an unknown parameter, a value out of range
+    │   ├── UnsupportedCoding          a Content-Encoding that is not accepted
     │   ├── UnknownModel               no such model in the weights folder
     │   └── Unauthorized               the API key is missing or wrong
     ├── ImageError                   bytes -> decoded image
     │   ├── UploadTooLarge             more bytes than allowed (found while reading)
     │   ├── ImageTooLarge              more pixels than allowed (found in the header)
     │   ├── UnsupportedImage           an image, of a format that is not accepted
+    │   ├── TooFewLevels               16-bit colour, so dim that nothing of it is left at 8 bits
     │   └── CorruptImage               not an image, or a truncated or damaged one
     ├── Refusal                      windows -> batch
     │   ├── QueueFull                  what waits already fills the queue
@@ -39,6 +41,18 @@ class InvalidRequest(RequestError):
     """No file, an unknown parameter, or a value out of range."""
 
 
+class UnsupportedCoding(RequestError):
+    """A Content-Encoding that is not accepted.
+
+    Attributes:
+        accepted: those that are, as Accept-Encoding lists them.
+    """
+
+    def __init__(self, message: str, *, accepted: str) -> None:
+        super().__init__(message)
+        self.accepted = accepted
+
+
 class UnknownModel(RequestError):
     """No model of that name is in service."""
 
@@ -61,6 +75,10 @@ class ImageTooLarge(ImageError):
 
 class UnsupportedImage(ImageError):
     """An image, but of a format that is not accepted."""
+
+
+class TooFewLevels(ImageError):
+    """Colour of 16 bits, of which hardly anything is left at the 8 bits that are read of it."""
 
 
 class CorruptImage(ImageError):

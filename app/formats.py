@@ -1,7 +1,8 @@
 """What images of other formats begin with, so that they can be told from no image at all.
 
 Knows bytes; no Pillow, no HTTP. The formats that are accepted are Pillow's to find, and cameras'
-raw files that are TIFFs are TIFFs here too.
+raw files that are TIFFs are TIFFs here too; which of those is not accepted is named in
+`app/tiff.py`.
 """
 
 from __future__ import annotations

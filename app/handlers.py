@@ -17,11 +17,13 @@ log = logging.getLogger(__name__)
 
 STATUS: dict[type[errors.ServiceError], int] = {
     errors.InvalidRequest: 422,
+    errors.UnsupportedCoding: 415,
     errors.UnknownModel: 404,
     errors.Unauthorized: 401,
     errors.UploadTooLarge: 413,
     errors.ImageTooLarge: 413,
     errors.UnsupportedImage: 415,
+    errors.TooFewLevels: 422,
     errors.CorruptImage: 422,
     errors.QueueFull: 429,
     errors.DeadlineExceeded: 504,
@@ -80,6 +82,8 @@ def install(app: FastAPI) -> None:
         later = error.retry_after if isinstance(error, errors.Refusal) else None
         if status in _RETRY_LATER or later is not None:
             headers["Retry-After"] = str(max(1, math.ceil(later or 1)))
+        if isinstance(error, errors.UnsupportedCoding):
+            headers["Accept-Encoding"] = error.accepted  # RFC 9110, section 12.5.3
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return problem(request, status, detail, headers)

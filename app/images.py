@@ -16,20 +16,34 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from zlib_ng import zlib_ng
 
-from app import formats
-from app.errors import CorruptImage, ImageTooLarge, UnsupportedImage
+from app import formats, tiff
+from app.errors import (
+    CorruptImage,
+    ImageError,
+    ImageTooLarge,
+    TooFewLevels,
+    UnsupportedImage,
+)
 
 Image.MAX_IMAGE_PIXELS = None  # `inspect` holds a limit of its own, as an error and not a warning
 
 _READERS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")  # the JPEG reader opens MPO too
 _NAMES = "JPEG, PNG, TIFF, WebP, BMP and GIF"
+_INSTEAD = "grey of 8 or 16 bits where 0 is black, or RGB of 8, pixel by pixel"
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
+_MIN_IS_WHITE, _IN_PLANES = 0, 2  # values of the last two
+_FEWEST_LEVELS = 32
+"""Of the 256 that 8 bits can tell apart: what colour of 16 bits must have left of them."""
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 """What a PNG that has EXIF data contains: the chunk's name, or an old tool's text chunk."""
+
+_IEND = b"\0\0\0\0IEND\xaeB`\x82"
+"""The chunk a PNG ends with: no data, and always the same checksum."""
 
 _GREY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6  # PNG's colour types
 _UP = 2  # PNG's filter: a line less the line above
@@ -60,10 +74,12 @@ def inspect(data: bytes, *, max_pixels: int) -> Header:
 
     Raises:
         CorruptImage: not an image.
-        UnsupportedImage: an image, of a format that is not accepted.
+        UnsupportedImage: an image, of a format that is not accepted, or a TIFF of such a kind.
         ImageTooLarge: more than `max_pixels`.
     """
     with _opened(data) as image:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_misread(image):
+            raise _unsupported_tiff(tiff.kind(data) or "this kind")
         width, height = image.size
         if width * height > max_pixels:
             raise ImageTooLarge(
@@ -87,11 +103,15 @@ def decode(
 
     Returns:
         (H, W, 3) uint8, or (H, W) uint8 or uint16 for grey images. Greys of more than 8 bits keep
-        their range; 32-bit ones are spread over theirs. Transparency is laid on black.
+        their range; 32-bit ones are spread over theirs. Colours of 16 bits are their upper 8.
+        Transparency is laid on black.
 
     Raises:
         CorruptImage: truncated or damaged.
+        TooFewLevels: of colours of 16 bits, the upper 8 are nearly all the same.
     """
+    if header.format == "PNG" and not _has_end(data):
+        raise CorruptImage("the image is incomplete: it stops before the end of a PNG, IEND")
     with _opened(data) as image:
         if at_least is not None and header.format in ("JPEG", "MPO"):
             height, width = at_least
@@ -100,6 +120,8 @@ def decode(
             image.draft("RGB", (width, height))
         image.load()
         pixels = _pixels(image)
+        if pixels.dtype == np.uint8 and _bits(image, data) > 8:
+            _check_levels(pixels)
     upright = _turn(pixels, header.orientation)
     if at_least is None and upright.shape[:2] != (header.height, header.width):
         raise CorruptImage("the image is not as large as its header says")
@@ -114,16 +136,71 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             # Pillow's readers of other formats are not tried on bytes that anybody may send.
             with Image.open(io.BytesIO(data), formats=_READERS) as image:
                 yield image
-    except (ImageTooLarge, CorruptImage):
+    except ImageError:
         raise
     except UnidentifiedImageError:
         if other := formats.known(data):
             raise UnsupportedImage(f"{other} is not accepted; send {_NAMES}") from None
+        if kind := tiff.kind(data):
+            raise _unsupported_tiff(kind) from None
         raise CorruptImage(f"these {len(data)} bytes are not an image; send {_NAMES}") from None
     except (
         Exception
     ) as error:  # Pillow's decoders raise whatever their format makes them stumble on
         raise CorruptImage(f"the image is damaged or incomplete: {error}") from error
+
+
+def _unsupported_tiff(kind: str) -> UnsupportedImage:
+    return UnsupportedImage(
+        f"a TIFF of {kind} is not accepted; send a PNG or little-endian TIFF: {_INSTEAD}"
+    )
+
+
+def _is_misread(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether it is of a kind that Pillow opens, but gives other pixels of, without a word."""
+    tags, bands = image.tag_v2, image.getbands()
+    in_planes = tags.get(_PLANAR, 1) == _IN_PLANES
+    # Numbers of more than one byte that are put in order although they are so already, or not
+    # at all. Greys of 16 bits have a reader of their own, that is right.
+    disordered = tags.prefix == b"MM" and image.mode in ("I", "F")
+    if in_planes and (len(bands) == 2 or image.mode == "LAB"):
+        return True  # the second channel is lost; a and b have another zero
+    if image.info["compression"] != "raw":  # libtiff reads these
+        return disordered
+    # Planes that are not packed are read as if they had a byte a pixel and 0 was black.
+    bits = tags.get(_BITS, (1,))[0]
+    odd = bits not in (1, 8, 32) or tags.get(_PHOTOMETRIC, _MIN_IS_WHITE) == _MIN_IS_WHITE
+    return in_planes and (odd or disordered)
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Of a channel, as it is stored; Pillow's modes do not tell of colours."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(image.tag_v2.get(_BITS, (1,))[0])
+    return data[24] if image.format == "PNG" else 8  # in IHDR, the first chunk
+
+
+def _check_levels(pixels: ByteArray) -> None:
+    """
+    Raises:
+        TooFewLevels: these upper halves of 16 bits, of a camera of 12 bits perhaps, are too few.
+    """
+    levels = int(pixels.max()) - int(pixels.min()) + 1
+    if levels < _FEWEST_LEVELS:
+        raise TooFewLevels(
+            f"colour of 16 bits is read at 8, and {levels} of 256 levels are left of this image; "
+            "send it as grey of 16 bits, which are all read, or spread over 0..65535"
+        )
+
+
+def _has_end(png: bytes) -> bool:
+    """Whether its last chunk is there; Pillow does without. What stands behind it is no concern."""
+    if png.endswith(_IEND):
+        return True
+    at = 8  # behind the signature; from chunk to chunk, without a look at what is in them
+    while at < len(png) and png[at + 4 : at + 8] != b"IEND":
+        at += 12 + int.from_bytes(png[at : at + 4], "big")
+    return png.startswith(_IEND, at)
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
@@ -141,15 +218,23 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 def _pixels(image: Image.Image) -> npt.NDArray[Any]:
     if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
+        greys = np.asarray(image).astype(np.uint16)
+        return ~greys if _is_inverted(image) else greys
     if image.mode in ("I", "F"):
-        return _spread(np.asarray(image))
+        values = np.asarray(image)
+        return _spread(-values if _is_inverted(image) else values)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         # Multiplied by its alpha: the same as laid on black, without a black image to lay it on.
         return np.asarray(image.convert("RGBA").convert("RGBa"))[:, :, :3]
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))
     return np.asarray(image.convert("RGB"))
+
+
+def _is_inverted(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF. Pillow sees to it in greys of 8 bits and less, only there."""
+    tags = getattr(image, "tag_v2", {})
+    return image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE
 
 
 def _spread(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:

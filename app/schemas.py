@@ -34,7 +34,7 @@ PROBLEM: dict[int | str, dict[str, Any]] = {
         401: "The API key is missing or wrong.",
         404: "Unknown model.",
         413: "Too many bytes or pixels.",
-        415: "An image format that is not accepted.",
+        415: "An image format, or a Content-Encoding, that is not accepted.",
         422: "Not an image, a damaged one, no file, or a parameter that makes no sense.",
         429: "The queue is full; Retry-After says when to come back.",
         500: "Our own fault.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import unicodedata
 import zlib
@@ -13,7 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.budget import Share
-from app.errors import InvalidRequest, UploadTooLarge
+from app.errors import InvalidRequest, UnsupportedCoding, UploadTooLarge
 
 _RAW_TYPES = ("application/octet-stream",)
 _CODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -46,16 +47,18 @@ async def read_uploads(request: Request, max_bytes: int, share: Share) -> list[U
     """The files of a multipart body (its `file` parts), or the raw body itself.
 
     Args:
+        max_bytes: of the body, as it comes and unpacked.
         share: of what all requests may hold; it grows with every chunk.
 
     Raises:
         UploadTooLarge: more than `max_bytes`; what is too much was never kept.
         QueueFull: the uploads of others take all the room.
-        InvalidRequest: no file, or another kind of body.
+        UnsupportedCoding: a Content-Encoding other than gzip and deflate.
+        InvalidRequest: no file, another kind of body, or not of the Content-Encoding it says.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _read_form(request, _limited(request, max_bytes, share))
+        return await _read_form(request, _plain(request, max_bytes, share))
     if kind.startswith("image/") or kind in _RAW_TYPES:
         data = await read_body(request, max_bytes, share)
         if not data:
@@ -68,27 +71,42 @@ async def read_uploads(request: Request, max_bytes: int, share: Share) -> list[U
 
 
 async def read_body(request: Request, max_bytes: int, share: Share) -> bytes:
-    """The whole body, whatever it is.
+    """The whole body, unpacked, whatever it is.
 
     Raises:
-        UploadTooLarge, QueueFull: as `read_uploads`.
+        UploadTooLarge, QueueFull, UnsupportedCoding: as `read_uploads`.
+        InvalidRequest: not of the Content-Encoding it says.
     """
-    return b"".join([chunk async for chunk in _limited(request, max_bytes, share)])
+    return b"".join([chunk async for chunk in _plain(request, max_bytes, share)])
 
 
-def inflate(data: bytes, coding: str, max_bytes: int) -> bytes:
-    """What a body of this Content-Encoding was before (RFC 9110, section 8.4.1).
+async def _plain(request: Request, max_bytes: int, share: Share) -> AsyncGenerator[bytes, None]:
+    """The body as it was before its Content-Encoding (RFC 9110, section 8.4)."""
+    body = _limited(request, max_bytes, share)
+    coding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+    if coding in ("", "identity"):
+        async for chunk in body:
+            yield chunk
+        return
+    if coding not in _CODINGS:
+        accepted = ", ".join(_CODINGS)
+        raise UnsupportedCoding(
+            f"Content-Encoding {coding[:100]!r} is not accepted; there are {accepted}",
+            accepted=accepted,
+        )
+    packed = b"".join([chunk async for chunk in body])
+    plain = await asyncio.to_thread(_inflate, packed, coding, max_bytes)
+    share.take(len(plain))
+    yield plain
+
+
+def _inflate(data: bytes, coding: str, max_bytes: int) -> bytes:
+    """What a body of this coding, one of `_CODINGS`, was before.
 
     Raises:
-        InvalidRequest: another coding than gzip and deflate, or not what it says.
+        InvalidRequest: it is not what it says.
         UploadTooLarge: it becomes more than `max_bytes`; it is not unpacked any further.
     """
-    if coding in ("", "identity"):
-        return data
-    if coding not in _CODINGS:
-        raise InvalidRequest(
-            f"Content-Encoding {coding[:100]!r} is not known; there are {', '.join(_CODINGS)}"
-        )
     packed = zlib.decompressobj(_CODINGS[coding])
     try:
         plain = packed.decompress(data, max_bytes + 1)

@@ -72,7 +72,8 @@ async def segment(
 ) -> Response:
     """Bytes of an image in, a PNG mask of exactly its upright size out.
 
-    Send `multipart/form-data` with one or more `file` parts, or the raw image as the body.
+    Send `multipart/form-data` with one or more `file` parts, or the raw image as the body. Either
+    may be packed as `Content-Encoding: gzip` or `deflate`.
     """
     service: Service = request.app.state.service
     share: Share = request.state.share

@@ -26,7 +26,7 @@ from app.routers.requests import deadline_of, model_headers, read_in_time, unles
 from app.schemas import PROBLEM
 from app.segmenter import Prediction
 from app.service import Service
-from app.uploads import inflate, read_body
+from app.uploads import read_body
 
 NAME = "unet-server"
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -150,7 +150,8 @@ async def infer(request: Request, name: str) -> Response:
     service.check_ready()  # before the images are on their way, and again when they are here
     with _leased(request, name) as model:
         service.segmenter.check_room(model, deadline)
-        body = await read_in_time(request, deadline, _read(request, service, share))
+        max_bytes = int(service.settings.max_upload_mb * 1e6)
+        body = await read_in_time(request, deadline, read_body(request, max_bytes, share))
         with service.accepted():
             with service.bytes.share() as parsed:
                 takes = tensors.parsing_takes(body, json_length)
@@ -170,17 +171,6 @@ async def infer(request: Request, name: str) -> Response:
         return Response(content, media_type="application/json", headers=headers)
     headers[JSON_LENGTH] = str(length)
     return Response(content, media_type="application/octet-stream", headers=headers)
-
-
-async def _read(request: Request, service: Service, share: Share) -> bytes:
-    """The body, unpacked: clients of inference servers may compress what they send."""
-    max_bytes = int(service.settings.max_upload_mb * 1e6)
-    body = await read_body(request, max_bytes, share)
-    coding = request.headers.get("content-encoding", "").strip().lower()
-    plain = await asyncio.to_thread(inflate, body, coding, max_bytes)
-    if plain is not body:
-        share.take(len(plain))
-    return plain
 
 
 async def _predict_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 import zlib
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Post, Server, encode, nuclei
+from tests.conftest import Post, Server, encode, nuclei, tiff
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -55,11 +56,16 @@ CASES: dict[str, tuple[bytes, int]] = {
     "text": (b"this is not an image, whatever its name says", 422),
     "truncated jpeg": (JPEG[: len(JPEG) // 2], 422),
     "png with a wrong crc": (wrong_crc(), 422),
+    "png without its last chunk": (encode(nuclei(32, 32)[0])[:-12], 422),
     "png cut after its header": (png(64, 64, b"")[:40], 422),
     "20,000 x 20,000 declared": (png(20_000, 20_000, zlib.compress(b"\0")), 413),
     "random bytes": (np.random.default_rng(0).bytes(5000), 422),
     "a format that is not accepted": (encode(nuclei(16, 16)[0], "PPM"), 415),
     "a format that Pillow cannot open": (heif(), 415),
+    "a tiff of 64 bits": (tiff(np.ones((9, 9))), 415),
+    "a tiff of 64 bits, cut": (tiff(np.ones((9, 9)))[:-20], 422),
+    "16 bits in planes": (tiff(np.zeros((9, 9, 3), np.uint16), 2, planes=True), 415),
+    "colour of 12 bits in 16": (tiff(np.ones((9, 9, 3), np.uint16) << 11, 2), 422),
     "a drawing": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415),
 }
 
@@ -192,6 +198,48 @@ def test_too_many_bytes_are_refused_while_reading(server: Server, post: Post) ->
     assert_problem(httpx.post(url, content=chunks(), headers=headers, timeout=30), 413)
     assert_problem(httpx.post(url, files={"file": ("x.png", big)}, timeout=30), 413)
     assert server.metric("process_resident_memory_bytes") - before < 120e6
+
+
+@pytest.mark.parametrize(
+    "coding", ["br", "zstd", "compress", "gzip, gzip", "identity, br", "?" * 500]
+)
+def test_a_coding_that_is_not_accepted_is_told_which_are(server: Server, coding: str) -> None:
+    """Also where the body is a good image as it stands: it is not what it was labelled."""
+    image = encode(nuclei(32, 32)[0])
+    url, headers = f"{server.url}/segment", {"Content-Encoding": coding}
+    raw = {**headers, "Content-Type": "image/png"}
+    for answer in (
+        httpx.post(url, content=image, headers=raw),
+        httpx.post(url, files={"file": ("x.png", image)}, headers=headers),
+    ):
+        assert coding[:100] in assert_problem(answer, 415)["detail"]
+        assert answer.headers["accept-encoding"] == "gzip, deflate"
+    twice = [
+        ("Content-Encoding", "gzip"),
+        ("Content-Encoding", "br"),
+        ("Content-Type", "image/png"),
+    ]
+    assert_problem(httpx.post(url, content=gzip.compress(image), headers=twice), 415)
+
+
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_what_is_packed_has_the_limits_of_what_is_not(
+    server: Server, post: Post, coding: str, pack: Any
+) -> None:
+    image = encode(nuclei(32, 32)[0])
+    packed, headers = pack(image), {"Content-Encoding": coding}
+    for odd in (packed[:-9], packed + b"more", image, b""):
+        assert coding in assert_problem(post(odd, headers=headers), 422)["detail"]
+    assert "empty" in assert_problem(post(pack(b""), headers=headers), 422)["detail"]
+    before = server.metric("process_resident_memory_bytes")
+    bomb = pack(bytes(300_000_000))
+    assert "unpacks" in assert_problem(post(bomb, headers=headers), 413)["detail"]
+    assert_problem(post(pack(np.random.default_rng(0).bytes(33_000_000)), headers=headers), 413)
+    assert server.metric("process_resident_memory_bytes") - before < 120e6
+    form = {**headers, "Content-Type": "multipart/form-data; boundary=x"}
+    answer = httpx.post(f"{server.url}/segment", content=bomb, headers=form, timeout=30)
+    assert "unpacks" in assert_problem(answer, 413)["detail"]
+    assert server.metric("unet_held_bytes") == 0
 
 
 def test_unknown_routes_and_methods_are_problems_too(server: Server) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -58,6 +61,18 @@ def test_multipart_and_raw_body_give_the_same_mask(server: Server, post: Post) -
     assert form.status_code == 200
     assert form.content == post(image).content
     assert form.content == post(image, headers={"Content-Type": "image/png"}).content
+
+
+@pytest.mark.parametrize(
+    ("coding", "pack"), [("gzip", gzip.compress), ("Deflate", zlib.compress), ("identity", bytes)]
+)
+def test_a_body_may_be_packed(server: Server, post: Post, coding: str, pack: Any) -> None:
+    image = encode(nuclei(100, 120)[0])
+    plain, headers = post(image).content, {"Content-Encoding": coding}
+    assert post(pack(image), headers=headers).content == plain
+    form = httpx.Request("POST", server.url, files={"file": ("a.png", image)})
+    headers["Content-Type"] = form.headers["Content-Type"]
+    assert post(pack(form.read()), headers=headers).content == plain
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (17, 3), (256, 256), (511, 513)])

@@ -250,7 +250,7 @@ WRONG: dict[str, tuple[dict[str, Any] | list[Any], dict[str, Any], int, str]] = 
     "no length": (tensor(LONG), {"headers": {LENGTH: "-1"}}, 422, LENGTH),
     "long length": (tensor(LONG), {"headers": {LENGTH: "9" * 5000}}, 422, LENGTH),
     "length beyond": (tensor(LONG), {"headers": {LENGTH: "100000"}}, 422, "100000"),
-    "compressed": (tensor(LONG), {"headers": {"Content-Encoding": "br"}}, 422, "br"),
+    "compressed": (tensor(LONG), {"headers": {"Content-Encoding": "br"}}, 415, "br"),
     "surrogate": (tensor(LONG, name="\ud800"), {}, 422, "ud800"),
 }
 

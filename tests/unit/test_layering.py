@@ -23,7 +23,7 @@ FLOORS = [
     ["app.registry", "app.outputs"],
     ["app.engine", "app.images", "app.metrics", "app.settings", "app.logs", "app.client"],
     ["app.tensors"],
-    ["app.budget", "app.formats"],
+    ["app.budget", "app.formats", "app.tiff"],
     ["app.batching"],
     ["app.estimates"],
     ["app.lanes", "app.fairqueue"],

@@ -13,8 +13,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from app import images
-from app.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
-from tests.conftest import FIXTURES, encode, nuclei
+from app.errors import (
+    CorruptImage,
+    ImageError,
+    ImageTooLarge,
+    TooFewLevels,
+    UnsupportedImage,
+)
+from tests.conftest import FIXTURES, encode, nuclei, tiff
 
 LIMIT = 100_000_000
 RNG = np.random.default_rng(0)
@@ -198,6 +204,21 @@ def test_damage_is_an_image_error_and_nothing_else(kind: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
+def test_a_png_has_its_end_and_what_stands_behind_it_does_not_matter() -> None:
+    """Also where the pixels are all there: the client meant to send more."""
+    # Comments of 300 bytes behind the pixels, so that there are chunks to go through.
+    comment = b"tEXt" + b"a\0" * 150
+    chunk = (300).to_bytes(4, "big") + comment + zlib.crc32(comment).to_bytes(4, "big")
+    for whole in (encode(RGB), encode(RGB)[:-12] + chunk * 3 + encode(RGB)[-12:]):
+        for behind in (b"", b"\n", b"IEND", bytes(1000), whole):
+            assert (read(whole + behind) == RGB).all()
+        for missing in range(1, 17):
+            with pytest.raises(CorruptImage, match="incomplete"):
+                read(whole[:-missing])
+        with pytest.raises(CorruptImage):
+            read(whole[:-1] + b"?")
+
+
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
 def test_a_bomb_in_what_a_png_says_of_itself(kind: bytes) -> None:
     """200 MB of zeros, packed into 900 KB, before a good picture: read without it, or refused."""
@@ -235,6 +256,149 @@ def test_big_endian_sixteen_bits() -> None:
     values = RNG.integers(200, 5000, (20, 30)).astype(np.uint16)
     big = Image.frombytes("I;16B", (30, 20), values.astype(">u2").tobytes())
     assert (read(saved(big, "TIFF")) == values).all()
+
+
+WIDE = (np.arange(600).reshape(20, 30) * 109).astype(np.uint16)
+WIDE_RGB = np.dstack([WIDE, WIDE[::-1], WIDE.T.reshape(20, 30)])
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colour_of_sixteen_bits_in_planes_is_read_right_or_refused(
+    order: str, channels: int
+) -> None:
+    opaque = np.full((20, 30), 65535, np.uint16)
+    values = WIDE_RGB if channels == 3 else np.dstack([WIDE_RGB, opaque])
+    given = {"photometric": 2, "order": order, "extra": (2,) * (channels - 3)}
+    for planes, packed in ((False, False), (False, True), (True, True)):
+        pixels = read(tiff(values, planes=planes, packed=packed, **given))
+        assert (pixels == WIDE_RGB >> 8).all()
+    with pytest.raises(UnsupportedImage, match=r"16-bit.* plane by plane .*; send .* by pixel"):
+        read(tiff(values, planes=True, **given))
+    assert (read(tiff(RGB, 2, planes=True, order=order)) == RGB).all()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("type_", ["u1", "u2", "i2", "u4", "i4", "f4"])
+def test_greys_of_every_kind_are_read_right_or_refused(
+    type_: str, photometric: int, order: str, planes: bool, packed: bool
+) -> None:
+    greys = WIDE // 256 if type_ == "u1" else WIDE // 2
+    values = greys.astype(type_)
+    try:
+        pixels = read(tiff(values, photometric, order=order, planes=planes, packed=packed))
+    except UnsupportedImage:
+        assert (type_, photometric, planes) not in (("u1", 1, False), ("u2", 1, False))
+        return
+    if type_ == "f4":  # over their range
+        greys = np.rint((greys - greys.min()) * (65535 / np.ptp(greys)))
+    full = 255 if type_ == "u1" else 65535
+    assert (pixels == (full - greys if photometric == 0 else greys)).all()
+
+
+@pytest.mark.parametrize("type_", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_where_0_is_white_it_is_white(type_: str, packed: bool) -> None:
+    pixels = read(tiff(WIDE.astype(type_) if type_ != "u1" else GREY, 0, packed=packed))
+    inverted = 65535 - WIDE if type_ == "u2" else 255 - GREY
+    if type_ == "f4":
+        assert pixels[0, 0] == 65535
+        assert pixels[-1, -1] == 0
+    else:
+        assert (pixels == inverted).all()
+
+
+KINDS = {
+    "float64": (tiff(WIDE.astype("f8")), "1 channel of 64-bit floats"),
+    "float16": (tiff(WIDE.astype("f2")), "1 channel of 16-bit floats"),
+    "float32 RGB": (tiff(WIDE_RGB.astype("f4"), 2), "3 channels of 32-bit floats"),
+    "uint64": (tiff(WIDE.astype("u8")), "1 channel of 64-bit unsigned integers"),
+    "complex": (tiff(WIDE.astype("c8")), "1 channel of 64-bit complex floats"),
+    "4 channels": (tiff(np.dstack([WIDE] * 4)), "4 channels of 16-bit unsigned integers"),
+    "5 channels": (tiff(np.dstack([GREY] * 5)), "5 channels of 8-bit unsigned integers"),
+    "9 channels": (tiff(np.dstack([GREY] * 9)), "9 channels of 8-bit unsigned integers"),
+    "2 channels": (tiff(np.dstack([WIDE] * 2)), "2 channels of 16-bit unsigned integers"),
+    "grey and alpha": (tiff(np.dstack([WIDE] * 2), extra=(2,)), "2 channels of 16-bit unsigned"),
+    "planes": (tiff(np.dstack([WIDE] * 5), planes=True), "integers, plane by plane"),
+    "big-endian": (tiff(WIDE.astype("f8"), order=">"), "1 channel of 64-bit big-endian floats"),
+    "BigTIFF": (tiff(WIDE.astype("f8"), big=True), "1 channel of 64-bit floats"),
+    "0 is white, big-endian": (tiff(WIDE, 0, order=">"), "photometric interpretation 0"),
+    "JPEG 2000 in it": (tiff(GREY, t259=34712), "compression 34712"),
+    "a camera's mosaic": (tiff(GREY, 32803), "photometric interpretation 32803"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tiff_of_a_kind_that_is_not_accepted_is_told_its_kind(kind: str) -> None:
+    data, words = KINDS[kind]
+    with pytest.raises(UnsupportedImage, match="grey of 8 or 16 bits") as caught:
+        read(data)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("a TIFF of ")
+
+
+def test_a_tiff_that_is_broken_is_damaged_whatever_its_kind() -> None:
+    whole, _ = KINDS["float32 RGB"]
+    for length in range(len(whole)):  # its directory comes last
+        with pytest.raises(CorruptImage):
+            read(whole[:length])
+    for tag, value in (
+        (256, 0),
+        (257, 0),
+        (258, 0),
+        (258, 5000),
+        (273, 10**9),
+        (277, 0),
+        (339, 99),
+    ):
+        with pytest.raises(CorruptImage):
+            read(tiff(WIDE.astype("f8"), **{f"t{tag}": value}))
+    with pytest.raises(CorruptImage):
+        read(b"II*\0" + b"\xff" * 100)
+    with pytest.raises(CorruptImage):
+        read(b"II+\0\x08\0\0\0" + (16).to_bytes(8, "little") + b"\xff" * 1000)
+
+
+def deep(values: np.ndarray) -> dict[str, bytes]:
+    """(H, W) of 16 bits as colour of 16 bits, in the ways it may be stored."""
+    opaque = np.full_like(values, 65535)
+    rgb = np.dstack([values] * 3)
+    rgba = np.dstack([rgb, opaque])
+    return {
+        "PNG": images.encode_rgb(rgb),  # type: ignore[arg-type]
+        "PNG and alpha": images.encode_rgba(rgba),  # type: ignore[arg-type]
+        "PNG grey and alpha": images._png(np.dstack([values, opaque]), 4),
+        "TIFF": tiff(rgb, 2),
+        "TIFF big-endian": tiff(rgb, 2, order=">"),
+        "TIFF packed": tiff(rgb, 2, packed=True),
+        "TIFF packed, in planes": tiff(rgb, 2, packed=True, planes=True),
+        "TIFF and alpha": tiff(rgba, 2, extra=(2,)),
+        "BigTIFF": tiff(rgb, 2, big=True),
+    }
+
+
+@pytest.mark.parametrize("way", deep(WIDE))
+def test_colour_of_sixteen_bits_is_not_read_where_nothing_would_be_left(way: str) -> None:
+    """Cut to 8 bits, a camera's 12 are 16 levels."""
+    few, enough = WIDE * (4095 / WIDE.max()), WIDE * (31.5 * 256 / WIDE.max())
+    for base in (0, 20_000):
+        with pytest.raises(TooFewLevels, match=r" 1[67] of 256 levels .* grey of 16 bits"):
+            read(deep((base + few).astype(np.uint16))[way])
+    pixels = read(deep(enough.astype(np.uint16))[way])
+    assert (pixels == (enough.astype(np.uint16) >> 8)[:, :, None]).all()
+    assert (read(deep(WIDE)[way]) == (WIDE >> 8)[:, :, None]).all()
+
+
+def test_dim_images_of_8_bits_and_dim_greys_of_16_are_read_as_ever() -> None:
+    for image in (RGB // 64, GREY // 64, WIDE // 4096):
+        for format in ("PNG", "TIFF"):
+            assert (read(encode(image, format)) == image).all()
+    for format in ("WEBP", "BMP", "JPEG", "GIF"):
+        assert read(encode(RGB // 64, format)).max() < 16
+    assert (read(encode(np.zeros((5, 5, 3), np.uint8))) == 0).all()
 
 
 def test_encoders_give_back_what_they_got() -> None:
