@@ -67,11 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a checkpoint's file; with --url, the model's name")
     what = parser.add_argument_group("data: a recipe's validation images, or two folders")
     what.add_argument("--config", type=Path, help="a recipe; its [data] and its split are used")
-    what.add_argument("--part", choices=("validation", "training", "all"), default="validation")
+    what.add_argument(
+        "--part", choices=("validation", "training", "all"), help="of the recipe's (validation)"
+    )
     what.add_argument("--images", type=Path)
     what.add_argument("--masks", type=Path)
     what.add_argument(
-        "--labels", choices=("binary", "classes", "instances"), help="what masks hold (binary)"
+        "--labels",
+        choices=("binary", "classes", "instances"),
+        help="what masks hold (binary, or classes)",
     )
     who = parser.add_argument_group("who computes")
     who.add_argument("--url", help="of a running service")
@@ -91,11 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     try:
         return _measure(args)
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.InvalidURL) as error:
         raise ValueError(f"{args.url} does not answer: {error}") from error
 
 
 def _measure(args: argparse.Namespace) -> int:
+    for path in filter(None, (args.json, args.sheet)):  # before all is measured
+        if not path.parent.is_dir():
+            raise ValueError(f"{path}: {path.parent} is not a folder")
     with _opened(args) as judge:
         dataset = _dataset(args, judge.preprocess)
         instances = dataset.kind == "instances"
@@ -109,14 +116,14 @@ def _measure(args: argparse.Namespace) -> int:
                 samples, total=len(dataset), unit="image", disable=not sys.stderr.isatty()
             ),
         )
+        print(f"{judge.name}\n{report.table()}", flush=True)
+        if args.json:
+            text = json.dumps({"model": judge.name, **report.to_json()}, indent=2)
+            write_atomically(args.json, text.encode())
         if args.sheet:
             buffer = io.BytesIO()
             worst_sheet(report, predict, dataset).save(buffer, "PNG")
             write_atomically(args.sheet, buffer.getvalue())
-    print(f"{judge.name}\n{report.table()}")
-    if args.json:
-        text = json.dumps({"model": judge.name, **report.to_json()}, indent=2)
-        write_atomically(args.json, text.encode())
     return 0
 
 
@@ -155,7 +162,11 @@ def _opened(args: argparse.Namespace) -> _Judge:
         from model.predict import Predictor
 
         device = "cpu" if args.device == "auto" else args.device
-        function, name = Predictor.of(checkpoint, device), f"{checkpoint.id} by the reference"
+        try:
+            function = Predictor.of(checkpoint, device)
+        except (RuntimeError, AssertionError) as error:  # torch's, of a device that is not there
+            raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        name = f"{checkpoint.id} by the reference"
         return _Judge(name, checkpoint.preprocess, _both(function, checkpoint.preprocess))
     try:
         choice = choose_engines(
@@ -180,15 +191,24 @@ def _both(
 
 def _dataset(args: argparse.Namespace, preprocess: PreprocessConfig) -> PairedDataset:
     if args.config:
+        if args.images or args.masks or args.labels:
+            raise ValueError(
+                "--config says where images, masks and labels are; leave out the flags"
+            )
         config = Recipe.read(args.config).data
-        dataset = open_dataset(config, preprocess)
-        if args.part == "all":
-            return dataset
-        training, validation = split_dataset(dataset, config)
-        return validation if args.part == "validation" else training
-    if not (args.images and args.masks):
+    elif args.images and args.masks:
+        if args.part:
+            raise ValueError("--part is a part of a recipe's data; give its --config")
+        labels = args.labels or ("binary" if preprocess.binary else "classes")
+        config = DataConfig(images=str(args.images), masks=str(args.masks), labels=labels)
+    else:
         raise ValueError("say what to measure on: --config RECIPE, or --images and --masks")
-    config = DataConfig(
-        images=str(args.images), masks=str(args.masks), labels=args.labels or "binary"
-    )
-    return open_dataset(config, preprocess)
+    if (config.labels == "classes") == preprocess.binary:
+        raise ValueError(
+            f"masks of {config.labels} cannot judge a model of {len(preprocess.classes)} classes"
+        )
+    dataset = open_dataset(config, preprocess)
+    if not args.config or args.part == "all":
+        return dataset
+    training, validation = split_dataset(dataset, config)
+    return training if args.part == "training" else validation

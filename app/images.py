@@ -27,6 +27,7 @@ from app.errors import (
     TooFewLevels,
     UnsupportedImage,
 )
+from model.pixels import MIN_IS_WHITE, PHOTOMETRIC, pixels_of
 
 Image.MAX_IMAGE_PIXELS = None  # `inspect` holds a limit of its own, as an error and not a warning
 
@@ -35,8 +36,8 @@ _NAMES = "JPEG, PNG, TIFF, WebP, BMP and GIF"
 _INSTEAD = "grey of 8 or 16 bits where 0 is black, or RGB of 8, pixel by pixel"
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
-_BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
-_MIN_IS_WHITE, _IN_PLANES = 0, 2  # values of the last two
+_BITS, _PLANAR = 258, 284  # tags of TIFF
+_IN_PLANES = 2  # a value of the second
 _FEWEST_LEVELS = 32
 """Of the 256 that 8 bits can tell apart: what colour of 16 bits must have left of them."""
 _PNG_EXIF = (b"eXIf", b"Raw profile type exif")
@@ -119,7 +120,7 @@ def decode(
                 height, width = width, height
             image.draft("RGB", (width, height))
         image.load()
-        pixels = _pixels(image)
+        pixels = pixels_of(image)
         if pixels.dtype == np.uint8 and _bits(image, data) > 8:
             _check_levels(pixels)
     upright = _turn(pixels, header.orientation)
@@ -169,7 +170,7 @@ def _is_misread(image: TiffImagePlugin.TiffImageFile) -> bool:
         return disordered
     # Planes that are not packed are read as if they had a byte a pixel and 0 was black.
     bits = tags.get(_BITS, (1,))[0]
-    odd = bits not in (1, 8, 32) or tags.get(_PHOTOMETRIC, _MIN_IS_WHITE) == _MIN_IS_WHITE
+    odd = bits not in (1, 8, 32) or tags.get(PHOTOMETRIC, MIN_IS_WHITE) == MIN_IS_WHITE
     return in_planes and (odd or disordered)
 
 
@@ -214,39 +215,6 @@ def _orientation(image: Image.Image, data: bytes) -> int:
     except Exception:  # damaged EXIF: the image itself may be fine
         return 1
     return value if value in range(1, 9) else 1
-
-
-def _pixels(image: Image.Image) -> npt.NDArray[Any]:
-    if image.mode.startswith("I;16"):
-        greys = np.asarray(image).astype(np.uint16)
-        return ~greys if _is_inverted(image) else greys
-    if image.mode in ("I", "F"):
-        values = np.asarray(image)
-        return _spread(-values if _is_inverted(image) else values)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        # Multiplied by its alpha: the same as laid on black, without a black image to lay it on.
-        return np.asarray(image.convert("RGBA").convert("RGBa"))[:, :, :3]
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB"))
-
-
-def _is_inverted(image: Image.Image) -> bool:
-    """Whether 0 is white in a TIFF. Pillow sees to it in greys of 8 bits and less, only there."""
-    tags = getattr(image, "tag_v2", {})
-    return image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE
-
-
-def _spread(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    """32-bit integers or floats over their real, finite range."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros(values.shape, np.uint16)
-    low, high = float(values[finite].min()), float(values[finite].max())
-    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return values.astype(np.uint16)  # 16 bits in a wide type, as Pillow opens some PNGs
-    scaled = (np.where(finite, values, low).astype(np.float64) - low) / max(high - low, 1e-300)
-    return np.rint(scaled * 65535).astype(np.uint16)
 
 
 def _turn(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

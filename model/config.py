@@ -156,6 +156,8 @@ class PreprocessConfig:
             raise ConfigError(f"overlap {self.overlap} must be smaller than every window")
         if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ConfigError("mean and std need one value a channel, std above 0")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ConfigError(f"mean and std are finite, not {self.mean} and {self.std}")
         if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
             raise ConfigError(f"threshold must lie in 0..1, not {self.threshold}")
         if len(self.classes) < 2 or len(self.palette) != len(self.classes):

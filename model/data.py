@@ -10,15 +10,19 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from model.config import PreprocessConfig
+from model.pixels import pixels_of
 from model.recipe import DataConfig
+
+Image.MAX_IMAGE_PIXELS = None  # how large one's own images may be is one's own concern
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
@@ -185,10 +189,16 @@ def find_pairs(
 
 def read_groups(index: Path, column: str) -> dict[str, str]:
     """The column of a CSV file that says which images belong together, by the column `id`."""
-    with index.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with index.open(newline="", encoding="utf-8-sig") as file:  # as Excel writes it, or plain
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{index} is no CSV file in UTF-8: {error}") from error
     if not rows or column not in rows[0] or "id" not in rows[0]:
         raise DataError(f"{index} needs the columns 'id' and {column!r}")
+    for number, row in enumerate(rows, start=2):
+        if not (row["id"] and row[column]):
+            raise DataError(f"{index}, row {number}: no value for 'id' or {column!r}")
     return {row["id"]: row[column] for row in rows}
 
 
@@ -200,23 +210,24 @@ def read_scores(report: Path) -> dict[str, float]:
     """
     try:
         images = json.loads(report.read_text())["images"]
-        return {image["id"]: float(image["dice"]) for image in images}
+        scores = {image["id"]: float(image["dice"]) for image in images}
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{report} is not what `unet evaluate --json` writes: {error}") from error
+    for id, score in scores.items():
+        if not 0 <= score <= 1:
+            raise DataError(f"{report}: the Dice of {id} is {score}, and lies in 0..1")
+    return scores
 
 
 def read_image(path: Path) -> npt.NDArray[Any]:
-    """Decode an image: (H, W) or (H, W, 3), uint8 or uint16.
+    """Decode an image, upright, as the service does: (H, W) or (H, W, 3), uint8 or uint16.
 
     Raises:
         DataError: it cannot be read; the message names it.
     """
-    pixels: npt.NDArray[Any] = _read(path, "L", "1", "I;16", "I;16B", "I", "RGB")
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.uint8) * 255
-    if pixels.dtype not in (np.uint8, np.uint16):
-        pixels = np.clip(pixels, 0, 65535).astype(np.uint16)
-    return pixels
+    with _opened(path) as image:
+        # Pillow turns TIFFs as it reads them, and says so of none of them.
+        return pixels_of(image if image.format == "TIFF" else ImageOps.exif_transpose(image))
 
 
 def read_sample(pair: Pair, kind: str = "binary", classes: int = 2) -> Sample:
@@ -227,20 +238,13 @@ def read_sample(pair: Pair, kind: str = "binary", classes: int = 2) -> Sample:
             the classes.
     """
     image = read_image(pair.image)
-    labels = _read(pair.mask, "L", "P", "1", "I;16", "I;16B", "I", "RGB")
-    if labels.ndim != 2:
+    values = _read_mask(pair.mask, binary=kind == "binary")
+    if image.shape[:2] != values.shape:
         raise DataError(
-            f"{pair.mask} has {labels.shape[2]} channels; a mask has one (grey, palette or 16-bit)"
-        )
-    if image.shape[:2] != labels.shape:
-        raise DataError(
-            f"{pair.mask} is {labels.shape[1]}x{labels.shape[0]}, its image {pair.image.name} "
+            f"{pair.mask} is {values.shape[1]}x{values.shape[0]}, its image {pair.image.name} "
             f"{image.shape[1]}x{image.shape[0]}"
         )
-    values = labels.astype(np.int32)
-    if kind == "binary":
-        values = (values > 0).astype(np.int32)
-    elif kind == "classes" and values.max() >= classes:
+    if kind == "classes" and values.max() >= classes:
         raise DataError(
             f"{pair.mask} holds the label {values.max()}; the {classes} classes are 0 to "
             f"{classes - 1}"
@@ -248,11 +252,49 @@ def read_sample(pair: Pair, kind: str = "binary", classes: int = 2) -> Sample:
     return Sample(pair.id, image, values)
 
 
-def _read(path: Path, *modes: str) -> npt.NDArray[Any]:
-    """Pixels as they are stored in one of Pillow's `modes`, as RGB otherwise."""
+def _read_mask(path: Path, binary: bool) -> npt.NDArray[np.int32]:
+    """(H, W) labels as they are stored; `binary`: 0 and 1.
+
+    Raises:
+        DataError: unreadable, of several channels, or not kept as it was drawn.
+    """
+    with _opened(path) as file:
+        if file.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
+            bands = len(file.getbands())
+            if bands == 1:
+                raise DataError(f"{path} is of mode {file.mode}; a mask has whole numbers")
+            raise DataError(
+                f"{path} has {bands} channels; a mask has one (grey, palette or 16-bit)"
+            )
+        labels = np.asarray(file)
+        if not binary:
+            if file.format == "JPEG":
+                raise DataError(
+                    f"{path} is a JPEG, which changes numbers around every edge; masks of several "
+                    "values are PNGs, TIFFs or GIFs"
+                )
+            return labels.astype(np.int32)
+        if file.format == "JPEG":
+            return (labels > 127).astype(np.int32)  # what rang around black and white is neither
+        if file.mode == "P" and _has_black(file, labels):
+            # Where two colours got their indices by chance, white may be 0.
+            labels = np.asarray(file.convert("RGB")).max(axis=2)
+        return (labels > 0).astype(np.int32)
+
+
+def _has_black(file: Image.Image, indices: npt.NDArray[Any]) -> bool:
+    """Whether a pixel is black by its palette."""
+    palette = np.array(file.getpalette() or (), np.uint8).reshape(-1, 3)
+    return any(index < len(palette) and not palette[index].any() for index in np.unique(indices))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as file:
-            return np.asarray(file if file.mode in modes else file.convert("RGB"))
+            yield file
+    except DataError:
+        raise
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -260,12 +302,18 @@ def _read(path: Path, *modes: str) -> npt.NDArray[Any]:
 def _index(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
-    return {path.stem: path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+    index: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if (other := index.setdefault(path.stem, path)) != path:
+            raise DataError(f"{other} and {path.name} have the same name; which one is it?")
+    return index
 
 
 def _read_list(path: Path) -> set[str]:
     """One id a line, with or without the file's suffix."""
-    lines = [line.strip() for line in path.read_text().splitlines()]
+    lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     return {
         Path(line).stem if Path(line).suffix.lower() in IMAGE_SUFFIXES else line
         for line in lines

@@ -67,6 +67,11 @@ def read_state(path: Path) -> State:
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a file of torch or safetensors: {error}") from error
+    if isinstance(content, Mapping) and {"network", "average", "optimiser"} <= content.keys():
+        raise CheckpointError(
+            f"{path} is the state of a run: go on with it by unet train; what it writes at its end "
+            "is a checkpoint already"
+        )
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -300,6 +305,8 @@ def _preprocess(args: argparse.Namespace, architecture: UNetConfig) -> Preproces
         values["window"] = ((512, 512),) if architecture.padding else ((572, 572),)
     elif not architecture.padding:
         values |= {"window": ((380, 380), (572, 572)), "overlap": 0}
+    if args.mode == "resize":
+        values["overlap"] = 0  # there is one window
     return PreprocessConfig(
         mode=args.mode,
         intensity=args.intensity,

@@ -36,7 +36,7 @@ def compare(
         tinted[where] += 0.5 * np.array(colour, np.float32)
     both = Image.fromarray(np.hstack([shown, tinted.astype(np.uint8)]))
     scale = side / max(shown.shape[:2])
-    return both.resize((round(both.width * scale), round(both.height * scale)))
+    return both.resize((max(1, round(both.width * scale)), max(1, round(both.height * scale))))
 
 
 def contact_sheet(

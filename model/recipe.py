@@ -10,6 +10,8 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -184,8 +186,19 @@ class Recipe:
             raise ConfigError(f"labels {data.labels!r} give two classes, not more")
         if data.labels != "instances" and self.network.out_channels == 2:
             raise ConfigError("a border channel (out_channels 2) needs labels 'instances'")
+        self._check_numbers()
         self._check_crop()
         self._check_variations()
+
+    def _check_numbers(self) -> None:
+        for part in (self.data, self.augment, self.loss, self.optim, self.run):
+            for name, value in vars(part).items():
+                if isinstance(value, int | float) and not 0 <= value < math.inf:
+                    raise ConfigError(f"{name} must be 0 or more, and finite, not {value}")
+        if self.loss.border_sigma <= 0:
+            raise ConfigError(f"border_sigma must be above 0, not {self.loss.border_sigma}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.run.device):
+            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.run.device!r}")
 
     def _check_crop(self) -> None:
         crop, margin = self.augment.crop, self.network.margin
@@ -228,7 +241,7 @@ class Recipe:
         """
         is_json = path.suffix == ".json"
         try:
-            document = (json if is_json else tomllib).loads(path.read_text())
+            document = (json if is_json else tomllib).loads(path.read_text("utf-8-sig"))
         except ValueError as error:  # of both parsers, and of UTF-8
             raise ConfigError(f"{path} is not {'JSON' if is_json else 'TOML'}: {error}") from error
         try:
@@ -280,7 +293,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument(
                 f"--{field.name.replace('_', '-')}",
                 default=argparse.SUPPRESS,
-                type=_value,
+                type=str if isinstance(field.default, str) else _value,
                 metavar=type(field.default).__name__.upper(),
                 help=f"({str(field.default).replace('%', '%%')})",
             )
@@ -306,15 +319,27 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         return float(value)
     if isinstance(default, str) and isinstance(value, int | float) and type(value) is not bool:
         return str(value)  # --name 2024
-    if isinstance(default, tuple) and isinstance(value, list):
-        return _frozen(value)
-    if type(value) is not type(default):
-        raise ConfigError(f"{name} must be {_TYPES[type(default)]}, not {value!r}")
-    return value
+    if not _is_like(value, default):
+        raise ConfigError(f"{name} must be {_described(default)}, not {value!r}")
+    return _frozen(value)
 
 
-_TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
-          tuple: "a list"}  # fmt: skip
+_TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether it has the default's type; of a list, whether all in it are like the first there."""
+    if isinstance(default, tuple):
+        example = default[0] if default else 0
+        return isinstance(value, list | tuple) and all(_is_like(item, example) for item in value)
+    return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
+
+
+def _described(default: Any) -> str:
+    if not isinstance(default, tuple):
+        return _TYPES[type(default)]
+    example = default[0] if default else 0
+    return f"a list, in which each is {_described(example)}"
 
 
 def _frozen(value: Any) -> Any:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app import images
 from model.config import PreprocessConfig
 from model.data import (
     CarvanaDataset,
@@ -165,3 +166,92 @@ def test_a_side_without_images_is_an_error(folders):
         split(config(folders, groups=str(folders / "groups.csv")))
     with pytest.raises(DataError, match="needs the columns 'id' and 'car'"):
         split(config(folders, groups=str(folders / "groups.csv"), group_column="car"))
+
+
+def labels_of(tmp_path, mask, kind="binary", **options):
+    """Labels of a mask that is saved as it is, beside an image of its size."""
+    name = options.pop("name", "a.png")
+    save(tmp_path / "images/a.png", np.zeros((mask.height, mask.width), np.uint8))
+    (tmp_path / "masks").mkdir(exist_ok=True)
+    mask.save(tmp_path / "masks" / name, **options)
+    return PairedDataset(find_pairs(tmp_path / "images", tmp_path / "masks"), kind)[0].labels
+
+
+def test_a_binary_palette_mask_is_read_by_its_colours(tmp_path):
+    """An adaptive palette gives white the index 0 where there is more of it, or by chance."""
+    truth = np.zeros((20, 20), bool)
+    truth[5:9, 4:16] = True
+    mask = Image.fromarray((~truth).astype(np.uint8)).convert("P")
+    mask.putdata((~truth).ravel().astype(int).tolist())
+    mask.putpalette([255, 255, 255, 0, 0, 0])
+    assert np.array_equal(labels_of(tmp_path, mask), truth)
+    mask.putdata(truth.ravel().astype(int).tolist())
+    mask.putpalette([68, 1, 84, 253, 231, 37])  # violet and yellow: index 0 is the background
+    assert np.array_equal(labels_of(tmp_path, mask), truth)
+
+
+def test_a_jpeg_mask_is_black_and_white_or_refused(tmp_path):
+    truth = np.zeros((64, 64), bool)
+    truth[20:41, 13:50] = True
+    mask = Image.fromarray(truth.astype(np.uint8) * 255)
+    assert np.array_equal(labels_of(tmp_path, mask, name="a.jpg", quality=75), truth)
+    with pytest.raises(DataError, match=r"a.jpg is a JPEG, which changes numbers"):
+        labels_of(tmp_path, mask, "instances", name="a.jpg")
+
+
+def test_a_mask_of_floats_is_refused_by_its_mode(tmp_path):
+    with pytest.raises(DataError, match="is of mode F; a mask has whole numbers"):
+        labels_of(tmp_path, Image.fromarray(np.zeros((8, 8), np.float32)), name="a.tif")
+
+
+def test_two_files_of_one_name_are_both_named(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        save(tmp_path / "images" / name, np.zeros((8, 8), np.uint8))
+    with pytest.raises(DataError, match=r"a.jpg and a.png have the same name"):
+        find_pairs(tmp_path / "images", tmp_path / "images")
+
+
+@pytest.mark.parametrize("kind", ["float", "wide", "turned", "clear", "white is 0"])
+def test_images_are_read_as_the_service_reads_them(tmp_path, kind):
+    ramp = np.linspace(0, 1, 12 * 8, dtype=np.float32).reshape(12, 8)
+    path, options = tmp_path / "a.tif", {}
+    if kind == "float":
+        image = Image.fromarray(ramp)
+    elif kind == "wide":
+        image = Image.fromarray((ramp * 1e6).astype(np.int32))
+    elif kind == "white is 0":
+        image, options = Image.fromarray((ramp * 60000).astype(np.uint16)), {"tiffinfo": {262: 0}}
+    else:
+        path = tmp_path / "a.png"
+        colours = np.dstack([np.uint8(ramp * 255)] * 3 + [np.uint8(255 - ramp * 255)])
+        image = Image.fromarray(colours)
+        if kind == "turned":
+            image = image.convert("RGB")
+            options["exif"] = image.getexif()
+            options["exif"][0x0112] = 6
+    image.save(path, **options)
+    data = path.read_bytes()
+    served = images.decode(data, images.inspect(data, max_pixels=1000))
+    read = read_image(path)
+    assert read.shape[:2] == ((8, 12) if kind == "turned" else (12, 8))
+    assert np.array_equal(read, served)
+    assert read.max() > read.min()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"id,group\na\n", "row 2: no value"),
+        ("id,group\na,M\u00fcller\n".encode("latin-1"), "is no CSV file in UTF-8"),
+    ],
+)
+def test_a_bad_table_of_groups_is_named(folders, content, says):
+    (folders / "groups.csv").write_bytes(content)
+    with pytest.raises(DataError, match=f"groups.csv.*{says}"):
+        split(config(folders, groups=str(folders / "groups.csv")))
+
+
+def test_tables_of_excel_begin_with_a_mark(folders):
+    table = "id,group\n" + "".join(f"{i:02},{i // 2}\n" for i in range(10))
+    (folders / "groups.csv").write_text(table, "utf-8-sig")
+    assert split(config(folders, groups=str(folders / "groups.csv")))

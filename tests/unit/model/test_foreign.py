@@ -208,6 +208,7 @@ class Evil:
     ("content", "says"),
     [
         ({"weight": Evil()}, "holds more than tensors"),
+        ({"network": {}, "average": {}, "optimiser": {}}, "is the state of a run"),
         (torch.zeros(3), "holds a Tensor, not a state dict"),
         ({"epoch": 3}, "holds no tensors"),
         ({"layer.weight": torch.zeros(3)}, "no architecture that is known here"),

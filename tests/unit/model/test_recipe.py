@@ -33,6 +33,20 @@ def test_the_copy_in_a_run_folder_is_a_recipe_too(tmp_path):
         Recipe.read(path)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("[optim]\nsteps = 3", "utf-8-sig")
+    assert Recipe.read(path).optim.steps == 3
+
+
+def test_text_is_taken_as_it_is_typed():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    args = parser.parse_args(["--images", "2024_05", "--name", "7", "--groups", "", "--steps", "3"])
+    given = given_flags(args)
+    assert given == {"images": "2024_05", "name": "7", "groups": "", "steps": 3}
+
+
 def test_the_carvana_recipe_keeps_the_annotated_experiment():
     carvana = Recipe.read(CONFIGS[0].parent / "carvana.toml")
     assert (carvana.network.in_channels, carvana.network.out_channels) == (3, 1)
@@ -82,6 +96,18 @@ def test_every_value_is_a_flag_and_a_flag_wins(tmp_path):
         ("[optim]\nsteps = 1\nbatch = 0", "must be above 0"),
         ("[optim]\nsteps = 1\n[augment]\ncrop = [100, 100]", "multiples of 16"),
         ("[optim]\nsteps = 1\n[augment]\ncrop = []", "needs mode 'resize'"),
+        ("[optim]\nsteps = -5\nepochs = 4.0", "steps must be 0 or more, and finite, not -5"),
+        ("[optim]\nsteps = 1\nclip = -1", "clip must be 0 or more"),
+        ("[optim]\nsteps = 1\n[data]\nbalance = nan", "balance must be 0 or more, and finite"),
+        ("[optim]\nepochs = inf", "epochs must be 0 or more, and finite"),
+        ("[optim]\nsteps = 1\n[loss]\nborder_sigma = 0", "border_sigma must be above 0"),
+        ("[optim]\nsteps = 1\n[preprocess]\nmean = [nan, 0, 0]", "mean and std are finite"),
+        (
+            "[optim]\nsteps = 1\n[preprocess]\nwindow = [112, 112]",
+            "window must be a list, in which",
+        ),
+        ("[optim]\nsteps = 1\n[augment]\ncrop = ['a', 'b']", "crop must be a list, in which each"),
+        ("[optim]\nsteps = 1\n[run]\ndevice = 'foo'", "device must be auto, cpu, cuda"),
         ("[optim]\nsteps = 1\n[augment]\nexact = 50", "exact is a share of the crops, 0..1"),
         ("[optim]\nsteps = 1\n[augment]\nzoom = [0, 2]", "zoom must be .least, most."),
         ("[optim]\nsteps = 1\n[network]\nout_channels = 2", "needs labels 'instances'"),
