@@ -120,7 +120,8 @@ class OptimConfig:
     initialisation: str = "he"
     """he (He et al. 2015, eq. 10) or torch (the library's own default)."""
     start: str = ""
-    """A checkpoint whose weights training starts from; one of fewer base_features is widened."""
+    """A checkpoint whose weights training starts from; one of fewer base_features is widened, and
+    one that was widened to more may be narrowed again."""
     batch_norm: bool = False
     """Train with batch normalisation, which is folded into the convolutions that are shipped."""
     batch: int = 8

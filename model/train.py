@@ -47,7 +47,7 @@ from model.recipe import OptimConfig, Recipe, add_flags, given_flags
 from model.run import Run, open_run
 from model.transforms import normalise, to_mask
 from model.unet import UNet
-from model.widen import widen
+from model.widen import narrow, widen
 
 _SMOOTHING = 0.98
 """Of the running mean of the loss that is shown."""
@@ -177,10 +177,11 @@ class Trainer:
 
 
 def _started(path: Path, network: UNetConfig) -> dict[str, Tensor]:
-    """The weights of a checkpoint, widened to `network` if it is narrower."""
+    """The weights of a checkpoint, widened to `network` if it is narrower, or narrowed to it."""
     checkpoint = load_checkpoint(path)
     state = {name: torch.from_numpy(tensor).float() for name, tensor in checkpoint.state.items()}
-    return widen(state, checkpoint.architecture, network)
+    wide = checkpoint.architecture.base_features > network.base_features
+    return (narrow if wide else widen)(state, checkpoint.architecture, network)
 
 
 def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:

@@ -5,7 +5,7 @@ import torch
 
 from model.config import ConfigError, UNetConfig
 from model.unet import UNet
-from model.widen import widen
+from model.widen import narrow, widen
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
@@ -17,6 +17,20 @@ def test_the_function_is_kept(factor):
     wide.load_state_dict(widen(narrow.state_dict(), narrow.config, wide.config))
     inputs = torch.randn(2, 3, 48, 64)
     assert torch.allclose(wide(inputs), narrow(inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_what_was_widened_is_narrowed_to_what_it_was(factor):
+    torch.manual_seed(0)
+    first = UNet(3, 2, base_features=4)
+    wider = UNetConfig(3, 2, 4 * factor)
+    state = widen(first.state_dict(), first.config, wider)
+    again = narrow(state, wider, first.config)
+    assert again.keys() == state.keys()
+    for name, tensor in first.state_dict().items():
+        assert torch.allclose(again[name], tensor, atol=1e-6), name
+    with pytest.raises(ConfigError, match="base_features"):
+        narrow(state, wider, UNetConfig(3, 2, 5))
 
 
 def test_the_copies_are_not_alike():
