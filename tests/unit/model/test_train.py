@@ -212,6 +212,31 @@ def test_whole_images_with_padding_train(data):
     assert run(data, *flags, "--steps", "2") == 0
 
 
+def test_whole_images_of_an_unpadded_network_keep_their_labels(data):
+    """Images that show their labels, in a window that reflects them more than once."""
+    for path in (data / "masks").iterdir():
+        shown = (np.asarray(Image.open(path)) > 0).astype(np.uint8)[:70, :84] * 255
+        for folder in ("images", "masks"):
+            Image.fromarray(shown).save(data / folder / path.name)
+    flags = {"padding": 0, "crop": [], "mode": "resize", "window": [[284, 300]]}
+    flags |= {"size": [70, 84], "overlap": 0, "labels": "binary", "out_channels": 1}
+    recipe = Recipe.read(data / "recipe.toml", flags)
+    crops = Crops(open_dataset(recipe.data, recipe.preprocess), recipe)
+    for place in range(4):
+        pixels, labels, _, _ = crops[place]
+        assert labels.shape == (284, 300)
+        assert 0 < labels.float().mean() < 1
+        assert torch.equal(pixels[:, :, 0] > 127, labels > 0)
+
+
+def test_a_whole_image_that_needs_several_windows_is_one_line(data, capsys):
+    flags = ["--padding", "0", "--crop", "[]", "--mode", "resize", "--overlap", "0"]
+    assert run(data, *flags, "--window", "[[284,300]]", "--steps", "1") == 2
+    error = capsys.readouterr().err
+    assert "size of 100x116 at most, not 284x300" in error
+    assert error.count("\n") == 1
+
+
 def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
     """On the committed image: one half to learn from, the other to measure on."""
     image = np.asarray(Image.open(FIXTURES / "img2d.tif"))
