@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app import cli
 from model.augment import augment
@@ -153,6 +154,59 @@ def test_a_folder_with_another_run_is_not_overwritten(data, capsys):
     assert run(data, "--steps", "3", "--every", "1") == 0
 
 
+def test_what_the_checkpoint_carries_may_change_until_it_is_written(data):
+    assert run(data, "--steps", "1") == 0
+    card = ["--licence", "CC0-1.0", "--source", "drawn", "--golden", str(data / "images/0.png")]
+    assert run(data, "--steps", "2", *card) == 0
+    checkpoint = load_checkpoint(data / "run/drawn.safetensors")
+    assert (checkpoint.card["licence"], checkpoint.card["data"]) == ("CC0-1.0", "drawn")
+    assert np.array_equal(checkpoint.golden.image, np.asarray(Image.open(data / "images/0.png")))
+
+
+def test_a_failed_start_does_not_bind_its_folder(data):
+    assert run(data, "--seed", "-1") == 2
+    assert run(data, "--seed", "1", "--steps", "1") == 0
+
+
+def test_a_value_that_recipes_did_not_have_was_its_default(data, capsys):
+    assert run(data, "--steps", "1") == 0
+    config = data / "run/config.json"
+    values = json.loads(config.read_text())
+    del values["augment"]["exact"], values["data"]["focus"]
+    config.write_text(json.dumps(values))
+    assert run(data, "--steps", "1", "--exact", "0.5") == 2
+    assert "exact = 0.0, not 0.5" in capsys.readouterr().err
+    assert run(data, "--steps", "1") == 0
+
+
+def test_a_kill_before_the_first_state_leaves_no_second_record(data):
+    assert run(data, "--steps", "4") == 0
+    (data / "run/state.pt").unlink()
+    assert run(data, "--steps", "4") == 0
+    lines = (data / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4]
+    board = EventAccumulator(str(data / "run/tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("dice")] == [4]
+
+
+def test_a_folder_is_one_runs_at_a_time(data, capsys):
+    command = [sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml")]
+    command += ["--out", str(data / "run"), "--steps", "1000000"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (data / "run/state.pt").exists():
+        time.sleep(0.02)
+    assert run(data, "--steps", "1") == 2
+    error = capsys.readouterr().err
+    assert "another run is at work in" in error
+    assert error.count("\n") == 1
+    process.kill()
+    process.wait()
+    (data / "run/.state.pt.1.part").touch()  # of a save that was killed
+    assert run(data, "--steps", "1") == 0
+    assert not list((data / "run").glob("*.part"))
+
+
 def test_nan_stops_with_the_images_of_the_batch(data, capsys):
     assert run(data, "--learning-rate", "1e30", "--clip", "0", "--warmup", "0") == 2
     error = capsys.readouterr().err
@@ -162,6 +216,7 @@ def test_nan_stops_with_the_images_of_the_batch(data, capsys):
     assert not (data / "run/drawn.safetensors").exists()
 
 
+@pytest.mark.parametrize("every", ["1", "400"])
 def test_a_full_disk_leaves_the_last_state(data, capsys, monkeypatch):
     assert run(data, "--steps", "4") == 0
     before = (data / "run/state.pt").read_bytes()
