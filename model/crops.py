@@ -90,6 +90,18 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
             place,
         )
 
+    def __getitems__(
+        self, places: list[int]
+    ) -> list[tuple[Tensor, Tensor, Tensor, int]] | DataError:
+        """What a DataLoader asks for: the items of a batch, or what is wrong with one.
+
+        An error that is raised in a worker comes out of it under its whole traceback.
+        """
+        try:
+            return [self[place] for place in places]
+        except DataError as error:
+            return error
+
     def _image(self, place: int) -> int:
         epoch, position = divmod(place, len(self.samples))
         if self._order[0] != epoch:
