@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from model.augment import augment
-from model.config import PreprocessConfig, UNetConfig
+from model.config import ConfigError
 from model.data import DataError, PairedDataset, read_scores
 from model.losses import border_weights
 from model.recipe import Recipe
 from model.transforms import prepare
-from model.windows import plan_windows
+from model.windows import WindowPlan, plan_windows
 
 _LEAST_LEFT = 0.02
 """Of Dice to be gained on an image, as `data.focus` counts it: what is perfect is not forgotten."""
@@ -33,6 +33,10 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
 
     Items: pixels (h, w, C) uint8, labels (h, w) int32, weights (h, w) float32 of the paper's
     eq. 1, and the place itself.
+
+    Raises:
+        ConfigError: whole images are wanted, which do not fit into one window.
+        DataError: see `read_scores`; or an image without its score.
     """
 
     def __init__(self, samples: PairedDataset, recipe: Recipe) -> None:
@@ -40,7 +44,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         self.recipe = recipe
         self._kept: dict[int, tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]] = {}
         self._order: tuple[int, npt.NDArray[np.intp]] = (-1, np.empty(0, np.intp))
-        self._whole = not recipe.augment.crop
+        self._whole = None if recipe.augment.crop else _whole(recipe)
         self._shares = _shares(samples, recipe)
 
     def preload(self, quiet: bool = True) -> None:
@@ -71,7 +75,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor, Tensor, int]:
         recipe = self.recipe
         image, labels = self._pair(self._image(place))
-        if not self._whole:
+        if self._whole is None:
             rng = np.random.default_rng((recipe.optim.seed, place))
             image, labels = augment(image, labels, recipe.augment, rng)
         if recipe.data.labels == "instances" and recipe.loss.border_weight:
@@ -85,6 +89,18 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
             torch.from_numpy(weights),
             place,
         )
+
+    def __getitems__(
+        self, places: list[int]
+    ) -> list[tuple[Tensor, Tensor, Tensor, int]] | DataError:
+        """What a DataLoader asks for: the items of a batch, or what is wrong with one.
+
+        An error that is raised in a worker comes out of it under its whole traceback.
+        """
+        try:
+            return [self[place] for place in places]
+        except DataError as error:
+            return error
 
     def _image(self, place: int) -> int:
         epoch, position = divmod(place, len(self.samples))
@@ -103,8 +119,8 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         sample, preprocess = self.samples[index], self.recipe.preprocess
         image = prepare(sample.image, preprocess)
         labels = _nearest(sample.labels, *image.shape[:2])
-        if self._whole:
-            image, labels = _padded(image, labels, self.recipe.network, preprocess)
+        if self._whole is not None:
+            image, labels = _padded(image, labels, self._whole)
         # torch warns of arrays that Pillow handed out read-only
         return np.require(image, requirements=("C", "W")), np.require(
             labels, requirements=("C", "W")
@@ -137,17 +153,39 @@ def _nearest(labels: npt.NDArray[np.int32], height: int, width: int) -> npt.NDAr
     return resized
 
 
+def _whole(recipe: Recipe) -> WindowPlan:
+    """The one window that every image becomes in mode "resize", as the service plans it."""
+    network, preprocess = recipe.network, recipe.preprocess
+    height, width = preprocess.resized
+    plan = plan_windows(height, width, network, preprocess)
+    if plan.count != 1:
+        window = preprocess.window[0]
+        inner = [side - 2 * network.margin for side in window]
+        raise ConfigError(
+            f"crop [] (whole images) needs a size of {inner[0]}x{inner[1]} at most, not "
+            f"{height}x{width}: so much of its window {window[0]}x{window[1]} does an unpadded "
+            "network answer for"
+        )
+    return plan
+
+
 def _padded(
-    image: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int32],
-    network: UNetConfig,
-    preprocess: PreprocessConfig,
+    image: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], plan: WindowPlan
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """The whole image as the service's own plan cuts it, and its labels the same way."""
-    plan = plan_windows(image.shape[0], image.shape[1], network, preprocess)
+    """The whole image as the service's own plan cuts it, and its labels the same way.
+
+    Args:
+        image, labels: (H, W, C) and (H, W).
+        plan: of one window (h, w), which begins `plan.margin` above and left of the image.
+
+    Returns:
+        (h, w, C) and (h, w), both reflected beyond the image.
+    """
     (window,) = plan.windows
     pixels = np.empty((*window.shape, image.shape[2]), np.uint8)
     plan.cut(image, window, out=pixels)
-    height, width = labels.shape
-    below, right = window.shape[0] - height, window.shape[1] - width
-    return pixels, np.pad(labels, ((0, below), (0, right)), mode="reflect")
+    padding = [
+        (plan.margin, side - plan.margin - length)
+        for side, length in zip(window.shape, labels.shape, strict=True)
+    ]
+    return pixels, np.pad(labels, padding, mode="reflect")

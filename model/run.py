@@ -11,11 +11,14 @@
     tensorboard/    the same for TensorBoard
     report.json     written at the end
     NAME.safetensors
+    .lock           held while a run is at work in the folder
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fcntl
 import io
 import json
 import logging
@@ -30,32 +33,38 @@ from PIL import Image
 from model.checkpoint import git_revision, write_atomically
 from model.config import ConfigError
 from model.pictures import draw_curves
-from model.recipe import Recipe
+from model.recipe import SECTIONS, Recipe
 
 log = logging.getLogger(__name__)
 
-_MAY_CHANGE = {("optim", "steps"), ("optim", "epochs"), ("optim", "minutes")}
-"""What a run may be resumed with another value of, beside the whole of [run]."""
+_MAY_CHANGE = {
+    ("optim", "steps"),
+    ("optim", "epochs"),
+    ("optim", "minutes"),
+    ("data", "golden"),
+    ("data", "source"),
+    ("data", "licence"),
+}
+"""What a run may be resumed with another value of, beside the whole of [run]: how long, and what
+the checkpoint carries beside its weights."""
 
 
 class Run:
-    """A run's folder, created or found.
+    """A run's folder, which is there and locked: see `open_run`.
 
     Args:
         command: that began it, or goes on with it.
 
     Raises:
-        ConfigError: the folder holds a run of another recipe.
+        ConfigError: the folder holds the state of a run of another recipe.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, command: str = "") -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         config = folder / "config.json"
-        if config.exists():
-            _check_same(
-                folder, json.loads(config.read_text()), json.loads(json.dumps(recipe.to_json()))
-            )
+        # before a state is saved there is nothing to go on with: a failed start binds nobody
+        if self.has_state and config.exists():
+            _check_same(folder, json.loads(config.read_text()), _plain(recipe.to_json()))
         self._write("config.json", recipe.to_json())
         start = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -65,17 +74,22 @@ class Run:
         }
         with (folder / "starts.jsonl").open("a") as file:
             file.write(json.dumps(start) + "\n")
-        self._board = _tensorboard(folder / "tensorboard")
+        self._board: Any = None
+
+    @property
+    def has_state(self) -> bool:
+        return (self.folder / "state.pt").exists()
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """The last saved state; None at the start. Later lines of the log are dropped."""
-        path = self.folder / "state.pt"
-        if not path.exists():
-            return None
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        kept = [record for record in self.records() if record["step"] <= state["step"]]
+        """The last saved state; None at the start. What was logged behind it is dropped."""
+        state: dict[str, Any] | None = None
+        if self.has_state:
+            state = torch.load(self.folder / "state.pt", map_location=device, weights_only=True)
+        step = state["step"] if state else 0
+        kept = [record for record in self.records() if record["step"] <= step]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         write_atomically(self.folder / "metrics.jsonl", lines.encode())
+        self._board = _tensorboard(self.folder / "tensorboard", step + 1)
         return state
 
     def save_state(self, state: Mapping[str, Any]) -> None:
@@ -125,30 +139,68 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(folder: Path, recipe: Recipe, command: str = "") -> Iterator[Run]:
-    run = Run(folder, recipe, command)
-    try:
-        yield run
-    finally:
-        run.close()
+    """The run in `folder`, which is created if need be, and nobody else's meanwhile.
+
+    Raises:
+        ConfigError: the folder holds the state of a run of another recipe, or one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        run = Run(folder, recipe, command)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, and clear it of files that killed runs were about to write.
+
+    The lock is the process's, however that ends; unlike that of `flock`, it is not inherited by
+    the workers, who outlive a killed run by seconds.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ConfigError(
+                f"another run is at work in {folder}; give another --out, or wait for its end"
+            ) from None
+        for part in folder.glob(".*.part"):
+            part.unlink()
+        yield
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    for section, values in now.items():
-        if section == "run" or not isinstance(values, dict):
+    """
+    Raises:
+        ConfigError: what the recipe says `now` would not go on with what it said `before`.
+    """
+    for section, kind in SECTIONS.items():
+        if section == "run":
             continue
-        for name, value in values.items():
-            old = before.get(section, {}).get(name)
-            if old != value and (section, name) not in _MAY_CHANGE:
+        # a value that came into recipes later was its default before
+        known = _plain(dataclasses.asdict(kind())) | before.get(section, {})
+        for name, value in now[section].items():
+            if known[name] != value and (section, name) not in _MAY_CHANGE:
                 raise ConfigError(
-                    f"{folder} holds a run with {name} = {old!r}, not {value!r}; "
+                    f"{folder} holds a run with {name} = {known[name]!r}, not {value!r}; "
                     "give another --out, or the same values to go on"
                 )
 
 
-def _tensorboard(folder: Path) -> Any:
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As they are read back from JSON, tuples as lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    """A writer from `step` on, which hides what earlier ones wrote there; None if it is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log.warning("no TensorBoard log: it is missing (pip install 'unet-server[train]')")
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=step)

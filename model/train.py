@@ -17,15 +17,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from model.batchnorm import fold, normalise_convolutions
@@ -38,7 +39,14 @@ from model.checkpoint import (
 )
 from model.config import UNetConfig
 from model.crops import Crops
-from model.data import PairedDataset, Sample, open_dataset, read_image, split_dataset
+from model.data import (
+    DataError,
+    PairedDataset,
+    Sample,
+    open_dataset,
+    read_image,
+    split_dataset,
+)
 from model.evaluate import Report, evaluate, from_probabilities
 from model.losses import segmentation_loss, targets
 from model.pictures import compare, contact_sheet
@@ -57,7 +65,8 @@ _ADOPTED = 32
 
 
 class TrainingDiverged(ValueError):
-    """The loss is no number any more; the message names the step and its images."""
+    """The loss, its gradient or the weights are no numbers any more; the message names the step,
+    its images, and what is left."""
 
 
 def initialise(network: UNet, foreground: float) -> None:
@@ -77,20 +86,32 @@ def initialise(network: UNet, foreground: float) -> None:
 
 
 class Trainer:
-    """Network, average and optimiser of a run, and how one step changes them."""
+    """Network, average and optimiser of a run, and how one step changes them.
 
-    def __init__(self, recipe: Recipe, device: torch.device, crops: Crops) -> None:
+    Args:
+        state: of `Trainer.state`, to go on from; it stands for all that the recipe would start
+            from. None: the start.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        crops: Crops,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         self.recipe = recipe
         self.device = device
         optim = recipe.optim
         torch.manual_seed(optim.seed)
         self.network = _on(device, UNet.from_config(recipe.network))
-        if optim.start:
+        seen = None
+        if state is None and optim.start:
             self.network.load_state_dict(_started(Path(optim.start), recipe.network))
-        elif optim.initialisation == "he":
+            seen = self._inputs(crops.pixels(_ADOPTED)) if optim.batch_norm else None
+        elif state is None and optim.initialisation == "he":
             initialise(self.network, crops.foreground())
         if optim.batch_norm:
-            seen = self._inputs(crops.pixels(_ADOPTED)) if optim.start else None
             normalise_convolutions(self.network, seen)
         self.average = copy.deepcopy(self.network)
         if optim.optimiser == "adam":
@@ -105,6 +126,8 @@ class Trainer:
         self.bf16 = wanted == "bf16" or (wanted == "auto" and device.type == "cuda")
         self.steps_done = 0
         self.seconds = 0.0
+        if state is not None:
+            self.load(state)
 
     @property
     def predictor(self) -> Predictor:
@@ -112,7 +135,11 @@ class Trainer:
         return Predictor(fold(self.average), self.recipe.preprocess)
 
     def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> float:
-        """One batch; returns its loss. `progress` is the share of the schedule that is over."""
+        """One batch; returns its loss. `progress` is the share of the schedule that is over.
+
+        Raises:
+            TrainingDiverged: the loss or its gradient is no number. The weights may be lost.
+        """
         recipe, optim = self.recipe, self.recipe.optim
         rate = learning_rate(optim, self.steps_done, progress)
         for group in self.optimiser.param_groups:
@@ -141,10 +168,11 @@ class Trainer:
             raise TrainingDiverged(f"the loss is {value}")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if optim.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip or math.inf)
         self.optimiser.step()
         self._follow(min(optim.ema, (1 + self.steps_done) / (10 + self.steps_done)))
+        if not math.isfinite(norm):  # asked last: until here a GPU need not be waited for
+            raise TrainingDiverged(f"the gradient's norm is {float(norm)}")
         self.steps_done += 1
         return value
 
@@ -160,7 +188,31 @@ class Trainer:
         for name, slow in self.average.state_dict().items():
             slow.lerp_(fast[name], 1 - decay)
 
+    def shipped(self) -> dict[str, npt.NDArray[np.float16]]:
+        """The average by state-dict name, folded and rounded to the 16 bits of a checkpoint.
+
+        Raises:
+            TrainingDiverged: it holds what is no number there.
+        """
+        tensors = {
+            name: tensor.detach().half()
+            for name, tensor in self.predictor.network.state_dict().items()
+        }
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise TrainingDiverged(
+                    f"{name} is NaN or too large for 16 bits after step {self.steps_done}"
+                )
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
     def state(self) -> dict[str, Any]:
+        """All that a run goes on from.
+
+        Raises:
+            TrainingDiverged: see `shipped`; from there each way on would be as wrong. What is no
+                number in the weights is none in their average either.
+        """
+        self.shipped()
         return {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -169,7 +221,7 @@ class Trainer:
             "seconds": self.seconds,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -201,31 +253,53 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
 
     Raises:
         DataError, ConfigError: the data or the recipe are not what they should be.
-        TrainingDiverged: the loss is no number; the state before is kept.
+        TrainingDiverged: the loss, its gradient or the weights are no numbers; the state before is
+            kept.
+        KeyboardInterrupt: while images are read, before the first step, or behind the last one.
         OSError: the folder cannot be written; what was there is intact.
     """
     device = _device(recipe.run.device)
     training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
-    with open_run(folder, recipe, command) as run, _interruptible() as interrupted:
-        held = list(tqdm(validation, "reading", unit="image", leave=False, disable=_quiet()))
+    golden = read_image(Path(recipe.data.golden)) if recipe.data.golden else validation[0].image
+    with open_run(folder, recipe, command) as run:
+        _prove(validation)
         crops = Crops(training, recipe)
         crops.preload(quiet=_quiet())
-        trainer = Trainer(recipe, device, crops)
-        if state := run.load_state(device):
-            trainer.load(state)
-        _fit(trainer, crops, held, run, interrupted)
-        run.save_state(trainer.state())
-        report = _report(trainer, training, held, command)
+        trainer = Trainer(recipe, device, crops, run.load_state(device))
+        try:
+            with _interruptible() as interrupted:
+                _fit(trainer, crops, validation, run, interrupted)
+                if not trainer.steps_done:
+                    raise KeyboardInterrupt  # in front of the first step: there is nothing to write
+                run.save_state(trainer.state())
+        except TrainingDiverged as error:
+            # Not the same run at another rate: what a folder holds is what its recipe says.
+            left = f"the state before is in {folder}; give another --out and"
+            raise TrainingDiverged(
+                f"{error}; {left if run.has_state else 'try'} a lower --learning-rate"
+            ) from None
+        report = _report(trainer, training, validation, command)
         run.report(report)
         run.draw()
-        return _export(trainer, held, run, report)
+        return _export(trainer, golden, run, report)
+
+
+def _prove(samples: PairedDataset) -> None:
+    """Read each once and keep none: what cannot be read is named now, not hours later.
+
+    Raises:
+        DataError: see `PairedDataset`.
+    """
+    for _ in tqdm(samples, "reading", unit="image", leave=False, disable=_quiet()):
+        pass
 
 
 def _fit(
-    trainer: Trainer, crops: Crops, held: list[Sample], run: Run, interrupted: threading.Event
+    trainer: Trainer, crops: Crops, held: PairedDataset, run: Run, interrupted: threading.Event
 ) -> None:
     recipe, optim = trainer.recipe, trainer.recipe.optim
     total = optim.steps or math.ceil(optim.epochs * len(crops.samples) / optim.batch) or None
+    # of training alone, over all starts of the run: reading, validation and report come on top
     budget = 60 * optim.minutes or math.inf
     # `Sampler` would shuffle; the order is the places themselves, from where the run stands
     last = (total or 10**9) * optim.batch
@@ -235,15 +309,26 @@ def _fit(
         sampler=range(trainer.steps_done * optim.batch, last),
         num_workers=recipe.run.workers,
         pin_memory=trainer.device.type == "cuda",
+        collate_fn=_collated,
+        worker_init_fn=_uninterrupted,
     )
     epoch = max(1, len(crops.samples) // optim.batch)
     pictured = max(1, epoch // recipe.run.pictures) if recipe.run.pictures else 0
     running: float | None = None
+    pace: float | None = None
     clock = time.monotonic()
     with tqdm(
-        total=total, initial=trainer.steps_done, unit="step", dynamic_ncols=True, disable=_quiet()
+        total=total,
+        initial=trainer.steps_done,
+        unit="step",
+        dynamic_ncols=True,
+        disable=_quiet(),
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]",
     ) as bar:
-        for pixels, labels, weights, places in loader:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            pixels, labels, weights, places = batch
             progress = max(trainer.steps_done / (total or math.inf), trainer.seconds / budget)
             if interrupted.is_set() or progress >= 1:
                 break
@@ -252,18 +337,20 @@ def _fit(
             except TrainingDiverged as error:
                 names = ", ".join(crops.id(int(place)) for place in places)
                 raise TrainingDiverged(
-                    f"{error} at step {trainer.steps_done}, whose batch is {names}; the state "
-                    f"before is in {run.folder}; try a lower --learning-rate"
+                    f"{error} at step {trainer.steps_done}, whose batch is {names}"
                 ) from None
             now = time.monotonic()
             took, clock = now - clock, now
             trainer.seconds += took
             step = trainer.steps_done
-            running = loss if running is None else _SMOOTHING * running + (1 - _SMOOTHING) * loss
+            running, pace = _smoothed(running, loss), _smoothed(pace, took)
             speed = len(pixels) / took
             rate = trainer.optimiser.param_groups[0]["lr"]
             bar.update()
-            bar.set_postfix_str(f"loss {running:.3f}, lr {rate:.1e}, {speed:.1f} images/s")
+            left = tqdm.format_interval(_seconds_left(trainer, total, budget, pace))
+            bar.set_postfix_str(
+                f"loss {running:.3f}, lr {rate:.1e}, {speed:.1f} images/s, {left} left"
+            )
             if step % _LOG_EVERY == 0:
                 run.log(
                     step,
@@ -275,21 +362,42 @@ def _fit(
                     },
                 )
             if pictured and step % pictured == 0:
-                sample = held[step // pictured % len(held)]
-                run.picture(f"pictures/{step:07d}.png", _picture(trainer, sample))
+                picture = _picture(trainer, held[step // pictured % len(held)])
+                run.picture(f"pictures/{step:07d}.png", picture)
             if step % recipe.run.every == 0:
+                state = trainer.state()  # first: weights that are none are not worth measuring
                 scores = _validate(trainer, held).summary()
                 run.log(step, {**scores, "seconds": trainer.seconds})
-                run.save_state(trainer.state())  # before pictures, which take as long again
+                run.save_state(state)  # before pictures, which take as long again
                 run.picture("samples.png", _samples(trainer, held))
                 run.draw()
                 bar.write(
                     f"step {step}: validation Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}"
                 )
-                clock = time.monotonic()  # validation is not training time
+            clock = time.monotonic()  # what is written meanwhile is not training time
 
 
-def _validate(trainer: Trainer, samples: Sequence[Sample]) -> Report:
+def _smoothed(mean: float | None, value: float) -> float:
+    return value if mean is None else _SMOOTHING * mean + (1 - _SMOOTHING) * value
+
+
+def _seconds_left(trainer: Trainer, total: int | None, budget: float, pace: float) -> float:
+    """Of training: to the last of `total` steps at `pace` seconds each, or until the budget of
+    seconds is spent, whichever comes first."""
+    steps = math.inf if total is None else total - trainer.steps_done
+    return max(0.0, min(steps * pace, budget - trainer.seconds))
+
+
+def _collated(batch: Any) -> Any:
+    return batch if isinstance(batch, DataError) else default_collate(batch)
+
+
+def _uninterrupted(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; what to do about it is the training's to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _validate(trainer: Trainer, samples: Iterable[Sample]) -> Report:
     instances = trainer.recipe.data.labels == "instances"
     predict = from_probabilities(trainer.predictor, trainer.recipe.preprocess, instances=instances)
     classes = len(trainer.recipe.preprocess.classes)
@@ -297,10 +405,11 @@ def _validate(trainer: Trainer, samples: Sequence[Sample]) -> Report:
 
 
 def _report(
-    trainer: Trainer, training: PairedDataset, held: list[Sample], command: str
+    trainer: Trainer, training: PairedDataset, held: PairedDataset, command: str
 ) -> dict[str, Any]:
     """Scores on the validation images, and on as many training images: the gap is over-fitting."""
-    seen = [training[i] for i in np.linspace(0, len(training) - 1, len(held)).astype(int)]
+    places = np.linspace(0, len(training) - 1, len(held)).astype(int)
+    seen = (training[place] for place in places)  # one at a time: there may be very many
     return {
         "validation": _validate(trainer, held).summary(),
         "training": _validate(trainer, seen).summary(),
@@ -315,13 +424,8 @@ def _report(
     }
 
 
-def _export(trainer: Trainer, held: list[Sample], run: Run, report: dict[str, Any]) -> Path:
+def _export(trainer: Trainer, golden: npt.NDArray[Any], run: Run, report: dict[str, Any]) -> Path:
     recipe = trainer.recipe
-    state = {
-        name: tensor.detach().half().cpu().numpy()
-        for name, tensor in trainer.predictor.network.state_dict().items()
-    }
-    image = read_image(Path(recipe.data.golden)) if recipe.data.golden else held[0].image
     card = {
         "metrics": report["validation"],
         "training_metrics": report["training"],
@@ -333,8 +437,8 @@ def _export(trainer: Trainer, held: list[Sample], run: Run, report: dict[str, An
         },
     }
     path = run.folder / f"{recipe.name}.safetensors"
-    draft = Checkpoint(recipe.name, recipe.network, recipe.preprocess, state, card=card)
-    save_checkpoint(path, with_golden(draft, image))
+    draft = Checkpoint(recipe.name, recipe.network, recipe.preprocess, trainer.shipped(), card=card)
+    save_checkpoint(path, with_golden(draft, golden))
     record(path)
     return path
 
@@ -344,8 +448,9 @@ def _picture(trainer: Trainer, sample: Sample) -> Any:
     return compare(sample.image, sample.labels, mask)
 
 
-def _samples(trainer: Trainer, held: list[Sample], count: int = 6) -> Any:
-    shown = held[:: max(1, len(held) // count)][:count]
+def _samples(trainer: Trainer, held: PairedDataset, count: int = 6) -> Any:
+    places = range(0, len(held), max(1, len(held) // count))[:count]
+    shown = (held[place] for place in places)
     return contact_sheet([(sample.id, _picture(trainer, sample)) for sample in shown])
 
 
@@ -373,12 +478,19 @@ def _quiet() -> bool:
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event: the step is finished, and what there is is written."""
+    """Ctrl-C sets the event: the step is finished, and what there is is written. A second one is
+    not that patient: KeyboardInterrupt, as everywhere outside."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+
+    def interrupt(*_: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield event
     finally:

@@ -2,24 +2,28 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app import cli
+from model import train
 from model.augment import augment
 from model.checkpoint import load_checkpoint
 from model.crops import Crops
-from model.data import DataError, Pair, PairedDataset, open_dataset, split_dataset
+from model.data import DataError, Pair, PairedDataset, open_dataset, read_sample, split_dataset
 from model.recipe import AugmentConfig, DataConfig, OptimConfig, Recipe
-from model.train import Trainer, learning_rate
+from model.train import Trainer, _interruptible, learning_rate
 from tests.conftest import FIXTURES, ROOT, nuclei
 
 
@@ -153,6 +157,59 @@ def test_a_folder_with_another_run_is_not_overwritten(data, capsys):
     assert run(data, "--steps", "3", "--every", "1") == 0
 
 
+def test_what_the_checkpoint_carries_may_change_until_it_is_written(data):
+    assert run(data, "--steps", "1") == 0
+    card = ["--licence", "CC0-1.0", "--source", "drawn", "--golden", str(data / "images/0.png")]
+    assert run(data, "--steps", "2", *card) == 0
+    checkpoint = load_checkpoint(data / "run/drawn.safetensors")
+    assert (checkpoint.card["licence"], checkpoint.card["data"]) == ("CC0-1.0", "drawn")
+    assert np.array_equal(checkpoint.golden.image, np.asarray(Image.open(data / "images/0.png")))
+
+
+def test_a_failed_start_does_not_bind_its_folder(data):
+    assert run(data, "--seed", "-1") == 2
+    assert run(data, "--seed", "1", "--steps", "1") == 0
+
+
+def test_a_value_that_recipes_did_not_have_was_its_default(data, capsys):
+    assert run(data, "--steps", "1") == 0
+    config = data / "run/config.json"
+    values = json.loads(config.read_text())
+    del values["augment"]["exact"], values["data"]["focus"]
+    config.write_text(json.dumps(values))
+    assert run(data, "--steps", "1", "--exact", "0.5") == 2
+    assert "exact = 0.0, not 0.5" in capsys.readouterr().err
+    assert run(data, "--steps", "1") == 0
+
+
+def test_a_kill_before_the_first_state_leaves_no_second_record(data):
+    assert run(data, "--steps", "4") == 0
+    (data / "run/state.pt").unlink()
+    assert run(data, "--steps", "4") == 0
+    lines = (data / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4]
+    board = EventAccumulator(str(data / "run/tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("dice")] == [4]
+
+
+def test_a_folder_is_one_runs_at_a_time(data, capsys):
+    command = [sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml")]
+    command += ["--out", str(data / "run"), "--steps", "1000000"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (data / "run/state.pt").exists():
+        time.sleep(0.02)
+    assert run(data, "--steps", "1") == 2
+    error = capsys.readouterr().err
+    assert "another run is at work in" in error
+    assert error.count("\n") == 1
+    process.kill()
+    process.wait()
+    (data / "run/.state.pt.1.part").touch()  # of a save that was killed
+    assert run(data, "--steps", "1") == 0
+    assert not list((data / "run").glob("*.part"))
+
+
 def test_nan_stops_with_the_images_of_the_batch(data, capsys):
     assert run(data, "--learning-rate", "1e30", "--clip", "0", "--warmup", "0") == 2
     error = capsys.readouterr().err
@@ -160,6 +217,111 @@ def test_nan_stops_with_the_images_of_the_batch(data, capsys):
     assert "whose batch is" in error
     assert error.count("\n") == 1
     assert not (data / "run/drawn.safetensors").exists()
+
+
+@pytest.mark.parametrize("every", ["1", "400"])
+def test_weights_that_are_no_numbers_are_neither_kept_nor_shipped(data, capsys, every):
+    assert run(data, "--learning-rate", "1e30", "--steps", "1", "--every", every) == 2
+    error = capsys.readouterr().err
+    assert "too large for 16 bits after step 1; try a lower --learning-rate" in error
+    assert error.count("\n") == 1
+    assert not (data / "run/state.pt").exists()
+    assert not (data / "run/drawn.safetensors").exists()
+
+
+def test_a_gradient_that_is_no_number_stops_with_its_batch(data, capsys, monkeypatch):
+    assert run(data, "--steps", "1") == 0
+    before = (data / "run/state.pt").read_bytes()
+
+    def steep(logits, *_, **__):  # 0, but infinitely steep there
+        return (logits.sum() * 0).sqrt()
+
+    monkeypatch.setattr("model.train.segmentation_loss", steep)
+    assert run(data, "--steps", "2") == 2
+    error = capsys.readouterr().err
+    assert "the gradient's norm is nan at step 1, whose batch is" in error
+    assert f"the state before is in {data / 'run'}; give another --out" in error
+    assert error.count("\n") == 1
+    assert (data / "run/state.pt").read_bytes() == before
+
+
+def test_a_wrong_golden_image_is_found_before_the_training(data):
+    assert run(data, "--steps", "1", "--golden", "absent.png") == 2
+    assert not (data / "run").exists()
+
+
+def test_what_a_run_started_from_may_be_gone_when_it_goes_on(data):
+    assert run(data, "--steps", "1", out="first") == 0
+    start = ["--start", str(data / "first/drawn.safetensors")]
+    assert run(data, *start, "--steps", "1") == 0
+    (data / "first/drawn.safetensors").unlink()
+    assert run(data, *start, "--steps", "2") == 0
+
+
+def test_a_second_ctrl_c_is_not_waited_for():
+    with _interruptible() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "steps"),
+    [(Crops, "preload", 0), (Crops, "__getitem__", 0), (train, "_report", 1)],
+    ids=["reading", "in front of the first step", "measuring"],
+)
+def test_ctrl_c_outside_the_steps_ships_nothing(data, monkeypatch, owner, name, steps):
+    original = getattr(owner, name)
+
+    def interrupted(*args, **kwargs):
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    assert run(data, "--steps", "1") == 130
+    assert not (data / "run/drawn.safetensors").exists()
+    assert (data / "run/state.pt").exists() == bool(steps)
+
+
+def test_the_time_left_is_that_of_what_ends_first(data, capsys, monkeypatch):
+    monkeypatch.setattr(train, "_quiet", lambda: False)
+    for steps in ("0", "100000"):
+        flags = ["--minutes", "0.02", "--every", "1000", "--steps", steps]
+        assert run(data, *flags, out=f"of {steps}") == 0
+        left = re.findall(r"([\d:]+) left", capsys.readouterr().err)
+        assert left
+        assert {"00:00", "00:01"} >= set(left)
+
+
+def test_validation_images_are_not_held(data, monkeypatch):
+    alive = []
+    read = read_sample
+
+    def counted(*args):
+        alive[:] = [sample for sample in alive if sample() is not None]
+        most.append(len(alive))
+        sample = read(*args)
+        alive.append(weakref.ref(sample))
+        return sample
+
+    most = []
+    monkeypatch.setattr("model.data.read_sample", counted)
+    assert run(data, "--validation-share", "0.75", "--steps", "4") == 0
+    assert max(most) <= 1
+
+
+def test_an_image_that_a_worker_cannot_read_is_one_line(data, capsys):
+    recipe = Recipe.read(data / "recipe.toml")
+    training, _ = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
+    bad = training.pairs[-1].image
+    bad.write_bytes(bad.read_bytes()[:100])
+    flags = ["--workers", "1", "--cache-mb", "0", "--initialisation", "torch"]
+    assert run(data, *flags) == 2
+    error = capsys.readouterr().err
+    assert f"{bad} cannot be read" in error
+    assert error.count("\n") == 1
 
 
 def test_a_full_disk_leaves_the_last_state(data, capsys, monkeypatch):
@@ -210,6 +372,31 @@ def test_unpadded_networks_and_several_classes_train(data):
 def test_whole_images_with_padding_train(data):
     flags = ["--crop", "[]", "--mode", "resize", "--window", "[[96,112]]", "--size", "[90,110]"]
     assert run(data, *flags, "--steps", "2") == 0
+
+
+def test_whole_images_of_an_unpadded_network_keep_their_labels(data):
+    """Images that show their labels, in a window that reflects them more than once."""
+    for path in (data / "masks").iterdir():
+        shown = (np.asarray(Image.open(path)) > 0).astype(np.uint8)[:70, :84] * 255
+        for folder in ("images", "masks"):
+            Image.fromarray(shown).save(data / folder / path.name)
+    flags = {"padding": 0, "crop": [], "mode": "resize", "window": [[284, 300]]}
+    flags |= {"size": [70, 84], "overlap": 0, "labels": "binary", "out_channels": 1}
+    recipe = Recipe.read(data / "recipe.toml", flags)
+    crops = Crops(open_dataset(recipe.data, recipe.preprocess), recipe)
+    for place in range(4):
+        pixels, labels, _, _ = crops[place]
+        assert labels.shape == (284, 300)
+        assert 0 < labels.float().mean() < 1
+        assert torch.equal(pixels[:, :, 0] > 127, labels > 0)
+
+
+def test_a_whole_image_that_needs_several_windows_is_one_line(data, capsys):
+    flags = ["--padding", "0", "--crop", "[]", "--mode", "resize", "--overlap", "0"]
+    assert run(data, *flags, "--window", "[[284,300]]", "--steps", "1") == 2
+    error = capsys.readouterr().err
+    assert "size of 100x116 at most, not 284x300" in error
+    assert error.count("\n") == 1
 
 
 def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
