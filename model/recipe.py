@@ -129,7 +129,8 @@ class OptimConfig:
     """Passes over the training images, unless `steps` says how long."""
     steps: int = 0
     minutes: float = 0.0
-    """Budget; the schedule ends when it is spent. Such a run does not repeat to the bit."""
+    """Budget; the schedule ends when it is spent. Such a run does not repeat to the bit. It counts
+    steps, over all starts of a run: not reading, validation, pictures and the report."""
     seed: int = 0
 
 
