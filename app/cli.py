@@ -41,11 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb == chosen:
             try:
                 importlib.import_module(module).add_arguments(command)
-            except ModuleNotFoundError as error:  # the image for CPUs has no torch
-                parser.error(f"{verb} needs {error.name}, which is not installed here")
+            except ModuleNotFoundError as error:
+                parser.error(_missing(verb, error))
     args = parser.parse_args(arguments)
     try:
         return int(importlib.import_module(COMMANDS[args.command][0]).main(args))
+    except ModuleNotFoundError as error:
+        parser.error(_missing(args.command, error))
     except KeyboardInterrupt:
         return 130
     except (
@@ -55,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     ) as error:  # every error of ours that a user can mend is one of them
         print(f"unet: error: {error}", file=sys.stderr)
         return 2
+
+
+def _missing(verb: str, error: ModuleNotFoundError) -> str:
+    """The image for CPUs has no torch; what needs none works there."""
+    return f"{verb} needs {error.name}, which is not installed here"
 
 
 if __name__ == "__main__":

@@ -285,7 +285,14 @@ def test_command_line_mirrors_folders_and_never_replaces_an_image(tmp_path: Path
         assert written == ["a.png", "b/a.png"]
 
 
-@pytest.mark.parametrize("command", [("import", "--help"), ("train", "x.toml"), ("evaluate", "x")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("import", "--help"),
+        ("train", "x.toml"),
+        ("evaluate", "weights/person.safetensors"),
+    ],
+)
 def test_a_command_that_needs_torch_says_so_without_it(command: tuple[str, ...]) -> None:
     hidden = f"import sys; sys.modules['torch'] = None; sys.argv[1:] = {command!r}; "
     result = subprocess.run(

@@ -266,12 +266,22 @@ def test_a_second_ctrl_c_is_not_waited_for():
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def ctrl_c_is_heard():
+    """A shell starts what it puts into the background deaf to SIGINT, these tests among it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "steps"),
     [(Crops, "preload", 0), (Crops, "__getitem__", 0), (train, "_report", 1)],
     ids=["reading", "in front of the first step", "measuring"],
 )
-def test_ctrl_c_outside_the_steps_ships_nothing(data, monkeypatch, owner, name, steps):
+def test_ctrl_c_outside_the_steps_ships_nothing(
+    data, monkeypatch, ctrl_c_is_heard, owner, name, steps
+):
     original = getattr(owner, name)
 
     def interrupted(*args, **kwargs):
