@@ -8,7 +8,6 @@ the last state and draws the same crops, because the crop at a place of the sequ
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import math
 import platform
@@ -17,27 +16,23 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from model.batchnorm import fold, normalise_convolutions
 from model.checkpoint import (
     Checkpoint,
     git_revision,
-    load_checkpoint,
     record,
     save_checkpoint,
 )
-from model.config import UNetConfig
 from model.crops import Crops
 from model.data import (
     DataError,
@@ -48,200 +43,16 @@ from model.data import (
     split_dataset,
 )
 from model.evaluate import Report, evaluate, from_probabilities
-from model.losses import segmentation_loss, targets
 from model.pictures import compare, contact_sheet
-from model.predict import Predictor, with_golden
-from model.recipe import OptimConfig, Recipe, add_flags, given_flags
+from model.predict import with_golden
+from model.recipe import Recipe, add_flags, given_flags
 from model.run import Run, open_run
-from model.transforms import normalise, to_mask
-from model.unet import UNet
-from model.widen import narrow, widen
+from model.trainer import Trainer, TrainingDiverged
+from model.transforms import to_mask
 
 _SMOOTHING = 0.98
 """Of the running mean of the loss that is shown."""
 _LOG_EVERY = 20
-_ADOPTED = 32
-"""Crops on whose statistics a network that is trained already takes on batch normalisation."""
-
-
-class TrainingDiverged(ValueError):
-    """The loss, its gradient or the weights are no numbers any more; the message names the step,
-    its images, and what is left."""
-
-
-def initialise(network: UNet, foreground: float) -> None:
-    """He initialisation (2015, eq. 10), and an output that starts at the foreground's share."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            # a 2×2 up-convolution with stride 2 adds in_channels products a pixel, not four times
-            fan = module.in_channels * (9 if module.kernel_size == (3, 3) else 1)
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
-    final = network.final_conv
-    assert final.bias is not None
-    nn.init.normal_(final.weight, std=0.01)
-    if network.config.out_channels <= 2:
-        nn.init.constant_(final.bias, math.log(foreground / (1 - foreground)))
-
-
-class Trainer:
-    """Network, average and optimiser of a run, and how one step changes them.
-
-    Args:
-        state: of `Trainer.state`, to go on from; it stands for all that the recipe would start
-            from. None: the start.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        device: torch.device,
-        crops: Crops,
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.recipe = recipe
-        self.device = device
-        optim = recipe.optim
-        torch.manual_seed(optim.seed)
-        self.network = _on(device, UNet.from_config(recipe.network))
-        seen = None
-        if state is None and optim.start:
-            self.network.load_state_dict(_started(Path(optim.start), recipe.network))
-            seen = self._inputs(crops.pixels(_ADOPTED)) if optim.batch_norm else None
-        elif state is None and optim.initialisation == "he":
-            initialise(self.network, crops.foreground())
-        if optim.batch_norm:
-            normalise_convolutions(self.network, seen)
-        self.average = copy.deepcopy(self.network)
-        if optim.optimiser == "adam":
-            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(
-                self.network.parameters(), optim.learning_rate
-            )
-        else:
-            self.optimiser = torch.optim.AdamW(
-                self.network.parameters(), optim.learning_rate, weight_decay=optim.weight_decay
-            )
-        wanted = recipe.run.autocast
-        self.bf16 = wanted == "bf16" or (wanted == "auto" and device.type == "cuda")
-        self.steps_done = 0
-        self.seconds = 0.0
-        if state is not None:
-            self.load(state)
-
-    @property
-    def predictor(self) -> Predictor:
-        """Of what is validated and shipped."""
-        return Predictor(fold(self.average), self.recipe.preprocess)
-
-    def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> float:
-        """One batch; returns its loss. `progress` is the share of the schedule that is over.
-
-        Raises:
-            TrainingDiverged: the loss or its gradient is no number. The weights may be lost.
-        """
-        recipe, optim = self.recipe, self.recipe.optim
-        rate = learning_rate(optim, self.steps_done, progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        inputs = self._inputs(pixels)
-        labels = labels.to(self.device, non_blocking=True)
-        weight = weights.to(self.device, non_blocking=True)[:, None]
-        margin = recipe.network.margin
-        wanted = targets(
-            labels, recipe.preprocess, recipe.network.out_channels, recipe.loss.border_reach
-        )
-        if margin:  # an unpadded network answers for the inner part alone
-            wanted = wanted[..., margin:-margin, margin:-margin]
-            weight = weight[..., margin:-margin, margin:-margin]
-        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            logits = self.network(inputs)
-        loss = segmentation_loss(
-            logits.float(),
-            wanted,
-            weight,
-            binary=recipe.preprocess.binary,
-            dice_weight=recipe.loss.dice_weight,
-        )
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingDiverged(f"the loss is {value}")
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip or math.inf)
-        self.optimiser.step()
-        self._follow(min(optim.ema, (1 + self.steps_done) / (10 + self.steps_done)))
-        if not math.isfinite(norm):  # asked last: until here a GPU need not be waited for
-            raise TrainingDiverged(f"the gradient's norm is {float(norm)}")
-        self.steps_done += 1
-        return value
-
-    def _inputs(self, pixels: Tensor) -> Tensor:
-        inputs = normalise(pixels.to(self.device, non_blocking=True), self.recipe.preprocess)
-        return inputs.contiguous(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def _follow(self, decay: float) -> None:
-        if not self.recipe.optim.ema:
-            decay = 0.0
-        fast = self.network.state_dict()
-        for name, slow in self.average.state_dict().items():
-            slow.lerp_(fast[name], 1 - decay)
-
-    def shipped(self) -> dict[str, npt.NDArray[np.float16]]:
-        """The average by state-dict name, folded and rounded to the 16 bits of a checkpoint.
-
-        Raises:
-            TrainingDiverged: it holds what is no number there.
-        """
-        tensors = {
-            name: tensor.detach().half()
-            for name, tensor in self.predictor.network.state_dict().items()
-        }
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise TrainingDiverged(
-                    f"{name} is NaN or too large for 16 bits after step {self.steps_done}"
-                )
-        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-
-    def state(self) -> dict[str, Any]:
-        """All that a run goes on from.
-
-        Raises:
-            TrainingDiverged: see `shipped`; from there each way on would be as wrong. What is no
-                number in the weights is none in their average either.
-        """
-        self.shipped()
-        return {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.steps_done,
-            "seconds": self.seconds,
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.steps_done, self.seconds = state["step"], state["seconds"]
-
-
-def _started(path: Path, network: UNetConfig) -> dict[str, Tensor]:
-    """The weights of a checkpoint, widened to `network` if it is narrower, or narrowed to it."""
-    checkpoint = load_checkpoint(path)
-    state = {name: torch.from_numpy(tensor).float() for name, tensor in checkpoint.state.items()}
-    wide = checkpoint.architecture.base_features > network.base_features
-    return (narrow if wide else widen)(state, checkpoint.architecture, network)
-
-
-def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:
-    """Linear warm-up, then constant, or half a cosine down to 1% (Loshchilov & Hutter 2017)."""
-    rate = optim.learning_rate * min(1.0, (step + 1) / max(optim.warmup, 1))
-    if optim.schedule == "cosine":
-        rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    return rate
 
 
 def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
@@ -452,10 +263,6 @@ def _samples(trainer: Trainer, held: PairedDataset, count: int = 6) -> Any:
     places = range(0, len(held), max(1, len(held) // count))[:count]
     shown = (held[place] for place in places)
     return contact_sheet([(sample.id, _picture(trainer, sample)) for sample in shown])
-
-
-def _on(device: torch.device, network: UNet) -> UNet:
-    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def _device(name: str) -> torch.device:

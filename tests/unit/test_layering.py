@@ -30,6 +30,7 @@ FLOORS = [
     ["app.threads"],
     ["app.errors"],
     ["model.train", "model.foreign", "model.export"],
+    ["model.trainer"],
     ["model.run", "model.evaluate", "model.crops"],
     ["model.data", "model.predict", "model.augment", "model.losses", "model.pictures"],
     ["model.recipe"],

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-
-pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 
 
 @pytest.mark.parametrize(

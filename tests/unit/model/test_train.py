@@ -23,7 +23,8 @@ from model.checkpoint import load_checkpoint
 from model.crops import Crops
 from model.data import DataError, Pair, PairedDataset, open_dataset, read_sample, split_dataset
 from model.recipe import AugmentConfig, DataConfig, OptimConfig, Recipe
-from model.train import Trainer, _interruptible, learning_rate
+from model.train import _interruptible
+from model.trainer import Trainer, learning_rate
 from tests.conftest import FIXTURES, ROOT, nuclei
 
 
@@ -236,7 +237,7 @@ def test_a_gradient_that_is_no_number_stops_with_its_batch(data, capsys, monkeyp
     def steep(logits, *_, **__):  # 0, but infinitely steep there
         return (logits.sum() * 0).sqrt()
 
-    monkeypatch.setattr("model.train.segmentation_loss", steep)
+    monkeypatch.setattr("model.trainer.segmentation_loss", steep)
     assert run(data, "--steps", "2") == 2
     error = capsys.readouterr().err
     assert "the gradient's norm is nan at step 1, whose batch is" in error
