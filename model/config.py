@@ -120,7 +120,10 @@ class PreprocessConfig:
 
     # values
     intensity: Literal["range", "percentile"] = "range"
-    """range: the type's full range is 0..1; percentile: the image's own 1%..99.8% is."""
+    """range: the type's full range is 0..1; percentile: the image's own `percentiles` are."""
+    percentiles: tuple[float, float] = (1.0, 99.8)
+    """Percentiles of the image's values, all channels together, that become 0 and 1; what lies
+    beyond is clipped. Objects that are dark and few ask for less than 1%."""
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
 
@@ -154,6 +157,8 @@ class PreprocessConfig:
             )
         if not 0 <= self.overlap < min(min(shape) for shape in self.window):
             raise ConfigError(f"overlap {self.overlap} must be smaller than every window")
+        if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ConfigError(f"percentiles must be two of 0..100, rising, not {self.percentiles}")
         if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ConfigError("mean and std need one value a channel, std above 0")
         if not all(map(math.isfinite, (*self.mean, *self.std))):

@@ -220,6 +220,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mean", nargs="+", type=float, help="a channel, of values 0..1 (0)")
     parser.add_argument("--std", nargs="+", type=float, help="a channel, of values 0..1 (1)")
     parser.add_argument("--intensity", choices=("range", "percentile"), default="range")
+    parser.add_argument(
+        "--percentiles",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="of an image's values, that become 0 and 1 (1 99.8); 0 100 is from least to greatest",
+    )
     parser.add_argument("--golden", type=Path, help="image for the golden pair (a drawn one)")
     parser.add_argument("--licence", default="unknown", help="of the weights")
     parser.add_argument("--data", default="unknown", help="what they were trained on")
@@ -307,6 +314,10 @@ def _preprocess(args: argparse.Namespace, architecture: UNetConfig) -> Preproces
         values |= {"window": ((380, 380), (572, 572)), "overlap": 0}
     if args.mode == "resize":
         values["overlap"] = 0  # there is one window
+    if args.percentiles:
+        if args.intensity != "percentile":
+            raise ConfigError("--percentiles needs --intensity percentile")
+        values["percentiles"] = tuple(args.percentiles)
     return PreprocessConfig(
         mode=args.mode,
         intensity=args.intensity,

@@ -32,9 +32,6 @@ from model.config import PreprocessConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-PERCENTILES = (1.0, 99.8)
-"""Of the whole image, mapped to 0 and 1 by `intensity="percentile"`."""
-
 _BLOCK = 1 << 20
 """Values of a 16-bit image that are looked at together."""
 
@@ -77,7 +74,7 @@ def prepare(image: npt.NDArray[Any], config: PreprocessConfig) -> ByteArray:
     if image.ndim == 2:
         image = image[:, :, None]
     if config.intensity == "percentile":
-        low, high = _percentiles(image)
+        low, high = _percentiles(image, config.percentiles)
     else:
         low, high = 0.0, float(np.iinfo(image.dtype).max)
     pixels = _stretch(image, low, high)
@@ -93,16 +90,16 @@ def prepare(image: npt.NDArray[Any], config: PreprocessConfig) -> ByteArray:
     raise ValueError(f"cannot make {channels} channels of {pixels.shape[2]}")
 
 
-def _percentiles(image: npt.NDArray[Any]) -> tuple[float, float]:
-    """1% and 99.8% of all the values of the image, the channels together (that keeps its colours).
+def _percentiles(image: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Percentiles of all the values of the image, the channels together (that keeps its colours).
 
     From a histogram: exact for integers, and one pass whatever the size.
     """
     counts = _histogram(image)
     cumulated = np.cumsum(counts)
-    low, high = (
-        float(np.searchsorted(cumulated, cumulated[-1] * percent / 100)) for percent in PERCENTILES
-    )
+    # at least one value: 0% is the lowest there is
+    ranks = [max(cumulated[-1] * percent / 100, 1) for percent in percentiles]
+    low, high = (float(value) for value in np.searchsorted(cumulated, ranks))
     if high <= low:  # a nearly empty field: its few bright pixels are all there is to see
         values = np.flatnonzero(counts)
         low, high = float(values[0]), float(values[-1])

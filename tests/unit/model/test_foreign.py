@@ -150,6 +150,15 @@ def test_import_into_a_file_with_names_as_people_write_them(annotated, tmp_path,
     assert load_checkpoint(out).preprocess.classes == ("background", "cell")
 
 
+def test_values_between_the_percentiles_that_were_trained_with(annotated, tmp_path, capsys):
+    out = tmp_path / "theirs.safetensors"
+    command = ["import", str(annotated[1]), "--out", str(out), "--percentiles", "0", "100"]
+    assert cli.main(command) == 2
+    assert "--percentiles needs --intensity percentile" in capsys.readouterr().err
+    assert cli.main([*command, "--intensity", "percentile"]) == 0
+    assert load_checkpoint(out).preprocess.percentiles == (0, 100)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_weights_are_rounded_only_where_nothing_is_lost_or_on_request(annotated, tmp_path, half):
     network, path = annotated

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.config import PreprocessConfig
+from model.config import ConfigError, PreprocessConfig
 from model.transforms import (
     confidence,
     decide,
@@ -40,12 +40,13 @@ def test_colour_becomes_grey_for_a_model_of_one_channel():
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 @pytest.mark.parametrize("shape", [(700, 900), (500, 800, 3), (1, 7), (7, 1, 3)])
-def test_tables_and_histograms_are_what_numpy_says(depth, shape):
-    image = np.random.default_rng(0).integers(0, 200, shape).astype(depth)
-    low, high = np.percentile(image, (1, 99.8), method="inverted_cdf").astype(np.float32)
+@pytest.mark.parametrize("percentiles", [(1, 99.8), (0.2, 99.8), (0, 100)])
+def test_tables_and_histograms_are_what_numpy_says(depth, shape, percentiles):
+    image = np.random.default_rng(0).integers(5, 200, shape).astype(depth)
+    low, high = np.percentile(image, percentiles, method="inverted_cdf").astype(np.float32)
     table = (np.arange(256, dtype=np.float32) - low) * (255.0 / max(high - low, 1.0)) + 0.5
     expected = np.clip(table, 0, 255).astype(np.uint8)[image]
-    pixels = prepare(image, PERCENTILE)
+    pixels = prepare(image, PreprocessConfig(intensity="percentile", percentiles=percentiles))
     assert (pixels == (expected if image.ndim == 3 else expected[:, :, None])).all()
 
 
@@ -75,6 +76,24 @@ def test_a_few_bright_pixels_are_not_lost():
     image = np.zeros((100, 100), np.uint16)
     image[50, 50] = 60_000  # a tenth of a thousandth: beyond the upper percentile
     assert prepare(image, PERCENTILE)[50, 50, 0] == 255
+
+
+def test_few_dark_nuclei_keep_their_shades_where_the_lower_percentile_is_low():
+    smear = np.full((100, 100), 180, np.uint8)
+    smear[:1, :40], smear[1:2, :60] = 60, 120  # nuclei and cytoplasm: a hundredth of the image
+    of_one, of_a_fifth = (
+        len(np.unique(prepare(smear, PreprocessConfig(intensity="percentile", percentiles=pair))))
+        for pair in [(1.0, 99.8), (0.2, 99.8)]
+    )
+    assert (of_one, of_a_fifth) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [(), (1,), (2, 1), (5, 5), (-1, 99), (1, 101), (float("nan"), 99)]
+)
+def test_percentiles_rise_from_0_to_100(wrong):
+    with pytest.raises(ConfigError, match="percentiles must be two of"):
+        PreprocessConfig(intensity="percentile", percentiles=wrong)
 
 
 @pytest.mark.parametrize(
