@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import weakref
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,53 +17,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from app import cli
 from model import train
-from model.augment import augment
 from model.checkpoint import load_checkpoint
 from model.crops import Crops
-from model.data import DataError, Pair, PairedDataset, open_dataset, read_sample, split_dataset
-from model.recipe import AugmentConfig, DataConfig, OptimConfig, Recipe
+from model.data import open_dataset, read_sample, split_dataset
+from model.recipe import Recipe
 from model.train import _interruptible
-from model.trainer import Trainer, learning_rate
-from tests.conftest import FIXTURES, ROOT, nuclei
-
-
-@pytest.fixture
-def data(tmp_path):
-    """Eight drawn fields of nuclei and a recipe for them."""
-    for index in range(8):
-        image, labels = nuclei(96, 112, seed=index)
-        for name, array in (("images", image), ("masks", labels)):
-            (tmp_path / name).mkdir(exist_ok=True)
-            Image.fromarray(array).save(tmp_path / name / f"{index}.png")
-    (tmp_path / "recipe.toml").write_text(
-        f"""
-        name = "drawn"
-        [data]
-        images = "{tmp_path}/images"
-        masks = "{tmp_path}/masks"
-        labels = "instances"
-        validation_share = 0.25
-        licence = "MIT"
-        [network]
-        out_channels = 2
-        base_features = 4
-        [preprocess]
-        intensity = "percentile"
-        window = [[112, 112]]
-        overlap = 16
-        classes = ["background", "nucleus"]
-        [augment]
-        crop = [48, 48]
-        [optim]
-        steps = 12
-        batch = 2
-        warmup = 2
-        batch_norm = true
-        [run]
-        every = 4
-        """
-    )
-    return tmp_path
+from tests.conftest import FIXTURES, ROOT
 
 
 def run(data, *flags, out="run"):
@@ -385,23 +343,6 @@ def test_whole_images_with_padding_train(data):
     assert run(data, *flags, "--steps", "2") == 0
 
 
-def test_whole_images_of_an_unpadded_network_keep_their_labels(data):
-    """Images that show their labels, in a window that reflects them more than once."""
-    for path in (data / "masks").iterdir():
-        shown = (np.asarray(Image.open(path)) > 0).astype(np.uint8)[:70, :84] * 255
-        for folder in ("images", "masks"):
-            Image.fromarray(shown).save(data / folder / path.name)
-    flags = {"padding": 0, "crop": [], "mode": "resize", "window": [[284, 300]]}
-    flags |= {"size": [70, 84], "overlap": 0, "labels": "binary", "out_channels": 1}
-    recipe = Recipe.read(data / "recipe.toml", flags)
-    crops = Crops(open_dataset(recipe.data, recipe.preprocess), recipe)
-    for place in range(4):
-        pixels, labels, _, _ = crops[place]
-        assert labels.shape == (284, 300)
-        assert 0 < labels.float().mean() < 1
-        assert torch.equal(pixels[:, :, 0] > 127, labels > 0)
-
-
 def test_a_whole_image_that_needs_several_windows_is_one_line(data, capsys):
     flags = ["--padding", "0", "--crop", "[]", "--mode", "resize", "--overlap", "0"]
     assert run(data, *flags, "--window", "[[284,300]]", "--steps", "1") == 2
@@ -442,59 +383,6 @@ def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
     assert trained > 0.6
 
 
-def test_the_schedule_warms_up_and_falls_to_a_hundredth():
-    optim = OptimConfig(learning_rate=1.0, warmup=10)
-    assert learning_rate(optim, 0, 0) == pytest.approx(0.1)
-    assert learning_rate(optim, 9, 0) == pytest.approx(1)
-    assert learning_rate(optim, 500, 0.5) == pytest.approx(0.505)
-    assert learning_rate(optim, 999, 1) == pytest.approx(0.01)
-    assert learning_rate(OptimConfig(schedule="constant", warmup=0), 5, 0.9) == 4e-4
-
-
-def test_a_crop_is_the_same_for_the_same_place_and_labels_stay_labels():
-    image, labels = nuclei(120, 100, seed=1)
-    image, labels = np.repeat(image[:, :, None], 3, 2), labels.astype(np.int32)
-    config = AugmentConfig(crop=(64, 48))
-    first = augment(image, labels, config, np.random.default_rng(5))
-    again = augment(image, labels, config, np.random.default_rng(5))
-    other = augment(image, labels, config, np.random.default_rng(6))
-    assert first[0].shape == (64, 48, 3)
-    assert first[0].dtype == np.uint8
-    assert first[1].shape == (64, 48)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0], other[0])
-    assert set(np.unique(other[1])) <= set(np.unique(labels))
-
-
-def test_image_and_labels_move_together():
-    labels = nuclei(160, 160, seed=4)[1].astype(np.int32)
-    image = np.repeat(((labels > 0) * 255).astype(np.uint8)[:, :, None], 3, 2)
-    config = AugmentConfig(
-        crop=(96, 96), gain=0, offset=0, gamma=0, colour=0, noise=0, blur=0, invert=0
-    )
-    for seed in range(5):
-        pixels, moved = augment(image, labels, config, np.random.default_rng(seed))
-        assert ((pixels[:, :, 0] > 127) == (moved > 0)).mean() > 0.99
-
-
-@pytest.mark.parametrize("crop", [(40, 24), (200, 96)], ids=["inside", "higher than the image"])
-def test_exact_crops_keep_their_pixels(crop):
-    """Every pixel of the image has a value of its own, so that its neighbours tell how it lies."""
-    values = np.arange(100 * 120).reshape(100, 120)
-    image = np.stack([values % 256, values // 256, np.zeros_like(values)], 2).astype(np.uint8)
-    still = dict.fromkeys(("gain", "offset", "gamma", "colour", "noise", "blur", "invert"), 0.0)
-    config = AugmentConfig(crop=crop, exact=1, **still)
-    found = set()
-    for seed in range(60):
-        pixels, moved = augment(image, values, config, np.random.default_rng(seed))
-        assert moved.shape == crop
-        assert np.array_equal(pixels[:, :, 0] + 256 * pixels[:, :, 1].astype(int), moved)
-        right, down = moved[10, 11] - moved[10, 10], moved[11, 10] - moved[10, 10]
-        found.add((int(right), int(down)))
-    ways = {(a * x, b * y) for x, y in ((1, 120), (120, 1)) for a in (1, -1) for b in (1, -1)}
-    assert found == ways  # four turns, mirrored or not
-
-
 def test_a_run_starts_from_a_narrower_checkpoint(data):
     assert run(data, "--steps", "4") == 0
     start = data / "run/drawn.safetensors"
@@ -506,52 +394,3 @@ def test_a_run_starts_from_a_narrower_checkpoint(data):
     checkpoint = load_checkpoint(data / "wider/drawn.safetensors")
     assert checkpoint.architecture.base_features == 8
     assert np.abs(np.float32(checkpoint.state["down_conv.0.first.bias"])).max() > 0
-
-
-@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
-def test_an_epoch_draws_by_the_size_of_groups(balance):
-    """Nine images of one group and one of another: balance 1 draws both groups as often."""
-    pairs = [Pair(str(i), ROOT, ROOT, "large" if i < 9 else "small") for i in range(10)]
-    recipe = Recipe(data=DataConfig(balance=balance), optim=OptimConfig(steps=1))
-    crops = Crops(PairedDataset(pairs), recipe)
-    drawn = [crops.id(place) for place in range(1000)]
-    expected = 1000 / (1 + 9 * 9**-balance)
-    assert drawn.count("9") == pytest.approx(expected, abs=60)
-    if not balance:
-        assert sorted(drawn[:10]) == sorted(str(i) for i in range(10))  # each once an epoch
-
-
-def test_focus_draws_images_by_what_is_left_to_learn(tmp_path):
-    """Half of "bad" is wrong and a tenth of the others; "done" is drawn seldom, but is drawn."""
-    dice = {"bad": 0.5, "a": 0.9, "b": 0.9, "done": 1.0}
-    report = tmp_path / "training.json"
-    report.write_text(json.dumps({"images": [{"id": k, "dice": v} for k, v in dice.items()]}))
-    recipe = Recipe(data=DataConfig(focus=str(report)), optim=OptimConfig(steps=1))
-    crops = Crops(PairedDataset([Pair(id, ROOT, ROOT, id) for id in dice]), recipe)
-    drawn = Counter(crops.id(place) for place in range(1000))
-    for id, left in {"bad": 0.5, "a": 0.1, "b": 0.1, "done": 0.02}.items():
-        assert drawn[id] == pytest.approx(1000 * left / 0.72, abs=30)
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [('{"images": [{"id": "other", "dice": 1}]}', "no score of a"), ("[]", "unet evaluate")],
-)
-def test_a_focus_that_does_not_fit_is_named(tmp_path, text, error):
-    report = tmp_path / "training.json"
-    report.write_text(text)
-    recipe = Recipe(data=DataConfig(focus=str(report)), optim=OptimConfig(steps=1))
-    with pytest.raises(DataError, match=error):
-        Crops(PairedDataset([Pair("a", ROOT, ROOT, "a")]), recipe)
-
-
-def test_the_average_follows_the_weights(data):
-    recipe = Recipe.read(data / "recipe.toml")
-    samples, _ = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
-    trainer = Trainer(recipe, torch.device("cpu"), Crops(samples, recipe))
-    before = trainer.average.final_conv.weight.clone()
-    pixels = torch.randint(0, 255, (2, 48, 48, 3), dtype=torch.uint8)
-    trainer.step(pixels, torch.ones(2, 48, 48), torch.ones(2, 48, 48), 0.0)
-    after, fast = trainer.average.final_conv.weight, trainer.network.final_conv.weight
-    assert torch.allclose(after, before.lerp(fast, 1 - 1 / 10))
-    assert not torch.equal(after, fast)
