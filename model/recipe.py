@@ -197,6 +197,8 @@ class Recipe:
             for name, value in vars(part).items():
                 if isinstance(value, int | float) and not 0 <= value < math.inf:
                     raise ConfigError(f"{name} must be 0 or more, and finite, not {value}")
+        if self.optim.seed >= 2**63:
+            raise ConfigError(f"seed must be below 2^63, not {self.optim.seed}")
         if self.loss.border_sigma <= 0:
             raise ConfigError(f"border_sigma must be above 0, not {self.loss.border_sigma}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.run.device):

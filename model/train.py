@@ -64,6 +64,7 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
 
     Raises:
         DataError, ConfigError: the data or the recipe are not what they should be.
+        OutOfMemory: a batch, or what it needs beside it, does not fit.
         TrainingDiverged: the loss, its gradient or the weights are no numbers; the state before is
             kept.
         KeyboardInterrupt: while images are read, before the first step, or behind the last one.
@@ -72,7 +73,7 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
     device = _device(recipe.run.device)
     training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
     golden = read_image(Path(recipe.data.golden)) if recipe.data.golden else validation[0].image
-    with open_run(folder, recipe, command) as run:
+    with open_run(folder, recipe, command) as run, _named_lack_of_memory(recipe):
         _prove(validation)
         crops = Crops(training, recipe)
         crops.preload(quiet=_quiet())
@@ -93,6 +94,25 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
         run.report(report)
         run.draw()
         return _export(trainer, golden, run, report)
+
+
+class OutOfMemory(ValueError):
+    """A batch, or what it needs beside it, does not fit into memory."""
+
+
+@contextmanager
+def _named_lack_of_memory(recipe: Recipe) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # NumPy's; a device's; and the one of torch on a CPU, which has no type of its own
+        lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not lacking and "can't allocate memory" not in str(error):
+            raise
+        first = str(error).splitlines()[0] if str(error) else "out of memory"
+        raise OutOfMemory(
+            f"{first}; try a smaller --crop, --base-features, or --batch than {recipe.optim.batch}"
+        ) from error
 
 
 def _prove(samples: PairedDataset) -> None:

@@ -178,6 +178,26 @@ def test_nan_stops_with_the_images_of_the_batch(data, capsys):
     assert not (data / "run/drawn.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_one_line(data, capsys, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr("model.trainer.segmentation_loss", full)
+    assert run(data) == 2
+    said = capsys.readouterr().err
+    assert "memory" in said
+    assert "try a smaller --crop, --base-features, or --batch than 2" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("every", ["1", "400"])
 def test_weights_that_are_no_numbers_are_neither_kept_nor_shipped(data, capsys, every):
     assert run(data, "--learning-rate", "1e30", "--steps", "1", "--every", every) == 2
@@ -313,6 +333,7 @@ def test_a_full_disk_leaves_the_last_state(data, capsys, monkeypatch):
         (["--images", "absent"], "absent is not a folder"),
         (["--crop", "[50,50]"], "multiples of 16"),
         (["--device", "cuda"], "no CUDA device"),
+        (["--seed", "9223372036854775808"], "seed must be below 2^63"),
         (["--golden", "absent.png"], "absent.png cannot be read"),
     ],
 )
