@@ -1,8 +1,9 @@
-"""`unet export`: what int8 needs, measured and written into a checkpoint; or an OpenVINO graph.
+"""`unet export`: a checkpoint widened, or with what int8 needs, measured; or an OpenVINO graph.
 
-`--calibrate` looks at the activations of the reference on training images, builds the int8 engine
-from their ranges, and measures on validation images what it costs. All of it goes into the
-checkpoint, and the service takes int8 by itself only where it was proven.
+`--base-features` gives the same function to a network with room to learn more. `--calibrate` looks
+at the activations of the reference on training images, builds the int8 engine from their ranges,
+and measures on validation images what it costs. All of it goes into the checkpoint, and the service
+takes int8 by itself only where it was proven.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from model.transforms import to_mask
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument(
+        "--base-features", type=int, metavar="N", help="widen to so many; masks stay the same"
+    )
+    parser.add_argument(
         "--calibrate", type=Path, metavar="RECIPE", help="on the data of this recipe, for int8"
     )
     parser.add_argument(
@@ -43,19 +47,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    if not (args.calibrate or args.openvino):
-        raise ValueError("say what to export: --calibrate RECIPE, or --openvino FILE.xml")
+    if not (args.base_features or args.calibrate or args.openvino):
+        raise ValueError(
+            "say what to export: --base-features N, --calibrate RECIPE, or --openvino FILE.xml"
+        )
     checkpoint = load_checkpoint(args.checkpoint)
+    if args.base_features:
+        checkpoint = widened(checkpoint, args.base_features)
     if args.calibrate:
         recipe = Recipe.read(args.calibrate)
         dataset = open_dataset(recipe.data, checkpoint.preprocess)
         training, validation = split_dataset(dataset, recipe.data)
         calibration = calibrate(checkpoint, training, validation, args.images)
+        checkpoint = dataclasses.replace(checkpoint, calibration=calibration)
+    if args.base_features or args.calibrate:
         path = args.out or args.checkpoint
-        saved = save_checkpoint(path, dataclasses.replace(checkpoint, calibration=calibration))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = save_checkpoint(path, checkpoint)
         record(path)
-        default = "int8" if calibration.proven else "fp32"
-        print(f"{path}: {saved.id}; {calibration}; {default} is its default on a CPU")
+        print(f"{path}: {checkpoint.id}", end="")
+        if found := checkpoint.calibration:
+            default = "int8" if found.proven else "fp32"
+            print(f"; {found}; {default} is its default on a CPU", end="")
+        print()
     if args.openvino:
         import openvino as ov
 
@@ -65,6 +79,39 @@ def main(args: argparse.Namespace) -> int:
         ov.save_model(graph, args.openvino)
         print(f"{args.openvino}: uint8 (N, H, W, C) to probabilities (N, {graph.output(0)})")
     return 0
+
+
+def widened(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
+    """The same function in a network of more features; of its int8 nothing is known yet.
+
+    Args:
+        base_features: a multiple of the checkpoint's.
+
+    Raises:
+        ConfigError: no multiple.
+    """
+    import torch
+
+    from model.predict import with_golden
+    from model.widen import widen
+
+    before = checkpoint.architecture
+    wider = dataclasses.replace(before, base_features=base_features)
+    tensors = {name: torch.from_numpy(array).float() for name, array in checkpoint.state.items()}
+    state = {
+        name: tensor.numpy().astype(checkpoint.state[name].dtype)
+        for name, tensor in widen(tensors, before, wider).items()
+    }
+    training = dict(checkpoint.card.get("training", {}))
+    training["widened"] = f"from base_features {before.base_features}, without further training"
+    draft = dataclasses.replace(
+        checkpoint,
+        architecture=wider,
+        state=state,
+        card={**checkpoint.card, "training": training},
+        calibration=None,
+    )
+    return with_golden(draft, checkpoint.golden.image)
 
 
 def calibrate(
