@@ -28,6 +28,8 @@ exception is written for the client of `RequestError`, `ImageError` and `Refusal
 log alone of an `EngineError`.
 """
 
+import functools
+
 
 class ServiceError(Exception):
     """Base of every error this service raises on purpose."""
@@ -51,6 +53,9 @@ class UnsupportedCoding(RequestError):
     def __init__(self, message: str, *, accepted: str) -> None:
         super().__init__(message)
         self.accepted = accepted
+
+    def __reduce__(self) -> tuple[object, ...]:  # Python's own would leave `accepted` out
+        return functools.partial(type(self), accepted=self.accepted), self.args
 
 
 class UnknownModel(RequestError):

@@ -27,8 +27,12 @@ class EngineUnavailable(ValueError):
     """
 
     def __init__(self, setting: str, value: str, why: str) -> None:
-        super().__init__(f"UNET_{setting.upper()}={value}{why}")
+        super().__init__(setting, value, why)  # as which it is copied to other processes
         self.of_flag = f"--{setting} {value}{why}"
+
+    def __str__(self) -> str:
+        setting, value, why = self.args
+        return f"UNET_{setting.upper()}={value}{why}"
 
 
 @dataclasses.dataclass(frozen=True)

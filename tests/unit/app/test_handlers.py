@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 
 import pytest
 
 from app import errors, handlers
+from app.engine.factory import EngineUnavailable
 
 
 def family(root: type[errors.ServiceError]) -> Iterator[type[errors.ServiceError]]:
@@ -21,6 +24,21 @@ def test_every_error_is_in_the_table_by_itself_or_has_no_instances(
 ) -> None:
     is_branch = bool(error.__subclasses__()) and error is not errors.EngineError
     assert (error in handlers.STATUS) != is_branch
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UnsupportedCoding("br is not accepted", accepted="gzip"),
+        errors.QueueFull("the queue is full", retry_after=2),
+        EngineUnavailable("device", "cuda", ": there is none"),
+    ],
+)
+def test_an_error_comes_back_from_another_process(error: Exception) -> None:
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(twin) is type(error)
+        assert str(twin) == str(error)
+        assert vars(twin) == vars(error)
 
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
