@@ -7,26 +7,40 @@ import json
 from pathlib import Path
 from typing import Any
 
+from app.settings import load_settings
 from model.checkpoint import SUFFIX, CheckpointError, load_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("weights"), help="(weights)")
+    parser.add_argument(
+        "path", nargs="?", type=Path, help="a folder, or one file (UNET_WEIGHTS_DIR, or weights)"
+    )
     parser.add_argument("--json", action="store_true", help="everything, for programs")
 
 
 def main(args: argparse.Namespace) -> int:
     """1 when a checkpoint is damaged."""
-    paths = sorted(args.folder.glob(f"*{SUFFIX}"))
-    if not paths:
-        raise ValueError(f"{args.folder} holds no {SUFFIX} files")
-    described = [_describe(path) for path in paths]
+    described = [_describe(path) for path in _paths(args.path or load_settings().weights_dir)]
     if args.json:
         print(json.dumps(described, indent=2))
     else:
         for each in described:
             print(_line(each))
     return 1 if any("error" in each for each in described) else 0
+
+
+def _paths(path: Path) -> list[Path]:
+    """
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if not path.is_dir():
+        return [path]
+    if paths := sorted(path.glob(f"*{SUFFIX}")):
+        return paths
+    raise ValueError(f"{path} holds no {SUFFIX} files")
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from app.errors import ServiceError
 COMMANDS = {
     "serve": ("app.server", "serve masks over HTTP"),
     "segment": ("app.local", "segment files here, without a server"),
-    "models": ("app.catalogue", "list the checkpoints of a folder"),
+    "models": ("app.catalogue", "list the checkpoints of a folder, or one"),
     "train": ("model.train", "train a network from a configuration"),
     "evaluate": ("app.evaluation", "measure a checkpoint, or a running service, on a data set"),
     "export": ("app.export", "calibrate a checkpoint for int8, widen it, or write its graph"),

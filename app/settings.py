@@ -119,7 +119,10 @@ class Settings(BaseSettings):
     @classmethod
     def _folder(cls, value: Path) -> Path:
         if not value.is_dir():
-            raise ValueError("allowed is a folder that exists")
+            raise ValueError(
+                f"there is no folder {value.absolute()}; set {PREFIX}WEIGHTS_DIR, or give "
+                "--weights-dir, to one of checkpoints"
+            )
         return value
 
 
