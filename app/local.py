@@ -15,17 +15,26 @@ from app.errors import ServiceError
 from app.outputs import Options, Output
 from app.service import Service
 from app.settings import load_settings
+from app.sources import STANDARD, place_masks
 from model.checkpoint import write_atomically
-from model.data import IMAGE_SUFFIXES
 
 _IN_HAND = 3
 """Images at once: one is decoded and one encoded while the engine has the third."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=Path, help="files, or folders of images")
     parser.add_argument(
-        "-o", "--out", type=Path, default=Path("masks"), help="folder for the masks (masks)"
+        "images", nargs="+", type=Path, help="files, or folders of images; - is standard input"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("masks"),
+        help="folder for the masks; of one image also its file, or - for standard output (masks)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--keep-suffix", action="store_true", help="a.jpg becomes a.jpg.png, not a.png"
+    )
+    parser.add_argument(
+        "--skip-existing", action="store_true", help="leave out images whose masks are there"
     )
     parser.add_argument(
         "--output", choices=list(map(str, Output)), default="mask", metavar="KIND",
@@ -41,84 +50,82 @@ def main(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="unet: %(message)s")
     names = ("model", "weights_dir", "device", "engine", "precision", "threads")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    suffix = ".geojson" if args.output == Output.POLYGONS else ".png"
-    sources = _sources(args.images, args.out, suffix)
-    service = Service(load_settings(**given))
-    failures = asyncio.run(_segment_all(service, sources, args))
-    for path, reason in failures:
-        print(f"unet: {path}: {reason}", file=sys.stderr)
-    return 1 if failures else 0
+    suffixes = (".geojson", ".json") if args.output == Output.POLYGONS else (".png",)
+    masks = place_masks(args.images, args.out, suffixes, keep_suffix=args.keep_suffix)
+    wanted = {
+        mask: image for mask, image in masks.items() if not (args.skip_existing and mask.is_file())
+    }
+    options = Options(Output(args.output), args.threshold)
+    failed = 0
+    if wanted:
+        service = Service(load_settings(**given))
+        failed = asyncio.run(_segment_all(service, wanted, options))
+    if args.out != STANDARD:
+        made, there = len(wanted) - failed, len(masks) - len(wanted)
+        place = args.out if args.out in masks else f"{args.out}/"
+        parts = [f"{made} {'mask' if made == 1 else 'masks'} in {place}"]
+        parts += [f"{there} there before"] if there else []
+        parts += [f"{failed} failed"] if failed else []
+        print(", ".join(parts), file=sys.stderr)
+    return 1 if failed else 0
 
 
-async def _segment_all(
-    service: Service, sources: dict[Path, Path], args: argparse.Namespace
-) -> list[tuple[Path, str]]:
+async def _segment_all(service: Service, images: dict[Path, Path], options: Options) -> int:
+    """How many failed; each is told as it happens.
+
+    Args:
+        images: mask -> image.
+    """
     await service.start_alone()
-    failures: list[tuple[Path, str]] = []
-    slots = asyncio.Semaphore(_IN_HAND)
-    args.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    waiting = iter(images.items())
 
-    async def one(target: Path, path: Path) -> None:
-        async with slots:
+    async def work() -> None:
+        nonlocal failed
+        for mask, image in waiting:  # which all share
             try:
                 with service.registry.lease(None) as model:
-                    data = await asyncio.to_thread(path.read_bytes)
-                    options = Options(Output(args.output), args.threshold)
+                    data = await asyncio.to_thread(_read, image)
                     result = await service.segmenter.segment(model, data, options, math.inf)
-            except (ServiceError, OSError) as error:
-                failures.append((path, str(error)))
-            else:
                 content = result.png if result.polygons is None else result.polygons.encode()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                await asyncio.to_thread(write_atomically, target, content)
+                await asyncio.to_thread(_write, mask, content)
+            except (ServiceError, OSError) as error:
+                failed += 1
+                reason = (isinstance(error, OSError) and error.strerror) or error
+                tqdm.write(f"unet: {image}: {reason}", file=sys.stderr)
             bar.update()
 
     try:
-        with tqdm(total=len(sources), unit="image", disable=not sys.stderr.isatty()) as bar:
-            await asyncio.gather(*(one(target, path) for target, path in sources.items()))
+        with tqdm(total=len(images), unit="image", disable=not sys.stderr.isatty()) as bar:
+            async with asyncio.TaskGroup() as group:  # of which none is left behind by an error
+                for _ in range(_IN_HAND):
+                    group.create_task(work())
     finally:
+        # A process that ends while its engine computes is aborted.
+        while service.batcher.running_for():  # noqa: ASYNC110 (there is no event for it)
+            await asyncio.sleep(0.01)
         await service.stop()
-    return failures
+    return failed
 
 
-def _sources(paths: list[Path], out: Path, suffix: str) -> dict[Path, Path]:
-    """Mask -> image. The masks of a folder lie in `out` as its images lie in it.
+def _read(image: Path) -> bytes:
+    return sys.stdin.buffer.read() if image == STANDARD else image.read_bytes()
 
+
+def _write(mask: Path, content: bytes) -> None:
+    """
     Raises:
-        ValueError: nothing there, two images whose masks would have the same name, or a mask that
-            would take the place of an image.
+        OSError: it cannot be written; the message names it.
     """
-    sources: dict[Path, Path] = {}
-    for path in paths:
-        for name, file in _images(path, out):
-            target = out / name.with_suffix(suffix)
-            if (other := sources.setdefault(target, file)) != file:
-                raise ValueError(f"{other} and {file} would both become {target}")
-    if not sources:
-        raise ValueError(f"no images in {', '.join(map(str, paths))}")
-    images = {file.resolve() for file in sources.values()}
-    for target, file in sources.items():
-        if target.resolve() in images:
-            raise ValueError(f"the mask of {file} would replace the image {target}; give an --out")
-    return sources
-
-
-def _images(path: Path, out: Path) -> list[tuple[Path, Path]]:
-    """(name under `path`, file): the file itself, or the images of a folder and of those in it.
-
-    Not what is hidden, and not what lies in `out`, where masks of an earlier run may be.
-    """
-    if not path.is_dir():
-        return [(Path(path.name), path)]
-    names = [file.relative_to(path) for file in sorted(path.rglob("*"))]
-    inner = out.resolve() != path.resolve()
-    return [
-        (name, path / name)
-        for name in names
-        if name.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in name.parts)
-        and not (inner and (path / name).resolve().is_relative_to(out.resolve()))
-    ]
+    try:
+        if mask == STANDARD:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+        else:
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(mask, content)
+    except OSError as error:
+        raise OSError(f"{mask} cannot be written: {error.strerror}") from error
 
 
 def _fraction(text: str) -> float:

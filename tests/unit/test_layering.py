@@ -23,7 +23,7 @@ FLOORS = [
     ["app.registry", "app.outputs"],
     ["app.engine", "app.images", "app.metrics", "app.settings", "app.logs", "app.client"],
     ["app.tensors"],
-    ["app.budget", "app.formats", "app.tiff"],
+    ["app.budget", "app.formats", "app.tiff", "app.sources"],
     ["app.batching"],
     ["app.estimates"],
     ["app.lanes", "app.fairqueue"],
@@ -102,6 +102,7 @@ FOREIGN = {
     # of the model, what makes arrays of images: training must see what the service sees
     "app.images": {"fastapi", "starlette", "torch"}
     | {name for name in MODULES if name.startswith("model.") and name != "model.pixels"},
+    "app.sources": {"fastapi", "starlette", "http", "PIL", "numpy", "torch"},
     "app.tensors": {"fastapi", "starlette", "http", "PIL", "torch", "model"},
     "app.inference": {"fastapi", "starlette", "http", "PIL", "torch"},
     "app.engine.base": {"torch", "openvino", "fastapi"},
