@@ -12,6 +12,9 @@ from model.data import IMAGE_SUFFIXES
 STANDARD = Path("-")
 """Standard input as an image, standard output as its mask."""
 
+_FILES = (*IMAGE_SUFFIXES, ".json", ".geojson")
+"""Suffixes nobody gives to a new folder."""
+
 
 class _Source(NamedTuple):
     """An image; `name` is its path below `folder`, which is "" for a file given by itself."""
@@ -41,7 +44,9 @@ def place_masks(
     sources = _find(paths, out)
     if not sources:
         raise ValueError(f"no images in {', '.join(map(str, paths))}")
-    is_mask = out == STANDARD or (out.suffix.lower() in suffixes and not out.is_dir())
+    is_mask = out == STANDARD or (out.suffix.lower() in _FILES and not out.is_dir())
+    if is_mask and out.suffix and out.suffix.lower() not in suffixes:
+        raise ValueError(f"--out {out}: what is written is a {suffixes[0]} file")
     if is_mask and len(sources) > 1:
         raise ValueError(f"--out {out} is one file; {len(sources)} images need a folder")
     if out != STANDARD:

@@ -96,6 +96,7 @@ def test_one_image_may_name_its_mask() -> None:
     assert place("in/a.jpg", out="folder.png") == {"folder.png/a.png": "in/a.jpg"}
     for out in ("mask.png", "there.png", "-"):
         assert refused("in", out=out) == f"--out {out} is one file; 2 images need a folder"
+    assert refused("in/a.jpg", out="mask.tif") == "--out mask.tif: what is written is a .png file"
     for images in ("in", "in/a.jpg"):
         assert "note.txt is a file" in refused(images, out="note.txt")
         assert "note.txt is a file" in refused(images, out="note.txt/deeper")
