@@ -135,7 +135,7 @@ class Segmenter:
         Raises:
             ImageError: the bytes are not an image that is accepted.
             Refusal: the service will not do it now, or not in time.
-            InvalidRequest: the model has no such output.
+            InvalidRequest: the model has no such output, or no threshold.
             EngineError: our own fault.
         """
         self.check(model, options)
@@ -186,8 +186,10 @@ class Segmenter:
         Raises:
             ImageError: the bytes are not an image that is accepted, or it is too large.
             Refusal: the service will not do it now, or not in time.
+            InvalidRequest: the model has no threshold.
             EngineError: our own fault.
         """
+        self.check(model, Options(threshold=threshold))
         if not isinstance(image, bytes):
             await self.size(image)
         clock = _Stages()

@@ -139,7 +139,7 @@ _BODY = {
 async def infer(request: Request, name: str) -> Response:
     """One input, `image`: UINT8 of shape (N, H, W, C), or BYTES of shape (N), encoded images of one
     size (base64 in JSON). Outputs: `mask`, UINT8 (N, H, W), and `probabilities`, FP32
-    (N, classes, H, W). Parameters: `threshold` (0..1), `timeout` (microseconds),
+    (N, channels, H, W). Parameters: `threshold` (0..1), `timeout` (microseconds),
     `binary_data_output`.
     """
     service: Service = request.app.state.service
