@@ -144,7 +144,6 @@ def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
             threads=choice.threads,
             max_batch=choice.max_batch,
             precision=choice.precision,
-            reason=choice.reason,
         )
     import torch
 
@@ -157,7 +156,6 @@ def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
         device=choice.device,
         precision=choice.precision,
         max_batch=choice.max_batch,
-        reason=choice.reason,
     )
 
 

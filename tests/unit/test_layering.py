@@ -49,12 +49,10 @@ def floor(module: str) -> int:
     raise AssertionError(f"{module} has no floor; put it on one in {Path(__file__).name}")
 
 
-def imports(path: Path, lazy: bool = True) -> set[str]:
-    """Absolute names of what a file imports; without `lazy`, at its top level alone."""
-    tree = ast.parse(path.read_text())
-    nodes = ast.walk(tree) if lazy else iter(tree.body)
+def imports(path: Path) -> set[str]:
+    """Absolute names of what a file imports, within functions too."""
     found: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
