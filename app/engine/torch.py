@@ -22,8 +22,8 @@ from torch import Tensor
 from app.errors import DeviceLost, EngineError, OutOfMemory
 from model.checkpoint import Checkpoint
 from model.config import Shape
+from model.predict import network_of
 from model.transforms import normalise, probabilities
-from model.unet import UNet
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +91,14 @@ class TorchEngine:
         self._cuda = self._device.type == "cuda"
         self._dtype = _DTYPES[precision]
         self._graphs: dict[tuple[Shape, int], _Graph] = {}
-        network = UNet.from_config(checkpoint.architecture)
-        network.load_state_dict(
-            {name: torch.from_numpy(tensor).float() for name, tensor in checkpoint.state.items()}
-        )
-        self._network = network.eval().to(
-            device=self._device,
-            dtype=self._dtype,
-            memory_format=torch.channels_last,  # type: ignore[call-overload]
+        self._network = (
+            network_of(checkpoint)
+            .eval()
+            .to(
+                device=self._device,
+                dtype=self._dtype,
+                memory_format=torch.channels_last,  # type: ignore[call-overload]
+            )
         )
         if self._cuda:
             torch.backends.cudnn.benchmark = True  # the shapes are few, and tuned while warming

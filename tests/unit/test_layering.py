@@ -32,11 +32,18 @@ FLOORS = [
     ["model.train", "model.foreign", "model.export"],
     ["model.trainer"],
     ["model.run", "model.evaluate", "model.crops"],
-    ["model.data", "model.predict", "model.augment", "model.losses", "model.pictures"],
+    [
+        "model.data",
+        "model.predict",
+        "model.widen",
+        "model.augment",
+        "model.losses",
+        "model.pictures",
+    ],
     ["model.recipe"],
     ["model.checkpoint", "model.metrics", "model.boundary"],
     ["model.instances", "model.polygons"],
-    ["model.batchnorm", "model.widen"],
+    ["model.batchnorm", "model.by_window"],
     ["model.transforms", "model.windows", "model.unet", "model.flops", "model.pixels"],
     ["model.config"],
 ]
@@ -106,6 +113,7 @@ FOREIGN = {
     "app.engine.openvino": {"torch", "fastapi"},
     "app.engine.torch": {"openvino", "fastapi"},
     "app.engine.quantise": {"openvino", "torch", "fastapi"},
+    "model.by_window": {"app", "torch", "openvino"},
     "model.pixels": {"app", "torch", "model", "pathlib"},
     "model.unet": {"app", "numpy"},
 }
