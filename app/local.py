@@ -14,12 +14,13 @@ from tqdm import tqdm
 from app.errors import ServiceError
 from app.outputs import Options, Output
 from app.service import Service
-from app.settings import load_settings
+from app.settings import add_flags, given_flags, load_settings
 from model.checkpoint import write_atomically
 from model.data import IMAGE_SUFFIXES
 
 _IN_HAND = 3
 """Images at once: one is decoded and one encoded while the engine has the third."""
+_FLAGS = ("model", "weights_dir", "device", "engine", "precision", "threads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,18 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(Output)} (mask)",
     )  # fmt: skip
     parser.add_argument("--threshold", type=_fraction, help="0..1 (the model's own)")
-    for name in ("model", "weights_dir", "device", "engine", "precision", "threads"):
-        parser.add_argument("--" + name.replace("_", "-"), help=f"as UNET_{name.upper()}")
+    add_flags(parser, _FLAGS)
 
 
 def main(args: argparse.Namespace) -> int:
     """0 when every image has its mask, 1 when some could not be segmented."""
     logging.basicConfig(level=logging.WARNING, format="unet: %(message)s")
-    names = ("model", "weights_dir", "device", "engine", "precision", "threads")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     suffix = ".geojson" if args.output == Output.POLYGONS else ".png"
     sources = _sources(args.images, args.out, suffix)
-    service = Service(load_settings(**given))
+    service = Service(load_settings(**given_flags(args, _FLAGS)))
     failures = asyncio.run(_segment_all(service, sources, args))
     for path, reason in failures:
         print(f"unet: {path}: {reason}", file=sys.stderr)
