@@ -10,7 +10,8 @@ The tree, each branch with the arrow of the data flow that raises it::
     │   └── Unauthorized               the API key is missing or wrong
     ├── ImageError                   bytes -> decoded image
     │   ├── UploadTooLarge             more bytes than allowed (found while reading)
-    │   ├── ImageTooLarge              more pixels than allowed (found in the header)
+    │   ├── ImageTooLarge              more pixels than allowed (found in the header); of
+    │   │                              tensors, more memory than there is for all
     │   ├── UnsupportedImage           an image, of a format that is not accepted
     │   ├── TooFewLevels               16-bit colour, so dim that nothing of it is left at 8 bits
     │   └── CorruptImage               not an image, or a truncated or damaged one
@@ -75,7 +76,8 @@ class UploadTooLarge(ImageError):
 
 
 class ImageTooLarge(ImageError):
-    """More pixels than the limit; raised from the header, before anything is decoded."""
+    """More pixels than the limit; raised from the header, before anything is decoded. Of tensors
+    also JSON or an answer that would take more memory than all requests together may hold."""
 
 
 class UnsupportedImage(ImageError):

@@ -18,34 +18,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from app.client import Client
-from app.engine.base import Engine
 from app.engine.factory import EngineUnavailable, build_engine, choose_engines
-from model.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from app.engine.images import by_engine
+from model.checkpoint import load_checkpoint, write_atomically
 from model.config import PreprocessConfig
 from model.data import PairedDataset, open_dataset, split_dataset
 from model.evaluate import Predict, Prediction, evaluate, from_probabilities, worst_sheet
 from model.recipe import DataConfig, Recipe
-from model.transforms import prepare, restore
-from model.windows import Stitcher, plan_windows
 
 FloatArray = npt.NDArray[np.float32]
-
-
-def by_engine(engine: Engine, checkpoint: Checkpoint) -> Callable[[npt.NDArray[Any]], FloatArray]:
-    """Decoded image -> (C, H, W) probabilities by an engine, one window at a time."""
-    architecture, preprocess = checkpoint.architecture, checkpoint.preprocess
-
-    def predict(image: npt.NDArray[Any]) -> FloatArray:
-        pixels = prepare(image, preprocess)
-        plan = plan_windows(pixels.shape[0], pixels.shape[1], architecture, preprocess)
-        stitcher = Stitcher(plan, architecture.out_channels)
-        for window in plan.windows:
-            staged = engine.stage(window.shape, 1)
-            plan.cut(pixels, window, out=staged[0])
-            stitcher.add(window, engine.run(engine.load(staged))[0])
-        return restore(stitcher.result(), image.shape[0], image.shape[1])
-
-    return predict
 
 
 def by_url(client: Client, *, instances: bool = False, **query: str | float) -> Predict:

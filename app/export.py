@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from app.engine.factory import build_engine, choose_engines
-from app.evaluation import by_engine
+from app.engine.images import by_engine
 from model.checkpoint import Checkpoint, load_checkpoint, record, save_checkpoint
 from model.config import Calibration
 from model.data import PairedDataset, open_dataset, split_dataset
@@ -53,7 +53,11 @@ def main(args: argparse.Namespace) -> int:
         )
     checkpoint = load_checkpoint(args.checkpoint)
     if args.base_features:
-        checkpoint = widened(checkpoint, args.base_features)
+        from model.predict import with_golden
+        from model.widen import widened
+
+        image = checkpoint.golden.image
+        checkpoint = with_golden(widened(checkpoint, args.base_features), image)
     if args.calibrate:
         recipe = Recipe.read(args.calibrate)
         dataset = open_dataset(recipe.data, checkpoint.preprocess)
@@ -77,41 +81,13 @@ def main(args: argparse.Namespace) -> int:
 
         graph = build_graph(checkpoint.architecture, checkpoint.preprocess, checkpoint.state)
         ov.save_model(graph, args.openvino)
-        print(f"{args.openvino}: uint8 (N, H, W, C) to probabilities (N, {graph.output(0)})")
+        known = checkpoint.architecture
+        lost = f" - {2 * known.margin}" if known.margin else ""
+        print(
+            f"{args.openvino}: image, uint8 (N, H, W, {known.in_channels}), to probabilities, "
+            f"float32 (N, {known.out_channels}, H{lost}, W{lost})"
+        )
     return 0
-
-
-def widened(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
-    """The same function in a network of more features; of its int8 nothing is known yet.
-
-    Args:
-        base_features: a multiple of the checkpoint's.
-
-    Raises:
-        ConfigError: no multiple.
-    """
-    import torch
-
-    from model.predict import with_golden
-    from model.widen import widen
-
-    before = checkpoint.architecture
-    wider = dataclasses.replace(before, base_features=base_features)
-    tensors = {name: torch.from_numpy(array).float() for name, array in checkpoint.state.items()}
-    state = {
-        name: tensor.numpy().astype(checkpoint.state[name].dtype)
-        for name, tensor in widen(tensors, before, wider).items()
-    }
-    training = dict(checkpoint.card.get("training", {}))
-    training["widened"] = f"from base_features {before.base_features}, without further training"
-    draft = dataclasses.replace(
-        checkpoint,
-        architecture=wider,
-        state=state,
-        card={**checkpoint.card, "training": training},
-        calibration=None,
-    )
-    return with_golden(draft, checkpoint.golden.image)
 
 
 def calibrate(

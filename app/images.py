@@ -1,6 +1,6 @@
 """Bytes <-> image: limits from the header first, then decoding; and PNG encoding.
 
-Knows Pillow, NumPy and zlib-ng; no HTTP, no network, no model.
+Knows Pillow, NumPy and zlib-ng, and of the model how pixels are read; no HTTP, no network.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 _GREY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6  # PNG's colour types
 _UP = 2  # PNG's filter: a line less the line above
 
+_TINT = (255, 64, 129)
+"""Of what is not background in an overlay. The page takes it off again (`app/static/app.js`), where
+its browser cannot show the image itself."""
+
 ByteArray = npt.NDArray[np.uint8]
 
 
@@ -82,11 +86,7 @@ def inspect(data: bytes, *, max_pixels: int) -> Header:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_misread(image):
             raise _unsupported_tiff(tiff.kind(data) or "this kind")
         width, height = image.size
-        if width * height > max_pixels:
-            raise ImageTooLarge(
-                f"the image has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
-                f"{max_pixels / 1e6:g} are allowed"
-            )
+        check_size(height, width, max_pixels)
         orientation = _orientation(image, data)
         if orientation in _SIDEWAYS:
             width, height = height, width
@@ -127,6 +127,18 @@ def decode(
     if at_least is None and upright.shape[:2] != (header.height, header.width):
         raise CorruptImage("the image is not as large as its header says")
     return np.ascontiguousarray(upright)
+
+
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    """
+    Raises:
+        ImageTooLarge: more than `max_pixels`.
+    """
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"the image has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
+            f"{max_pixels / 1e6:g} are allowed"
+        )
 
 
 @contextmanager
@@ -253,21 +265,26 @@ def encode_rgba(image: ByteArray) -> bytes:
     return _png(image, _RGBA)
 
 
-def overlay(
-    image: npt.NDArray[Any], mask: ByteArray, colour: tuple[int, int, int] = (255, 64, 129)
-) -> ByteArray:
-    """The image as RGB, tinted where the mask is not background.
+def overlay(image: npt.NDArray[Any], mask: ByteArray) -> ByteArray:
+    """The image as RGB, (H, W, 3) uint8, tinted where the mask is not background.
 
-    The page takes the tint off again, where its browser cannot show the image itself.
+    Args:
+        image: decoded, (H, W) or (H, W, 3), uint8 or uint16.
+        mask: (H, W), 0 is background.
     """
     shown = _shown(image).copy()
     inside = mask > 0
-    shown[inside] = (shown[inside].astype(np.uint16) + np.array(colour, np.uint16)) // 2
+    shown[inside] = (shown[inside].astype(np.uint16) + np.array(_TINT, np.uint16)) // 2
     return shown
 
 
 def cutout(image: npt.NDArray[Any], probability: npt.NDArray[np.float32]) -> ByteArray:
-    """The image as RGBA, as opaque as its pixels are foreground."""
+    """The image as RGBA, (H, W, 4) uint8, as opaque as its pixels are foreground.
+
+    Args:
+        image: decoded, (H, W) or (H, W, 3), uint8 or uint16.
+        probability: (H, W) of the foreground, 0..1.
+    """
     alpha = np.rint(probability * 255).astype(np.uint8)
     return np.dstack([_shown(image), alpha])
 

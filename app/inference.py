@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from app import tensors
 from app.errors import ImageError, InvalidRequest
+from app.outputs import Options
 from app.registry import ServedModel
 from app.segmenter import AnyArray, Prediction, Segmenter, Shape
 
@@ -116,6 +117,7 @@ def read(model: ServedModel, request: tensors.Request) -> Inference:
                 f"there is no output {_quoted(wanted.name)}; there are {', '.join(_DATATYPES)}"
             )
     threshold, seconds = _parameters(request.parameters)
+    Segmenter.check(model, Options(threshold=threshold))
     everything = [tensors.Wanted(name, request.binary_output) for name in _DATATYPES]
     return Inference(
         request.id, list(tensor.values), request.outputs or everything, threshold, seconds

@@ -14,12 +14,13 @@ from tqdm import tqdm
 from app.errors import ServiceError
 from app.outputs import Options, Output
 from app.service import Service
-from app.settings import load_settings
+from app.settings import add_flags, given_flags, load_settings
 from app.sources import STANDARD, place_masks
 from model.checkpoint import write_atomically
 
 _IN_HAND = 3
 """Images at once: one is decoded and one encoded while the engine has the third."""
+_FLAGS = ("model", "weights_dir", "device", "engine", "precision", "threads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,15 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"one of {', '.join(Output)} (mask)",
     )  # fmt: skip
     parser.add_argument("--threshold", type=_fraction, help="0..1 (the model's own)")
-    for name in ("model", "weights_dir", "device", "engine", "precision", "threads"):
-        parser.add_argument("--" + name.replace("_", "-"), help=f"as UNET_{name.upper()}")
+    add_flags(parser, _FLAGS)
 
 
 def main(args: argparse.Namespace) -> int:
     """0 when every image has its mask, 1 when some could not be segmented."""
     logging.basicConfig(level=logging.WARNING, format="unet: %(message)s")
-    names = ("model", "weights_dir", "device", "engine", "precision", "threads")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     suffixes = (".geojson", ".json") if args.output == Output.POLYGONS else (".png",)
     masks = place_masks(args.images, args.out, suffixes, keep_suffix=args.keep_suffix)
     wanted = {
@@ -58,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     options = Options(Output(args.output), args.threshold)
     failed = 0
     if wanted:
-        service = Service(load_settings(**given))
+        service = Service(load_settings(**given_flags(args, _FLAGS)))
         failed = asyncio.run(_segment_all(service, wanted, options))
     if args.out != STANDARD:
         made, there = len(wanted) - failed, len(masks) - len(wanted)

@@ -128,6 +128,16 @@ class Registry:
         # Not an executor: those are joined at the end, and a model takes long to load.
         self._thread = CallThread("models")
 
+    def entry(self, name: str) -> Entry:
+        """
+        Raises:
+            UnknownModel: no checkpoint of that name.
+        """
+        if name not in self.entries:
+            known = ", ".join(sorted(self.entries))
+            raise UnknownModel(f"there is no model {name!r} here; there is {known}")
+        return self.entries[name]
+
     @contextmanager
     def lease(self, name: str | None) -> Iterator[ServedModel]:
         """Hold the model of that name (None: the default) while a request uses it.
@@ -136,10 +146,7 @@ class Registry:
             UnknownModel: no checkpoint of that name.
             Unavailable: it is there, but not (or not yet) fit to serve.
         """
-        entry = self.entries.get(self.default if name is None else name)
-        if entry is None:
-            known = ", ".join(sorted(self.entries))
-            raise UnknownModel(f"there is no model {name!r} here; there is {known}")
+        entry = self.entry(self.default if name is None else name)
         served = entry.served
         if served is None:
             raise Unavailable(entry.error or f"{entry.path.stem} is still loading", retry_after=2)
@@ -155,7 +162,8 @@ class Registry:
         """Load and prove the default model.
 
         Raises:
-            CheckpointError, ModelRejected: it cannot serve.
+            CheckpointError, ConfigError, EngineUnavailable, ModelRejected: it cannot serve.
+            ServiceError: what its proof met instead of a mask.
         """
         entry = self.entries[self.default]
         try:

@@ -44,6 +44,21 @@ PROBLEM: dict[int | str, dict[str, Any]] = {
 }
 
 
+NO: dict[int | str, dict[str, Any]] = {
+    503: {"description": "No, and the cause.", "content": {"application/json": {}}}
+}
+"""The other answer of a probe."""
+
+Timeout = Annotated[
+    str | None,
+    Header(
+        alias="X-Request-Timeout",
+        description="seconds this may take, as `2.5`; default and most: the service's",
+    ),
+]
+"""For the documentation; a route reads it by `app.routers.requests.deadline_of`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SegmentQuery:
     """The query of POST /segment."""
@@ -60,13 +75,7 @@ async def segment_query(
         float | None, Query(ge=0, le=1, description="default: the model's")
     ] = None,
     output: Annotated[Output, Query(description="what comes back")] = Output.MASK,
-    _timeout: Annotated[
-        str | None,
-        Header(
-            alias="X-Request-Timeout",
-            description="seconds this may take, as `2.5`; default and most: the service's",
-        ),
-    ] = None,  # for the documentation; the route reads it with its deadline
+    _timeout: Timeout = None,
 ) -> SegmentQuery:
     """The parsed query; a parameter that does not exist is an error, not a silent nothing."""
     known = {field.name for field in dataclasses.fields(SegmentQuery)}

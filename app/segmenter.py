@@ -27,7 +27,7 @@ from app import images
 from app.batching import Batcher, Ticket
 from app.budget import Budget
 from app.engine.worker import Piece
-from app.errors import DeadlineExceeded, ImageTooLarge, InvalidRequest
+from app.errors import DeadlineExceeded, InvalidRequest
 from app.metrics import Metrics
 from app.outputs import Options, Output, Segmentation, render
 from app.registry import ServedModel
@@ -117,11 +117,7 @@ class Segmenter:
             header = await self._call(images.inspect, image, max_pixels=self._max_pixels)
             return header.height, header.width
         height, width = image.shape[:2]
-        if height * width > self._max_pixels:
-            raise ImageTooLarge(
-                f"the image has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
-                f"{self._max_pixels / 1e6:g} are allowed"
-            )
+        images.check_size(height, width, self._max_pixels)
         return height, width
 
     async def segment(
@@ -135,7 +131,7 @@ class Segmenter:
         Raises:
             ImageError: the bytes are not an image that is accepted.
             Refusal: the service will not do it now, or not in time.
-            InvalidRequest: the model has no such output.
+            InvalidRequest: the model has no such output, or no threshold.
             EngineError: our own fault.
         """
         self.check(model, options)
@@ -186,8 +182,10 @@ class Segmenter:
         Raises:
             ImageError: the bytes are not an image that is accepted, or it is too large.
             Refusal: the service will not do it now, or not in time.
+            InvalidRequest: the model has no threshold.
             EngineError: our own fault.
         """
+        self.check(model, Options(threshold=threshold))
         if not isinstance(image, bytes):
             await self.size(image)
         clock = _Stages()

@@ -18,7 +18,7 @@ from app import logs
 from app.connection import Connection
 from app.main import create_app
 from app.service import Service
-from app.settings import PREFIX, Settings, SettingsError, load_settings
+from app.settings import PREFIX, Settings, SettingsError, add_flags, given_flags, load_settings
 
 log = logging.getLogger(__name__)
 
@@ -116,17 +116,12 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag a setting."""
-    for name, field in Settings.model_fields.items():
-        flag = "--" + name.replace("_", "-")
-        default = "auto" if field.default is None else field.default
-        text = f"{field.description} (UNET_{name.upper()}, {default})"
-        parser.add_argument(flag, default=None, metavar="VALUE", help=text.replace("%", "%%"))
+    add_flags(parser, Settings.model_fields)
 
 
 def main(args: argparse.Namespace) -> int:
     """Serve until a signal: 130 after Ctrl-C; 1 when the default model could not be served."""
-    given = {name: getattr(args, name) for name in Settings.model_fields}
-    settings = load_settings(**{name: value for name, value in given.items() if value is not None})
+    settings = load_settings(**given_flags(args, Settings.model_fields))
     logs.set_up(settings.log_format, settings.log_level)
     listening = _listen(settings.host, settings.port)  # first: it fails at once, if it does
     app = create_app(settings)

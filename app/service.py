@@ -110,7 +110,8 @@ class Service:
         """Load the default model and nothing else, without probes; returns when it is ready.
 
         Raises:
-            CheckpointError, ModelRejected: it cannot serve.
+            CheckpointError, ConfigError, EngineUnavailable, ModelRejected: it cannot serve.
+            ServiceError: what its proof met instead of a mask.
         """
         await self.batcher.start()
         await self.registry.load_default()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +23,9 @@ _KEY = re.compile(r"[ -~]+")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
 """As browsers write it (RFC 6454, section 6.2), or all of them."""
 _STANDARD_PORT = re.compile(r"http://.*:80|https://.*:443")
+
+_WORDS = {"None": "auto", "False": "off", "()": "none"}
+"""Python's defaults as people write them."""
 
 _Auto = Annotated[int | None, Field(ge=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -124,6 +129,21 @@ class Settings(BaseSettings):
                 "--weights-dir, to one of checkpoints"
             )
         return value
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """A flag for each of these settings; what is not given is None."""
+    for name in names:
+        field = Settings.model_fields[name]
+        default = _WORDS.get(str(field.default), field.default)
+        text = f"{field.description} ({PREFIX}{name.upper()}, {default})"
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, default=None, metavar="VALUE", help=text.replace("%", "%%"))
+
+
+def given_flags(args: argparse.Namespace, names: Iterable[str]) -> dict[str, str]:
+    """Those of `add_flags` that were given, by setting."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -18,8 +18,8 @@ from fastapi import Response
 from PIL import Image
 
 from model.checkpoint import load_checkpoint
+from model.predict import network_of
 from model.transforms import normalise
-from model.unet import UNet
 
 
 class Segmentation(litserve.LitAPI):
@@ -33,11 +33,8 @@ class Segmentation(litserve.LitAPI):
         checkpoint = load_checkpoint(self.path)
         self.config = checkpoint.preprocess
         self.network_device = device
-        network = UNet.from_config(checkpoint.architecture)
-        network.load_state_dict(
-            {name: torch.from_numpy(value).float() for name, value in checkpoint.state.items()}
-        )
-        self.network = network.eval().to(device=device, memory_format=torch.channels_last)
+        network = network_of(checkpoint).eval()
+        self.network = network.to(device=device, memory_format=torch.channels_last)
 
     def decode_request(self, request) -> tuple[Image.Image, torch.Tensor]:
         # an annotation of `request` would be taken for the schema of a body

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from app.bench.stages import drawn
+from model import widen
 from model.checkpoint import Checkpoint, load_checkpoint, parameter_shapes, save_checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.predict import with_golden
@@ -27,17 +28,7 @@ def untrained(path: Path, base_features: int) -> Checkpoint:
 
 def widened(path: Path, source: Path, base_features: int, window: tuple[int, int]) -> Checkpoint:
     """What `source` computes, by a wider network, on the whole image resized to one window."""
-    import torch
-
-    from model.widen import widen
-
-    narrow = load_checkpoint(source)
-    wide = dataclasses.replace(narrow.architecture, base_features=base_features)
-    state = {name: torch.from_numpy(value).float() for name, value in narrow.state.items()}
-    draft = Checkpoint(
-        path.stem,
-        wide,
-        dataclasses.replace(narrow.preprocess, mode="resize", window=(window,), overlap=0),
-        {name: value.numpy() for name, value in widen(state, narrow.architecture, wide).items()},
-    )
+    wide = widen.widened(load_checkpoint(source), base_features)
+    whole = dataclasses.replace(wide.preprocess, mode="resize", window=(window,), overlap=0)
+    draft = dataclasses.replace(wide, preprocess=whole)
     return save_checkpoint(path, with_golden(draft, drawn(*window)))

@@ -46,6 +46,9 @@ FORMAT = "unet-server/1"
 
 _GOLDEN_IMAGE, _GOLDEN_MASK = "golden.image", "golden.mask"
 
+_DAMAGED = (AttributeError, LookupError, RecursionError, TypeError, ValueError, SafetensorError)
+"""What readers stumble with over JSON that is none, or is not of our form."""
+
 
 class CheckpointError(ValueError):
     """A file is not a checkpoint of ours, or is damaged; the message is one line and names it."""
@@ -159,10 +162,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         architecture = UNetConfig.from_json(json.loads(header["architecture"]))
         preprocess = PreprocessConfig.from_json(json.loads(header["preprocess"]))
         card = json.loads(header["card"])
+        if not isinstance(card, dict):
+            raise ConfigError(f"card is an object, not a {type(card).__name__}")
         stored = json.loads(header.get("calibration", "null"))
         calibration = Calibration.from_json(stored) if stored else None
         check_together(architecture, preprocess)
-    except (KeyError, TypeError, json.JSONDecodeError, SafetensorError, ConfigError) as error:
+    except CheckpointError:
+        raise
+    except _DAMAGED as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from error
     _check_tensors(path, tensors, architecture)
     return Checkpoint(
@@ -176,24 +183,35 @@ def read_manifest(folder: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the manifest is not what `record` writes.
     """
-    path = folder / MANIFEST
-    try:
-        return {name: entry["sha256"] for name, entry in json.loads(path.read_text()).items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f'{path} should map file names to {{"sha256": ...}}: {error!r}'
-        ) from error
+    return {name: entry["sha256"] for name, entry in _entries(folder / MANIFEST).items()}
 
 
 def record(path: Path) -> None:
-    """Enter the file at `path` into the manifest beside it."""
+    """Enter the file at `path` into the manifest beside it.
+
+    Raises:
+        CheckpointError: the manifest is not what this writes; it is left as it is.
+        OSError: the file cannot be read, or the manifest cannot be written.
+    """
     content = path.read_bytes()
     manifest = path.parent / MANIFEST
-    entries = json.loads(manifest.read_text()) if manifest.exists() else {}
+    entries = _entries(manifest)
     entries[path.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     write_atomically(manifest, (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _entries(manifest: Path) -> dict[str, dict[str, Any]]:
+    try:
+        entries: dict[str, dict[str, Any]] = json.loads(manifest.read_text())
+        if not all(isinstance(entry["sha256"], str) for entry in entries.values()):
+            raise TypeError("a sha256 is text")
+    except FileNotFoundError:
+        return {}
+    except (OSError, *_DAMAGED) as error:
+        raise CheckpointError(
+            f'{manifest} should map file names to {{"sha256": ...}}: {error!r}'
+        ) from error
+    return entries
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -266,17 +284,14 @@ def _header(path: Path, content: bytes) -> dict[str, str]:
         raise CheckpointError(f"{path} is truncated: its header is not complete")
     try:
         fields = json.loads(content[8 : 8 + length])
-        end = max(
-            (f["data_offsets"][1] for k, f in fields.items() if k != "__metadata__"), default=0
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        header: dict[str, str] = fields.pop("__metadata__", None) or {}
+        known = header.get("format") == FORMAT
+        size = 8 + length + max((each["data_offsets"][1] for each in fields.values()), default=0)
+    except _DAMAGED as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from error
-    if len(content) < 8 + length + end:
-        raise CheckpointError(
-            f"{path} is truncated: {len(content):,} bytes of {8 + length + end:,}"
-        )
-    header: dict[str, str] = fields.get("__metadata__") or {}
-    if header.get("format") != FORMAT:
+    if len(content) < size:
+        raise CheckpointError(f"{path} is truncated: {len(content):,} bytes of {size:,}")
+    if not known:
         raise CheckpointError(
             f"{path} is a safetensors file without a description of its network; add one with: "
             f"unet import {path} --name {path.stem}"

@@ -119,7 +119,7 @@ def open_dataset(config: DataConfig, preprocess: PreprocessConfig) -> PairedData
     """The data set of a recipe, not yet split.
 
     Raises:
-        DataError: see `find_pairs` and `read_groups`.
+        DataError, OSError: see `find_pairs` and `read_groups`.
     """
     images, masks = Path(config.images), Path(config.masks)
     if config.kind == "carvana":
@@ -134,7 +134,9 @@ def split_dataset(
     """Training and validation part: by the list of the recipe, or a share of the groups.
 
     Raises:
-        DataError: the list names what is not there, or one side would be empty.
+        DataError: the list is no text in UTF-8, or names what is not there, or one side would be
+            empty.
+        OSError: the list cannot be read.
     """
     if config.validation_list:
         listed = _read_list(Path(config.validation_list))
@@ -188,7 +190,12 @@ def find_pairs(
 
 
 def read_groups(index: Path, column: str) -> dict[str, str]:
-    """The column of a CSV file that says which images belong together, by the column `id`."""
+    """The column of a CSV file that says which images belong together, by the column `id`.
+
+    Raises:
+        DataError: it is no CSV file in UTF-8, or lacks a column or a value.
+        OSError: it cannot be read.
+    """
     try:
         with index.open(newline="", encoding="utf-8-sig") as file:  # as Excel writes it, or plain
             rows = list(csv.DictReader(file))
@@ -207,6 +214,7 @@ def read_scores(report: Path) -> dict[str, float]:
 
     Raises:
         DataError: it is no such file.
+        OSError: it cannot be read.
     """
     try:
         images = json.loads(report.read_text())["images"]
@@ -313,7 +321,10 @@ def _index(folder: Path) -> dict[str, Path]:
 
 def _read_list(path: Path) -> set[str]:
     """One id a line, with or without the file's suffix."""
-    lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8: {error}") from error
     return {
         Path(line).stem if Path(line).suffix.lower() in IMAGE_SUFFIXES else line
         for line in lines

@@ -180,6 +180,14 @@ def evaluate(
 def score_image(
     sample: Sample, prediction: Prediction, *, classes: int = 2, instances: bool = False
 ) -> ImageScore:
+    """One image measured; of its objects only if the prediction tells them apart.
+
+    Args:
+        classes, instances: as for `evaluate`.
+
+    Raises:
+        ValueError: the mask has another size than the image.
+    """
     mask, true = prediction.mask, sample.labels
     if classes == 2:
         overlaps = [Overlap.of(mask > 0, true > 0)]
@@ -191,13 +199,11 @@ def score_image(
     return ImageScore(sample.id, tuple(overlaps), boundary_f1(mask > 0, true > 0), matches)
 
 
-def worst_sheet(
-    report: Report, predict: Predict, dataset: Sequence[Sample], count: int = 10
-) -> Image.Image:
+def worst_sheet(report: Report, predict: Predict, dataset: Sequence[Sample]) -> Image.Image:
     """The images with the lowest Dice: each as it is, and with hits and misses tinted."""
     place = {score.id: index for index, score in enumerate(report.images)}
     entries = []
-    for score in report.worst(count):
+    for score in report.worst():
         sample = dataset[place[score.id]]
         picture = compare(sample.image, sample.labels, predict(sample.image).mask)
         entries.append((f"{score.id}  Dice {score.dice:.3f}", picture))

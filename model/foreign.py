@@ -205,7 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="the background may be omitted (from the file)",
+        help="the background may be omitted (foreground; of several, class 1, class 2, ...)",
     )
     parser.add_argument(
         "--two-outputs",

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from model.config import PreprocessConfig
 
+_SMOOTH = 1.0
+"""Added to both sides of the Dice fraction: 1 where nothing is there and nothing found."""
 _FAR = 4.0
 """Distances beyond this many σ add less than exp(-8) to eq. 2 and are not looked for."""
 
@@ -83,7 +85,7 @@ def foreground_and_border(labels: Tensor, reach: int = 2) -> Tensor:
     return torch.cat([values > 0, border], dim=1).float()
 
 
-def dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+def dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     """1 - the soft Dice coefficient over batch and pixels (Milletari et al. 2016, eq. 1).
 
     Pooled over the batch: a crop without any foreground gives no noise of its own.
@@ -94,7 +96,7 @@ def dice_loss(probabilities: Tensor, target: Tensor, smooth: float = 1.0) -> Ten
     axes = (0, 2, 3)
     shared = (probabilities * target).sum(axes)
     total = probabilities.sum(axes) + target.sum(axes)
-    return (1 - (2 * shared + smooth) / (total + smooth)).mean()
+    return (1 - (2 * shared + _SMOOTH) / (total + _SMOOTH)).mean()
 
 
 def segmentation_loss(

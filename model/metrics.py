@@ -24,6 +24,10 @@ class Overlap:
 
     @classmethod
     def of(cls, predicted: BoolArray, true: BoolArray) -> Overlap:
+        """
+        Raises:
+            ValueError: of different shapes.
+        """
         if predicted.shape != true.shape:
             raise ValueError(f"a mask of {predicted.shape} against a truth of {true.shape}")
         return cls(int((predicted & true).sum()), int(predicted.sum()), int(true.sum()))
@@ -68,10 +72,13 @@ class Matches:
 
     @classmethod
     def of(cls, found: LabelArray, true: LabelArray) -> Matches:
-        """Match label maps of the same shape.
+        """Match label maps of the same shape, 0 the background.
 
         From an IoU above one half a match is unique: two objects cannot both cover more than half
         of a third. So each threshold is a count, and nothing has to be assigned.
+
+        Raises:
+            ValueError: they are of different shapes.
         """
         if found.shape != true.shape:
             raise ValueError(f"labels of {found.shape} against a truth of {true.shape}")

@@ -16,18 +16,20 @@ from model.transforms import prepare
 ByteArray = npt.NDArray[np.uint8]
 
 _HIT, _MISSED, _EXTRA = (60, 190, 90), (60, 120, 255), (240, 70, 70)
-_CAPTION = 16
+_SIDE = 256
+"""The longer one of each of the two halves of a comparison, in pixels."""
+_COLUMNS, _GAP, _CAPTION = 2, 8, 16
+"""Of a contact sheet: columns, and pixels around its pictures and above them."""
 
 
 def compare(
-    image: npt.NDArray[Any], true: npt.NDArray[Any], predicted: npt.NDArray[Any], side: int = 256
+    image: npt.NDArray[Any], true: npt.NDArray[Any], predicted: npt.NDArray[Any]
 ) -> Image.Image:
     """The image, and over it what was hit (green), missed (blue) and too much (red).
 
     Args:
-        image: decoded.
+        image: decoded, (H, W) or (H, W, 3).
         true, predicted: (H, W), not 0 is foreground.
-        side: the longer one of each of the two halves, in pixels.
     """
     shown = prepare(image, PreprocessConfig(intensity="percentile"))
     tinted = shown.astype(np.float32) * 0.5
@@ -35,24 +37,21 @@ def compare(
     for where, colour in ((a & b, _HIT), (a & ~b, _MISSED), (b & ~a, _EXTRA)):
         tinted[where] += 0.5 * np.array(colour, np.float32)
     both = Image.fromarray(np.hstack([shown, tinted.astype(np.uint8)]))
-    scale = side / max(shown.shape[:2])
+    scale = _SIDE / max(shown.shape[:2])
     return both.resize((max(1, round(both.width * scale)), max(1, round(both.height * scale))))
 
 
-def contact_sheet(
-    entries: Sequence[tuple[str, Image.Image]], columns: int = 2, gap: int = 8
-) -> Image.Image:
+def contact_sheet(entries: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     """Captioned pictures in a grid."""
     width = max(picture.width for _, picture in entries)
     height = max(picture.height for _, picture in entries) + _CAPTION
-    rows = -(-len(entries) // columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), (24, 24, 28)
-    )
+    rows = -(-len(entries) // _COLUMNS)
+    size = _COLUMNS * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP
+    sheet = Image.new("RGB", size, (24, 24, 28))
     draw = ImageDraw.Draw(sheet)
     for index, (caption, picture) in enumerate(entries):
-        x = gap + index % columns * (width + gap)
-        y = gap + index // columns * (height + gap)
+        x = _GAP + index % _COLUMNS * (width + _GAP)
+        y = _GAP + index // _COLUMNS * (height + _GAP)
         draw.text((x, y), caption, fill=(220, 220, 225))
         sheet.paste(picture, (x, y + _CAPTION))
     return sheet

@@ -10,15 +10,28 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from model.by_window import by_window
 from model.checkpoint import Checkpoint, Golden
 from model.config import PreprocessConfig
-from model.transforms import normalise, prepare, probabilities, restore, to_mask
+from model.transforms import normalise, probabilities, to_mask
 from model.unet import UNet
-from model.windows import Stitcher, plan_windows
 
 GOLDEN_SIDE = 256
 """Pixels of a golden image's sides, unless the whole image is needed (mode "resize")."""
+
+
+def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The state dict of its network, in fp32."""
+    return {name: torch.from_numpy(array).float() for name, array in checkpoint.state.items()}
+
+
+def network_of(checkpoint: Checkpoint) -> UNet:
+    """Its network, in fp32 on the CPU."""
+    network = UNet.from_config(checkpoint.architecture)
+    network.load_state_dict(tensors_of(checkpoint))
+    return network
 
 
 class Predictor:
@@ -36,28 +49,21 @@ class Predictor:
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Self:
         """The predictor of a checkpoint, in fp32."""
-        network = UNet.from_config(checkpoint.architecture)
-        network.load_state_dict(
-            {name: torch.from_numpy(tensor).float() for name, tensor in checkpoint.state.items()}
-        )
+        network = network_of(checkpoint)
         network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(network, checkpoint.preprocess)
 
     @torch.inference_mode()
     def __call__(self, image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         device = next(self.network.parameters()).device
-        pixels = prepare(image, self.preprocess)
-        plan = plan_windows(pixels.shape[0], pixels.shape[1], self.network.config, self.preprocess)
-        stitcher = Stitcher(plan, self.network.config.out_channels)
+
+        def compute(window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+            batch = normalise(torch.from_numpy(window).to(device), self.preprocess)
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            return probabilities(self.network(batch), self.preprocess).cpu().numpy()
+
         with _evaluating(self.network):
-            for window in plan.windows:
-                buffer = np.empty((*window.shape, pixels.shape[2]), np.uint8)
-                plan.cut(pixels, window, out=buffer)
-                batch = normalise(torch.from_numpy(buffer)[None].to(device), self.preprocess)
-                batch = batch.contiguous(memory_format=torch.channels_last)
-                output = probabilities(self.network(batch), self.preprocess)
-                stitcher.add(window, output[0].cpu().numpy())
-        return restore(stitcher.result(), *image.shape[:2])
+            return by_window(image, self.network.config, self.preprocess, compute)
 
 
 def with_golden(checkpoint: Checkpoint, image: npt.NDArray[Any]) -> Checkpoint:

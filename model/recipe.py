@@ -136,7 +136,8 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What is written down meanwhile, and on what it runs. Nothing here changes the result."""
+    """What is written down meanwhile, and on what it runs. Only `device` and `autocast` change what
+    a step gives."""
 
     every: int = 400
     """Steps between validations; the state is saved as often."""

@@ -53,6 +53,8 @@ from model.transforms import to_mask
 _SMOOTHING = 0.98
 """Of the running mean of the loss that is shown."""
 _LOG_EVERY = 20
+_SHOWN = 6
+"""Validation images in `samples.png`."""
 
 
 def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
@@ -64,11 +66,14 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
 
     Raises:
         DataError, ConfigError: the data or the recipe are not what they should be.
+        CheckpointError: the one to start from is none, or a manifest in the folder is damaged.
+        ValueError: the recipe asks for a CUDA device, and there is none.
         OutOfMemory: a batch, or what it needs beside it, does not fit.
         TrainingDiverged: the loss, its gradient or the weights are no numbers; the state before is
             kept.
         KeyboardInterrupt: while images are read, before the first step, or behind the last one.
-        OSError: the folder cannot be written; what was there is intact.
+        OSError: a file of the recipe cannot be read, or the folder not be written; what was there
+            is intact.
     """
     device = _device(recipe.run.device)
     training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
@@ -279,8 +284,8 @@ def _picture(trainer: Trainer, sample: Sample) -> Any:
     return compare(sample.image, sample.labels, mask)
 
 
-def _samples(trainer: Trainer, held: PairedDataset, count: int = 6) -> Any:
-    places = range(0, len(held), max(1, len(held) // count))[:count]
+def _samples(trainer: Trainer, held: PairedDataset) -> Any:
+    places = range(0, len(held), max(1, len(held) // _SHOWN))[:_SHOWN]
     shown = (held[place] for place in places)
     return contact_sheet([(sample.id, _picture(trainer, sample)) for sample in shown])
 

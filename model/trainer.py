@@ -22,7 +22,7 @@ from model.checkpoint import load_checkpoint
 from model.config import UNetConfig
 from model.crops import Crops
 from model.losses import segmentation_loss, targets
-from model.predict import Predictor
+from model.predict import Predictor, tensors_of
 from model.recipe import OptimConfig, Recipe
 from model.transforms import normalise
 from model.unet import UNet
@@ -34,7 +34,7 @@ _ADOPTED = 32
 
 class TrainingDiverged(ValueError):
     """The loss, its gradient or the weights are no numbers any more; the message names the step,
-    its images, and what is left."""
+    its images if it was one of them that showed it, and what is left."""
 
 
 def initialise(network: UNet, foreground: float) -> None:
@@ -103,7 +103,16 @@ class Trainer:
         return Predictor(fold(self.average), self.recipe.preprocess)
 
     def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> float:
-        """One batch; returns its loss. `progress` is the share of the schedule that is over.
+        """One batch.
+
+        Args:
+            pixels: (N, h, w, C) uint8, as `model.transforms.prepare` gives them.
+            labels: (N, h, w) integers.
+            weights: (N, h, w) float, of the cross-entropy at each pixel.
+            progress: the share of the schedule that is over.
+
+        Returns:
+            Its loss.
 
         Raises:
             TrainingDiverged: the loss or its gradient is no number. The weights may be lost.
@@ -199,9 +208,8 @@ class Trainer:
 def _started(path: Path, network: UNetConfig) -> dict[str, Tensor]:
     """The weights of a checkpoint, widened to `network` if it is narrower, or narrowed to it."""
     checkpoint = load_checkpoint(path)
-    state = {name: torch.from_numpy(tensor).float() for name, tensor in checkpoint.state.items()}
     wide = checkpoint.architecture.base_features > network.base_features
-    return (narrow if wide else widen)(state, checkpoint.architecture, network)
+    return (narrow if wide else widen)(tensors_of(checkpoint), checkpoint.architecture, network)
 
 
 def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:

@@ -61,7 +61,7 @@ def prepare(image: npt.NDArray[Any], config: PreprocessConfig) -> ByteArray:
         config: of the checkpoint.
 
     Returns:
-        (H, W, C) uint8 for C = len(config.mean); mode "resize": of the one declared window's size.
+        (H, W, C) uint8 for C = len(config.mean); mode "resize": of the size `config.resized`.
         To be read only: it may be a view of `image`.
 
     Raises:

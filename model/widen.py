@@ -9,17 +9,47 @@ different gradients and grow apart.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from model.checkpoint import Checkpoint
 from model.config import ConfigError, UNetConfig
+from model.predict import tensors_of
 
 
-def widen(
-    state: Mapping[str, Tensor], config: UNetConfig, wider: UNetConfig, seed: int = 0
-) -> dict[str, Tensor]:
+def widened(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
+    """A draft of the same function in a network of more features, its tensors of the same types.
+
+    What int8 would need of it is not known. Its golden pair is to be made anew, since sums of other
+    terms are rounded otherwise: `model.predict.with_golden`.
+
+    Args:
+        base_features: a multiple of the checkpoint's.
+
+    Raises:
+        ConfigError: no multiple.
+    """
+    before = checkpoint.architecture
+    wider = dataclasses.replace(before, base_features=base_features)
+    state = {
+        name: tensor.numpy().astype(checkpoint.state[name].dtype)
+        for name, tensor in widen(tensors_of(checkpoint), before, wider).items()
+    }
+    training = dict(checkpoint.card.get("training", {}))
+    training["widened"] = f"from base_features {before.base_features}, without further training"
+    return dataclasses.replace(
+        checkpoint,
+        architecture=wider,
+        state=state,
+        card={**checkpoint.card, "training": training},
+        calibration=None,
+    )
+
+
+def widen(state: Mapping[str, Tensor], config: UNetConfig, wider: UNetConfig) -> dict[str, Tensor]:
     """The state dict of `wider` that computes what `state` computes.
 
     Args:
@@ -30,7 +60,7 @@ def widen(
         ConfigError: it is another network, or no multiple.
     """
     factor = _factor(config, wider)
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(0)
     result = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()

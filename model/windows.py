@@ -249,8 +249,8 @@ def plan_windows(
     Neighbours share `preprocess.overlap` pixels at least; those of a large image fewer, if it
     takes that to stay within `BUDGET`.
 
-    Known from an image's header alone. In mode "resize" `height` and `width` are those of the one
-    declared window, since that is what the image becomes.
+    Known from an image's header alone. In mode "resize" `height` and `width` are those of
+    `preprocess.resized`, since that is what the image becomes.
 
     Raises:
         ValueError: the image has no pixels.

@@ -26,7 +26,7 @@ from app.engine.factory import (
     choose_engines,
     resolve,
 )
-from app.settings import Settings, load_settings
+from app.settings import Settings, add_flags, given_flags, load_settings
 from model.checkpoint import SUFFIX, Checkpoint, load_checkpoint, write_atomically
 
 _PRECISIONS = ("fp32", "int8", "bf16", "fp16")
@@ -47,14 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-http", action="store_true", help="leave the service out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    for name in _FLAGS:
-        parser.add_argument("--" + name.replace("_", "-"), help=f"as UNET_{name.upper()}")
+    add_flags(parser, _FLAGS)
 
 
 def main(args: argparse.Namespace) -> int:
     if not args.seconds > 0 or min(args.clients) < 1:
         raise ValueError("--seconds and --clients must be above 0")
-    given = {name: value for name in _FLAGS if (value := getattr(args, name)) is not None}
+    given = given_flags(args, _FLAGS)
     settings = load_settings(**given)
     path = _checkpoint_file(args.model, settings)
     checkpoint = load_checkpoint(path)

@@ -14,18 +14,10 @@ class Engine(Protocol):
     """One model on one device, for a closed set of window shapes.
 
     Attributes:
-        backend: "openvino" or "torch".
-        device: "cpu", "cuda:0", ...
-        precision: "fp32", "bf16", "fp16" or "int8".
-        reason: why `auto` chose this, for the log and `/models`.
         shapes: the (height, width) of the windows it takes.
         max_batch: windows it takes at once.
     """
 
-    backend: str
-    device: str
-    precision: str
-    reason: str
     shapes: tuple[Shape, ...]
     max_batch: int
 

@@ -148,7 +148,6 @@ def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
             threads=choice.threads,
             max_batch=choice.max_batch,
             precision=choice.precision,
-            reason=choice.reason,
         )
     import torch
 
@@ -161,7 +160,6 @@ def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
         device=choice.device,
         precision=choice.precision,
         max_batch=choice.max_batch,
-        reason=choice.reason,
     )
 
 

@@ -48,9 +48,6 @@ class OpenVinoEngine:
         max_batch: windows at once.
     """
 
-    backend = "openvino"
-    device = "cpu"
-
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -58,10 +55,7 @@ class OpenVinoEngine:
         threads: int,
         max_batch: int,
         precision: str = "fp32",
-        reason: str = "",
     ) -> None:
-        self.precision = precision
-        self.reason = reason
         self.shapes: tuple[Shape, ...] = checkpoint.preprocess.window
         self.max_batch = max_batch
         self._channels = checkpoint.architecture.in_channels

@@ -22,8 +22,8 @@ from torch import Tensor
 from app.errors import DeviceLost, EngineError, OutOfMemory
 from model.checkpoint import Checkpoint
 from model.config import Shape
+from model.predict import network_of
 from model.transforms import normalise, probabilities
-from model.unet import UNet
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,6 @@ class TorchEngine:
         max_batch: windows at once.
     """
 
-    backend = "torch"
-
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -84,11 +82,7 @@ class TorchEngine:
         device: str,
         precision: str,
         max_batch: int,
-        reason: str = "",
     ) -> None:
-        self.device = device
-        self.precision = precision
-        self.reason = reason
         self.shapes: tuple[Shape, ...] = checkpoint.preprocess.window
         self.max_batch = max_batch
         self._preprocess = checkpoint.preprocess
@@ -97,14 +91,14 @@ class TorchEngine:
         self._cuda = self._device.type == "cuda"
         self._dtype = _DTYPES[precision]
         self._graphs: dict[tuple[Shape, int], _Graph] = {}
-        network = UNet.from_config(checkpoint.architecture)
-        network.load_state_dict(
-            {name: torch.from_numpy(tensor).float() for name, tensor in checkpoint.state.items()}
-        )
-        self._network = network.eval().to(
-            device=self._device,
-            dtype=self._dtype,
-            memory_format=torch.channels_last,  # type: ignore[call-overload]
+        self._network = (
+            network_of(checkpoint)
+            .eval()
+            .to(
+                device=self._device,
+                dtype=self._dtype,
+                memory_format=torch.channels_last,  # type: ignore[call-overload]
+            )
         )
         if self._cuda:
             torch.backends.cudnn.benchmark = True  # the shapes are few, and tuned while warming
@@ -185,7 +179,7 @@ class TorchEngine:
                 self._graphs[shape, size] = _Graph(self._compute, windows, pool)
         except OutOfMemory:
             # Such a batch raises it again when it comes, and the batcher remembers a smaller one.
-            log.warning("%s has no room for %d windows of %s", self.device, size, shape)
+            log.warning("%s has no room for %d windows of %s", self._device, size, shape)
         except EngineError as error:
             log.warning("%d windows of %s run uncaptured, which is slower: %s", size, shape, error)
 
@@ -199,8 +193,8 @@ class TorchEngine:
         except RuntimeError as error:
             # After a sticky error (an illegal access, a lost device) every later call fails too.
             if self._cuda and not _answers(self._device):
-                raise DeviceLost(f"{self.device}: {error}") from error
-            raise EngineError(f"{self.device}: {error}") from error
+                raise DeviceLost(f"{self._device}: {error}") from error
+            raise EngineError(f"{self._device}: {error}") from error
 
     def close(self) -> None:
         self._graphs.clear()

@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 
-from app.errors import UnknownModel
 from app.registry import Entry
 from app.routers.auth import authorized
 from app.schemas import PROBLEM
@@ -39,11 +38,7 @@ async def models(request: Request) -> dict[str, Any]:
 async def model(request: Request, name: str) -> dict[str, Any]:
     """What it is and how it is served; 404 for a name that is not there."""
     service: Service = request.app.state.service
-    entry = service.registry.entries.get(name)
-    if entry is None:
-        known = ", ".join(service.registry.entries)
-        raise UnknownModel(f"there is no model {name!r} here; there is {known}")
-    return _describe(name, entry, service)
+    return _describe(name, service.registry.entry(name), service)
 
 
 def _describe(name: str, entry: Entry, service: Service) -> dict[str, Any]:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from app.routers.auth import authorized
-from app.schemas import PROBLEM
+from app.schemas import NO, PROBLEM
 from app.service import Service
 
 router = APIRouter(tags=["probes"])
-
-_NO: dict[int | str, dict[str, Any]] = {
-    503: {"description": "No, and the cause.", "content": {"application/json": {}}}
-}
 
 
 def _answer(cause: str | None) -> JSONResponse:
@@ -24,7 +18,7 @@ def _answer(cause: str | None) -> JSONResponse:
     return JSONResponse({"status": "unavailable", "cause": cause}, 503, {"Retry-After": "2"})
 
 
-@router.get("/livez", summary="Is the process sound?", response_description="Yes.", responses=_NO)
+@router.get("/livez", summary="Is the process sound?", response_description="Yes.", responses=NO)
 async def livez(request: Request) -> Response:
     """503 with the cause when the engine is hung or lost: restart the process."""
     service: Service = request.app.state.service
@@ -32,16 +26,16 @@ async def livez(request: Request) -> Response:
 
 
 @router.get(
-    "/readyz", summary="Should requests come here now?", response_description="Yes.", responses=_NO
+    "/readyz", summary="Should requests come here now?", response_description="Yes.", responses=NO
 )
-@router.get("/healthz", summary="The same as /readyz", response_description="Yes.", responses=_NO)
+@router.get("/healthz", summary="The same as /readyz", response_description="Yes.", responses=NO)
 async def readyz(request: Request) -> Response:
     """200 when the default model is warm and reproduced its golden mask; 503 while draining."""
     service: Service = request.app.state.service
     return _answer(service.not_ready())
 
 
-@router.get("/startupz", summary="Is the start over?", response_description="Yes.", responses=_NO)
+@router.get("/startupz", summary="Is the start over?", response_description="Yes.", responses=NO)
 async def startupz(request: Request) -> Response:
     """200 once the default model was loaded, warmed and proven."""
     service: Service = request.app.state.service

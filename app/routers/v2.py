@@ -23,7 +23,7 @@ from app.errors import ImageError, ImageTooLarge, InvalidRequest, UnknownModel
 from app.registry import ServedModel
 from app.routers.auth import authorized
 from app.routers.requests import deadline_of, model_headers, read_in_time, unless_client_leaves
-from app.schemas import PROBLEM
+from app.schemas import NO, PROBLEM, Timeout
 from app.segmenter import Prediction
 from app.service import Service
 from app.uploads import read_body
@@ -44,6 +44,9 @@ _PLACES = {
     "model": "/models/{name}",
     "version": "/models/{name}/versions/{version}",
 }
+_OF_A_MODEL: dict[int | str, dict[str, Any]] = {
+    status: PROBLEM[status] for status in (401, 404, 503)
+}
 
 
 def _answer(what: str, cause: str | None) -> JSONResponse:
@@ -52,14 +55,14 @@ def _answer(what: str, cause: str | None) -> JSONResponse:
     return JSONResponse({what: False, "error": cause}, 503, {"Retry-After": "2"})
 
 
-@health.get("/live", summary="The same as /livez")
+@health.get("/live", summary="The same as /livez", response_description="Yes.", responses=NO)
 async def live(request: Request) -> Response:
     """503 with the cause when the engine is hung or lost."""
     service: Service = request.app.state.service
     return _answer("live", service.not_alive())
 
 
-@health.get("/ready", summary="The same as /readyz")
+@health.get("/ready", summary="The same as /readyz", response_description="Yes.", responses=NO)
 async def ready(request: Request) -> Response:
     """200 when requests should come here now."""
     service: Service = request.app.state.service
@@ -73,7 +76,7 @@ async def server() -> dict[str, Any]:
 
 
 @router.get(_PLACES["version"], include_in_schema=False)
-@router.get(_PLACES["model"], summary="A model's tensors", responses=PROBLEM)
+@router.get(_PLACES["model"], summary="A model's tensors", responses=_OF_A_MODEL)
 async def metadata(request: Request, name: str) -> dict[str, Any]:
     """Also below `/versions/{version}`: the first 12 hex digits of the weights' sha256."""
     with _leased(request, name) as model:
@@ -81,7 +84,7 @@ async def metadata(request: Request, name: str) -> dict[str, Any]:
 
 
 @router.get(f"{_PLACES['version']}/ready", include_in_schema=False)
-@router.get(f"{_PLACES['model']}/ready", summary="Is a model ready?", responses=PROBLEM)
+@router.get(f"{_PLACES['model']}/ready", summary="Is a model ready?", responses=_OF_A_MODEL)
 async def model_ready(request: Request, name: str) -> dict[str, Any]:
     """200 when it is in service, proven and warm; 503 with the cause when it is not."""
     service: Service = request.app.state.service
@@ -136,10 +139,10 @@ _BODY = {
     },
     openapi_extra=_BODY,
 )
-async def infer(request: Request, name: str) -> Response:
+async def infer(request: Request, name: str, _timeout: Timeout = None) -> Response:
     """One input, `image`: UINT8 of shape (N, H, W, C), or BYTES of shape (N), encoded images of one
     size (base64 in JSON). Outputs: `mask`, UINT8 (N, H, W), and `probabilities`, FP32
-    (N, classes, H, W). Parameters: `threshold` (0..1), `timeout` (microseconds),
+    (N, channels, H, W). Parameters: `threshold` (0..1), `timeout` (microseconds),
     `binary_data_output`.
     """
     service: Service = request.app.state.service

@@ -8,9 +8,10 @@ import torch
 
 from app.client import Client
 from app.engine.base import Engine
+from app.engine.images import by_engine
 from app.engine.openvino import OpenVinoEngine, has_bf16
 from app.engine.torch import TorchEngine
-from app.evaluation import by_engine, by_url
+from app.evaluation import by_url
 from model.checkpoint import Checkpoint, load_checkpoint, parameter_shapes
 from model.config import PreprocessConfig, UNetConfig
 from model.data import Sample, read_image

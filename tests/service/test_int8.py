@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from app.cli import main
+from app.engine.images import by_engine
 from app.engine.openvino import OpenVinoEngine
-from app.evaluation import by_engine
 from model.checkpoint import Golden, load_checkpoint, record, save_checkpoint
 from model.config import Calibration
 from model.transforms import to_mask

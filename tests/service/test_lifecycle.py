@@ -17,7 +17,7 @@ import pytest
 from model.checkpoint import record
 from tests.conftest import ROOT, Server, encode, nuclei, serving
 
-PROBES = ("/livez", "/readyz", "/startupz", "/healthz")
+PROBES = ("/livez", "/readyz", "/startupz", "/healthz", "/v2/health/live", "/v2/health/ready")
 IMAGE = encode(nuclei(512, 512)[0])
 
 
@@ -56,6 +56,14 @@ def test_documentation_lists_the_route(server: Server) -> None:
     assert {"401", "413", "429", "504"} <= set(document["paths"]["/segment"]["post"]["responses"])
     assert "Problem" in document["components"]["schemas"]
     assert "ValidationError" not in str(document)  # errors are problem documents, all of them
+    for path in PROBES:
+        assert set(document["paths"][path]["get"]["responses"]) == {"200", "503"}, path
+    for path in ("/v2/models/{name}", "/v2/models/{name}/ready"):
+        responses = document["paths"][path]["get"]["responses"]
+        assert set(responses) == {"200", "401", "404", "503"}, path
+    for path in ("/segment", "/v2/models/{name}/infer"):
+        asked = {each["name"] for each in document["paths"][path]["post"]["parameters"]}
+        assert "X-Request-Timeout" in asked, path
 
 
 def test_documentation_needs_no_other_host(server: Server) -> None:
@@ -110,7 +118,7 @@ def test_api_keys() -> None:
                 {name for way in each.get("security", ()) for name in way} == set(schemes)
                 for each in operations.values()
             )
-            assert asked == (path not in PROBES and not path.startswith("/v2/health")), path
+            assert asked == (path not in PROBES), path
 
 
 def test_where_no_keys_are_set_the_description_asks_for_none(server: Server) -> None:

@@ -32,11 +32,18 @@ FLOORS = [
     ["model.train", "model.foreign", "model.export"],
     ["model.trainer"],
     ["model.run", "model.evaluate", "model.crops"],
-    ["model.data", "model.predict", "model.augment", "model.losses", "model.pictures"],
+    [
+        "model.data",
+        "model.predict",
+        "model.widen",
+        "model.augment",
+        "model.losses",
+        "model.pictures",
+    ],
     ["model.recipe"],
     ["model.checkpoint", "model.metrics", "model.boundary"],
     ["model.instances", "model.polygons"],
-    ["model.batchnorm", "model.widen"],
+    ["model.batchnorm", "model.by_window"],
     ["model.transforms", "model.windows", "model.unet", "model.flops", "model.pixels"],
     ["model.config"],
 ]
@@ -49,12 +56,10 @@ def floor(module: str) -> int:
     raise AssertionError(f"{module} has no floor; put it on one in {Path(__file__).name}")
 
 
-def imports(path: Path, lazy: bool = True) -> set[str]:
-    """Absolute names of what a file imports; without `lazy`, at its top level alone."""
-    tree = ast.parse(path.read_text())
-    nodes = ast.walk(tree) if lazy else iter(tree.body)
+def imports(path: Path) -> set[str]:
+    """Absolute names of what a file imports, within functions too."""
     found: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -109,6 +114,7 @@ FOREIGN = {
     "app.engine.openvino": {"torch", "fastapi"},
     "app.engine.torch": {"openvino", "fastapi"},
     "app.engine.quantise": {"openvino", "torch", "fastapi"},
+    "model.by_window": {"app", "torch", "openvino"},
     "model.pixels": {"app", "torch", "model", "pathlib"},
     "model.unet": {"app", "numpy"},
 }

@@ -42,6 +42,15 @@ def test_a_widened_checkpoint_gives_the_same_probabilities(tmp_path, capsys):
     assert load_checkpoint(narrow).calibration == calibration
 
 
+def test_a_graph_is_told_by_its_tensors(tmp_path, capsys):
+    path, graph = tmp_path / "tiny.safetensors", tmp_path / "tiny.xml"
+    write_tiny(path)
+    assert cli.main(["export", str(path), "--openvino", str(graph)]) == 0
+    said = "image, uint8 (N, H, W, 3), to probabilities, float32 (N, 1, H, W)"
+    assert capsys.readouterr().out == f"{graph}: {said}\n"
+    assert graph.is_file()
+
+
 def test_an_export_of_nothing_is_refused(tmp_path, capsys):
     path = tmp_path / "tiny.safetensors"
     write_tiny(path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 
-from app.settings import SettingsError, load_settings
+from app.settings import Settings, SettingsError, add_flags, given_flags, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +73,13 @@ def test_a_key_that_no_header_carries_is_refused_and_none_is_shown(
     assert "ASCII" in line
     monkeypatch.setenv("UNET_API_KEYS", "s3cret-Key,with space~")
     assert load_settings().api_keys == ("s3cret-Key", "with space~")
+
+
+def test_flags_show_their_defaults_as_people_write_them() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Settings.model_fields)
+    text = " ".join(parser.format_help().split())
+    for default in ("RELOAD, off", "API_KEYS, none", "THREADS, auto", "MAX_WAIT_MS, 0"):
+        assert f"(UNET_{default})" in text
+    given = parser.parse_args(["--max-batch", "3", "--reload", "on"])
+    assert given_flags(given, Settings.model_fields) == {"max_batch": "3", "reload": "on"}

@@ -120,9 +120,17 @@ def test_the_manifest_vouches_for_the_whole_file(tmp_path, checkpoint):
     save_checkpoint(path, dataclasses.replace(checkpoint, card={"licence": "mine"}))
     with pytest.raises(CheckpointError, match=r"is not the file that manifest\.json records"):
         load_checkpoint(path)
-    (tmp_path / "manifest.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="should map file names"):
-        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"a": {}}', '{"tiny.safetensors": {"sha256": 1}}'])
+def test_a_damaged_manifest_is_named_and_left_alone(tmp_path, checkpoint, text):
+    path, manifest = tmp_path / "tiny.safetensors", tmp_path / "manifest.json"
+    save_checkpoint(path, checkpoint)
+    manifest.write_text(text)
+    for call in (load_checkpoint, record):
+        with pytest.raises(CheckpointError, match=r"manifest\.json should map file names"):
+            call(path)
+    assert manifest.read_text() == text
 
 
 def test_a_pickled_file_is_refused_unopened_and_says_how_to_import_it(tmp_path):
@@ -142,14 +150,22 @@ def test_a_foreign_safetensors_file_says_how_to_import_it(tmp_path):
         load_checkpoint(path)
 
 
+def headed(header):
+    """The file of safetensors with this header and nothing behind it."""
+    return len(header).to_bytes(8, "little") + header
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"plain text, and not a checkpoint",
         b"\xff" * 64,
         (2**63).to_bytes(8, "little") + b"{",
-        (2).to_bytes(8, "little") + b"{]",
-        (14).to_bytes(8, "little") + b'{"a": [1, 2 ]}',
+        headed(b"{]"),
+        headed(b'{"a": [1, 2]}'),
+        headed(b'{"a": {"data_offsets": [0]}}'),
+        headed(b'{"a": {"data_offsets": ["0", "1"]}}'),
+        headed(b'{"a":' + b"[" * 100_000),
     ],
 )
 def test_garbage_is_an_error_of_one_line(tmp_path, content):
@@ -176,16 +192,42 @@ def test_contradictions_are_refused_before_anything_is_written(tmp_path, checkpo
     assert not path.exists()
 
 
-def test_a_header_with_an_unknown_value_is_named(tmp_path, checkpoint):
-    path = tmp_path / "tiny.safetensors"
-    save_checkpoint(path, checkpoint)
+def rewrite(path, change):
+    """Save the file with another header: what `change` makes of its metadata."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    header["__metadata__"]["preprocess"] = json.dumps({"windows": [[256, 256]]})
-    packed = json.dumps(header).encode()
-    path.write_bytes(len(packed).to_bytes(8, "little") + packed + content[8 + length :])
-    with pytest.raises(CheckpointError, match="PreprocessConfig has no 'windows'"):
+    header["__metadata__"] = change(header["__metadata__"])
+    path.write_bytes(headed(json.dumps(header).encode()) + content[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("preprocess", {"windows": [[256, 256]]}, "PreprocessConfig has no 'windows'"),
+        ("preprocess", {"window": 256}, "damaged header"),
+        ("architecture", [], "damaged header"),
+        ("architecture", {"base_features": "64"}, "damaged header"),
+        ("card", [1], "card is an object, not a list"),
+        ("calibration", {"ranges": [1]}, "damaged header"),
+        ("calibration", [1], "damaged header"),
+    ],
+)
+def test_a_header_of_another_form_is_named(tmp_path, checkpoint, part, value, says):
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, checkpoint)
+    rewrite(path, lambda metadata: metadata | {part: json.dumps(value)})
+    with pytest.raises(CheckpointError, match=rf"tiny\.safetensors .*{says}") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", [[1], "text", {"format": "unet-server/1"}])
+def test_metadata_that_is_no_description_is_named(tmp_path, checkpoint, metadata):
+    path = tmp_path / "tiny.safetensors"
+    save_checkpoint(path, checkpoint)
+    rewrite(path, lambda _: metadata)
+    with pytest.raises(CheckpointError, match=r"tiny\.safetensors has a damaged header"):
         load_checkpoint(path)
 
 

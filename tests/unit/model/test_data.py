@@ -158,6 +158,9 @@ def test_the_split_by_a_list(folders):
     (folders / "val.txt").write_text("44\n")
     with pytest.raises(DataError, match="names '44', which is no image"):
         split(config(folders, validation_list=str(folders / "val.txt")))
+    (folders / "val.txt").write_bytes("M\u00fcller\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"val\.txt is no text in UTF-8"):
+        split(config(folders, validation_list=str(folders / "val.txt")))
 
 
 def test_a_side_without_images_is_an_error(folders):
