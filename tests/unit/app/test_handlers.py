@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -25,8 +26,13 @@ def test_every_error_is_in_the_table_by_itself_or_has_no_instances(
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
     assert errors.__doc__ is not None
-    named = {word for word in errors.__doc__.split() if hasattr(errors, word)}
-    assert named >= {each.__name__ for each in family(errors.ServiceError)}
+    drawn, above = {}, [""]
+    for branch, name in re.findall(r"^    ([│├└─ ]*)(\w+)", errors.__doc__, re.MULTILINE):
+        depth = len(branch) // len("├── ")
+        drawn[name] = above[depth]
+        above[depth + 1 :] = [name]
+    assert drawn.pop("ServiceError") == ""
+    assert drawn == {each.__name__: each.__base__.__name__ for each in family(errors.ServiceError)}
 
 
 def test_the_client_reads_its_own_mistakes_and_none_of_ours() -> None:
