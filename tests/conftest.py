@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import re
 import signal
@@ -16,11 +17,15 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from model.config import UNetConfig
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -34,8 +39,8 @@ class Server:
     process: subprocess.Popen[str]
     lines: list[str]
 
-    def wait_ready(self, seconds: float = 60) -> None:
-        end = time.monotonic() + seconds
+    def wait_ready(self) -> None:
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/readyz").status_code == 200:
@@ -207,6 +212,26 @@ def decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
+def decode_tensors(body: bytes, length: int | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """An answer of /v2, as its client reads it: the document, and the tensors by name.
+
+    Args:
+        length: of the document, where binary data follow it.
+    """
+    document = json.loads(body if length is None else body[:length])
+    rest, found = b"" if length is None else body[length:], {}
+    for output in document["outputs"]:
+        kind = {"UINT8": np.uint8, "FP32": "<f4"}[output["datatype"]]
+        if size := output.get("parameters", {}).get("binary_data_size"):
+            assert "data" not in output
+            values, rest = np.frombuffer(rest[:size], kind), rest[size:]
+        else:
+            values = np.array(output["data"], kind)
+        found[output["name"]] = values.reshape(output["shape"])
+    assert not rest
+    return document, found
+
+
 Post = Callable[..., httpx.Response]
 
 
@@ -228,24 +253,28 @@ def post(server: Server) -> Post:
     return send
 
 
-def write_tiny(
-    path: Path, seed: int = 0, base_features: int = 4, classes: int = 1, resize: bool = False
-) -> str:
-    """A small untrained checkpoint of 64×64 and 128×128 windows (of 64×48 in mode "resize"), with
-    its golden pair and its entry in the manifest; a service with it does hundreds of images a
-    second. Returns its id."""
-    from model.checkpoint import Checkpoint, parameter_shapes, record, save_checkpoint
-    from model.config import PreprocessConfig, UNetConfig
-    from model.predict import with_golden
+def drawn_weights(architecture: UNetConfig, seed: int) -> dict[str, np.ndarray]:
+    """He-initialised, so that activations keep their size through all layers."""
+    from model.checkpoint import parameter_shapes
 
-    architecture = UNetConfig(3, classes, base_features, 1)
     rng = np.random.default_rng(seed)
-    state = {
+    return {
         name: (rng.normal(size=shape) * np.sqrt(2 / max(1, int(np.prod(shape[1:]))))).astype(
             np.float32
         )
         for name, shape in parameter_shapes(architecture)
     }
+
+
+def write_tiny(path: Path, seed: int = 0, classes: int = 1, resize: bool = False) -> str:
+    """A small untrained checkpoint of 64×64 and 128×128 windows (of 64×48 in mode "resize"), with
+    its golden pair and its entry in the manifest; a service with it does hundreds of images a
+    second. Returns its id."""
+    from model.checkpoint import Checkpoint, record, save_checkpoint
+    from model.config import PreprocessConfig, UNetConfig
+    from model.predict import with_golden
+
+    architecture = UNetConfig(3, classes, 4, 1)
     several = {
         "classes": tuple(["background", "cell", "debris"][:classes]),
         "palette": ((0, 0, 0), (255, 0, 0), (0, 255, 0))[:classes],
@@ -253,7 +282,7 @@ def write_tiny(
     whole = {"mode": "resize", "window": ((64, 48),), "overlap": 0}
     cut = {"window": ((64, 64), (128, 128)), "overlap": 32}
     preprocess = PreprocessConfig(**(whole if resize else cut), **(several if classes > 1 else {}))
-    draft = Checkpoint(path.stem, architecture, preprocess, state)
+    draft = Checkpoint(path.stem, architecture, preprocess, drawn_weights(architecture, seed))
     saved = save_checkpoint(path, with_golden(draft, nuclei(100, 100, seed)[0]))
     record(path)
     return saved.id

@@ -87,8 +87,9 @@ async def segment(
         max_bytes = int(service.settings.max_upload_mb * 1e6)
         uploads = await read_in_time(request, deadline, read_uploads(request, max_bytes, share))
         with service.accepted():
+            joined = as_json or len(uploads) > 1
             results = await unless_client_leaves(
-                request, _segment_all(service, model, uploads, options, deadline, share)
+                request, _segment_all(service, model, uploads, options, deadline, share, joined)
             )
             single = results[0] if len(uploads) == 1 else None
             if isinstance(single, ServiceError):
@@ -96,9 +97,7 @@ async def segment(
             headers = _headers(model, single)
             if single is not None and not as_json:
                 return Response(single.png, media_type="image/png", headers=headers)
-            # Joining copies: room for that is taken first, and the time on another thread.
-            share.take(sum(result.size for result in results if isinstance(result, Segmentation)))
-            if as_json:
+            if as_json:  # joining takes its time: on another thread
                 content = await asyncio.to_thread(_document, model, uploads, results)
                 return Response(content, media_type="application/json", headers=headers)
             content = await asyncio.to_thread(_zip, uploads, results)
@@ -112,13 +111,19 @@ async def _segment_all(
     options: Options,
     deadline: float,
     share: Share,
+    joined: bool,
 ) -> list[Segmentation | ServiceError]:
-    """One image after the other, so that a request with many takes turns with everybody's."""
+    """One image after the other, so that a request with many takes turns with everybody's.
+
+    Args:
+        joined: afterwards, which copies. Room for that is taken with each image: once all are done,
+            a lack of it would cost those that have theirs, too.
+    """
     results: list[Segmentation | ServiceError] = []
     for upload in uploads:
         try:
             result = await service.segmenter.segment(model, upload.data, options, deadline)
-            share.take(result.size)
+            share.take(2 * result.size if joined else result.size)
             results.append(result)
         except ServiceError as error:
             results.append(error)

@@ -210,7 +210,60 @@ def test_nothing_sticks_out_on_a_small_screen(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Page) -> None:
+def tab(page: Page) -> str:
+    """Go on to the next control; its id or its text."""
+    page.keyboard.press("Tab")
+    name: str = page.evaluate(
+        "() => document.activeElement.id || document.activeElement.textContent.trim()"
+    )
+    return name
+
+
+def test_everything_can_be_reached_and_operated_by_keyboard(page: Page) -> None:
+    """From top to bottom, each control with the keys that its kind has."""
+    press = page.keyboard.press
+    page.on("filechooser", lambda _: None)  # all along: turned on for each, it misses the second
+    page.wait_for_selector("#model")  # once there are several to choose from
+    assert [tab(page) for _ in range(2)] == ["API", "Models"]
+    for name in ("files", "folder"):
+        assert tab(page) == name
+        with page.expect_file_chooser():
+            press("Space")
+    assert tab(page) == "model"
+    for key, chosen in (("ArrowDown", "person"), ("ArrowUp", "nuclei")):
+        press(key)
+        assert page.input_value("#model") == chosen
+    for count, name in enumerate(("fluorescence", "histology"), start=1):
+        assert tab(page) == f"Sample: {name}"
+        press("Enter")
+        done(page, count)
+
+    for name in ("fluorescence.png", "histology.jpg"):
+        assert tab(page) == name
+        press("Enter")
+        assert page.inner_text("#name") == name
+    for name, key in (("overlay", "Enter"), ("outline", "Space"), ("mask", "Enter")):
+        assert tab(page) == name
+        before = canvas(page)
+        press(key)
+        assert (canvas(page) != before).any()
+    assert tab(page) == "opacity"
+    press("ArrowRight")
+    assert page.input_value("#opacity") == "56"
+    assert tab(page) == "kind"
+    press("ArrowDown")
+    assert page.input_value("#kind") == "overlay"
+    for name, file in (("download", "histology-overlay.png"), ("download-all", "masks.zip")):
+        assert tab(page) == name
+        with page.expect_download() as download:
+            press("Enter")
+        assert download.value.suggested_filename == file
+    assert tab(page) == "licence"
+    press("Enter")
+    page.wait_for_url("**/LICENSE.txt")
+
+
+def test_every_control_has_a_name(page: Page) -> None:
     page.click("[data-sample*=histology]")
     done(page)
     unnamed = page.evaluate(
@@ -220,7 +273,3 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Page) -> Non
             .map((e) => e.outerHTML)"""
     )
     assert unnamed == []
-    page.focus("#overlay")
-    before = canvas(page)
-    page.keyboard.press("Enter")
-    assert (canvas(page) != before).any()

@@ -12,14 +12,14 @@ from app.engine.images import by_engine
 from app.engine.openvino import OpenVinoEngine, has_bf16
 from app.engine.torch import TorchEngine
 from app.evaluation import by_url
-from model.checkpoint import Checkpoint, load_checkpoint, parameter_shapes
+from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.data import Sample, read_image
 from model.evaluate import evaluate, from_probabilities
 from model.predict import Predictor
 from model.transforms import normalise, probabilities
 from model.unet import UNet
-from tests.conftest import FIXTURES, ROOT, nuclei, serving
+from tests.conftest import FIXTURES, ROOT, drawn_weights, nuclei, serving
 
 BINARY = ("background", "nucleus")
 CASES = {
@@ -42,21 +42,13 @@ CASES = {
 
 
 def drawn(architecture: UNetConfig, preprocess: PreprocessConfig) -> Checkpoint:
-    """He-initialised weights, so that activations keep their size through all layers."""
-    rng = np.random.default_rng(7)
-    state = {
-        name: (rng.normal(size=shape) * np.sqrt(2 / max(1, int(np.prod(shape[1:]))))).astype(
-            np.float32
-        )
-        for name, shape in parameter_shapes(architecture)
-    }
-    return Checkpoint("drawn", architecture, preprocess, state)
+    return Checkpoint("drawn", architecture, preprocess, drawn_weights(architecture, seed=7))
 
 
-def engines(checkpoint: Checkpoint, max_batch: int = 4) -> list[Engine]:
+def engines(checkpoint: Checkpoint) -> list[Engine]:
     return [
-        OpenVinoEngine(checkpoint, threads=2, max_batch=max_batch),
-        TorchEngine(checkpoint, device="cpu", precision="fp32", max_batch=max_batch),
+        OpenVinoEngine(checkpoint, threads=2, max_batch=4),
+        TorchEngine(checkpoint, device="cpu", precision="fp32", max_batch=4),
     ]
 
 

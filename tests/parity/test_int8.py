@@ -39,8 +39,8 @@ def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
     return calibrated(drawn(*CASES[request.param]))
 
 
-def int8(checkpoint: Checkpoint, max_batch: int = 4) -> OpenVinoEngine:
-    return OpenVinoEngine(checkpoint, threads=2, max_batch=max_batch, precision="int8")
+def int8(checkpoint: Checkpoint) -> OpenVinoEngine:
+    return OpenVinoEngine(checkpoint, threads=2, max_batch=4, precision="int8")
 
 
 def windows(engine: OpenVinoEngine, count: int = 1, which: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from model.checkpoint import record
-from tests.conftest import ROOT, Server, encode, nuclei, serving
+from tests.conftest import ROOT, Post, Server, encode, nuclei, serving
 
 PROBES = ("/livez", "/readyz", "/startupz", "/healthz", "/v2/health/live", "/v2/health/ready")
 IMAGE = encode(nuclei(512, 512)[0])
@@ -260,7 +260,7 @@ def test_a_checkpoint_that_misses_its_golden_mask_is_never_served(tmp_path: Path
     assert "golden mask" in result.stderr
 
 
-def test_command_line_segments_a_folder(tmp_path: Path) -> None:
+def test_command_line_segments_a_folder(tmp_path: Path, post: Post) -> None:
     source = tmp_path / "in"
     source.mkdir()
     for seed in range(3):
@@ -273,6 +273,8 @@ def test_command_line_segments_a_folder(tmp_path: Path) -> None:
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["0.png", "1.png", "2.png", "other.png"]
     assert (tmp_path / "out/0.png").read_bytes() == (tmp_path / "out/other.png").read_bytes()
+    for name in ("0.png", "1.png", "2.png"):
+        assert (tmp_path / "out" / name).read_bytes() == post((source / name).read_bytes()).content
 
 
 def test_command_line_mirrors_folders_and_never_replaces_an_image(tmp_path: Path) -> None:

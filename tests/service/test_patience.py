@@ -85,18 +85,49 @@ def test_the_uploads_of_all_together_are_bounded(tiny: Path) -> None:
 
 
 def test_an_answer_that_does_not_fit_is_refused_and_the_others_are_kept(tiny: Path) -> None:
-    """Masks of noise, 16 bits deep, do not pack: the third and fourth have no room."""
-    noise = np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8)
-    small = encode(noise[:64, :64])
-    with serving(UNET_WEIGHTS_DIR=str(tiny), UNET_QUEUE_MB="1", UNET_MAX_UPLOAD_MB="1") as server:
-        files = [("file", (f"{n}.png", encode(noise) if n < 2 else small)) for n in range(3)]
-        url = f"{server.url}/segment?output=cutout"
-        answer = httpx.post(url, files=files, timeout=30)
-        if answer.status_code == 200:
-            archive = zipfile.ZipFile(io.BytesIO(answer.content))
-            assert json.loads(archive.read("errors.json"))["1"]["status"] == 429
-        else:
-            assert_problem(answer, 429)
+    """Probabilities of noise, 16 bits deep, take more than the 0.7 MB that the noise takes."""
+    noise = np.random.default_rng(0).integers(0, 256, (840, 840), np.uint8)
+    limits = {"UNET_QUEUE_MB": "1", "UNET_MAX_UPLOAD_MB": "1", "UNET_QUEUE_WINDOWS": "1000"}
+    with serving(UNET_WEIGHTS_DIR=str(tiny), **limits) as server:
+        url = f"{server.url}/segment?output=probability"
+        alone = httpx.post(url, content=IMAGE, headers=PNG).content
+        named = {"before": IMAGE, "large": encode(noise), "after": IMAGE}
+        files = [("file", (f"{name}.png", image)) for name, image in named.items()]
+        answer = httpx.post(url, files=files, timeout=60)
+        assert answer.status_code == 200, answer.text
+        archive = zipfile.ZipFile(io.BytesIO(answer.content))
+        errors = json.loads(archive.read("errors.json"))
+        assert list(errors) == ["large"]
+        assert errors["large"]["status"] == 429
+        assert [archive.read(f"{name}.png") for name in ("before", "after")] == [alone] * 2
+        assert server.metric("unet_rejected_total", reason="memory") == 1
+        wait_for(server, "unet_held_bytes", 0)
+
+
+def test_answers_that_fit_but_for_their_joining_cost_the_last_ones_alone(tiny: Path) -> None:
+    noise = encode(np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8))
+    limits = {"UNET_QUEUE_MB": "1", "UNET_MAX_UPLOAD_MB": "1", "UNET_QUEUE_WINDOWS": "1000"}
+    with serving(UNET_WEIGHTS_DIR=str(tiny), **limits) as server:
+        url = f"{server.url}/segment?output=probability"
+        alone = httpx.post(url, content=noise, headers=PNG).content
+        count = int(1e6 / (len(noise) + 1.5 * len(alone)))
+        files = [("file", (f"{n}.png", noise)) for n in range(count)]
+        left = 1_000_000 - len(httpx.Request("POST", url, files=files).read())
+        assert count * len(alone) < left < 2 * count * len(alone)
+        kept = left // (2 * len(alone))
+
+        answer = httpx.post(url, files=files, timeout=60)
+        assert answer.status_code == 200, answer.text
+        archive = zipfile.ZipFile(io.BytesIO(answer.content))
+        errors = json.loads(archive.read("errors.json"))
+        assert list(errors) == [str(n) for n in range(kept, count)]
+        assert {each["status"] for each in errors.values()} == {429}
+        assert {archive.read(f"{n}.png") for n in range(kept)} == {alone}
+
+        answer = httpx.post(url, files=files, headers={"Accept": "application/json"}, timeout=60)
+        assert ["error" in each for each in answer.json()["images"]] == [
+            n >= kept for n in range(count)
+        ]
         wait_for(server, "unet_held_bytes", 0)
 
 
@@ -146,7 +177,7 @@ def test_a_refused_upload_is_heard_out_and_then_hung_up_on(tiny: Path) -> None:
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
         chunk = b"100000\r\n" + b"\0" * 0x100000 + b"\r\n"
-        with contextlib.suppress(ConnectionError):
+        with pytest.raises(ConnectionError):  # noqa: PT012, it is hung up on some time
             for _ in range(1000):
                 endless.sendall(chunk)
         assert server.metric("unet_requests_total", route="/segment", status="413") == 1

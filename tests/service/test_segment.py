@@ -116,9 +116,13 @@ def test_outputs(server: Server, post: Post) -> None:
     instances = decode(response.content)
     assert int(response.headers["x-mask-objects"]) == instances.max()
     assert abs(int(instances.max()) - len(np.unique(labels)) + 1) <= 3
-    assert Image.open(io.BytesIO(post(png, output="overlay").content)).mode == "RGB"
+    overlay = Image.open(io.BytesIO(post(png, output="overlay").content))
+    assert overlay.mode == "RGB"
+    tinted = (np.asarray(overlay) != image[..., None]).any(axis=2)
+    assert np.array_equal(tinted, mask > 0)
     cutout = Image.open(io.BytesIO(post(png, output="cutout").content))
     assert (cutout.mode, cutout.size) == ("RGBA", (144, 128))
+    assert (np.asarray(cutout)[..., :3] == image[..., None]).all()
     alpha = np.asarray(cutout)[..., 3]
     assert alpha[mask > 0].mean() > 128 > alpha[mask == 0].mean()
 

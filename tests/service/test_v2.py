@@ -17,7 +17,17 @@ import numpy as np
 import pytest
 
 from model.checkpoint import load_checkpoint
-from tests.conftest import ROOT, Post, Server, decode, encode, nuclei, serving, write_tiny
+from tests.conftest import (
+    ROOT,
+    Post,
+    Server,
+    decode,
+    decode_tensors,
+    encode,
+    nuclei,
+    serving,
+    write_tiny,
+)
 from tests.service.test_patience import connected, wait_for
 
 GREY = nuclei(90, 130)[0]
@@ -70,18 +80,8 @@ def binary(kind: str, shape: list[int], data: bytes) -> tuple[dict[str, Any], by
 
 def outputs(response: httpx.Response) -> dict[str, np.ndarray]:
     assert response.status_code == 200, response.text
-    length = int(response.headers.get(LENGTH, len(response.content)))
-    document, rest = json.loads(response.content[:length]), response.content[length:]
-    found = {}
-    for output in document["outputs"]:
-        kind = {"UINT8": np.uint8, "FP32": "<f4"}[output["datatype"]]
-        if size := output.get("parameters", {}).get("binary_data_size"):
-            values, rest = np.frombuffer(rest[:size], kind), rest[size:]
-        else:
-            values = np.array(output["data"], kind)
-        found[output["name"]] = values.reshape(output["shape"])
-    assert not rest
-    return found
+    length = response.headers.get(LENGTH)
+    return decode_tensors(response.content, int(length) if length else None)[1]
 
 
 def assert_refused(response: httpx.Response, status: int, word: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -43,8 +44,13 @@ def test_an_error_comes_back_from_another_process(error: Exception) -> None:
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
     assert errors.__doc__ is not None
-    named = {word for word in errors.__doc__.split() if hasattr(errors, word)}
-    assert named >= {each.__name__ for each in family(errors.ServiceError)}
+    drawn, above = {}, [""]
+    for branch, name in re.findall(r"^    ([│├└─ ]*)([A-Z]\w+)", errors.__doc__, re.MULTILINE):
+        depth = len(branch) // len("├── ")
+        drawn[name] = above[depth]
+        above[depth + 1 :] = [name]
+    assert drawn.pop("ServiceError") == ""
+    assert drawn == {each.__name__: each.__base__.__name__ for each in family(errors.ServiceError)}
 
 
 def test_the_client_reads_its_own_mistakes_and_none_of_ours() -> None:

@@ -13,6 +13,7 @@ import pytest
 from app import tensors
 from app.errors import InvalidRequest, UploadTooLarge
 from app.tensors import Output, Wanted, encode, encoded_size, parse, parsing_takes
+from tests.conftest import decode_tensors
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (2, 3, 4, 3), np.uint8)
@@ -231,22 +232,6 @@ def test_a_body_with_anything_in_it_changed_is_parsed_or_refused() -> None:
     assert 1000 < refused < 3000
 
 
-def decoded(body: bytes, length: int | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """An answer, as a client reads it."""
-    document = json.loads(body if length is None else body[:length])
-    rest, found = b"" if length is None else body[length:], {}
-    for output in document["outputs"]:
-        kind = {"UINT8": np.uint8, "FP32": "<f4"}[output["datatype"]]
-        if size := output.get("parameters", {}).get("binary_data_size"):
-            assert "data" not in output
-            values, rest = np.frombuffer(rest[:size], kind), rest[size:]
-        else:
-            values = np.array(output["data"], kind)
-        found[output["name"]] = values.reshape(output["shape"])
-    assert not rest
-    return document, found
-
-
 @pytest.mark.parametrize("binary_mask", [True, False])
 @pytest.mark.parametrize("binary_probabilities", [True, False])
 def test_answers_come_back_exactly(binary_mask: bool, binary_probabilities: bool) -> None:
@@ -255,7 +240,7 @@ def test_answers_come_back_exactly(binary_mask: bool, binary_probabilities: bool
     scores[0][0, 0, :4] = [0, 1, np.finfo(np.float32).tiny, np.nextafter(np.float32(1), 0)]
     outputs = [Output("m", masks, binary_mask), Output("p", scores, binary_probabilities)]
     body, length = encode({"model_name": "x", "id": "\ud800"}, outputs)
-    document, found = decoded(body, length)
+    document, found = decode_tensors(body, length)
     assert (document["model_name"], document["id"]) == ("x", "\ud800")
     assert np.array_equal(found["m"], np.stack(masks))
     assert np.array_equal(found["p"], np.stack(scores))
@@ -267,5 +252,5 @@ def test_answers_come_back_exactly(binary_mask: bool, binary_probabilities: bool
 def test_arrays_that_lie_otherwise_in_memory_are_sent_row_by_row() -> None:
     array = np.arange(12, dtype=">f4").reshape(3, 4).T
     for sent_binary in (True, False):
-        _, found = decoded(*encode({}, [Output("p", [array], sent_binary)]))
+        _, found = decode_tensors(*encode({}, [Output("p", [array], sent_binary)]))
         assert np.array_equal(found["p"][0], array)

@@ -126,7 +126,9 @@ def test_what_the_checkpoint_carries_may_change_until_it_is_written(data):
 
 
 def test_a_failed_start_does_not_bind_its_folder(data):
-    assert run(data, "--seed", "-1") == 2
+    (data / "scores.json").write_text('{"images": []}')
+    assert run(data, "--focus", str(data / "scores.json")) == 2
+    assert (data / "run/config.json").exists()  # it failed behind that, and before any state
     assert run(data, "--seed", "1", "--steps", "1") == 0
 
 

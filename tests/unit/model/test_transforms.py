@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from model.config import ConfigError, PreprocessConfig
+from model.pixels import pixels_of
 from model.transforms import (
     confidence,
     decide,
@@ -67,9 +68,23 @@ def test_sixteen_bits_give_what_eight_bits_give():
     assert np.abs(difference).max() <= 1
 
 
-def test_the_order_of_bytes_does_not_matter_and_constant_images_are_finite():
-    assert (prepare(np.full((8, 8), 7, np.uint8), PERCENTILE) <= 255).all()
-    assert prepare(np.zeros((1, 1), np.uint16), PERCENTILE).shape == (1, 1, 3)
+def test_the_order_of_bytes_does_not_matter():
+    values = nuclei(60, 90)[0].astype(np.uint16) * 150 + 1000
+    little, big = (
+        pixels_of(Image.frombytes(mode, (90, 60), values.astype(order).tobytes()))
+        for mode, order in (("I;16", "<u2"), ("I;16B", ">u2"))
+    )
+    assert np.array_equal(prepare(little, PERCENTILE), prepare(values, PERCENTILE))
+    assert np.array_equal(prepare(big, PERCENTILE), prepare(values, PERCENTILE))
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(8, 8), (1, 1), (5, 3, 3)])
+def test_an_image_of_one_value_is_black(depth, shape):
+    for value in (0, 7, np.iinfo(depth).max):
+        pixels = prepare(np.full(shape, value, depth), PERCENTILE)
+        assert pixels.shape == (*shape[:2], 3)
+        assert (pixels == 0).all()
 
 
 def test_a_few_bright_pixels_are_not_lost():

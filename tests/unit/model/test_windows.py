@@ -121,7 +121,7 @@ NUCLEI = (
     (260, 347, 3),
     (1040, 1388, 1),
 )
-"""(height, width, images) of the nuclei that the shipped model was trained on."""
+"""(height, width, images) of the data of the shipped nuclei, those held back for validation too."""
 
 
 def test_little_is_wasted_on_images_like_the_ones_we_know() -> None:
