@@ -96,6 +96,7 @@ async function introduce() {
     if (models.some((each) => !each.ready && !each.error)) setTimeout(introduce, 1000);
   } catch {
     $("service").textContent = "the service does not tell its models";
+    setTimeout(introduce, 5000); // it may be about to
   }
 }
 

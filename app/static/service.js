@@ -6,6 +6,7 @@ import { askForKey, key } from "./key.js";
 const AWAY = "away"; // no answer at all, or a proxy's word that there is nobody behind it
 const PATIENCE = { 429: 20, 503: 20, 504: 4, [AWAY]: 8 }; // attempts; a service starts within 90 s
 const LONGEST = 30; // seconds between two attempts, where the service does not say
+const LARGE = 1e8; // bytes; a service or a proxy may hang up on so many instead of answering
 
 /** fetch with the key the service wants, once somebody has typed it. */
 export async function ask(url, options = {}) {
@@ -34,7 +35,8 @@ export async function segment({ file, model, threshold }, output, { signal, wait
   if (threshold) query.set("threshold", threshold);
   const attempts = {}; // by cause: a service that has come back may be busy at first
   for (;;) {
-    let [answer, cause, problem] = [null, AWAY, "The service cannot be reached."];
+    const large = file.size > LARGE ? `, or does not take ${Math.round(file.size / 1e6)} MB` : "";
+    let [answer, cause, problem] = [null, AWAY, `The service cannot be reached${large}.`];
     try {
       answer = await ask(`segment?${query}`, {
         method: "POST",

@@ -120,6 +120,11 @@ def answer(route: Route, body: bytes | None = None, **headers: str) -> None:
     )
 
 
+def always(route: Route) -> None:
+    """The handler of a service with which all is well."""
+    answer(route)
+
+
 def refuse(route: Route, status: int, detail: str, **headers: str) -> None:
     """A problem document in the service's place."""
     kind = {"Content-Type": "application/problem+json"}
