@@ -86,7 +86,7 @@ function offer() {
 
 function tellThreshold() {
   const own = models.find((each) => each.name === $("model").value)?.threshold;
-  $("threshold").placeholder = own === undefined ? "the model's" : `${own}, the model's`;
+  $("threshold").placeholder = own === undefined ? "the model's" : `model's: ${own}`;
 }
 
 async function introduce() {

@@ -70,6 +70,8 @@ export function paint(mask) {
   const pixels = context.getImageData(0, 0, width, height);
   const edges = context.createImageData(width, height);
   const { data } = pixels;
+  // masks are opaque; a canvas beyond the browser's limits takes all that is drawn and stays empty
+  if (!data[3]) throw new Error(`no canvas of ${width} × ${height} here`);
   const inside = new Uint8Array(width * height);
   for (let i = 0; i < inside.length; i += 1) {
     inside[i] = data[4 * i] || data[4 * i + 1] || data[4 * i + 2] ? 1 : 0;

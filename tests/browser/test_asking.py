@@ -44,7 +44,7 @@ def test_the_chosen_model_stays_while_another_loads(page: Page) -> None:
     assert page.input_value("#model") == "b"
     held: list[Route] = []
     page.unroute("**/segment*")
-    page.route("**/segment*", held.append)
+    page.route("**/segment*", lambda route: held.append(route))
     choose(page, *[(f"{n}.png", CELLS) for n in range(4)])
     page.wait_for_function("document.querySelectorAll('[data-state=working]').length === 3")
     assert "Model\nb" in page.inner_text("#facts")

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, Route
 from tests.browser.conftest import always, answer, choose, done, over, refuse, square
 from tests.conftest import encode, nuclei
 
-CELLS = encode(nuclei(48, 48)[0])
+CELLS = encode(nuclei(64, 64)[0])  # of the size of the masks that are answered
 
 
 @pytest.fixture
