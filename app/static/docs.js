@@ -227,7 +227,8 @@ function target({ path, fields }) {
     else if (value && where === "query") query.append(name, value);
     else if (value && where === "header") headers[name] = value;
   }
-  return [`${path}${query.size ? `?${query}` : ""}`, headers];
+  // beside this page, which may be behind a prefix
+  return [new URL(`.${path}${query.size ? `?${query}` : ""}`, document.baseURI).href, headers];
 }
 
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
@@ -247,7 +248,7 @@ function curl(call) {
     words.push("-H", quoted(`Content-Type: ${type.replace("*", "png")}`));
     words.push("--data-binary", quoted(wantsFile(type) ? `@${files[0]}` : call.text.value));
   }
-  words.push(quoted(location.origin + url));
+  words.push(quoted(url));
   const [usual] = headers.Accept ? [headers.Accept] : call.answers;
   if (usual && !/json|text/.test(usual)) words.push("-o", `answer.${usual.split("/").at(-1)}`);
   return words.join(" ");
@@ -327,7 +328,7 @@ $("key").addEventListener("input", () => {
 });
 
 try {
-  const answer = await fetch("/openapi.json");
+  const answer = await fetch("openapi.json");
   api = await answer.json();
   draw();
 } catch (error) {

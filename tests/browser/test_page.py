@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import zipfile
@@ -13,39 +12,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.browser.conftest import ROOM
+from tests.browser.conftest import ROOM, canvas, choose, done
 from tests.conftest import Server, decode, encode, nuclei, serving
-
-
-def canvas(page: Page) -> np.ndarray:
-    """The pixels that the viewer shows, (H, W, 4)."""
-    width, height, data = page.evaluate(
-        """() => {
-            const c = document.getElementById('canvas');
-            const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height);
-            let bytes = '';  // as a list of numbers a picture takes ten seconds
-            for (let i = 0; i < pixels.data.length; i += 32768)
-                bytes += String.fromCharCode(...pixels.data.subarray(i, i + 32768));
-            return [c.width, c.height, btoa(bytes)];
-        }"""
-    )
-    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
-
-
-def done(page: Page, count: int = 1) -> None:
-    page.wait_for_function(
-        "n => document.querySelectorAll('#strip [data-state=done]').length === n", arg=count
-    )
-
-
-def choose(page: Page, *files: tuple[str, bytes]) -> None:
-    page.set_input_files(
-        "#files",
-        [
-            {"name": name, "mimeType": "application/octet-stream", "buffer": data}
-            for name, data in files
-        ],
-    )
 
 
 def test_a_sample_shows_its_mask_and_what_it_cost(page: Page) -> None:
@@ -130,7 +98,8 @@ def test_several_images_one_of_them_bad(page: Page) -> None:
         page.click("#download-all")
     archive = zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes()))
     assert archive.testzip() is None
-    assert sorted(archive.namelist()) == ["0-mask.png", "1-mask.png", "2-mask.png"]
+    masks = ["0-mask.png", "1-mask.png", "2-mask.png"]
+    assert sorted(archive.namelist()) == [*masks, "results.csv"]
     assert decode(archive.read("1-mask.png")).shape == (64, 96)
 
 

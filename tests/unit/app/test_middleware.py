@@ -177,6 +177,16 @@ def test_requests_are_counted_by_their_route(path: str, route: str, tiny: Path) 
     assert registry.get_sample_value("unet_requests_total", labels) == 1
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js"])
+def test_a_browser_asks_whether_the_page_is_still_the_same(path: str, tiny: Path) -> None:
+    app = create_app(Settings(weights_dir=tiny))
+    first = asyncio.run(ask(app, "GET", path))
+    assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
+    tag = {"If-None-Match": first.headers["etag"]}
+    second = asyncio.run(ask(app, "GET", path, **tag))
+    assert (second.status_code, second.headers["cache-control"]) == (304, "no-cache")
+
+
 def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     async def left(scope: Any, receive: Any, send: Any) -> None:
         raise ClientDisconnect
