@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.browser.conftest import ROOM, canvas, choose, done
+from tests.browser.conftest import ROOM, canvas, choose, done, drawn, over
 from tests.conftest import Server, decode, encode, nuclei, serving
 
 
@@ -202,15 +202,26 @@ def test_everything_can_be_reached_and_operated_by_keyboard(page: Page) -> None:
     for key, chosen in (("ArrowDown", "person"), ("ArrowUp", "nuclei")):
         press(key)
         assert page.input_value("#model") == chosen
+    assert tab(page) == "threshold"
+    for key, value in (("ArrowUp", "0.05"), ("Backspace", "")):
+        press("Control+a")
+        press(key)
+        assert page.input_value("#threshold") == value
     for count, name in enumerate(("fluorescence", "histology"), start=1):
         assert tab(page) == f"Sample: {name}"
         press("Enter")
         done(page, count)
 
-    for name in ("fluorescence.png", "histology.jpg"):
-        assert tab(page) == name
-        press("Enter")
+    assert tab(page) == "again"
+    press("Enter")
+    over(page)
+    done(page, 2)
+    assert tab(page) == "clear"
+    assert tab(page) == "histology.jpg"  # the chosen one; inside the strip arrows lead
+    for key, name in (("ArrowLeft", "fluorescence.png"), ("ArrowRight", "histology.jpg")):
+        press(key)
         assert page.inner_text("#name") == name
+        drawn(page)
     for name, key in (("overlay", "Enter"), ("outline", "Space"), ("mask", "Enter")):
         assert tab(page) == name
         before = canvas(page)
@@ -228,6 +239,10 @@ def test_everything_can_be_reached_and_operated_by_keyboard(page: Page) -> None:
             press("Enter")
         assert download.value.suggested_filename == file
     assert tab(page) == "licence"
+    page.focus("#clear")  # last: what is there goes
+    press("Enter")
+    page.wait_for_selector("#work", state="hidden")
+    page.focus("footer a")
     press("Enter")
     page.wait_for_url("**/LICENSE.txt")
 
