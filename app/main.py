@@ -82,6 +82,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def docs(request: Request) -> Response:
         return await static.get_response("docs.html", request.scope)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon(request: Request) -> Response:
+        """What browsers ask for beside all that is no page: JSON, a licence."""
+        return await static.get_response("icon.svg", request.scope)
+
     handlers.install(app)
     # From the inside out: each wraps those before it.
     app.add_middleware(HearOut)

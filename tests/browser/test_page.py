@@ -233,7 +233,7 @@ def test_everything_can_be_reached_and_operated_by_keyboard(page: Page) -> None:
     assert tab(page) == "kind"
     press("ArrowDown")
     assert page.input_value("#kind") == "overlay"
-    for name, file in (("download", "histology-overlay.png"), ("download-all", "masks.zip")):
+    for name, file in (("download", "histology-overlay.png"), ("download-all", "overlay.zip")):
         assert tab(page) == name
         with page.expect_download() as download:
             press("Enter")

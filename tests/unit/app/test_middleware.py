@@ -177,7 +177,7 @@ def test_requests_are_counted_by_their_route(path: str, route: str, tiny: Path) 
     assert registry.get_sample_value("unet_requests_total", labels) == 1
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/favicon.ico", "/static/app.js"])
 def test_a_browser_asks_whether_the_page_is_still_the_same(path: str, tiny: Path) -> None:
     app = create_app(Settings(weights_dir=tiny))
     first = asyncio.run(ask(app, "GET", path))
