@@ -1,7 +1,7 @@
 // The images and their queue. An item keeps its file and its mask as they are stored, a few kilobytes
 // of mask and a file that stays on the disk; pixels are the viewer's.
 
-import { TURNED, decode, release, thumbnail, thumbnailMask } from "./pictures.js";
+import { TURNED, decode, release, sameSize, thumbnail, thumbnailMask } from "./pictures.js";
 import { segment } from "./service.js";
 import * as strip from "./strip.js";
 import * as viewer from "./viewer.js";
@@ -101,7 +101,7 @@ async function make(item, signal) {
   if (!blob.type.startsWith("image/")) throw new Error("Something answered that is not the service.");
   const mask = await createImageBitmap(blob).catch(() => null); // too large for it, perhaps
   const size = mask && { width: mask.width, height: mask.height };
-  let [overlay, note] = [null, mask && seen && !viewer.sameSize(seen, mask) ? TURNED : why];
+  let [overlay, note] = [null, mask && seen && !sameSize(seen, mask) ? TURNED : why];
   if (note) {
     // what the browser shows wrongly or not at all, the service draws: as an overlay, which the
     // viewer takes off again. The mask is made by now, and stays whatever becomes of this.

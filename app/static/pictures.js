@@ -119,3 +119,5 @@ export function thumbnailMask(canvas, mask) {
 }
 
 const middle = ({ width, height }, side) => [(width - side) / 2, (height - side) / 2, side, side];
+
+export const sameSize = (a, b) => a.width === b.width && a.height === b.height;

@@ -1,7 +1,7 @@
 // The item that is shown. Of it alone there are bitmaps and canvases, made anew from its file and its
 // mask whenever it is chosen: of 2048 × 2048 pixels they take 65 MB, which a folder must not multiply.
 
-import { decode, paint, release, untinted } from "./pictures.js";
+import { decode, paint, release, sameSize, untinted } from "./pictures.js";
 
 const $ = (id) => document.getElementById(id);
 const view = { overlay: true, outline: false, mask: false };
@@ -84,8 +84,6 @@ async function layersOf(item) {
   }
   return layers;
 }
-
-export const sameSize = (a, b) => a.width === b.width && a.height === b.height;
 
 function draw() {
   if (!fits(held)) return;
