@@ -135,7 +135,7 @@ class Client:
             TypeError: no such image can be sent.
             OSError: the file cannot be read.
         """
-        data = _encoded(image)
+        data = encoded(image)
         deadline = time.monotonic() + self._timeout
         while True:
             status, headers, content = self._post(data, query, deadline)
@@ -239,8 +239,9 @@ class Client:
         self.close()
 
 
-def _encoded(image: Picture) -> bytes:
-    """
+def encoded(image: Picture) -> bytes:
+    """What is sent of an image: its bytes as they are; of pixels a PNG, which loses nothing.
+
     Raises:
         TypeError: it is none of what `Picture` lists.
     """

@@ -14,10 +14,9 @@ from typing import Any
 import httpx
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from tqdm import tqdm
 
-from app.client import Client
+from app.client import Client, encoded
 from app.engine.factory import EngineUnavailable, build_engine, choose_engines
 from app.engine.images import by_engine
 from model.checkpoint import load_checkpoint, write_atomically
@@ -30,12 +29,10 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def by_url(client: Client, *, instances: bool = False, **query: str | float) -> Predict:
-    """A running service; every image is sent as PNG, which loses nothing."""
+    """A running service."""
 
     def predict(image: npt.NDArray[Any]) -> Prediction:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-        data = buffer.getvalue()
+        data = encoded(image)  # once, for both
         mask = client.segment(data, **query).image()
         if not instances:
             return Prediction(mask)

@@ -50,8 +50,8 @@ _GREY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6  # PNG's colour types
 _UP = 2  # PNG's filter: a line less the line above
 
 _TINT = (255, 64, 129)
-"""Of what is not background in an overlay. The page takes it off again (`app/static/app.js`), where
-its browser cannot show the image itself."""
+"""Of what is not background in an overlay. The page takes it off again, where its browser cannot
+show the image itself (`app/static/pictures.js`)."""
 
 ByteArray = npt.NDArray[np.uint8]
 
