@@ -110,13 +110,13 @@ class Metrics(Observer):
     def batch_failed(self, runner: str, error: BaseException) -> None:
         self.batch_failures.labels(runner, type(error).__name__).inc()
 
-    def capped(self, runner: str, key: Hashable, cap: int) -> None:
+    def batch_capped(self, runner: str, key: Hashable, cap: int) -> None:
         self.batch_cap.labels(runner, str(key)).set(cap)
 
-    def refused(self, reason: str) -> None:
+    def request_rejected(self, reason: str) -> None:
         self.rejected.labels(reason).inc()
 
-    def dropped(self, reason: str, windows: int) -> None:
+    def windows_dropped(self, reason: str, windows: int) -> None:
         self.dropped_windows.labels(reason).inc(windows)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
