@@ -1,4 +1,4 @@
-"""`unet serve`: the service, until a signal."""
+"""`unet serve`: run the service until a signal."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from app.settings import Settings, add_flags, given_flags, load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A flag a setting."""
+    """One flag per setting."""
     add_flags(parser, Settings.model_fields)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Serve until a signal: 130 after Ctrl-C; 1 when the default model could not be served."""
+    """Serve until a signal. Returns 130 after Ctrl-C, 1 if the default model cannot be served."""
     settings = load_settings(**given_flags(args, Settings.model_fields))
     logs.set_up(settings.log_format, settings.log_level)
-    listening = listen(settings.host, settings.port)  # first: it fails at once, if it does
+    listening = listen(settings.host, settings.port)  # first, because it fails fastest
     app = create_app(settings)
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
         http=Connection,
+        timeout_keep_alive=settings.keep_alive_s,
         ws="none",
         log_config=None,
         access_log=False,
