@@ -85,7 +85,7 @@ def test_back_to_an_old_file_while_somebody_still_holds_it(
             assert old.rendered[Output.MASK].content == first
         async with asyncio.timeout(30):
             assert await mask(service) == first
-        assert len(service.workers[0].engines) == 1
+        assert len(service.devices[0].engines) == 1
         assert service.readiness_error() is None
 
     with_service(tmp_path, scene)
