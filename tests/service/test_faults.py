@@ -130,7 +130,7 @@ def test_the_process_leaves_if_told_to(fault: str, tiny: Path) -> None:
         client.start()
         assert server.process.wait(15) == 70
         client.join()
-        assert any("leaving" in line for line in server.lines)
+        assert any("exiting" in line for line in server.lines)
 
 
 def _post_quietly(server: Server) -> None:

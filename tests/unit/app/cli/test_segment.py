@@ -59,7 +59,7 @@ def test_an_error_of_ours_leaves_nothing_running(
     stop = Service.stop
 
     async def stopping(self: Service) -> None:
-        left.append((self.batcher.reserved, self.batcher.elapsed()))
+        left.append((self.batcher.statistics().reserved, self.batcher.elapsed()))
         await stop(self)
 
     def broken(*_: object) -> None:
