@@ -26,19 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from model.arrays import AnyArray, ByteArray
 from model.config import (
     LEVELS,
     Calibration,
-    ConfigError,
     PreprocessConfig,
     UNetConfig,
     check_name,
     check_together,
 )
+from model.errors import CheckpointError, ConfigError
 
 SUFFIX = ".safetensors"
 MANIFEST = "manifest.json"
@@ -46,12 +46,16 @@ FORMAT = "unet-server/1"
 
 _GOLDEN_IMAGE, _GOLDEN_MASK = "golden.image", "golden.mask"
 
-_DAMAGED = (AttributeError, LookupError, RecursionError, TypeError, ValueError, SafetensorError)
+_DAMAGED = (
+    AttributeError,
+    ConfigError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    SafetensorError,
+)
 """What readers stumble with over JSON that is none, or is not of our form."""
-
-
-class CheckpointError(ValueError):
-    """A file is not a checkpoint of ours, or is damaged; the message is one line and names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +67,8 @@ class Golden:
         mask: (H, W) uint8, as `model.transforms.to_mask` gives it.
     """
 
-    image: npt.NDArray[Any]
-    mask: npt.NDArray[np.uint8]
+    image: AnyArray
+    mask: ByteArray
 
 
 _NO_GOLDEN = Golden(np.zeros((0, 0), np.uint8), np.zeros((0, 0), np.uint8))
@@ -78,7 +82,7 @@ class Checkpoint:
         name: the file's stem; what clients ask for.
         architecture, preprocess: rebuild the network and its data path.
         state: tensors by state-dict name, float16 or float32.
-        golden: what an engine must reproduce; not in a draft, see `model.predict.with_golden`.
+        golden: what an engine must reproduce; not in a draft, see `model.predict.attach_golden`.
         card: metrics, data, licence, training, revision, ...: facts for people, as JSON.
         calibration: what int8 needs; None: this model has no int8.
         sha256: of the file, in hex; empty before it is saved.
@@ -87,7 +91,7 @@ class Checkpoint:
     name: str
     architecture: UNetConfig
     preprocess: PreprocessConfig
-    state: Mapping[str, npt.NDArray[Any]]
+    state: Mapping[str, AnyArray]
     golden: Golden = dataclasses.field(default_factory=lambda: _NO_GOLDEN)
     card: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     calibration: Calibration | None = None
@@ -299,9 +303,7 @@ def _header(path: Path, content: bytes) -> dict[str, str]:
     return header
 
 
-def _check_tensors(
-    path: Path, tensors: Mapping[str, npt.NDArray[Any]], architecture: UNetConfig
-) -> None:
+def _check_tensors(path: Path, tensors: Mapping[str, AnyArray], architecture: UNetConfig) -> None:
     wanted = dict(parameter_shapes(architecture))
     found = {name: tensor.shape for name, tensor in tensors.items()}
     for name in sorted(wanted.keys() | found.keys()):
@@ -312,7 +314,7 @@ def _check_tensors(
             )
 
 
-def _digest(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+def _digest(tensors: Mapping[str, AnyArray]) -> str:
     """sha256 over name, type, shape and bytes of every tensor, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy import ndimage
+
+from model.arrays import FloatArray, UInt16Array
 
 MIN_PIXELS = 36
 """Smaller objects are specks."""
@@ -17,9 +18,7 @@ is barely foreground everywhere (debris, blur) is foreground in the mask, but no
 Both were chosen on the validation fields of the nuclei; see weights/README.md."""
 
 
-def label_instances(
-    probabilities: npt.NDArray[np.float32], threshold: float = 0.5
-) -> npt.NDArray[np.uint16]:
+def label_instances(probabilities: FloatArray, threshold: float = 0.5) -> UInt16Array:
     """(C, H, W) probabilities -> (H, W) labels, 0 background, 1..n one object each.
 
     With a border channel, seeds are the foreground without the borders; without one, what erosion

@@ -10,14 +10,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from contourpy import FillType, contour_generator
 from scipy import ndimage
 
+from model.arrays import AnyArray, BoolArray, FloatArray, Int32Array
 
-def outline(
-    labels: npt.NDArray[Any], probability: npt.NDArray[np.float32], name: str
-) -> list[dict[str, Any]]:
+
+def to_features(labels: AnyArray, probability: FloatArray, name: str) -> list[dict[str, Any]]:
     """One GeoJSON Feature for each object, in the order of the labels.
 
     Args:
@@ -57,13 +56,13 @@ def outline(
     return features
 
 
-def components(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+def label_components(mask: BoolArray) -> Int32Array:
     """(H, W) -> labels of its connected parts, corners included."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     return np.asarray(labels, np.int32)
 
 
-def _rings(inside: npt.NDArray[np.bool_], left: int, top: int) -> list[list[list[list[float]]]]:
+def _rings(inside: BoolArray, left: int, top: int) -> list[list[list[list[float]]]]:
     """Polygons of a small mask; of each its closed outer ring first, then its holes."""
     padded = np.pad(inside, 1).astype(np.float32)  # or a ring would stay open at the edge
     contours = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, np.inf)

@@ -5,32 +5,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.by_window import by_window
+from model.arrays import AnyArray, ByteArray, FloatArray
 from model.checkpoint import Checkpoint, Golden
 from model.config import PreprocessConfig
-from model.transforms import normalise, probabilities, to_mask
+from model.sliding_window import sliding_window_inference
+from model.transforms import normalize, probabilities, to_mask
 from model.unet import UNet
 
 GOLDEN_SIDE = 256
 """Pixels of a golden image's sides, unless the whole image is needed (mode "resize")."""
 
 
-def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The state dict of its network, in fp32."""
     return {name: torch.from_numpy(array).float() for name, array in checkpoint.state.items()}
 
 
-def network_of(checkpoint: Checkpoint) -> UNet:
+def build_network(checkpoint: Checkpoint) -> UNet:
     """Its network, in fp32 on the CPU."""
     network = UNet.from_config(checkpoint.architecture)
-    network.load_state_dict(tensors_of(checkpoint))
+    network.load_state_dict(load_tensors(checkpoint))
     return network
 
 
@@ -49,24 +49,24 @@ class Predictor:
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Self:
         """The predictor of a checkpoint, in fp32."""
-        network = network_of(checkpoint)
+        network = build_network(checkpoint)
         network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(network, checkpoint.preprocess)
 
     @torch.inference_mode()
-    def __call__(self, image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def __call__(self, image: AnyArray) -> FloatArray:
         device = next(self.network.parameters()).device
 
-        def compute(window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-            batch = normalise(torch.from_numpy(window).to(device), self.preprocess)
+        def compute(window: ByteArray) -> FloatArray:
+            batch = normalize(torch.from_numpy(window).to(device), self.preprocess)
             batch = batch.contiguous(memory_format=torch.channels_last)
             return probabilities(self.network(batch), self.preprocess).cpu().numpy()
 
         with _evaluating(self.network):
-            return by_window(image, self.network.config, self.preprocess, compute)
+            return sliding_window_inference(image, self.network.config, self.preprocess, compute)
 
 
-def with_golden(checkpoint: Checkpoint, image: npt.NDArray[Any]) -> Checkpoint:
+def attach_golden(checkpoint: Checkpoint, image: AnyArray) -> Checkpoint:
     """The checkpoint with a golden pair: `image` (its middle, mode "native") and the mask of it.
 
     The weights are taken as they are stored, rounded to fp16 if they are.

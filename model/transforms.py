@@ -11,9 +11,9 @@ learnt is what is served. The steps, in the order of the data::
       -> probabilities  float in 0..1: on the device
       -> model.windows  stitched
       -> restore        back to the image's own size (mode "resize")
-      -> to_mask        uint8 (H, W); `decide` is both in one
+      -> to_mask        uint8 (H, W); `mask_and_confidence` is both in one
 
-`normalise` and `probabilities` use only the methods of the tensors they are given, so that
+`normalize` and `probabilities` use only the methods of the tensors they are given, so that
 importing this module, and serving without torch, does not import it.
 """
 
@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from model.arrays import AnyArray, ByteArray, FloatArray
 from model.config import PreprocessConfig
 
 if TYPE_CHECKING:
@@ -46,11 +47,8 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-ByteArray = npt.NDArray[np.uint8]
-FloatArray = npt.NDArray[np.float32]
 
-
-def prepare(image: npt.NDArray[Any], config: PreprocessConfig) -> ByteArray:
+def prepare(image: AnyArray, config: PreprocessConfig) -> ByteArray:
     """The uint8 image that is cut into windows.
 
     Eight bits are enough once the intensities are spread over the image's own range, and a quarter
@@ -90,7 +88,7 @@ def prepare(image: npt.NDArray[Any], config: PreprocessConfig) -> ByteArray:
     raise ValueError(f"cannot make {channels} channels of {pixels.shape[2]}")
 
 
-def _percentiles(image: npt.NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
+def _percentiles(image: AnyArray, percentiles: tuple[float, float]) -> tuple[float, float]:
     """Percentiles of all the values of the image, the channels together (that keeps its colours).
 
     From a histogram: exact for integers, and one pass whatever the size.
@@ -106,7 +104,7 @@ def _percentiles(image: npt.NDArray[Any], percentiles: tuple[float, float]) -> t
     return low, high
 
 
-def _histogram(image: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _histogram(image: AnyArray) -> npt.NDArray[np.int64]:
     """How often each value occurs.
 
     Pillow counts bytes where they lie, ten times as fast as `np.bincount`; and that one widens
@@ -122,7 +120,7 @@ def _histogram(image: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return counts
 
 
-def _stretch(image: npt.NDArray[Any], low: float, high: float) -> ByteArray:
+def _stretch(image: AnyArray, low: float, high: float) -> ByteArray:
     """low..high -> 0..255, clipped. A table, since there are only so many values."""
     values = np.arange(int(np.iinfo(image.dtype).max) + 1, dtype=np.float32)
     table = np.clip((values - low) * (255.0 / max(high - low, 1.0)) + 0.5, 0, 255).astype(np.uint8)
@@ -142,7 +140,7 @@ def _pillow(image: ByteArray) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def _blocks(image: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+def _blocks(image: AnyArray) -> list[AnyArray]:
     """A few rows at a time, so that what is made of them is never as large as the image."""
     most = max(1, _BLOCK // (image.shape[1] * image.shape[2]))
     return [image[rows] for rows in _parts(image.shape[0], most)]
@@ -158,7 +156,7 @@ def _resize_bytes(
     return np.asarray(resized).reshape(height, width, pixels.shape[2])
 
 
-def normalise(windows: Tensor, config: PreprocessConfig) -> Tensor:
+def normalize(windows: Tensor, config: PreprocessConfig) -> Tensor:
     """(N, h, w, C) uint8 -> (N, C, h, w) float32, (value/255 - mean) / std, on their device."""
     scaled = windows.permute(0, 3, 1, 2).float()
     mean = scaled.new_tensor(config.mean).view(1, -1, 1, 1)
@@ -176,7 +174,7 @@ def probabilities(logits: Tensor, config: PreprocessConfig) -> Tensor:
     return logits.sigmoid() if config.binary else logits.softmax(dim=1)
 
 
-def restore(stitched: FloatArray, height: int, width: int) -> FloatArray:
+def resize_to_image(stitched: FloatArray, height: int, width: int) -> FloatArray:
     """(C, h, w) probabilities -> (C, height, width): the way back of mode "resize".
 
     Bilinear, and antialiased where the image was smaller than the window.
@@ -192,8 +190,8 @@ def restore(stitched: FloatArray, height: int, width: int) -> FloatArray:
 def _restored(
     stitched: FloatArray, height: int, width: int
 ) -> Iterator[tuple[slice, slice, FloatArray]]:
-    """What `restore` returns in tiles, and their rows and columns: so small that what is made of a
-    tile is made while it is in the processor's cache."""
+    """What `resize_to_image` returns in tiles, and their rows and columns: so small that what is
+    made of a tile is made while it is in the processor's cache."""
     if height < stitched.shape[1]:  # the fewer rows first: a flat image may be very wide
         stitched = _resized(stitched, 1, height, slice(0, height))
     for columns in _parts(width, _COLUMNS):
@@ -241,7 +239,7 @@ def _taps(source: int, target: int, part: slice) -> tuple[npt.NDArray[np.intp], 
     return index.clip(0, source - 1), (whole / _WHOLE).astype(np.float32)
 
 
-def decide(
+def mask_and_confidence(
     stitched: FloatArray,
     height: int,
     width: int,
@@ -250,8 +248,8 @@ def decide(
 ) -> tuple[ByteArray, float]:
     """(C, h, w) probabilities -> the mask (height, width), and the confidence in it.
 
-    The same as `to_mask` and `confidence` of what `restore` returns, which is never held as a
-    whole: for a photograph that is 10 MB, read and written three times.
+    The same as `to_mask` and `confidence` of what `resize_to_image` returns, which is never held as
+    a whole: for a photograph that is 10 MB, read and written three times.
     """
     if config.binary:
         stitched = stitched[:1]  # the borders between objects decide nothing here

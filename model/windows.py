@@ -23,9 +23,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from model.config import DIVISOR, PreprocessConfig, Shape, UNetConfig
-
-FloatArray = npt.NDArray[np.float32]
+from model.arrays import ByteArray, FloatArray, Shape
+from model.config import DIVISOR, PreprocessConfig, UNetConfig
 
 LARGE = 2_000_000
 """Pixels above which an image's windows share less than its checkpoint asks for, ..."""
@@ -166,7 +165,7 @@ class WindowPlan:
             for column, width in enumerate(self.columns.sizes)
         )
 
-    def cut(self, image: npt.NDArray[np.uint8], window: Window, out: npt.NDArray[np.uint8]) -> None:
+    def cut(self, image: ByteArray, window: Window, out: ByteArray) -> None:
         """Copy one window of `image` into `out`, reflected where it hangs over the edge.
 
         Args:

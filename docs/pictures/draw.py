@@ -14,12 +14,12 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from app.images import overlay
+from app.imaging.decode import overlay
 from model.checkpoint import load_checkpoint
-from model.data import read_image
 from model.instances import label_instances
-from model.pictures import compare, contact_sheet, draw_curves
 from model.predict import Predictor
+from model.training.data import read_image
+from model.training.plots import compare, contact_sheet, draw_curves
 from model.transforms import prepare, to_mask
 
 HERE = Path(__file__).parent

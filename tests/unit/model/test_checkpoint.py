@@ -10,7 +10,6 @@ from safetensors.numpy import save
 
 from model.checkpoint import (
     Checkpoint,
-    CheckpointError,
     Golden,
     load_checkpoint,
     parameter_shapes,
@@ -19,7 +18,8 @@ from model.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from model.config import Calibration, ConfigError, PreprocessConfig, UNetConfig
+from model.config import Calibration, PreprocessConfig, UNetConfig
+from model.errors import CheckpointError, ConfigError
 from model.unet import UNet
 
 
@@ -65,7 +65,7 @@ def test_a_calibration_travels_in_the_header(tmp_path, checkpoint):
         save_checkpoint(path, dataclasses.replace(checkpoint, calibration=calibration))
         loaded = load_checkpoint(path).calibration
         assert loaded == calibration
-        assert loaded.proven == (calibration is proven)
+        assert loaded.validated == (calibration is proven)
 
 
 @pytest.mark.parametrize(("base", "channels"), [(2, 1), (4, 5)])

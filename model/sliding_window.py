@@ -1,0 +1,40 @@
+"""An image through whatever computes windows, one at a time: for measuring, not for serving.
+
+Knows no torch and no engine: bytes of windows out, their probabilities in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from model.arrays import AnyArray, ByteArray, FloatArray
+from model.config import PreprocessConfig, UNetConfig
+from model.transforms import prepare, resize_to_image
+from model.windows import Stitcher, plan_windows
+
+
+def sliding_window_inference(
+    image: AnyArray,
+    architecture: UNetConfig,
+    preprocess: PreprocessConfig,
+    compute: Callable[[ByteArray], FloatArray],
+) -> FloatArray:
+    """The probabilities of an image, (C, H, W).
+
+    Args:
+        image: decoded, (H, W) or (H, W, 3), uint8 or uint16.
+        compute: (1, h, w, C) uint8 of one window -> its probabilities, (1, C, h', w').
+
+    Raises:
+        ValueError: it is no such image.
+    """
+    pixels = prepare(image, preprocess)
+    plan = plan_windows(pixels.shape[0], pixels.shape[1], architecture, preprocess)
+    stitcher = Stitcher(plan, architecture.out_channels)
+    for window in plan.windows:
+        cut = np.empty((1, *window.shape, pixels.shape[2]), np.uint8)
+        plan.cut(pixels, window, out=cut[0])
+        stitcher.add(window, compute(cut)[0])
+    return resize_to_image(stitcher.result(), image.shape[0], image.shape[1])
