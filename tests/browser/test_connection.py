@@ -1,7 +1,9 @@
-"""How the page reaches the service: model list, API key, path prefix."""
+"""How the page reaches the service: model list, API key, path prefix, policy."""
 
 from __future__ import annotations
 
+import httpx
+import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.browser.conftest import (
@@ -14,7 +16,7 @@ from tests.browser.conftest import (
     wait_done,
     wait_finished,
 )
-from tests.conftest import encode, nuclei, serving
+from tests.conftest import Server, encode, nuclei, serving
 
 CELLS = encode(nuclei(64, 64)[0])
 
@@ -135,3 +137,34 @@ def test_page_works_behind_a_path_prefix(prefixed_page: Page) -> None:
     assert f"{PREFIX}/segment" in page.inner_text("#curl")
     page.click("text=API")
     page.wait_for_url(f"{PREFIX}/docs")
+
+
+@pytest.mark.parametrize(
+    ("path", "images"), [("/", "img-src 'self'"), ("/docs", "img-src 'self' blob: data:")]
+)
+def test_policy_allows_this_servers_files_only(server: Server, path: str, images: str) -> None:
+    response = httpx.get(server.url + path)
+    assert sorted(response.headers["content-security-policy"].split("; ")) == sorted(
+        [
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'self'",
+            images,
+        ]
+    )
+
+
+def test_policy_blocks_inline_scripts(page: Page, expected_errors: list[str]) -> None:
+    expected_errors.append("Content Security Policy")
+    page.evaluate(
+        """() => {
+            const script = document.createElement('script');
+            script.textContent = 'window.injected = true';
+            document.body.append(script);
+        }"""
+    )
+    assert page.evaluate("window.injected") is None
