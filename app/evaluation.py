@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from app.client import Client, encoded
 from app.engine.factory import EngineUnavailable, build_engine, choose_engines
 from app.engine.images import by_engine
 from model.checkpoint import load_checkpoint, write_atomically
@@ -24,6 +22,7 @@ from model.config import PreprocessConfig
 from model.data import PairedDataset, open_dataset, split_dataset
 from model.evaluate import Predict, Prediction, evaluate, from_probabilities, worst_sheet
 from model.recipe import DataConfig, Recipe
+from unet_client import Client, UnetClientError, encode_image
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -32,7 +31,7 @@ def by_url(client: Client, *, instances: bool = False, **query: str | float) -> 
     """A running service."""
 
     def predict(image: npt.NDArray[Any]) -> Prediction:
-        data = encoded(image)  # once, for both
+        data = encode_image(image)  # once, for both outputs
         mask = client.segment(data, **query).image()
         if not instances:
             return Prediction(mask)
@@ -73,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     try:
         return _measure(args)
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise ValueError(f"{args.url} does not answer: {error}") from error
+    except UnetClientError as error:
+        raise ValueError(str(error)) from error
 
 
 def _measure(args: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from app.client import Client
 from app.engine.base import Engine
 from app.engine.images import by_engine
 from app.engine.openvino import OpenVinoEngine, has_bf16
@@ -20,6 +19,7 @@ from model.predict import Predictor
 from model.transforms import normalise, probabilities
 from model.unet import UNet
 from tests.conftest import FIXTURES, ROOT, drawn_weights, nuclei, serving
+from unet_client import Client
 
 BINARY = ("background", "nucleus")
 CASES = {

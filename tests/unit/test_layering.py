@@ -21,7 +21,7 @@ FLOORS = [
     ["app.service"],
     ["app.segmenter"],
     ["app.registry", "app.outputs"],
-    ["app.engine", "app.images", "app.metrics", "app.settings", "app.logs", "app.client"],
+    ["app.engine", "app.images", "app.metrics", "app.settings", "app.logs"],
     ["app.tensors"],
     ["app.budget", "app.formats", "app.tiff", "app.sources"],
     ["app.batching"],
