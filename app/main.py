@@ -41,9 +41,12 @@ _EXPOSED_HEADERS = [
 ]
 
 
-class _Fresh(StaticFiles):
-    """Files that a browser keeps, but asks about each time, by their ETag. Without a word on it
-    browsers guess how long a file lasts, and run the modules of two versions together."""
+class RevalidatedStaticFiles(StaticFiles):
+    """Static files that browsers cache but revalidate by ETag before each use.
+
+    Without Cache-Control, browsers guess how long a file stays valid. After an update they would
+    mix the page's modules of two versions.
+    """
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -72,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="U-Net segmentation: POST an image, get a PNG mask.",
         license_info={"name": "MIT"},
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own pages load their scripts from another host
+        docs_url=None,  # FastAPI's own pages load Swagger UI and ReDoc from another host
         redoc_url=None,
         openapi_url=None,  # served below by a route of its own, which the metrics name
         redirect_slashes=False,  # a path with one slash too many is an error that says so
@@ -83,7 +86,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router, dependencies=authentication)
     for router in (probes.router, v2.health_router):
         app.include_router(router)
-    static = _Fresh(directory=_STATIC)
+    # The package is located, not imported: only its copy of Swagger UI is used.
+    static = RevalidatedStaticFiles(directory=_STATIC, packages=[("fastapi_swagger", "resources")])
     app.mount("/static", static, name="static")
 
     @app.get("/openapi.json", include_in_schema=False)
@@ -100,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon(request: Request) -> Response:
-        """What browsers ask for beside all that is no page: JSON, a licence."""
+        """The icon of responses that are not HTML, such as JSON; pages link to it themselves."""
         return await static.get_response("icon.svg", request.scope)
 
     install_handlers(app)

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.client import Client, SegmentationFailed
 from model.checkpoint import load_checkpoint
 from model.predict import Predictor
 from model.transforms import to_mask
@@ -65,7 +64,8 @@ def test_multipart_and_raw_body_give_the_same_mask(server: Server, post: Post) -
 
 
 @pytest.mark.parametrize(
-    ("coding", "compress"), [("gzip", gzip.compress), ("Deflate", zlib.compress), ("identity", bytes)]
+    ("coding", "compress"),
+    [("gzip", gzip.compress), ("Deflate", zlib.compress), ("identity", bytes)],
 )
 def test_body_may_be_compressed(
     server: Server, post: Post, coding: str, compress: Callable[[bytes], bytes]
@@ -251,16 +251,6 @@ def test_output_that_the_model_does_not_have_is_422(tmp_path: Path) -> None:
         assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
         probability = httpx.post(url, params={"output": "probability"}, files=files[:1])
         assert Image.open(io.BytesIO(probability.content)).mode.startswith("I")
-
-
-def test_python_client(server: Server) -> None:
-    with Client(server.url) as client:
-        answer = client.segment(encode(nuclei(64, 80)[0]))
-        assert answer.coverage == pytest.approx((answer.image() > 0).mean(), abs=1e-6)
-        assert client.model("nuclei") in client.models()["models"]
-        with pytest.raises(SegmentationFailed, match="nobody") as caught:
-            client.model("nobody")
-        assert caught.value.status == 404
 
 
 def test_valid_request_id_is_echoed(post: Post) -> None:
