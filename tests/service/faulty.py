@@ -1,7 +1,8 @@
-"""`unet serve` with an engine that fails where a window is all white; how, says FAULT.
+"""`unet serve` with an engine that fails on a window that is all white, as FAULT says.
 
 hang: never returns · lost: the device is gone · nan: not a number · error: it raises ·
-memory: out of memory for more than two windows at once · slow: a tenth of a second a batch
+memory: out of memory for more than two windows at once · slow: 0.1 s per batch, for all windows ·
+load: loading a model never ends
 """
 
 from __future__ import annotations
@@ -43,7 +44,13 @@ def faulty(self: OpenVinoEngine, windows: np.ndarray) -> Any:
     return result
 
 
+def never_warm(self: OpenVinoEngine) -> None:
+    time.sleep(3600)
+
+
 OpenVinoEngine.run = faulty  # type: ignore[method-assign]
+if FAULT == "load":
+    OpenVinoEngine.warm = never_warm  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     sys.exit(cli.main())
