@@ -28,7 +28,7 @@ from tests.conftest import (
     serving,
     write_tiny,
 )
-from tests.service.test_patience import connected, wait_for
+from tests.service.test_timeouts import connected, wait_for
 
 GREY = nuclei(90, 130)[0]
 IMAGE = np.repeat(GREY[:, :, None], 3, axis=2)
