@@ -8,7 +8,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -32,11 +32,21 @@ class Server(uvicorn.Server):
     before it had a chance to read `/readyz`. Here the probe turns 503 first, new work is refused
     with 503 and Retry-After, every accepted request is answered (503 too, if UNET_DRAIN_S is too
     short for it), and then the sockets close.
+
+    Args:
+        on_ready: called once with host and port, as soon as the default model is served.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        on_ready: Callable[[str, int], None] | None = None,
+    ) -> None:
         super().__init__(config)
         self.service = service
+        self._on_ready = on_ready
+        self._waiting: list[asyncio.Task[None]] = []
         self._ending: asyncio.Task[None] | None = None
         self.interrupted = False
 
@@ -44,11 +54,12 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():
             self._loop = asyncio.get_running_loop()
-            failed = self._loop.create_task(self._leave_on_failure())
+            self._waiting.append(self._loop.create_task(self._leave_on_failure()))
             try:
                 yield
             finally:
-                failed.cancel()
+                for task in self._waiting:
+                    task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # What becomes of a re-raised Ctrl-C depends on what asyncio awaits at that moment.
@@ -92,6 +103,16 @@ class Server(uvicorn.Server):
             for listening in server.sockets:
                 host, port = listening.getsockname()[:2]
                 log.info("listening on http://%s:%d", host, port)
+        if self._on_ready is not None and self.servers:
+            report = self._report_ready(self._on_ready, host, port)
+            self._waiting.append(self._loop.create_task(report))
+
+    async def _report_ready(
+        self, on_ready: Callable[[str, int], None], host: str, port: int
+    ) -> None:
+        while not self.service.started:  # noqa: ASYNC110 (the service has no event for it)
+            await asyncio.sleep(0.05)
+        on_ready(host, port)
 
 
 def listen(host: str, port: int) -> socket.socket:
