@@ -1,4 +1,4 @@
-"""What the targets of the Makefile install and run, read from `make --dry-run`."""
+"""The commands of each target of the Makefile, read from `make --dry-run`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dry_run(folder: Path, *arguments: str, **environment: str) -> str:
 
 
 def installs(commands: str) -> list[str]:
-    """Which of the three sets of packages these commands install."""
+    """The sets of packages that these commands install."""
     lines = [line.rstrip() for line in commands.splitlines() if "pip install" in line]
     return [what for what in (SERVING, CUDA, EVERYTHING) for line in lines if line.endswith(what)]
 
