@@ -58,7 +58,7 @@ bench: $(SERVING)  ## measure this machine (benchmarks/README.md)
 	$(BIN)/unet bench
 
 clean:  ## remove .venv, build outputs and caches
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info clients/python/build clients/python/*.egg-info
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
