@@ -33,7 +33,7 @@ SUGGESTIONS = {
         r"\b(tells? of|told (of|so|plainly|from))\b": "report, describe",
         r"\b(told|tells?|telling)( \w+)? apart\b": "separated, distinguished",
         r"\b(go|goes|gone|went) on\b|\bgoing on (from|with)\b": "continue, resume",
-        r"""(?<!asks )(?<!ask )\bfor one(?=[.)"'`])""": "for example",
+        r"""(?<!ask )(?<!asks )(?<!wait )(?<!waits )\bfor one(?=[.)"'`])""": "for example",
         r"\bhouse\b": "service, module, memory",
         r"\bgiants?\b": "large image",
         r"\bdeeds?\b": "action",

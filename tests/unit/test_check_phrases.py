@@ -52,6 +52,7 @@ ACCEPTED = [
     "The one a client sent is the one an engine computes.",
     "It handles 60 images a second.",
     "The answer for one image; a client asks for one.",
+    "Requests never wait for one.",
     "The mask is taken into account.",
     "What happens next is in the log.",
     "It is told-apart_from_identifiers: in_words(text), warehouse",
