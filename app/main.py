@@ -40,9 +40,12 @@ _EXPOSED = [
 ]
 
 
-class _Fresh(StaticFiles):
-    """Files that a browser keeps, but asks about each time, by their ETag. Without a word on it
-    browsers guess how long a file lasts, and run the modules of two versions together."""
+class RevalidatedStaticFiles(StaticFiles):
+    """Static files that browsers cache but revalidate by ETag before each use.
+
+    Without Cache-Control, browsers guess how long a file stays valid. After an update they would
+    mix the page's modules of two versions.
+    """
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -71,14 +74,15 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Bytes of an image in, a PNG mask out, made by a trained U-Net.",
         license_info={"name": "MIT"},
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own pages load their scripts from another host
+        docs_url=None,  # FastAPI's own pages load Swagger UI and ReDoc from another host
         redoc_url=None,
         redirect_slashes=False,  # a request that is nearly right is told so, not sent elsewhere
     )
     app.state.service = service
     for router in (segment.router, models.router, probes.router, v2.router, v2.health):
         app.include_router(router)
-    static = _Fresh(directory=_STATIC)
+    # The package is located, not imported: only its copy of Swagger UI is used.
+    static = RevalidatedStaticFiles(directory=_STATIC, packages=[("fastapi_swagger", "resources")])
     app.mount("/static", static, name="static")
 
     @app.get("/", include_in_schema=False)
@@ -91,7 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon(request: Request) -> Response:
-        """What browsers ask for beside all that is no page: JSON, a licence."""
+        """The icon of responses that are not HTML, such as JSON; pages link to it themselves."""
         return await static.get_response("icon.svg", request.scope)
 
     handlers.install(app)
