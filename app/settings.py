@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     request_timeout_s: _Number = Field(
         30, gt=0, le=86_400, description="longest time for a request"
     )
+    keep_alive_s: _Number = Field(
+        75, gt=0, description="idle time after which a kept-alive connection is closed"
+    )
     watchdog_s: _Number = Field(60, gt=0, description="a batch that runs longer is hung")
     drain_s: _Number = Field(20, ge=0, description="time for accepted requests at the end")
     exit_on_engine_failure: bool = Field(

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from app.errors import DeadlineExceeded, InvalidRequest, Unauthorized
+from app.batching.deadline import Deadline
+from app.errors import InvalidRequest, Unauthorized
 from app.inference.registry import ServedModel
 from app.inference.service import Service
 
@@ -21,15 +22,15 @@ T = TypeVar("T")
 _DECIMAL = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
 
 
-def deadline_of(request: Request) -> float:
-    """When its answer is due, on the event loop's clock: X-Request-Timeout, or the service's.
+def deadline_of(request: Request) -> Deadline:
+    """When its answer is due: X-Request-Timeout, or the service's own timeout, from now.
 
     Raises:
         InvalidRequest: the header is not a number of seconds.
     """
     service: Service = request.app.state.service
     longest = service.settings.request_timeout_s
-    return asyncio.get_running_loop().time() + _timeout(request, longest)
+    return Deadline.after(_timeout(request, longest))
 
 
 def _timeout(request: Request, longest: float) -> float:
@@ -43,19 +44,18 @@ def _timeout(request: Request, longest: float) -> float:
     return min(seconds, longest)
 
 
-async def read_body_before(request: Request, deadline: float, reading: Coroutine[Any, Any, T]) -> T:
+async def read_body_before(
+    request: Request, deadline: Deadline, reading: Coroutine[Any, Any, T]
+) -> T:
     """What `reading` makes of the request's body, if all of it is here before the deadline.
 
     Raises:
         DeadlineExceeded: it is not.
     """
     service: Service = request.app.state.service
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await reading
-    except TimeoutError:
-        service.metrics.rejected.labels("deadline").inc()
-        raise DeadlineExceeded("the deadline passed before the request was complete") from None
+    count = service.metrics.rejected.labels("deadline").inc
+    async with deadline.enforced("the deadline passed before the request was complete", count):
+        return await reading
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:

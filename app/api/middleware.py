@@ -125,7 +125,7 @@ class MemoryBudgetMiddleware:
                 await send({"type": message["type"], "body": bytes(part), "more_body": True})
             await send({**message, "body": bytes(body)} if body else message)
 
-        with self.budget.share() as share:
+        with self.budget.allocate() as share:
             scope.setdefault("state", {})["share"] = share
             await self.app(scope, receive, sent)
 

@@ -98,7 +98,7 @@ async def _plain(
         )
     packed = b"".join([chunk async for chunk in body])
     plain = await asyncio.to_thread(_inflate, packed, coding, max_bytes)
-    share.take(len(plain))
+    share.grow(len(plain))
     yield plain
 
 
@@ -160,7 +160,7 @@ async def _limited(
         received += len(chunk)
         if received > max_bytes:
             raise error
-        share.take(len(chunk))
+        share.grow(len(chunk))
         yield chunk
 
 

@@ -150,7 +150,7 @@ def _opened(args: argparse.Namespace) -> _Judge:
         )[0]
         engine = build_engine(choice, checkpoint)
     except EngineUnavailable as error:  # the settings of the service have no say here
-        raise ValueError(error.of_flag) from None
+        raise ValueError(error.for_cli()) from None
     return _Judge(
         f"{checkpoint.id} by {choice.backend} on {choice.device} in {choice.precision}",
         checkpoint.preprocess,

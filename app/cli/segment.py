@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from app.batching.deadline import Deadline
 from app.cli.sources import STANDARD, plan_outputs
 from app.errors import ServiceError
 from app.inference.outputs import Options, Output
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     wanted = {
         mask: image for mask, image in masks.items() if not (args.skip_existing and mask.is_file())
     }
-    options = Options(Output(args.output), args.threshold)
+    options = Options((Output(args.output),), args.threshold)
     failed = 0
     if wanted:
         service = Service(load_settings(**given_flags(args, _FLAGS)))
@@ -84,9 +85,9 @@ async def _segment_all(service: Service, images: dict[Path, Path], options: Opti
             try:
                 with service.registry.lease(None) as model:
                     data = await asyncio.to_thread(_read, image)
-                    result = await service.segmenter.segment(model, data, options, math.inf)
-                content = result.png if result.polygons is None else result.polygons.encode()
-                await asyncio.to_thread(_write, mask, content)
+                    result = await service.segmenter.segment(model, data, options, Deadline.never())
+                (rendered,) = result.rendered.values()
+                await asyncio.to_thread(_write, mask, rendered.content)
             except (ServiceError, OSError) as error:
                 failed += 1
                 reason = (isinstance(error, OSError) and error.strerror) or error

@@ -236,8 +236,8 @@ class Service:
             lambda: 1 / seconds if (seconds := batcher.estimates.seconds()) else 0.0,
         )
         gauge("batch_running_seconds", "Age of the running batch.", batcher.elapsed)
-        gauge("held_pixels", "Decoded images held.", lambda: self.pixels.held)
-        gauge("held_bytes", "Uploads and answers held.", lambda: self.bytes.held)
+        gauge("held_pixels", "Decoded images held.", lambda: self.pixels.used)
+        gauge("held_bytes", "Uploads and answers held.", lambda: self.bytes.used)
         self.metrics.gauges(
             "gpu_memory_used_bytes",
             "In use on a CUDA device.",

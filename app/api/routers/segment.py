@@ -23,6 +23,7 @@ from app.api.dependencies import (
 from app.api.problems import describe
 from app.api.schemas import PROBLEM, SegmentQuery, segment_query
 from app.api.uploads import Upload, read_uploads
+from app.batching.deadline import Deadline
 from app.errors import ServiceError
 from app.inference.budget import Allocation
 from app.inference.outputs import Options, Output, Segmentation
@@ -81,7 +82,7 @@ async def segment(
     as_json = query.output is Output.POLYGONS or _wants_json(request)
     service.check_ready()  # before the image is on its way, and again when it is here
     with service.registry.lease(query.model) as model:
-        options = Options(query.output, query.threshold)
+        options = Options((query.output,), query.threshold)
         service.segmenter.check(model, options)
         service.segmenter.precheck_admission(model, deadline)
         max_bytes = int(service.settings.max_upload_mb * 1e6)
@@ -96,7 +97,8 @@ async def segment(
                 raise single
             headers = _headers(model, single)
             if single is not None and not as_json:
-                return Response(single.png, media_type="image/png", headers=headers)
+                (rendered,) = single.rendered.values()
+                return Response(rendered.content, media_type=rendered.media_type, headers=headers)
             if as_json:  # joining takes its time: on another thread
                 content = await asyncio.to_thread(_document, model, uploads, results)
                 return Response(content, media_type="application/json", headers=headers)
@@ -109,7 +111,7 @@ async def _segment_all(
     model: ServedModel,
     uploads: list[Upload],
     options: Options,
-    deadline: float,
+    deadline: Deadline,
     share: Allocation,
     joined: bool,
 ) -> list[Segmentation | ServiceError]:
@@ -123,7 +125,7 @@ async def _segment_all(
     for upload in uploads:
         try:
             result = await service.segmenter.segment(model, upload.data, options, deadline)
-            share.take(2 * result.size if joined else result.size)
+            share.grow(2 * result.size if joined else result.size)
             results.append(result)
         except ServiceError as error:
             results.append(error)
@@ -191,9 +193,10 @@ def _image_json(name: str, result: Segmentation | ServiceError) -> str:
     }
     if result.objects is not None:
         statistics["objects"] = result.objects
-    if result.polygons is None:
-        return _json(statistics | {"mask": base64.b64encode(result.png).decode()})
-    return f'{_json(statistics)[:-1]},"polygons":{result.polygons}}}'
+    ((output, rendered),) = result.rendered.items()
+    if output is not Output.POLYGONS:
+        return _json(statistics | {"mask": base64.b64encode(rendered.content).decode()})
+    return f'{_json(statistics)[:-1]},"polygons":{rendered.content.decode()}}}'
 
 
 def _json(value: Any) -> str:
@@ -209,7 +212,8 @@ def _zip(uploads: list[Upload], results: list[Segmentation | ServiceError]) -> b
             if isinstance(result, ServiceError):
                 errors[name] = _error(result)
             else:
-                archive.writestr(f"{name}.png", result.png)
+                (rendered,) = result.rendered.values()
+                archive.writestr(f"{name}.png", rendered.content)
         if errors:
             archive.writestr("errors.json", json.dumps(errors, indent=2))
     return buffer.getvalue()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
@@ -28,6 +29,7 @@ from app.api.schemas import NO, PROBLEM, Timeout
 from app.api.uploads import read_body
 from app.api.v2 import codec as tensors
 from app.api.v2 import model as inference
+from app.batching.deadline import Deadline
 from app.errors import ImageError, ImageTooLarge, InvalidRequest, UnknownModel
 from app.inference.budget import Allocation
 from app.inference.registry import ServedModel
@@ -153,7 +155,7 @@ async def infer(request: Request, name: str, _timeout: Timeout = None) -> Respon
     """
     service: Service = request.app.state.service
     share: Allocation = request.state.share
-    started = asyncio.get_running_loop().time()
+    started = time.monotonic()
     deadline = deadline_of(request)
     json_length = _json_length(request)
     service.check_ready()  # before the images are on their way, and again when they are here
@@ -162,15 +164,15 @@ async def infer(request: Request, name: str, _timeout: Timeout = None) -> Respon
         max_bytes = int(service.settings.max_upload_mb * 1e6)
         body = await read_body_before(request, deadline, read_body(request, max_bytes, share))
         with service.track_request():
-            with service.bytes.share() as parsed:
+            with service.bytes.allocate() as parsed:
                 takes = tensors.parsing_takes(body, json_length)
                 _check_ever(service, share, takes, "the JSON", "send binary data")
-                parsed.take(takes)
+                parsed.grow(takes)
                 asked = inference.read(
                     model, await asyncio.to_thread(tensors.parse, body, json_length)
                 )
             del body  # the images hold what they need of it
-            deadline = min(deadline, started + asked.seconds)
+            deadline = deadline.earlier(Deadline(started + asked.seconds))
             predictions = await cancel_on_disconnect(
                 request, _predict_all(service, model, asked, deadline, share)
             )
@@ -186,7 +188,7 @@ async def _predict_all(
     service: Service,
     model: ServedModel,
     asked: inference.Inference,
-    deadline: float,
+    deadline: Deadline,
     share: Allocation,
 ) -> list[Prediction]:
     """One image after the other, so that a request with many takes turns with everybody's.
@@ -200,7 +202,7 @@ async def _predict_all(
     takes = asked.answer_takes(model, size)
     advice = "ask for fewer images or outputs, or for binary data"
     _check_ever(service, share, takes, "the answer", advice)
-    share.take(takes)  # nothing is computed that could not be sent
+    share.grow(takes)  # nothing is computed that could not be sent
     predictions = []
     for index, image in enumerate(asked.images):
         try:
