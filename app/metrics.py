@@ -30,7 +30,11 @@ class Metrics(Observer):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = self._counter("requests", "Requests by route and status; 499: the client disconnected.", ("route", "status"))
+        self.requests = self._counter(
+            "requests",
+            "Requests by route and status; 499: the client disconnected.",
+            ("route", "status"),
+        )
         self.request_seconds = self._histogram(
             "request_seconds",
             "Seconds from the request's head to the end of its response, by class of status (2xx, "
