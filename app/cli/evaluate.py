@@ -10,10 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 from tqdm import tqdm
 
-from app.client import Client, encoded
 from app.engine.predictor import engine_predictor
 from app.engine.selection import build_engine, choose_engines
 from app.errors import EngineUnavailable
@@ -24,13 +22,14 @@ from model.evaluation.evaluate import Predict, Prediction, evaluate, from_probab
 from model.training.data import PairedDataset, open_dataset, split_dataset
 from model.training.plots import worst_sheet
 from model.training.recipe import DataConfig, Recipe
+from unet_client import Client, UnetClientError, encode_image
 
 
 def http_predictor(client: Client, *, instances: bool = False, **query: str | float) -> Predict:
     """A running service."""
 
     def predict(image: AnyArray) -> Prediction:
-        data = encoded(image)  # once, for both
+        data = encode_image(image)  # once, for both outputs
         mask = client.segment(data, **query).image()
         if not instances:
             return Prediction(mask)
@@ -71,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     try:
         return _measure(args)
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise ValueError(f"{args.url} does not answer: {error}") from error
+    except UnetClientError as error:
+        raise ValueError(str(error)) from error
 
 
 def _measure(args: argparse.Namespace) -> int:

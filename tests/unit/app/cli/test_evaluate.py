@@ -54,7 +54,7 @@ def test_masks_of_classes_judge_a_model_of_classes(
         ("one", ["--json", "/no/such/report.json"], "/no/such is not a folder"),
         ("one", ["--sheet", "/no/such/sheet.png"], "/no/such is not a folder"),
         ("one", ["--device", "foo"], "--device foo"),
-        ("one", ["--url", "http://localhost:abc"], "does not answer"),
+        ("one", ["--url", "http://localhost:abc"], "invalid server URL 'http://localhost:abc'"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_it_begins(
