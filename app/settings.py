@@ -74,8 +74,8 @@ class Settings(BaseSettings):
     request_timeout_s: _Number = Field(
         30, gt=0, le=86_400, description="deadline of a request, in seconds"
     )
-    keep_alive_s: _Number = Field(
-        75, gt=0, description="idle time after which a kept-alive connection is closed, in seconds"
+    keep_alive_s: int = Field(
+        75, ge=1, description="idle time after which a connection is closed, in seconds"
     )
     watchdog_s: _Number = Field(
         60, gt=0, description="a batch that runs longer counts as hung, in seconds"

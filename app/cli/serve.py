@@ -1,4 +1,4 @@
-"""`unet serve`: the service, until a signal."""
+"""`unet serve`: run the service until a signal."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Serve until a signal: 130 after Ctrl-C; 1 when the default model could not be served."""
+    """Serve until a signal. Returns 130 after Ctrl-C, 1 if the default model cannot be served."""
     settings = load_settings(**explicit_flags(args, Settings))
     logs.set_up(settings.log_format, settings.log_level)
     warn_about_unknown_variables()
-    listening = listen(settings.host, settings.port)  # first: it fails at once, if it does
+    listening = listen(settings.host, settings.port)  # first, because it fails fastest
     app = create_app(settings)
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
         http=Connection,
+        timeout_keep_alive=settings.keep_alive_s,
         ws="none",
         log_config=None,
         access_log=False,
