@@ -16,7 +16,10 @@ COMMANDS = {
     "models": ("app.catalogue", "list the checkpoints of a folder, or one"),
     "train": ("model.train", "train a network from a configuration"),
     "evaluate": ("app.evaluation", "measure a checkpoint, or a running service, on a data set"),
-    "export": ("app.export", "calibrate a checkpoint for int8, widen it, or write its graph"),
+    "export": (
+        "app.export",
+        "calibrate a checkpoint for int8, change its width, or write its graph",
+    ),
     "import": ("model.foreign", "turn a foreign state dict into a checkpoint"),
     "bench": ("app.bench.command", "measure this machine, the engine on it, and the service"),
 }

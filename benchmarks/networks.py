@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from app.bench.stages import drawn
-from model import widen
 from model.checkpoint import Checkpoint, load_checkpoint, parameter_shapes, save_checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.predict import with_golden
+from model.widen import widen_checkpoint
 
 
 def untrained(path: Path, base_features: int) -> Checkpoint:
@@ -28,7 +28,7 @@ def untrained(path: Path, base_features: int) -> Checkpoint:
 
 def widened(path: Path, source: Path, base_features: int, window: tuple[int, int]) -> Checkpoint:
     """What `source` computes, by a wider network, on the whole image resized to one window."""
-    wide = widen.widened(load_checkpoint(source), base_features)
+    wide = widen_checkpoint(load_checkpoint(source), base_features)
     whole = dataclasses.replace(wide.preprocess, mode="resize", window=(window,), overlap=0)
     draft = dataclasses.replace(wide, preprocess=whole)
     return save_checkpoint(path, with_golden(draft, drawn(*window)))
