@@ -24,11 +24,12 @@ from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | npt.NDArray[Any]
+from model.arrays import AnyArray
+
+Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | AnyArray
 """An image as it may be given: its file, its bytes, or its pixels."""
 P = TypeVar("P", bound=Picture)
 
@@ -76,7 +77,7 @@ class Answer:
     def png(self) -> bytes:
         return self.content
 
-    def image(self) -> npt.NDArray[Any]:
+    def image(self) -> AnyArray:
         """The decoded PNG: (H, W) uint8 for a mask, int32 or uint16 for 16-bit outputs.
 
         Raises:
@@ -255,7 +256,7 @@ def encoded(image: Picture) -> bytes:
     return bytes(data)
 
 
-def _png(pixels: npt.NDArray[Any]) -> bytes:
+def _png(pixels: AnyArray) -> bytes:
     native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     kind = native.dtype.name, pixels.ndim, pixels.shape[2:]
     if kind == ("uint16", 3, (3,)):

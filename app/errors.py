@@ -5,7 +5,7 @@ The tree, each branch with the arrow of the data flow that raises it::
     ServiceError
     ├── RequestError                 client -> service
     │   ├── InvalidRequest             no file, an unknown parameter, a value out of range
-    │   ├── UnsupportedCoding          a Content-Encoding that is not accepted
+    │   ├── UnsupportedContentEncoding a Content-Encoding that is not accepted
     │   ├── UnknownModel               no such model in the weights folder
     │   └── Unauthorized               the API key is missing or wrong
     ├── ImageError                   bytes -> decoded image
@@ -13,9 +13,9 @@ The tree, each branch with the arrow of the data flow that raises it::
     │   ├── ImageTooLarge              more pixels than allowed (found in the header); of
     │   │                              tensors, more memory than there is for all
     │   ├── UnsupportedImage           an image, of a format that is not accepted
-    │   ├── TooFewLevels               16-bit colour, so dim that nothing of it is left at 8 bits
+    │   ├── InsufficientBitDepth       16-bit colour, too dim to be read at 8 bits
     │   └── CorruptImage               not an image, or a truncated or damaged one
-    ├── Refusal                      windows -> batch
+    ├── RequestRejected              windows -> batch
     │   ├── QueueFull                  what waits already fills the queue
     │   ├── DeadlineExceeded           the deadline passed, or cannot be met
     │   └── Unavailable                not ready, draining, or the engine is dead
@@ -25,11 +25,13 @@ The tree, each branch with the arrow of the data flow that raises it::
         └── DeviceLost                 the device answers nothing any more (a sticky CUDA error)
 
 `app/handlers.py` holds the only table that knows what each of them is in HTTP. The text of an
-exception is written for the client of `RequestError`, `ImageError` and `Refusal`, and for the
-log alone of an `EngineError`.
+exception is written for the client of `RequestError`, `ImageError` and `RequestRejected`, and for
+the log alone of an `EngineError`.
 """
 
 import functools
+
+from model.errors import UserError
 
 
 class ServiceError(Exception):
@@ -44,7 +46,7 @@ class InvalidRequest(RequestError):
     """No file, an unknown parameter, or a value out of range."""
 
 
-class UnsupportedCoding(RequestError):
+class UnsupportedContentEncoding(RequestError):
     """A Content-Encoding that is not accepted.
 
     Attributes:
@@ -84,7 +86,7 @@ class UnsupportedImage(ImageError):
     """An image, but of a format that is not accepted."""
 
 
-class TooFewLevels(ImageError):
+class InsufficientBitDepth(ImageError):
     """Colour of 16 bits, of which hardly anything is left at the 8 bits that are read of it."""
 
 
@@ -92,7 +94,7 @@ class CorruptImage(ImageError):
     """Not an image, or a truncated or damaged one."""
 
 
-class Refusal(ServiceError):
+class RequestRejected(ServiceError):
     """The service is sound but will not take this work now.
 
     Attributes:
@@ -104,15 +106,15 @@ class Refusal(ServiceError):
         self.retry_after = retry_after
 
 
-class QueueFull(Refusal):
+class QueueFull(RequestRejected):
     """What waits already fills the queue."""
 
 
-class DeadlineExceeded(Refusal):
+class DeadlineExceeded(RequestRejected):
     """The deadline passed, or the estimate says at admission that it cannot be met."""
 
 
-class Unavailable(Refusal):
+class Unavailable(RequestRejected):
     """Not ready, draining, or the engine is dead."""
 
 
@@ -130,3 +132,27 @@ class NonFiniteOutput(EngineError):
 
 class DeviceLost(EngineError):
     """The device answers nothing any more; only a new process helps."""
+
+
+class SettingsError(UserError):
+    """A setting is wrong: one line that names it, its value and what is allowed."""
+
+
+class EngineUnavailable(UserError):
+    """The settings ask for what this machine or installation does not have; one line says what.
+
+    Attributes:
+        of_flag: the same line, for who gave a flag that is no setting.
+    """
+
+    def __init__(self, setting: str, value: str, why: str) -> None:
+        super().__init__(setting, value, why)  # as which it is copied to other processes
+        self.of_flag = f"--{setting} {value}{why}"
+
+    def __str__(self) -> str:
+        setting, value, why = self.args
+        return f"UNET_{setting.upper()}={value}{why}"
+
+
+class GoldenMaskMismatch(UserError):
+    """A checkpoint was loaded and is not fit to serve; one line says why."""

@@ -10,12 +10,19 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 
-from app import handlers
-from app.middleware import Cors, HearOut, Observe, OriginForm, OwnUp, TakeShare
-from app.routers import models, probes, segment, v2
-from app.routers.auth import SCHEMES
-from app.schemas import Problem
-from app.service import Service
+from app.api import problems as handlers
+from app.api.dependencies import SCHEMES
+from app.api.middleware import (
+    AbsoluteTargetMiddleware,
+    AccessLogMiddleware,
+    Cors,
+    LingeringCloseMiddleware,
+    MemoryBudgetMiddleware,
+    ServerErrorMiddleware,
+)
+from app.api.routers import models, probes, segment, v2
+from app.api.schemas import Problem
+from app.inference.service import Service
 from app.settings import Settings
 
 _STATIC = Path(__file__).parent / "static"
@@ -89,9 +96,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     handlers.install(app)
     # From the inside out: each wraps those before it.
-    app.add_middleware(HearOut)
-    app.add_middleware(TakeShare, budget=service.bytes)
-    app.add_middleware(OwnUp)
+    app.add_middleware(LingeringCloseMiddleware)
+    app.add_middleware(MemoryBudgetMiddleware, budget=service.bytes)
+    app.add_middleware(ServerErrorMiddleware)
     if settings.cors_origins:
         app.add_middleware(
             Cors,
@@ -100,8 +107,8 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=_EXPOSED,
         )
-    app.add_middleware(Observe, metrics=service.metrics)
-    app.add_middleware(OriginForm)
+    app.add_middleware(AccessLogMiddleware, metrics=service.metrics)
+    app.add_middleware(AbsoluteTargetMiddleware)
     _mend_description(app, keys=bool(settings.api_keys))
     return app
 

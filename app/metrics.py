@@ -16,7 +16,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from app.lanes import Observer
+from app.batching.device_worker import Observer
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)

@@ -11,11 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.errors import SettingsError
+
 PREFIX = "UNET_"
-
-
-class SettingsError(ValueError):
-    """A setting is wrong: one line that names it, its value and what is allowed."""
 
 
 _KEY = re.compile(r"[ -~]+")

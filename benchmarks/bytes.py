@@ -27,9 +27,9 @@ from PIL import Image
 from scipy import ndimage
 from zlib_ng import zlib_ng
 
-from app import images
+from app.imaging import decode, png, render
 from model.config import PreprocessConfig, UNetConfig
-from model.transforms import decide, prepare
+from model.transforms import mask_and_confidence, prepare
 from model.windows import Stitcher, plan_windows
 
 HEIGHT, WIDTH = 1280, 1918
@@ -116,9 +116,9 @@ def request(image: np.ndarray, field: np.ndarray, config: PreprocessConfig, runs
         return result
 
     data = saved(image, "JPEG", quality=90)
-    header = step("header", lambda: images.inspect(data, max_pixels=100_000_000))
+    header = step("header", lambda: decode.inspect(data, max_pixels=100_000_000))
     enough = config.resized if config.mode == "resize" else None
-    decoded = step("decode", lambda: images.decode(data, header, at_least=enough))
+    decoded = step("decode", lambda: decode.decode(data, header, at_least=enough))
     pixels = step("prepare", lambda: prepare(decoded, config))
     plan = plan_windows(*pixels.shape[:2], UNetConfig(), config)
     cuts = [np.empty((*window.shape, 3), np.uint8) for window in plan.windows]
@@ -144,9 +144,11 @@ def request(image: np.ndarray, field: np.ndarray, config: PreprocessConfig, runs
         return stitcher.result()
 
     stitched = step("stitch", stitch)
-    mask, _ = step("restore, decide", lambda: decide(stitched, HEIGHT, WIDTH, config))
+    mask, _ = step(
+        "resize_to_image, decide", lambda: mask_and_confidence(stitched, HEIGHT, WIDTH, config)
+    )
     step("coverage", lambda: np.count_nonzero(mask) / mask.size)
-    step("encode the mask", lambda: images.encode_mask(mask))
+    step("encode the mask", lambda: png.encode_mask(mask))
     total = sum(row.milliseconds for row in rows)
     both = sum(row.milliseconds for row in rows if row.name in ("decode", "encode the mask"))
     return [*rows, Row("decode + encode", both), Row("everything", total)]
@@ -157,20 +159,20 @@ def writers(image: np.ndarray, field: np.ndarray, runs: int) -> list[Row]:
     mask = np.where(field >= 0.5, np.uint8(255), np.uint8(0))
     wide = np.rint(field * 65535).astype(np.uint16)
     labels = ndimage.label(mask)[0].astype(np.uint16)
-    colour = images.overlay(image, mask)
-    cut = images.cutout(image, field)
+    colour = render.overlay(image, mask)
+    cut = render.cutout(image, field)
     ways: list[tuple[str, Callable[[], bytes]]] = [
-        ("mask, ours", lambda: images.encode_mask(mask)),
+        ("mask, ours", lambda: png.encode_mask(mask)),
         ("mask, Pillow, level 1", lambda: saved(mask, "PNG", compress_level=1)),
         ("mask, Pillow, level 6", lambda: saved(mask, "PNG", compress_level=6)),
         ("mask of 1 bit, Pillow, level 1", lambda: saved(mask > 0, "PNG", compress_level=1)),
-        ("probability, ours", lambda: images.encode_grey16(wide)),
+        ("probability, ours", lambda: png.encode_grey16(wide)),
         ("probability, Pillow, level 1", lambda: saved(wide, "PNG", compress_level=1)),
-        ("instances, ours", lambda: images.encode_grey16(labels)),
+        ("instances, ours", lambda: png.encode_grey16(labels)),
         ("instances, Pillow, level 1", lambda: saved(labels, "PNG", compress_level=1)),
-        ("overlay, ours", lambda: images.encode_rgb(colour)),
+        ("overlay, ours", lambda: png.encode_rgb(colour)),
         ("overlay, Pillow, level 1", lambda: saved(colour, "PNG", compress_level=1)),
-        ("cutout, ours", lambda: images.encode_rgba(cut)),
+        ("cutout, ours", lambda: png.encode_rgba(cut)),
         ("cutout, Pillow, level 1", lambda: saved(cut, "PNG", compress_level=1)),
     ]
     strategies = {"default": 0, "filtered": 1, "Huffman only": 2, "runs": 3, "fixed": 4}

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from app.bench.load import Caller
-from app.bench.machine import in_words, machine
-from app.bench.serving import Running, serving
-from app.bench.stages import drawn, encoded
+from app.cli.bench.load import Caller
+from app.cli.bench.machine import in_words, machine
+from app.cli.bench.serving import Running, serving
+from app.cli.bench.stages import drawn, encoded
 from benchmarks.networks import untrained
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.windows import plan_windows
@@ -109,7 +109,7 @@ def one_image(service: Running, checkpoint: Checkpoint, megapixels: float) -> di
         "width": width,
         "height": height,
         "windows": plan.count,
-        "waste": plan.waste,
+        "waste": plan.overhead,
         "seconds": sorted(took)[len(took) // 2],
         "peak_bytes": after.peak if before and after else None,
     }

@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app.bench.load import Result, answers, closed_loop
-from app.bench.machine import in_words, machine
-from app.bench.serving import running, serving
-from app.bench.stages import PHOTO, drawn, encoded
-from benchmarks.networks import widened
+from app.cli.bench.load import Result, answers, closed_loop
+from app.cli.bench.machine import in_words, machine
+from app.cli.bench.serving import running, serving
+from app.cli.bench.stages import PHOTO, drawn, encoded
+from benchmarks.networks import write_wide_checkpoint
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.config import Calibration
-from model.export import activation_ranges
+from model.convert.calibration import activation_ranges
 from model.predict import Predictor
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +61,7 @@ def main() -> None:
 
 def make(path: Path, args: argparse.Namespace) -> Checkpoint:
     """The network that both serve, with ranges for int8."""
-    wide = widened(path, args.weights, args.base_features, (args.side, args.side))
+    wide = write_wide_checkpoint(path, args.weights, args.base_features, (args.side, args.side))
     images = [drawn(*PHOTO), drawn(args.side, args.side)]
     calibration = Calibration(activation_ranges(Predictor.of(wide), images))
     return save_checkpoint(path, dataclasses.replace(wide, calibration=calibration))

@@ -18,8 +18,8 @@ from fastapi import Response
 from PIL import Image
 
 from model.checkpoint import load_checkpoint
-from model.predict import network_of
-from model.transforms import normalise
+from model.predict import build_network
+from model.transforms import normalize
 
 
 class Segmentation(litserve.LitAPI):
@@ -33,7 +33,7 @@ class Segmentation(litserve.LitAPI):
         checkpoint = load_checkpoint(self.path)
         self.config = checkpoint.preprocess
         self.network_device = device
-        network = network_of(checkpoint).eval()
+        network = build_network(checkpoint).eval()
         self.network = network.to(device=device, memory_format=torch.channels_last)
 
     def decode_request(self, request) -> tuple[Image.Image, torch.Tensor]:
@@ -41,7 +41,7 @@ class Segmentation(litserve.LitAPI):
         image = Image.open(io.BytesIO(request["file"].file.read())).convert("RGB")
         height, width = self.config.resized
         resized = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
-        inputs = normalise(torch.from_numpy(resized)[None], self.config)
+        inputs = normalize(torch.from_numpy(resized)[None], self.config)
         return image, inputs.to(self.network_device).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

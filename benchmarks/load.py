@@ -23,12 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from app.bench.engines import bare_engine
-from app.bench.load import Caller, Result, answers, closed_loop
-from app.bench.machine import in_words, machine
-from app.bench.serving import serving
-from app.bench.stages import drawn, encoded, one_window
-from app.engine.factory import choose_engines, resolve
+from app.cli.bench.engines import bare_engine
+from app.cli.bench.load import Caller, Result, answers, closed_loop
+from app.cli.bench.machine import in_words, machine
+from app.cli.bench.serving import serving
+from app.cli.bench.stages import drawn, encoded, one_window
+from app.engine.selection import choose_engines, resolve
 from model.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from app.bench.stages import drawn
+from app.cli.bench.stages import drawn
 from model.checkpoint import Checkpoint, load_checkpoint, parameter_shapes, save_checkpoint
 from model.config import PreprocessConfig, UNetConfig
-from model.predict import with_golden
-from model.widen import widen_checkpoint
+from model.convert.widen import widen_checkpoint
+from model.predict import attach_golden
 
 
 def untrained(path: Path, base_features: int) -> Checkpoint:
@@ -23,12 +23,14 @@ def untrained(path: Path, base_features: int) -> Checkpoint:
         for name, shape in parameter_shapes(architecture)
     }
     draft = Checkpoint(path.stem, architecture, PreprocessConfig(), state)
-    return save_checkpoint(path, with_golden(draft, drawn(256, 256)))
+    return save_checkpoint(path, attach_golden(draft, drawn(256, 256)))
 
 
-def widened(path: Path, source: Path, base_features: int, window: tuple[int, int]) -> Checkpoint:
+def write_wide_checkpoint(
+    path: Path, source: Path, base_features: int, window: tuple[int, int]
+) -> Checkpoint:
     """What `source` computes, by a wider network, on the whole image resized to one window."""
     wide = widen_checkpoint(load_checkpoint(source), base_features)
     whole = dataclasses.replace(wide.preprocess, mode="resize", window=(window,), overlap=0)
     draft = dataclasses.replace(wide, preprocess=whole)
-    return save_checkpoint(path, with_golden(draft, drawn(*window)))
+    return save_checkpoint(path, attach_golden(draft, drawn(*window)))

@@ -11,8 +11,8 @@ import string
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-Shape = tuple[int, int]
-Colour = tuple[int, int, int]
+from model.arrays import Colour, Shape
+from model.errors import ConfigError
 
 LEVELS = 4
 """2×2 poolings on the way down, and up-convolutions on the way up."""
@@ -28,10 +28,6 @@ GOLDEN_IOU = 0.98
 
 
 _NAME = frozenset(string.ascii_letters + string.digits + " ()+-._")
-
-
-class ConfigError(ValueError):
-    """A value in a checkpoint's header or a configuration is wrong; the message names it."""
 
 
 def check_name(name: str) -> None:
@@ -201,8 +197,8 @@ class Calibration:
         golden_iou: of the int8 mask of the golden image with the golden mask.
     """
 
-    LEAST_IOU: ClassVar[float] = 0.99
-    MOST_DICE_LOSS: ClassVar[float] = 0.002
+    MIN_IOU: ClassVar[float] = 0.99
+    MAX_DICE_LOSS: ClassVar[float] = 0.002
 
     ranges: Mapping[str, tuple[float, float]]
     images: int = 0
@@ -211,9 +207,9 @@ class Calibration:
     golden_iou: float = 0.0
 
     @property
-    def proven(self) -> bool:
+    def validated(self) -> bool:
         """Whether int8 may be chosen where nobody asked for a precision."""
-        good = self.iou >= self.LEAST_IOU and self.dice_loss <= self.MOST_DICE_LOSS
+        good = self.iou >= self.MIN_IOU and self.dice_loss <= self.MAX_DICE_LOSS
         return self.images > 0 and good and self.golden_iou >= GOLDEN_IOU
 
     def __str__(self) -> str:

@@ -5,17 +5,19 @@ Knows Pillow and no files.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
+
+from model.arrays import AnyArray, UInt16Array
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+"""Suffixes of files that are taken for images."""
 
 PHOTOMETRIC, MIN_IS_WHITE = 262, 0
 """A tag of TIFF, and its value where 0 is white."""
 
 
-def pixels_of(image: Image.Image) -> npt.NDArray[Any]:
+def to_array(image: Image.Image) -> AnyArray:
     """
     Returns:
         (H, W, 3) uint8, or (H, W) uint8 or uint16 for grey images. Greys of more than 8 bits keep
@@ -42,7 +44,7 @@ def _is_inverted(image: Image.Image) -> bool:
     return image.format == "TIFF" and tags.get(PHOTOMETRIC) == MIN_IS_WHITE
 
 
-def _spread(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+def _spread(values: AnyArray) -> UInt16Array:
     """32-bit integers or floats over their real, finite range."""
     finite = np.isfinite(values)
     if not finite.any():

@@ -272,7 +272,7 @@ def write_tiny(path: Path, seed: int = 0, classes: int = 1, resize: bool = False
     second. Returns its id."""
     from model.checkpoint import Checkpoint, record, save_checkpoint
     from model.config import PreprocessConfig, UNetConfig
-    from model.predict import with_golden
+    from model.predict import attach_golden
 
     architecture = UNetConfig(3, classes, 4, 1)
     several = {
@@ -283,7 +283,7 @@ def write_tiny(path: Path, seed: int = 0, classes: int = 1, resize: bool = False
     cut = {"window": ((64, 64), (128, 128)), "overlap": 32}
     preprocess = PreprocessConfig(**(whole if resize else cut), **(several if classes > 1 else {}))
     draft = Checkpoint(path.stem, architecture, preprocess, drawn_weights(architecture, seed))
-    saved = save_checkpoint(path, with_golden(draft, nuclei(100, 100, seed)[0]))
+    saved = save_checkpoint(path, attach_golden(draft, nuclei(100, 100, seed)[0]))
     record(path)
     return saved.id
 

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
-from app.batching import Batcher
+from app.batching.batcher import Batcher
+from app.batching.device_worker import Observer
 from app.errors import OutOfMemory
-from app.lanes import Observer
 
 
 class Device:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from model.config import Shape
+from model.arrays import ByteArray, FloatArray, Shape
 
 
 class Engine(Protocol):
@@ -21,20 +18,20 @@ class Engine(Protocol):
     shapes: tuple[Shape, ...]
     max_batch: int
 
-    def stage(self, shape: Shape, count: int) -> npt.NDArray[np.uint8]:
+    def stage(self, shape: Shape, count: int) -> ByteArray:
         """A (count, height, width, C) buffer to cut windows into, in memory the device likes.
 
         Raises:
             ValueError: not one of `shapes`, or more than `max_batch`.
         """
 
-    def load(self, windows: npt.NDArray[np.uint8]) -> Any:
+    def load(self, windows: ByteArray) -> Any:
         """Begin to bring filled windows from `stage` to the device; what `run` takes.
 
         It may be called on another thread while `run` computes, so that the way is no wait.
         """
 
-    def run(self, windows: Any) -> npt.NDArray[np.float32]:
+    def run(self, windows: Any) -> FloatArray:
         """(n, height, width, C) uint8, from `load` -> (n, channels, h, w) probabilities.
 
         The result of a window does not depend on the others of its batch.

@@ -4,7 +4,7 @@ No torch, no export, no intermediate file: the graph is written down once more b
 of OpenVINO, with normalisation before it and the sigmoid or softmax behind it, so that bytes go in
 and probabilities come out of one compiled model.
 
-int8 is the same graph with int8 weights, one scale an output channel (`app.engine.quantise`), and a
+int8 is the same graph with int8 weights, one scale an output channel (`app.engine.quantize`), and a
 `FakeQuantize` on every activation; OpenVINO's own passes make 8-bit layers of all of them, from the
 bytes of the image to the logits. Ranges come from the checkpoint's calibration. What is
 concatenated shares one quantiser, and the up-sampled branch can be far larger than the skip beside
@@ -20,14 +20,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import openvino as ov
 import openvino.opset13 as ops
 
-from app.engine.quantise import SMALLEST, Ranges, equalised, whole
+from app.engine.quantize import SMALLEST, Ranges, equalised, whole
 from app.errors import EngineError
+from model.arrays import AnyArray, ByteArray, FloatArray, Shape
 from model.checkpoint import Checkpoint
-from model.config import LEVELS, PreprocessConfig, Shape, UNetConfig
+from model.config import LEVELS, PreprocessConfig, UNetConfig
 
 _LOST = (88, 40, 16, 4)
 """Pixels on each side by which a skip is larger than what it joins, unpadded, from the top level
@@ -78,15 +78,15 @@ class OpenVinoEngine:
     def _compiled(self) -> ov.CompiledModel:
         return ov.Core().compile_model(self._graph, "CPU", self._options)
 
-    def stage(self, shape: Shape, count: int) -> npt.NDArray[np.uint8]:
+    def stage(self, shape: Shape, count: int) -> ByteArray:
         if shape not in self.shapes or not 1 <= count <= self.max_batch:
             raise ValueError(f"{count} windows of {shape} for an engine of {self.shapes}")
         return np.empty((count, *shape, self._channels), np.uint8)
 
-    def load(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def load(self, windows: ByteArray) -> ByteArray:
         return windows  # they are where they are computed
 
-    def run(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def run(self, windows: ByteArray) -> FloatArray:
         # One at a time: together they would be no faster, take the memory of all, and every number
         # of windows would be a new shape for OpenVINO to prepare.
         try:
@@ -94,7 +94,7 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO: {error}") from error
 
-    def _run(self, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def _run(self, window: ByteArray) -> FloatArray:
         (result,) = self._request.infer([window], share_inputs=True).values()
         return np.asarray(result, np.float32)
 
@@ -133,7 +133,7 @@ def has_bf16() -> bool:
 def build_graph(
     architecture: UNetConfig,
     preprocess: PreprocessConfig,
-    state: Mapping[str, npt.NDArray[Any]],
+    state: Mapping[str, AnyArray],
     ranges: Ranges | None = None,
 ) -> ov.Model:
     """`model.unet.UNet` between normalisation and probabilities, for any window shape.
@@ -163,7 +163,7 @@ def build_graph(
         low = np.float32(-high * 128 / 127 if signed else 0)
         return ops.fake_quantize(x, low, high, low, high, 256)
 
-    def bias(name: str) -> npt.NDArray[np.float32]:
+    def bias(name: str) -> FloatArray:
         return tensors[f"{name}.bias"].astype(np.float32).reshape(1, -1, 1, 1)
 
     def convolve(x: Any, name: str, padding: list[int]) -> Any:

@@ -14,16 +14,14 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from app.errors import DeviceLost, EngineError, OutOfMemory
+from model.arrays import ByteArray, FloatArray, Shape
 from model.checkpoint import Checkpoint
-from model.config import Shape
-from model.predict import network_of
-from model.transforms import normalise, probabilities
+from model.predict import build_network
+from model.transforms import normalize, probabilities
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ _BURN_IN = 3
 class _Loaded:
     """Windows on their way to a device; `host` lives until they have arrived."""
 
-    host: npt.NDArray[np.uint8]
+    host: ByteArray
     windows: Tensor
     arrived: torch.cuda.Event | None = None
 
@@ -92,7 +90,7 @@ class TorchEngine:
         self._dtype = _DTYPES[precision]
         self._graphs: dict[tuple[Shape, int], _Graph] = {}
         self._network = (
-            network_of(checkpoint)
+            build_network(checkpoint)
             .eval()
             .to(
                 device=self._device,
@@ -104,7 +102,7 @@ class TorchEngine:
             torch.backends.cudnn.benchmark = True  # the shapes are few, and tuned while warming
             self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
-    def stage(self, shape: Shape, count: int) -> npt.NDArray[np.uint8]:
+    def stage(self, shape: Shape, count: int) -> ByteArray:
         if shape not in self.shapes or not 1 <= count <= self.max_batch:
             raise ValueError(f"{count} windows of {shape} for an engine of {self.shapes}")
         # Pinned, so that the copy to the device needs no second copy by the driver; torch keeps
@@ -114,7 +112,7 @@ class TorchEngine:
         )
         return buffer.numpy()
 
-    def load(self, windows: npt.NDArray[np.uint8]) -> _Loaded:
+    def load(self, windows: ByteArray) -> _Loaded:
         host = torch.from_numpy(windows)
         if not self._cuda:
             return _Loaded(windows, host)
@@ -123,14 +121,14 @@ class TorchEngine:
             return _Loaded(windows, there, self._uploads.record_event())
 
     @torch.inference_mode()
-    def run(self, windows: _Loaded) -> npt.NDArray[np.float32]:
+    def run(self, windows: _Loaded) -> FloatArray:
         with self._errors():
             if not self._cuda:
                 return self._compute(windows.windows).numpy()
             with torch.cuda.device(self._device):
                 return self._run_on_cuda(windows)
 
-    def _run_on_cuda(self, loaded: _Loaded) -> npt.NDArray[np.float32]:
+    def _run_on_cuda(self, loaded: _Loaded) -> FloatArray:
         stream = torch.cuda.current_stream()
         assert loaded.arrived is not None
         stream.wait_event(loaded.arrived)
@@ -145,7 +143,7 @@ class TorchEngine:
 
     def _compute(self, windows: Tensor) -> Tensor:
         """(n, h, w, C) uint8 -> (n, channels, h', w') float32, all of it on the device."""
-        inputs = normalise(windows, self._preprocess)
+        inputs = normalize(windows, self._preprocess)
         inputs = inputs.to(dtype=self._dtype, memory_format=torch.channels_last)
         return probabilities(self._network(inputs), self._preprocess)
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from app.cli.evaluate import http_predictor
 from app.client import Client
 from app.engine.base import Engine
-from app.engine.images import by_engine
 from app.engine.openvino import OpenVinoEngine, has_bf16
+from app.engine.predictor import engine_predictor
 from app.engine.torch import TorchEngine
-from app.evaluation import by_url
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import PreprocessConfig, UNetConfig
-from model.data import Sample, read_image
-from model.evaluate import evaluate, from_probabilities
+from model.evaluation.evaluate import evaluate, from_probabilities
 from model.predict import Predictor
-from model.transforms import normalise, probabilities
+from model.training.data import Sample, read_image
+from model.transforms import normalize, probabilities
 from model.unet import UNet
 from tests.conftest import FIXTURES, ROOT, drawn_weights, nuclei, serving
 
@@ -58,7 +58,7 @@ def reference(checkpoint: Checkpoint, windows: np.ndarray) -> np.ndarray:
         {name: torch.from_numpy(value).float() for name, value in checkpoint.state.items()}
     )
     with torch.inference_mode():
-        batch = normalise(torch.from_numpy(windows), checkpoint.preprocess)
+        batch = normalize(torch.from_numpy(windows), checkpoint.preprocess)
         return probabilities(network(batch), checkpoint.preprocess).numpy()
 
 
@@ -130,11 +130,11 @@ def test_network_engine_and_service_are_measured_the_same() -> None:
             Predictor.of(checkpoint), checkpoint.preprocess, instances=True
         ),
         "engine": from_probabilities(
-            by_engine(engine, checkpoint), checkpoint.preprocess, instances=True
+            engine_predictor(engine, checkpoint), checkpoint.preprocess, instances=True
         ),
     }
     with serving(UNET_PRECISION="fp32") as server, Client(server.url) as client:
-        predictors["service"] = by_url(client, instances=True)
+        predictors["service"] = http_predictor(client, instances=True)
         figures = {
             name: evaluate(predict, samples, instances=True).summary()
             for name, predict in predictors.items()

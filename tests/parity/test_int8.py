@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from app.engine.openvino import OpenVinoEngine
-from app.engine.quantise import equalised
+from app.engine.quantize import equalised
 from model.checkpoint import Checkpoint
 from model.config import Calibration, PreprocessConfig, UNetConfig
-from model.export import activation_ranges
+from model.convert.calibration import activation_ranges
 from model.predict import Predictor
 from model.unet import UNet
 from tests.conftest import nuclei

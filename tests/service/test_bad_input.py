@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.bench.serving import Running
+from app.cli.bench.serving import Running
 from tests.conftest import Post, Server, encode, nuclei, serving, tiff
 
 

@@ -8,14 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from app.bench import roofs
-from app.bench.engines import batches
-from app.bench.serving import running
-from app.bench.stages import drawn
-from app.bench.timing import timed
 from app.cli import main
+from app.cli.bench import roofs
+from app.cli.bench.engines import batches
+from app.cli.bench.serving import running
+from app.cli.bench.stages import drawn
+from app.cli.bench.timing import timed
 from model.config import UNetConfig
-from model.flops import flops
+from model.convert.flops import flops
 
 
 @pytest.fixture(autouse=True)

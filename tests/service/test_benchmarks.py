@@ -11,12 +11,12 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from app.bench.load import Caller, closed_loop
-from app.bench.serving import serving
-from app.bench.stages import drawn, encoded
+from app.cli.bench.load import Caller, closed_loop
+from app.cli.bench.serving import serving
+from app.cli.bench.stages import drawn, encoded
 from benchmarks import cost, load
 from benchmarks.litserve_compare import _BOUNDARY, form
-from benchmarks.networks import untrained, widened
+from benchmarks.networks import untrained, write_wide_checkpoint
 from model.checkpoint import load_checkpoint
 from model.predict import Predictor
 
@@ -105,7 +105,9 @@ def test_cost_by_size(tmp_path, capsys):
 
 def test_the_network_that_is_compared_is_the_one_it_was_made_of(tiny, tmp_path):
     source = load_checkpoint(tiny / "nuclei.safetensors")
-    wide = widened(tmp_path / "wide.safetensors", tiny / "nuclei.safetensors", 8, (64, 64))
+    wide = write_wide_checkpoint(
+        tmp_path / "wide.safetensors", tiny / "nuclei.safetensors", 8, (64, 64)
+    )
     assert wide.architecture.base_features == 2 * source.architecture.base_features
     image = drawn(64, 64)
     theirs, ours = (Predictor.of(checkpoint)(image) for checkpoint in (source, wide))

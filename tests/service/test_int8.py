@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from app.cli import main
-from app.engine.images import by_engine
 from app.engine.openvino import OpenVinoEngine
+from app.engine.predictor import engine_predictor
 from model.checkpoint import Golden, load_checkpoint, record, save_checkpoint
 from model.config import Calibration
 from model.transforms import to_mask
@@ -58,7 +58,7 @@ def test_a_network_that_sees_nothing_proves_nothing(
     assert main(["export", str(path), "--calibrate", str(recipe), "--images", "2"]) == 0
     calibration = load_checkpoint(path).calibration
     assert calibration is not None
-    assert not calibration.proven
+    assert not calibration.validated
     assert len(calibration.ranges) == 22  # so that it can still be asked for
     assert "no validation image that shows anything" in capsys.readouterr().out
 
@@ -100,9 +100,9 @@ def test_calibrated_proven_served(
     for name, figure in figures.items():
         path = folder / f"{name}.safetensors"
         draft = dataclasses.replace(checkpoint, calibration=figure)
-        if figure.proven:  # untrained weights need a golden mask that int8 can reproduce
+        if figure.validated:  # untrained weights need a golden mask that int8 can reproduce
             engine = OpenVinoEngine(checkpoint, threads=2, max_batch=1, precision="int8")
-            probabilities = by_engine(engine, checkpoint)(checkpoint.golden.image)
+            probabilities = engine_predictor(engine, checkpoint)(checkpoint.golden.image)
             mask = to_mask(probabilities, checkpoint.preprocess)
             draft = dataclasses.replace(draft, golden=Golden(checkpoint.golden.image, mask))
         save_checkpoint(path, draft)

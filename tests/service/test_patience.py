@@ -23,7 +23,8 @@ from tests.service.test_bad_input import assert_problem
 IMAGE = encode(nuclei(60, 60)[0])
 PNG = {"Content-Type": "image/png"}
 IMPATIENT = (
-    "import app.connection as c, app.cli, sys; c.Connection.patience = {}; sys.exit(app.cli.main())"
+    "import sys, app.api.protocol as c; from app.cli import main;"
+    "c.Connection.patience = {}; sys.exit(main())"
 )
 
 

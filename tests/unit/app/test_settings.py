@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings, SettingsError, add_flags, given_flags, load_settings
+from app.errors import SettingsError
+from app.settings import Settings, add_flags, given_flags, load_settings
 
 
 @pytest.fixture(autouse=True)

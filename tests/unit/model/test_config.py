@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from model.config import ConfigError, PreprocessConfig, UNetConfig, check_together
+from model.config import PreprocessConfig, UNetConfig, check_together
+from model.errors import ConfigError
 
 
 def test_round_trip_through_json() -> None:

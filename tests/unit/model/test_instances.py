@@ -1,9 +1,9 @@
 import numpy as np
 
 from model import instances
+from model.evaluation.metrics import Matches
 from model.instances import label_instances
-from model.losses import foreground_and_border
-from model.metrics import Matches
+from model.training.losses import foreground_and_border
 from tests.conftest import nuclei
 
 

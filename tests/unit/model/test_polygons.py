@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.polygons import components, outline
+from model.polygons import label_components, to_features
 from tests.conftest import nuclei
 
 
@@ -18,7 +18,7 @@ def test_a_square_touching_the_corner() -> None:
     labels = np.zeros((8, 9), np.int32)
     labels[:4, :4] = 1
     probability = np.full(labels.shape, 0.75, np.float32)
-    (feature,) = outline(labels, probability, "nucleus")
+    (feature,) = to_features(labels, probability, "nucleus")
     assert feature["type"] == "Feature"
     assert feature["bbox"] == [0, 0, 4, 4]
     assert feature["properties"]["area"] == 16
@@ -35,7 +35,7 @@ def test_holes_and_parts() -> None:
     labels[2:12, 2:12] = 1
     labels[5:9, 5:9] = 0
     labels[20:25, 20:25] = 1
-    (feature,) = outline(labels, labels.astype(np.float32), "x")
+    (feature,) = to_features(labels, labels.astype(np.float32), "x")
     assert feature["geometry"]["type"] == "MultiPolygon"
     first, second = feature["geometry"]["coordinates"]
     assert [len(first), len(second)] == [2, 1]
@@ -47,7 +47,7 @@ def test_holes_and_parts() -> None:
 
 def test_areas_and_places_of_drawn_nuclei() -> None:
     _, labels = nuclei(120, 150, seed=3)
-    features = outline(labels, (labels > 0).astype(np.float32), "nucleus")
+    features = to_features(labels, (labels > 0).astype(np.float32), "nucleus")
     present = [label for label in np.unique(labels) if label]
     assert len(features) == len(present)
     for label, feature in zip(present, features, strict=True):
@@ -64,10 +64,10 @@ def test_areas_and_places_of_drawn_nuclei() -> None:
 
 def test_nothing_gives_nothing() -> None:
     empty = np.zeros((5, 5), np.int32)
-    assert outline(empty, empty.astype(np.float32), "x") == []
-    assert components(empty > 0).max() == 0
+    assert to_features(empty, empty.astype(np.float32), "x") == []
+    assert label_components(empty > 0).max() == 0
 
 
 def test_components_join_at_corners() -> None:
     mask = np.eye(4, dtype=bool)
-    assert components(mask).max() == 1
+    assert label_components(mask).max() == 1

@@ -7,15 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from model.config import ConfigError, PreprocessConfig
-from model.pixels import pixels_of
+from model.config import PreprocessConfig
+from model.errors import ConfigError
+from model.pixels import to_array
 from model.transforms import (
     confidence,
-    decide,
-    normalise,
+    mask_and_confidence,
+    normalize,
     prepare,
     probabilities,
-    restore,
+    resize_to_image,
     to_mask,
 )
 from tests.conftest import nuclei
@@ -71,7 +72,7 @@ def test_sixteen_bits_give_what_eight_bits_give():
 def test_the_order_of_bytes_does_not_matter():
     values = nuclei(60, 90)[0].astype(np.uint16) * 150 + 1000
     little, big = (
-        pixels_of(Image.frombytes(mode, (90, 60), values.astype(order).tobytes()))
+        to_array(Image.frombytes(mode, (90, 60), values.astype(order).tobytes()))
         for mode, order in (("I;16", "<u2"), ("I;16B", ">u2"))
     )
     assert np.array_equal(prepare(little, PERCENTILE), prepare(values, PERCENTILE))
@@ -126,7 +127,7 @@ def test_resize_is_antialiased_and_back_again():
     pixels = prepare(stripes, config)
     assert pixels.shape == (64, 48, 3)
     assert np.abs(pixels.astype(int) - 127).max() <= 6  # without antialiasing: 0 or 255
-    assert restore(np.ones((2, 64, 48), np.float32), 640, 480).shape == (2, 640, 480)
+    assert resize_to_image(np.ones((2, 64, 48), np.float32), 640, 480).shape == (2, 640, 480)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_resize_is_antialiased_and_back_again():
 )
 def test_probabilities_come_back_as_pillow_resizes_them(size):
     field = np.random.default_rng(0).random((2, 64, 48), dtype=np.float32)
-    restored = restore(field, *size)
+    restored = resize_to_image(field, *size)
     for channel, expected in zip(restored, field, strict=True):
         resized = Image.fromarray(expected).resize(size[::-1], Image.Resampling.BILINEAR)
         assert np.abs(channel - np.asarray(resized)).max() < 1e-6
@@ -145,8 +146,8 @@ def test_probabilities_come_back_as_pillow_resizes_them(size):
 def test_a_decision_is_that_of_the_restored_probabilities(size):
     field = np.random.default_rng(0).random((3, 64, 48), dtype=np.float32)
     for config in (RANGE, THREE_CLASSES):
-        restored = restore(field, *size)
-        mask, sure = decide(field, *size, config, 0.3)
+        restored = resize_to_image(field, *size)
+        mask, sure = mask_and_confidence(field, *size, config, 0.3)
         assert np.array_equal(mask, to_mask(restored, config, 0.3))
         assert sure == pytest.approx(confidence(restored, config), abs=1e-6)
 
@@ -155,8 +156,8 @@ def test_a_decision_is_that_of_the_restored_probabilities(size):
 @pytest.mark.parametrize("sure", [0.0, 0.5, 1.0])
 def test_what_is_the_same_everywhere_stays_the_same(size, sure):
     field = np.full((1, 64, 48), sure, np.float32)
-    assert (restore(field, *size) == sure).all()
-    mask, confidence = decide(field, *size, RANGE, sure)
+    assert (resize_to_image(field, *size) == sure).all()
+    mask, confidence = mask_and_confidence(field, *size, RANGE, sure)
     assert (mask == 255).all()
     assert confidence == max(sure, 1 - sure)
 
@@ -165,7 +166,7 @@ def test_what_is_the_same_everywhere_stays_the_same(size, sure):
 def test_flat_images_take_no_more_memory_than_others(size):
     field = np.random.default_rng(0).random((1, 384, 256), dtype=np.float32)
     tracemalloc.start()
-    decide(field, *size, RANGE)
+    mask_and_confidence(field, *size, RANGE)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30_000_000  # of which the mask is one
@@ -180,7 +181,7 @@ def test_resize_to_a_size_within_the_window():
 def test_normalise_is_the_formula():
     config = PreprocessConfig(mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 2.0))
     windows = torch.randint(0, 256, (2, 4, 6, 3), dtype=torch.uint8)
-    result = normalise(windows, config)
+    result = normalize(windows, config)
     assert result.shape == (2, 3, 4, 6)
     expected = (windows[1, 2, 3].double() / 255 - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor(
         [0.5, 1.0, 2.0]

@@ -1,0 +1,23 @@
+"""Whole images by an engine alone, without queue and batches: for measuring, not for serving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from app.engine.base import Engine
+from model.arrays import AnyArray, ByteArray, FloatArray
+from model.checkpoint import Checkpoint
+from model.sliding_window import sliding_window_inference
+
+
+def engine_predictor(engine: Engine, checkpoint: Checkpoint) -> Callable[[AnyArray], FloatArray]:
+    """Decoded image -> (C, H, W) probabilities by an engine, one window at a time."""
+
+    def compute(window: ByteArray) -> FloatArray:
+        staged = engine.stage((window.shape[1], window.shape[2]), 1)
+        staged[:] = window
+        return engine.run(engine.load(staged))
+
+    return lambda image: sliding_window_inference(
+        image, checkpoint.architecture, checkpoint.preprocess, compute
+    )

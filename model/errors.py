@@ -1,0 +1,39 @@
+"""Errors that a user can fix. Everything else that is raised is a bug.
+
+The tree, each branch with the arrow of the data flow that raises it::
+
+    UserError
+    ├── ConfigError          recipe or checkpoint header -> configuration
+    ├── CheckpointError      file -> checkpoint
+    ├── DataError            files -> images and labels
+    ├── TrainingDiverged     step -> weights: the loss, its gradient or the weights are not finite
+    └── TrainingOutOfMemory  batch -> step: a batch, or what it needs, does not fit into memory
+
+`app/errors.py` adds the service's own. The command line prints a `UserError` as one line and exits
+with status 2; any other exception is a traceback and status 1.
+"""
+
+
+class UserError(Exception):
+    """A mistake that a user can fix. Its text is one line that says what is wrong and what is
+    allowed."""
+
+
+class ConfigError(UserError):
+    """A value in a recipe or a checkpoint's header is wrong; the message names it."""
+
+
+class CheckpointError(UserError):
+    """A file is not a checkpoint, or is damaged; the message names the file."""
+
+
+class DataError(UserError):
+    """A data set is incomplete or inconsistent; the message names the file and what is expected."""
+
+
+class TrainingDiverged(UserError):
+    """The loss, its gradient or the weights are not finite."""
+
+
+class TrainingOutOfMemory(UserError):
+    """A batch, or what it needs beside it, does not fit into memory."""

@@ -1,0 +1,121 @@
+"""`unet segment`: what it writes, what it says, and what it leaves behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import cli
+from app.cli import segment as local
+from app.inference.service import Service
+from tests.conftest import decode, encode, nuclei
+
+
+@pytest.fixture(autouse=True)
+def _here(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNET_WEIGHTS_DIR", str(tiny))
+    monkeypatch.setenv("UNET_THREADS", "1")
+
+
+@pytest.fixture
+def images() -> Path:
+    folder = Path("in")
+    folder.mkdir()
+    for seed in range(5):
+        (folder / f"{seed}.png").write_bytes(encode(nuclei(60, 70, seed)[0]))
+    return folder
+
+
+def written(folder: str = "out") -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
+
+
+def test_a_mask_that_cannot_be_written_fails_alone(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out/2.png/full").mkdir(parents=True)
+    (images / "3.png").write_bytes(b"not an image")
+    (images / "4.png").unlink()
+    (images / "4.png").symlink_to("nowhere")
+    assert cli.main(["segment", "in", "-o", "out"]) == 1
+    assert written() == ["0.png", "1.png", "2.png", "2.png/full"]
+    *failures, last = capsys.readouterr().err.splitlines()
+    unwritten, no_image, unread = sorted(failures)
+    assert unwritten == "unet: in/2.png: out/2.png cannot be written: Is a directory"
+    assert no_image.startswith("unet: in/3.png: these 12 bytes are not an image")
+    assert unread == "unet: in/4.png: No such file or directory"
+    assert last == "2 masks in out/, 3 failed"
+
+
+def test_an_error_of_ours_leaves_nothing_running(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[tuple[int, float]] = []
+    stop = Service.stop
+
+    async def stopping(self: Service) -> None:
+        left.append((self.batcher.reserved, self.batcher.elapsed()))
+        await stop(self)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Service, "stop", stopping)
+    monkeypatch.setattr(local, "_write", broken)
+    with pytest.raises(ExceptionGroup):
+        cli.main(["segment", str(images), "-o", "out"])
+    assert left == [(0, 0.0)]
+
+
+def test_a_run_goes_on_where_it_ended(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "in/0.png", "-o", "out"]) == 0
+    assert capsys.readouterr().err == "1 mask in out/\n"
+    Path("out/0.png").write_bytes(b"of before")
+    for expected in ("4 masks in out/, 1 there before\n", "0 masks in out/, 5 there before\n"):
+        assert cli.main(["segment", "in", "-o", "out", "--skip-existing"]) == 0
+        assert capsys.readouterr().err == expected
+        assert Path("out/0.png").read_bytes() == b"of before"
+        assert len(written()) == 5
+
+
+def test_one_image_into_one_file(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "in/0.png", "-o", "deep/mask.png"]) == 0
+    assert decode(Path("deep/mask.png").read_bytes()).shape == (60, 70)
+    assert capsys.readouterr().err == "1 mask in deep/mask.png\n"
+    for name in ("cells.json", "cells.geojson"):
+        assert cli.main(["segment", "in/0.png", "-o", name, "--output", "polygons"]) == 0
+        assert json.loads(Path(name).read_text())["type"] == "FeatureCollection"
+
+
+def test_standard_input_and_output(
+    images: Path, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = io.TextIOWrapper(io.BytesIO((images / "0.png").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", sent)
+    assert cli.main(["segment", "-", "-o", "-"]) == 0
+    out, err = capsysbinary.readouterr()
+    assert decode(out).shape == (60, 70)
+    assert err == b""
+
+
+def test_mistakes_are_one_line_before_a_model_is_loaded(
+    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "Service", None)
+    Path("note.txt").touch()
+    for arguments, says in (
+        (["no/such.png"], "no/such.png does not exist"),
+        (["in", "-o", "note.txt"], "note.txt is a file"),
+        (["in", "-o", "mask.png"], "--out mask.png is one file"),
+        (["in", "in/0.png", "-o", "in"], "would replace the image"),
+        (["in", "--weights-dir", "no/such"], f"no folder {Path.cwd()}/no/such; set UNET_WEIGHTS"),
+    ):
+        assert cli.main(["segment", *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+    assert not Path("masks").exists()
