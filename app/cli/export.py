@@ -1,9 +1,10 @@
-"""`unet export`: a checkpoint widened, or with what int8 needs, measured; or an OpenVINO graph.
+"""`unet export`: change a checkpoint's width, calibrate it for int8, or export an OpenVINO graph.
 
-`--base-features` gives the same function to a network with room to learn more. `--calibrate` looks
-at the activations of the reference on training images, builds the int8 engine from their ranges,
-and measures on validation images what it costs. All of it goes into the checkpoint, and the service
-takes int8 by itself only where it was proven.
+`--base-features` widens or narrows the network without changing what it computes. `--calibrate`
+records the ranges of activations in the reference network on training images, builds the int8
+engine from them, and measures on validation images how far its masks differ from fp32. The ranges
+and the measurements go into the checkpoint. By default the service uses int8 only where these
+measurements validate it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 from pathlib import Path
 
 from app.engine.calibrate import calibrate
-from model.checkpoint import load_checkpoint, record, save_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint, record, save_checkpoint
 from model.training.data import open_dataset, split_dataset
 from model.training.recipe import Recipe
 
@@ -21,7 +22,10 @@ from model.training.recipe import Recipe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument(
-        "--base-features", type=int, metavar="N", help="widen to so many; masks stay the same"
+        "--base-features",
+        type=int,
+        metavar="N",
+        help="widen to N base features, or narrow a widened checkpoint; masks stay the same",
     )
     parser.add_argument(
         "--calibrate", type=Path, metavar="RECIPE", help="on the data of this recipe, for int8"
@@ -42,11 +46,7 @@ def main(args: argparse.Namespace) -> int:
         )
     checkpoint = load_checkpoint(args.checkpoint)
     if args.base_features:
-        from model.convert.widen import widen_checkpoint
-        from model.predict import attach_golden
-
-        image = checkpoint.golden.image
-        checkpoint = attach_golden(widen_checkpoint(checkpoint, args.base_features), image)
+        checkpoint = _change_width(checkpoint, args.base_features)
     if args.calibrate:
         recipe = Recipe.read(args.calibrate)
         dataset = open_dataset(recipe.data, checkpoint.preprocess)
@@ -77,3 +77,20 @@ def main(args: argparse.Namespace) -> int:
             f"float32 (N, {known.out_channels}, H{lost}, W{lost})"
         )
     return 0
+
+
+def _change_width(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
+    """Widen or narrow a checkpoint, and attach a new golden pair of the same image.
+
+    Raises:
+        ConfigError: neither number of features is a multiple of the other, or the checkpoint would
+            have to be narrowed and was not widened from `base_features`.
+    """
+    from model.convert.widen import narrow_checkpoint, widen_checkpoint
+    from model.predict import attach_golden
+
+    before = checkpoint.architecture.base_features
+    if base_features == before:
+        return checkpoint
+    change = widen_checkpoint if base_features > before else narrow_checkpoint
+    return attach_golden(change(checkpoint, base_features), checkpoint.golden.image)
