@@ -17,6 +17,7 @@ from app.settings import SECTIONS, Settings, load_settings, warn_about_unknown_v
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One flag per setting."""
+    parser.usage = "unet serve [--SETTING VALUE ...]"
     for title, names in SECTIONS.items():
         add_flags(parser.add_argument_group(title), Settings, names)
 

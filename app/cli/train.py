@@ -9,15 +9,19 @@ import sys
 from pathlib import Path
 
 from app.cli.flags import add_flags, explicit_flags
-from model.training.loop import train
 from model.training.recipe import SECTIONS, Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, help="a recipe, e.g. model/configs/nuclei.toml")
+    parser.usage = "unet train RECIPE [--out FOLDER] [--KEY VALUE ...]"
+    parser.epilog = "Flags override the recipe. Defaults apply to keys that neither of them sets."
+    parser.add_argument(
+        "config", type=Path, metavar="RECIPE", help="a TOML file, e.g. model/configs/nuclei.toml"
+    )
     parser.add_argument(
         "--out",
         type=Path,
+        metavar="FOLDER",
         help="folder of the run, which is resumed if it exists (default: runs/NAME)",
     )
     add_flags(parser, Recipe, ["name"])
@@ -27,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    from model.training.loop import train  # here, so that --help needs no torch
+
     logging.basicConfig(format="%(message)s")
     recipe = Recipe.read(args.config, _recipe_flags(args))
     folder = args.out or Path("runs") / recipe.name
