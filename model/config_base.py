@@ -88,7 +88,7 @@ def old_names(name: str, field: FieldInfo) -> list[str]:
 def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown name: the closest known one, or "" if none is close."""
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
 
 def describe_error(error: ValidationError, names: list[str]) -> str:
@@ -101,7 +101,7 @@ def describe_error(error: ValidationError, names: list[str]) -> str:
     first, *inner = details["loc"]
     field = names[first] if isinstance(first, int) else first
     if details["type"] == "unexpected_keyword_argument":
-        return f"unknown key {field!r}{suggest(field, names)}; known: {', '.join(names)}"
+        return f"unknown key {field!r}{suggest(field, names)}; known keys: {', '.join(names)}"
     place = field + "".join(f"[{index}]" for index in inner)
     if details["type"] == "missing":
         return f"{place} is missing"

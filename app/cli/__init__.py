@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -107,11 +108,11 @@ def _version() -> str:
 def _is_stdout_closed() -> bool:
     """Whether the reader of standard output is gone, as in `unet models | head -1`.
 
-    If so, standard output becomes the null device, so that Python does not fail to flush it.
+    If so, standard output becomes the null device, so that flushing it at exit does not fail.
     """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

@@ -34,14 +34,15 @@ def main(args: argparse.Namespace) -> int:
     from model.training.loop import train  # here, so that --help needs no torch
 
     logging.basicConfig(format="%(message)s")
-    recipe = Recipe.read(args.config, _recipe_flags(args))
+    recipe = Recipe.read(args.config, recipe_flags(args))
     folder = args.out or Path("runs") / recipe.name
     path = train(recipe, folder, shlex.join(["unet", *sys.argv[1:]]))
     print(f"{path}  (the whole run: {folder}/report.json)")
     return 0
 
 
-def _recipe_flags(args: argparse.Namespace) -> dict[str, str]:
+def recipe_flags(args: argparse.Namespace) -> dict[str, str]:
+    """Field name -> text of the recipe's flags that the user gave."""
     flags = explicit_flags(args, Recipe)
     for kind in SECTIONS.values():
         flags |= explicit_flags(args, kind)

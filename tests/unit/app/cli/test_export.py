@@ -1,17 +1,23 @@
 """`unet export --base-features`: another width, the same masks."""
 
+from __future__ import annotations
+
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from app import cli
-from model.checkpoint import load_checkpoint, read_manifest, record, save_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint, read_manifest, record, save_checkpoint
 from model.config import Calibration
 from model.predict import Predictor, attach_golden
 from tests.conftest import nuclei, write_tiny
 
 
-def test_widened_checkpoint_gives_the_same_probabilities(tmp_path, capsys):
+def test_widened_checkpoint_gives_the_same_probabilities(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     narrow = tmp_path / "narrow.safetensors"
     write_tiny(narrow)
     calibration = Calibration({"down_conv.0.first": (0.0, 1.0)}, 3, 0.999, 0.0, 1.0)
@@ -42,7 +48,9 @@ def test_widened_checkpoint_gives_the_same_probabilities(tmp_path, capsys):
     assert load_checkpoint(narrow).calibration == calibration
 
 
-def test_widened_checkpoint_is_narrowed_to_the_same_probabilities(tmp_path, capsys):
+def test_widened_checkpoint_is_narrowed_to_the_same_probabilities(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, wide = tmp_path / "first.safetensors", tmp_path / "wide.safetensors"
     write_tiny(first)
     before = in_fp16(first)
@@ -73,7 +81,9 @@ def test_widened_checkpoint_is_narrowed_to_the_same_probabilities(tmp_path, caps
     assert np.array_equal(after.golden.image, before.golden.image)
 
 
-def test_checkpoint_that_was_not_widened_cannot_be_narrowed(tmp_path, capsys):
+def test_checkpoint_that_was_not_widened_cannot_be_narrowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "tiny.safetensors"
     write_tiny(path)
     before = path.read_bytes()
@@ -84,7 +94,7 @@ def test_checkpoint_that_was_not_widened_cannot_be_narrowed(tmp_path, capsys):
     assert path.read_bytes() == before
 
 
-def test_width_that_a_checkpoint_already_has_changes_nothing(tmp_path):
+def test_width_that_a_checkpoint_already_has_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
     write_tiny(path)
     before = load_checkpoint(path)
@@ -95,7 +105,7 @@ def test_width_that_a_checkpoint_already_has_changes_nothing(tmp_path):
     assert all(np.array_equal(after.state[name], array) for name, array in before.state.items())
 
 
-def in_fp16(path):
+def in_fp16(path: Path) -> Checkpoint:
     """Round the weights of the checkpoint at `path` to fp16, as training stores them."""
     checkpoint = load_checkpoint(path)
     state = {name: array.astype(np.float16) for name, array in checkpoint.state.items()}
@@ -107,17 +117,40 @@ def in_fp16(path):
     return saved
 
 
-def test_a_graph_is_told_by_its_tensors(tmp_path, capsys):
+def test_graph_is_written_and_its_tensors_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, graph = tmp_path / "tiny.safetensors", tmp_path / "tiny.xml"
     write_tiny(path)
     assert cli.main(["export", str(path), "--openvino", str(graph)]) == 0
-    said = "image, uint8 (N, H, W, 3), to probabilities, float32 (N, 1, H, W)"
-    assert capsys.readouterr().out == f"{graph}: {said}\n"
+    tensors = "image, uint8 (N, H, W, 3), to probabilities, float32 (N, 1, H, W)"
+    assert capsys.readouterr().out == f"{graph}: {tensors}\n"
     assert graph.is_file()
 
 
-def test_an_export_of_nothing_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--base-features N, --calibrate RECIPE or --openvino"),
+        (["--openvino", "/no/such/tiny.xml"], "/no/such/tiny.xml cannot be written"),
+        (["--base-features", "8", "--out", "/dev/null/x.safetensors"], "cannot be written"),
+        (["--calibrate", "none.toml"], "none.toml: cannot be read: No such file"),
+    ],
+)
+def test_mistake_is_one_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "tiny.safetensors"
     write_tiny(path)
-    assert cli.main(["export", str(path)]) == 2
-    assert "--base-features N, --calibrate RECIPE, or --openvino" in capsys.readouterr().err
+    assert cli.main(["export", str(path), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("unet: error: ")
+    assert says in line
+
+
+@pytest.mark.parametrize("flag", ["--base-features", "--images"])
+@pytest.mark.parametrize("value", ["0", "-4", "many"])
+def test_number_must_be_positive(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["export", "tiny.safetensors", f"{flag}={value}"])
+    assert f"'{value}' is not a whole number above 0" in capsys.readouterr().err
