@@ -240,7 +240,7 @@ def test_an_output_the_model_does_not_have_is_the_requests_own_fault(tmp_path: P
             for query in ({"output": "instances"}, {"threshold": "0.5"}):
                 answer = httpx.post(url, params=query, files=files)
                 assert answer.status_code == 422
-                assert "one class" in answer.json()["detail"]
+                assert "binary models" in answer.json()["detail"]
         mask = Image.open(io.BytesIO(httpx.post(url, files=files[:1]).content))
         assert (mask.mode, mask.size) == ("P", (80, 64))
         assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
