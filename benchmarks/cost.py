@@ -109,7 +109,7 @@ def one_image(service: Running, checkpoint: Checkpoint, megapixels: float) -> di
         "width": width,
         "height": height,
         "windows": plan.count,
-        "waste": plan.waste,
+        "waste": plan.overhead,
         "seconds": sorted(took)[len(took) // 2],
         "peak_bytes": after.peak if before and after else None,
     }

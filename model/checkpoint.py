@@ -1,16 +1,15 @@
-"""Self-describing checkpoints: one `.safetensors` file rebuilds everything a mask needs.
+"""Self-describing checkpoints: one `.safetensors` file holds everything that a mask needs.
 
-Beside the network's tensors, under their state-dict names, the file carries
+Besides the network's tensors, under their state-dict names, the file holds
 
-- in its header, as JSON: the architecture, the preprocessing, and a card of free facts (metrics,
-  data, licence, how it was trained, the git revision); and, if it was calibrated, what int8 needs
-  to know of its activations;
-- as two more tensors: a golden image and the mask the trained network makes of it, which an engine
-  has to reproduce before it may serve (`golden.image`, `golden.mask`);
-- a digest of all tensors, so that the file proves itself wherever it is copied.
+- in its header, as JSON: the architecture, the preprocessing, a card (metrics, data, licence,
+  training, git revision), and the int8 calibration if there is one;
+- two more tensors, `golden.image` and `golden.mask`: an image and the reference's mask of it, which
+  an engine must reproduce before it serves;
+- a digest of all tensors, which detects damage wherever the file is copied.
 
-`manifest.json` beside the files records the sha256 of each. Nothing is ever unpickled. Arrays are
-NumPy; knows no torch.
+`manifest.json` in the same folder records the sha256 of each file. Nothing is ever unpickled.
+Arrays are NumPy. Knows no torch.
 """
 
 from __future__ import annotations
@@ -55,16 +54,16 @@ _DAMAGED = (
     ValueError,
     SafetensorError,
 )
-"""What readers stumble with over JSON that is none, or is not of our form."""
+"""Exceptions that invalid JSON, or JSON of another form, raises in its readers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
-    """One image and its mask by the reference in fp32.
+    """An image and its mask, computed by the reference in fp32.
 
     Attributes:
         image: decoded, (H, W) or (H, W, 3), uint8 or uint16.
-        mask: (H, W) uint8, as `model.transforms.to_mask` gives it.
+        mask: (H, W) uint8, as returned by `model.transforms.to_mask`.
     """
 
     image: AnyArray
@@ -76,15 +75,15 @@ _NO_GOLDEN = Golden(np.zeros((0, 0), np.uint8), np.zeros((0, 0), np.uint8))
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A trained model.
+    """A trained model and everything needed to run it.
 
     Attributes:
-        name: the file's stem; what clients ask for.
-        architecture, preprocess: rebuild the network and its data path.
+        name: the file's stem, by which clients request the model.
+        architecture, preprocess: describe the network and its data path.
         state: tensors by state-dict name, float16 or float32.
-        golden: what an engine must reproduce; not in a draft, see `model.predict.attach_golden`.
-        card: metrics, data, licence, training, revision, ...: facts for people, as JSON.
-        calibration: what int8 needs; None: this model has no int8.
+        golden: the pair an engine must reproduce; empty until `model.predict.attach_golden`.
+        card: facts for people, as JSON: metrics, data, licence, training, revision, ...
+        calibration: activation ranges for int8, or None.
         sha256: of the file, in hex; empty before it is saved.
     """
 
@@ -99,28 +98,28 @@ class Checkpoint:
 
     @property
     def id(self) -> str:
-        """name@first 12 hex digits of the sha256: names exactly these weights."""
+        """name@sha256, shortened to 12 hex digits: identifies exactly these weights."""
         return f"{self.name}@{self.sha256[:12]}"
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Checkpoint:
-    """Write `checkpoint` to `path` atomically: a reader sees the old file or the new one.
+    """Write a checkpoint atomically: a reader sees the old file or the new one.
 
     Returns:
-        The checkpoint with its sha256 and its name as saved.
+        The checkpoint with the name and sha256 of the file.
 
     Raises:
-        ConfigError: architecture and preprocessing contradict each other, or the file's name is
-            none for a model.
-        CheckpointError: the tensors are not those of the architecture, or there is no golden pair.
-        OSError: the file cannot be written; what was there before is intact.
+        ConfigError: architecture and preprocessing do not match, or the file's name is not a valid
+            model name.
+        CheckpointError: the tensors do not match the architecture, or the golden pair is missing.
+        OSError: the file cannot be written. An existing file is left intact.
     """
     check_name(path.stem)
     check_together(checkpoint.architecture, checkpoint.preprocess)
     tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.state.items()}
     _check_tensors(path, tensors, checkpoint.architecture)
     if not checkpoint.golden.image.size:
-        raise CheckpointError(f"{path}: a checkpoint needs its golden pair")
+        raise CheckpointError(f"{path}: the checkpoint has no golden pair")
     tensors[_GOLDEN_IMAGE] = np.ascontiguousarray(checkpoint.golden.image)
     tensors[_GOLDEN_MASK] = np.ascontiguousarray(checkpoint.golden.mask)
     header = {
@@ -140,10 +139,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and prove a checkpoint.
+    """Read and verify a checkpoint.
 
     Raises:
-        CheckpointError: missing, truncated, tampered with, or not one of ours; one line that says
+        CheckpointError: the file is missing, truncated, altered, or not a checkpoint; one line says
             which, and what to do.
     """
     try:
@@ -154,20 +153,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     recorded = read_manifest(path.parent).get(path.name, sha256)
     if recorded != sha256:
         raise CheckpointError(
-            f"{path} is not the file that {MANIFEST} records: its sha256 starts with "
-            f"{sha256[:12]}, not {recorded[:12]}; fetch it again, or record it if you changed it"
+            f"{path} does not match {MANIFEST}: its sha256 starts with {sha256[:12]}, not "
+            f"{recorded[:12]}; download it again, or update the manifest if you changed the file"
         )
     header = _header(path, content)
     try:
         tensors = load(content)
         if header["digest"] != _digest(tensors):
-            raise CheckpointError(f"{path} was altered: its tensors do not match their digest")
+            raise CheckpointError(f"{path} is damaged: its tensors do not match their digest")
         golden = Golden(tensors.pop(_GOLDEN_IMAGE), tensors.pop(_GOLDEN_MASK))
         architecture = UNetConfig.from_json(json.loads(header["architecture"]))
         preprocess = PreprocessConfig.from_json(json.loads(header["preprocess"]))
         card = json.loads(header["card"])
         if not isinstance(card, dict):
-            raise ConfigError(f"card is an object, not a {type(card).__name__}")
+            raise ConfigError(f"card must be an object, not a {type(card).__name__}")
         stored = json.loads(header.get("calibration", "null"))
         calibration = Calibration.from_json(stored) if stored else None
         check_together(architecture, preprocess)
@@ -182,19 +181,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """File name -> sha256 of the checkpoints that `folder` vouches for; empty without a manifest.
+    """Read the sha256 of each file that the folder's manifest lists; empty without a manifest.
 
     Raises:
-        CheckpointError: the manifest is not what `record` writes.
+        CheckpointError: the manifest is damaged.
     """
     return {name: entry["sha256"] for name, entry in _entries(folder / MANIFEST).items()}
 
 
 def record(path: Path) -> None:
-    """Enter the file at `path` into the manifest beside it.
+    """Add the file at `path` to the manifest in its folder.
 
     Raises:
-        CheckpointError: the manifest is not what this writes; it is left as it is.
+        CheckpointError: the existing manifest is damaged. It is left as it is.
         OSError: the file cannot be read, or the manifest cannot be written.
     """
     content = path.read_bytes()
@@ -208,7 +207,7 @@ def _entries(manifest: Path) -> dict[str, dict[str, Any]]:
     try:
         entries: dict[str, dict[str, Any]] = json.loads(manifest.read_text())
         if not all(isinstance(entry["sha256"], str) for entry in entries.values()):
-            raise TypeError("a sha256 is text")
+            raise TypeError("sha256 must be a string")
     except FileNotFoundError:
         return {}
     except (OSError, *_DAMAGED) as error:
@@ -219,7 +218,7 @@ def _entries(manifest: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace `path` by `content` in one step; on any failure what was there before is intact."""
+    """Replace the file at `path` in one step. On failure the old file stays intact."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -233,7 +232,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def git_revision() -> str:
-    """The commit this code stands at, with `+` if it was changed since; "unknown" outside git."""
+    """Return the checked-out commit, with `+` if files changed since; "unknown" outside git."""
     root = Path(__file__).parent
     try:
         revision = _git("rev-parse", "--short=12", "HEAD", cwd=root)
@@ -243,7 +242,7 @@ def git_revision() -> str:
 
 
 def parameter_shapes(config: UNetConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of the network's state dict, in its order (see model.unet)."""
+    """Yield name and shape of every tensor of the network's state dict (see model.unet)."""
     widths = [config.base_features * 2**level for level in range(LEVELS + 1)]
 
     def conv(name: str, out: int, *rest: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -273,19 +272,19 @@ def _git(*arguments: str, cwd: Path) -> str:
 
 
 def _header(path: Path, content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file (8 bytes of length, then JSON), or what it is instead."""
+    """Read the metadata of a safetensors file: 8 bytes of length, then JSON."""
     if not content:
         raise CheckpointError(f"{path} is empty")
     if content[:4] == b"PK\x03\x04" or content[:2] == b"\x80\x02":
         raise CheckpointError(
-            f"{path} is a pickled torch file, which is never opened here; turn it into a "
-            f"checkpoint with: unet import {path} --name {path.stem}"
+            f"{path} is a pickled torch file, which is never opened for serving; convert it with: "
+            f"unet import {path} --name {path.stem}"
         )
     length = int.from_bytes(content[:8], "little")
     if content[8:9] != b"{":
         raise CheckpointError(f"{path} is not a safetensors file")
     if len(content) < 8 + length:
-        raise CheckpointError(f"{path} is truncated: its header is not complete")
+        raise CheckpointError(f"{path} is truncated: its header is incomplete")
     try:
         fields = json.loads(content[8 : 8 + length])
         header: dict[str, str] = fields.pop("__metadata__", None) or {}
@@ -297,7 +296,7 @@ def _header(path: Path, content: bytes) -> dict[str, str]:
         raise CheckpointError(f"{path} is truncated: {len(content):,} bytes of {size:,}")
     if not known:
         raise CheckpointError(
-            f"{path} is a safetensors file without a description of its network; add one with: "
+            f"{path} is a safetensors file that does not describe its network; convert it with: "
             f"unet import {path} --name {path.stem}"
         )
     return header
@@ -309,13 +308,13 @@ def _check_tensors(path: Path, tensors: Mapping[str, AnyArray], architecture: UN
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise CheckpointError(
-                f"{path} does not fit {architecture}: {name} should be "
-                f"{wanted.get(name, 'absent')}, and is {found.get(name, 'absent')}"
+                f"{path} does not match {architecture}: {name} should be "
+                f"{wanted.get(name, 'absent')}, but is {found.get(name, 'absent')}"
             )
 
 
 def _digest(tensors: Mapping[str, AnyArray]) -> str:
-    """sha256 over name, type, shape and bytes of every tensor, in the order of the names."""
+    """Hash name, type, shape and bytes of every tensor with sha256, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]

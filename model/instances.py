@@ -1,4 +1,4 @@
-"""Probabilities -> one label an object. NumPy and SciPy; no torch, since the service calls it."""
+"""Separate touching objects: probabilities -> a label map. Knows NumPy and SciPy; no torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from scipy import ndimage
 from model.arrays import FloatArray, UInt16Array
 
 MIN_PIXELS = 36
-"""Smaller objects are specks."""
+"""Pixels. Smaller objects are discarded."""
 MAX_OBJECTS = 65535
-"""What a 16-bit label map can tell apart; of more, the largest are kept."""
-SURENESS = 0.6
-"""An object's mean probability is above the threshold t by this times min(t, 1 - t) at least. What
-is barely foreground everywhere (debris, blur) is foreground in the mask, but no object.
+"""Labels that 16 bits can hold. If there are more objects, the largest are kept."""
+MIN_CONFIDENCE = 0.6
+"""An object's mean probability exceeds the threshold t by at least this times min(t, 1 - t). Debris
+and blur that are barely foreground everywhere stay in the mask, but are not objects.
 
-Both were chosen on the validation fields of the nuclei; see weights/README.md."""
+`MIN_PIXELS` and this were chosen on the validation fields of the nuclei; see weights/README.md."""
 
 
 def label_instances(probabilities: FloatArray, threshold: float = 0.5) -> UInt16Array:
-    """(C, H, W) probabilities -> (H, W) labels, 0 background, 1..n one object each.
+    """Label objects: (C, H, W) probabilities -> (H, W), 0 is background, 1..n are objects.
 
-    With a border channel, seeds are the foreground without the borders; without one, what erosion
-    leaves. Every foreground pixel then goes to its nearest seed. Specks and what the network is
-    unsure of are left out.
+    Seeds are the foreground without the border channel, or the eroded foreground where there is
+    none. Each foreground pixel is assigned to its nearest seed. Objects that are too small or too
+    uncertain are discarded.
     """
     foreground = probabilities[0] >= threshold
     if len(probabilities) > 1:
@@ -37,11 +37,11 @@ def label_instances(probabilities: FloatArray, threshold: float = 0.5) -> UInt16
     labels = np.where(foreground, seeds[tuple(nearest)], 0)
     sizes = np.bincount(labels.ravel())
     means = np.bincount(labels.ravel(), probabilities[0].ravel()) / np.maximum(sizes, 1)
-    sure = threshold + SURENESS * min(threshold, 1 - threshold)
+    sure = threshold + MIN_CONFIDENCE * min(threshold, 1 - threshold)
     keep = (sizes >= MIN_PIXELS) & (means >= sure)
     keep[0] = False
     if keep.sum() > MAX_OBJECTS:
         keep &= sizes >= np.partition(sizes[keep], -MAX_OBJECTS)[-MAX_OBJECTS]
-        keep &= np.cumsum(keep) <= MAX_OBJECTS  # of several as small as the last
+        keep &= np.cumsum(keep) <= MAX_OBJECTS  # ties at the smallest size
     renumbered = np.where(keep, np.cumsum(keep), 0)
     return renumbered[labels].astype(np.uint16)

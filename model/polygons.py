@@ -1,7 +1,7 @@
-"""Label maps -> outlines, as GeoJSON (RFC 7946), which QuPath, napari and GIS programs read.
+"""Label maps -> outlines in GeoJSON (RFC 7946), which QuPath, napari and GIS programs read.
 
-Coordinates are pixels, x before y, with (0, 0) at the outer corner of the first pixel. NumPy,
-SciPy and contourpy; no torch, since the service calls it.
+Coordinates are pixels, x before y, with (0, 0) at the outer corner of the first pixel. Knows NumPy,
+SciPy and contourpy; no torch.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from model.arrays import AnyArray, BoolArray, FloatArray, Int32Array
 
 
 def to_features(labels: AnyArray, probability: FloatArray, name: str) -> list[dict[str, Any]]:
-    """One GeoJSON Feature for each object, in the order of the labels.
+    """Convert each object to a GeoJSON Feature, in the order of the labels.
 
     Args:
-        labels: (H, W), 0 background, one value an object.
-        probability: (H, W) of being foreground.
+        labels: (H, W), 0 is background, one value per object.
+        probability: (H, W), of the foreground.
         name: of the class.
 
     Returns:
-        Features: the outer ring and the holes of each part; its bounding box; and the properties
-        `classification.name`, `area` (pixels) and `score` (the mean probability).
+        Features with the outer ring and the holes of each part, a bounding box, and the properties
+        `classification.name`, `area` (pixels) and `score` (mean probability).
     """
     features = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -57,18 +57,18 @@ def to_features(labels: AnyArray, probability: FloatArray, name: str) -> list[di
 
 
 def label_components(mask: BoolArray) -> Int32Array:
-    """(H, W) -> labels of its connected parts, corners included."""
+    """Label the 8-connected components of a mask, (H, W)."""
     labels, _ = ndimage.label(mask, np.ones((3, 3)))
     return np.asarray(labels, np.int32)
 
 
 def _rings(inside: BoolArray, left: int, top: int) -> list[list[list[list[float]]]]:
-    """Polygons of a small mask; of each its closed outer ring first, then its holes."""
-    padded = np.pad(inside, 1).astype(np.float32)  # or a ring would stay open at the edge
+    """Trace the polygons of a mask; each lists its closed outer ring first, then its holes."""
+    padded = np.pad(inside, 1).astype(np.float32)  # so that rings close at the edge
     contours = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, np.inf)
     polygons = []
     for points, offsets in zip(*contours, strict=True):
-        # a sample is the centre of its pixel, and the padding moved everything by one
+        # samples are pixel centres, and the padding shifts them by one
         moved = np.asarray(points) - 0.5 + (left, top)
         polygons.append([np.round(moved[a:b], 2).tolist() for a, b in pairwise(offsets)])
     return polygons

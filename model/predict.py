@@ -1,4 +1,4 @@
-"""An image through the network, in plain torch: the reference every engine is compared with."""
+"""Segment an image in plain torch: the reference that every engine is compared with."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from model.transforms import normalize, probabilities, to_mask
 from model.unet import UNet
 
 GOLDEN_SIDE = 256
-"""Pixels of a golden image's sides, unless the whole image is needed (mode "resize")."""
+"""Height and width of a golden image in pixels; mode "resize" keeps the whole image."""
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The state dict of its network, in fp32."""
+    """Return the state dict of a checkpoint's network in fp32."""
     return {name: torch.from_numpy(array).float() for name, array in checkpoint.state.items()}
 
 
 def build_network(checkpoint: Checkpoint) -> UNet:
-    """Its network, in fp32 on the CPU."""
+    """Build a checkpoint's network in fp32 on the CPU."""
     network = UNet.from_config(checkpoint.architecture)
     network.load_state_dict(load_tensors(checkpoint))
     return network
 
 
 class Predictor:
-    """Callable: decoded image (H, W[, 3]) uint8 or uint16 -> probabilities (C, H, W) float32.
+    """A function from a decoded image, (H, W[, 3]) uint8 or uint16, to probabilities (C, H, W).
 
     Args:
-        network: on the device to use; put into evaluation mode for each call and back.
+        network: on the device to use; each call runs it in evaluation mode.
         preprocess: of the checkpoint.
     """
 
@@ -48,7 +48,7 @@ class Predictor:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Self:
-        """The predictor of a checkpoint, in fp32."""
+        """Create the predictor of a checkpoint, in fp32."""
         network = build_network(checkpoint)
         network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(network, checkpoint.preprocess)
@@ -67,9 +67,10 @@ class Predictor:
 
 
 def attach_golden(checkpoint: Checkpoint, image: AnyArray) -> Checkpoint:
-    """The checkpoint with a golden pair: `image` (its middle, mode "native") and the mask of it.
+    """Return the checkpoint with a golden pair: `image` and the reference's mask of it.
 
-    The weights are taken as they are stored, rounded to fp16 if they are.
+    In mode "native" the image is cropped to its centre. The mask is that of the weights as they are
+    stored, in fp16 or fp32.
     """
     if checkpoint.preprocess.mode == "native":
         top, left = (max(0, (length - GOLDEN_SIDE) // 2) for length in image.shape[:2])

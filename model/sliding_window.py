@@ -1,6 +1,6 @@
-"""An image through whatever computes windows, one at a time: for measuring, not for serving.
+"""Segment an image window by window: for evaluation and calibration, not for serving.
 
-Knows no torch and no engine: bytes of windows out, their probabilities in.
+Knows no torch and no engine; the caller computes the windows.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def sliding_window_inference(
     preprocess: PreprocessConfig,
     compute: Callable[[ByteArray], FloatArray],
 ) -> FloatArray:
-    """The probabilities of an image, (C, H, W).
+    """Compute the probabilities of an image, (C, H, W) float32.
 
     Args:
         image: decoded, (H, W) or (H, W, 3), uint8 or uint16.
-        compute: (1, h, w, C) uint8 of one window -> its probabilities, (1, C, h', w').
+        compute: one window, (1, h, w, C) uint8 -> its probabilities, (1, C, h', w').
 
     Raises:
-        ValueError: it is no such image.
+        ValueError: `image` has another type or shape.
     """
     pixels = prepare(image, preprocess)
     plan = plan_windows(pixels.shape[0], pixels.shape[1], architecture, preprocess)

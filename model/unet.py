@@ -1,9 +1,9 @@
 """The U-Net, as in Ronneberger, Fischer and Brox 2015 (https://arxiv.org/abs/1505.04597).
 
 The network is a letter U. Down its left side the image shrinks while the number of features
-grows: *what* is there becomes known, *where* gets blurred. Up the right side the resolution comes
-back, and at each level the features of the same resolution on the left are handed across, so that
-*where* is sharp again::
+grows: the network learns *what* is in the image and loses track of *where*. Up the right side the
+resolution is restored. At each level a skip connection adds the left side's features of the same
+resolution, which say *where*::
 
     image ─▶ ■■ 64 ──────────────── skip ────────────────▶ ■■■ 64 ─▶ 1×1 ─▶ logits
               ▼ ■■ 128 ──────────── skip ──────────▶ ■■■ 128 ▲
@@ -12,10 +12,10 @@ back, and at each level the features of the same resolution on the left are hand
                        ▼ ■■ 1024 (middle) ▲
 
 Names and arithmetic are those of the annotated implementation (labml.ai), so that its state dicts
-load unchanged. It differs from the paper in one thing: its 3×3 convolutions are padded, which
-makes the output as large as the input. `padding=0` gives the paper's own network, 572 -> 388.
+load unchanged. One thing differs from the paper: the 3×3 convolutions are padded, so the output is
+as large as the input. `padding=0` gives the paper's own network, 572 -> 388.
 
-This module knows nothing of images, files or training.
+Knows no images, files or training.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from model.config import DIVISOR, LEVELS, UNetConfig
 
 
 class DoubleConvolution(nn.Module):
-    """Two 3×3 convolutions, each followed by a ReLU: the step that repeats along the whole U.
+    """Two 3×3 convolutions, each followed by a ReLU: the block that the whole U repeats.
 
     Unpadded, each convolution takes one pixel off every side (paper, section 2).
 
     Args:
         in_channels: channels in, shape (N, in_channels, H, W).
         out_channels: channels out, shape (N, out_channels, H - 4 + 4·padding, same for W).
-        padding: 1 keeps the size, 0 is the paper's.
+        padding: 1 keeps the size; 0 is the paper's network.
     """
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 1) -> None:
@@ -77,16 +77,16 @@ class UpSample(nn.Module):
 
 
 class CropAndConcat(nn.Module):
-    """Hand the features of the contracting path across the U.
+    """Skip connection: join the features of the contracting path to the up-sampled ones.
 
-    They are cropped at the centre, because unpadded convolutions lost the border on the way
-    (with `padding=1` both sizes agree and nothing is cut), and put behind the up-sampled ones:
-    the order of the channels is part of what a checkpoint means.
+    The skip is cropped at the centre, because unpadded convolutions removed its counterpart's
+    border. With `padding=1` both sizes agree and nothing is cropped. Up-sampled channels come
+    first: checkpoints depend on the order.
     """
 
     def forward(self, x: Tensor, contracting_x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        # round(), not //: the annotated implementation rounds half to even where sizes are odd
+        # round(), not //: like the annotated implementation, which rounds half to even
         top = round((contracting_x.shape[-2] - height) / 2)
         left = round((contracting_x.shape[-1] - width) / 2)
         cropped = contracting_x[..., top : top + height, left : left + width]
@@ -98,8 +98,8 @@ class UNet(nn.Module):
 
     Args:
         in_channels: channels of the image, 3 for RGB.
-        out_channels: channels of the logits, one a class, or 1 for foreground against background.
-        base_features: features at the top of the U; doubled at each of the four levels down.
+        out_channels: channels of the logits: one per class, or 1 for foreground against background.
+        base_features: features at the top of the U, doubled at each of the four levels down.
         padding: of the 3×3 convolutions; 0 is the paper's network.
     """
 
@@ -116,16 +116,16 @@ class UNet(nn.Module):
         widths = [base_features * 2**level for level in range(LEVELS + 1)]  # 64 .. 1024
         levels = list(pairwise(widths))  # (64, 128) ... (512, 1024)
 
-        # The contracting path: convolve, remember for the skip, pool.
+        # Contracting path: convolve, keep the result for the skip, pool.
         self.down_conv = nn.ModuleList(
             DoubleConvolution(i, o, padding) for i, o in [(in_channels, widths[0]), *levels[:-1]]
         )
         self.down_sample = nn.ModuleList(DownSample() for _ in levels)
 
-        # The bottom of the U: the coarsest view, each pixel of which has seen 140×140 of the image.
+        # Bottom of the U: the lowest resolution, each pixel with a receptive field of 140×140.
         self.middle_conv = DoubleConvolution(*levels[-1], padding)
 
-        # The expansive path: up-convolve, join with the skip (hence twice the channels), convolve.
+        # Expansive path: up-convolve, join the skip (which doubles the channels), convolve.
         self.up_sample = nn.ModuleList(UpSample(o, i) for i, o in reversed(levels))
         self.concat = nn.ModuleList(CropAndConcat() for _ in levels)
         self.up_conv = nn.ModuleList(DoubleConvolution(o, i, padding) for i, o in reversed(levels))
@@ -135,7 +135,7 @@ class UNet(nn.Module):
 
     @classmethod
     def from_config(cls, config: UNetConfig) -> UNet:
-        """The network a checkpoint describes, with fresh weights."""
+        """Build the network that a checkpoint describes, with new weights."""
         return cls(
             config.in_channels,
             config.out_channels,
@@ -144,7 +144,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch of images.
+        """Compute the logits of a batch of images.
 
         Args:
             x: (N, in_channels, H, W). With `padding=1`, H and W are multiples of 16.
@@ -154,7 +154,7 @@ class UNet(nn.Module):
             `padding=0`.
 
         Raises:
-            ValueError: the shape cannot pass the network; the message names the valid sizes.
+            ValueError: the network does not take this shape; the message names valid sizes.
         """
         self._check(x)
         skips = []
@@ -183,6 +183,6 @@ class UNet(nn.Module):
                 )
         elif min(height, width) < 188:
             raise ValueError(
-                f"an unpadded network needs at least 188 x 188 (188, 204, ..., 572: 12 more than "
-                f"a multiple of {DIVISOR} leaves nothing over), not {height} x {width}"
+                f"an unpadded network takes at least 188 x 188 (best: 188, 204, ..., 572, which "
+                f"are multiples of {DIVISOR} plus 12), not {height} x {width}"
             )

@@ -1,16 +1,15 @@
-"""Windows of a few fixed shapes over an image of any size, and seam-free stitching.
+"""Tile an image of any size with windows of a few fixed shapes, and blend the results.
 
-An engine should only ever see tensor shapes it was warmed up for, so an image is cut into windows
-of one of a few declared shapes. Three things keep the cuts invisible:
+An engine only runs tensor shapes that it was warmed up for, so an image is cut into windows of the
+shapes that its checkpoint declares. Three rules keep the seams invisible:
 
-- every window starts on a multiple of 16, so all of them share the network's pooling grid and two
-  windows compute the same function of the pixels they share;
-- beyond the image's edge a window sees the image reflected (paper, section 2: "overlap-tile
-  strategy"), not black;
-- neighbours overlap, and weights that sum to one at every pixel fade from one into the other,
-  starting from nothing where a window's zero-padded border could be felt most.
+- Every window starts on a multiple of 16. All windows share the network's pooling grid, so two
+  windows compute the same function of the pixels they share.
+- Outside the image a window sees the image reflected (paper, section 2: "overlap-tile strategy").
+- Neighbours overlap. Blending weights sum to one at every pixel, and are zero at a window's edge,
+  where its zero padding distorts the result most.
 
-Arrays are NumPy, rows first. Knows no torch and no network: only shapes and arithmetic.
+Arrays are NumPy, rows first. Knows shapes and arithmetic; no torch and no network.
 """
 
 from __future__ import annotations
@@ -26,27 +25,28 @@ import numpy.typing as npt
 from model.arrays import ByteArray, FloatArray, Shape
 from model.config import DIVISOR, PreprocessConfig, UNetConfig
 
-LARGE = 2_000_000
-"""Pixels above which an image's windows share less than its checkpoint asks for, ..."""
-BUDGET = 1.2
-"""... if more pixels than that, over those of the image, would go through the network, ..."""
-LEAST_OVERLAP = 32
-"""... but not less than that, since what a window says of its outermost pixels is not worth much;
-..."""
-PROMISED = 4_000_000
-"""... unless the image is larger than that: then the budget is kept whatever it takes."""
+MAX_OVERHEAD = 1.2
+"""Most pixels computed per pixel of a large image."""
+SHRINK_OVERLAP_ABOVE = 2_000_000
+"""Pixels. The windows of a larger image overlap less than its checkpoint asks for, where that is
+needed to stay within `MAX_OVERHEAD`."""
+MIN_OVERLAP = 32
+"""Pixels. The overlap is not shrunk below this: a window's outermost pixels are unreliable."""
+ENFORCE_OVERHEAD_ABOVE = 4_000_000
+"""Pixels. For a larger image `MAX_OVERHEAD` has priority over `MIN_OVERLAP`."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Axis:
-    """How one side of an image is covered: by windows of a few sizes, evenly spread.
+class AxisTiling:
+    """The windows along one axis of an image, evenly spread.
 
-    All in pixels of the output; a window of an unpadded network sees `margin` more on each side.
+    Lengths are pixels of the output. The input window of an unpadded network is larger by `margin`
+    on each side.
 
     Attributes:
-        length: of the side.
+        length: of the axis.
         sizes: of the windows, from the first to the last.
-        overlap: what neighbours share at least.
+        overlap: least number of pixels that neighbours share.
     """
 
     length: int
@@ -54,11 +54,11 @@ class Axis:
     overlap: int
 
     @classmethod
-    def cover(cls, length: int, sides: Collection[int], overlap: int) -> Axis:
-        """The windows with the fewest pixels over `length` that share at least `overlap` of them.
+    def plan(cls, length: int, sides: Collection[int], overlap: int) -> AxisTiling:
+        """Choose the windows that cover `length` with the fewest pixels.
 
-        A run of one of `sides`, then perhaps one of another, then the last: with three sides that
-        comes within a few pixels of any length.
+        Candidates are a run of equal sides, at most one other side, and a last one. With three
+        sides to choose from, one of them comes within a few pixels of any length.
         """
         options = []
         for run, last in itertools.product(sides, sides):
@@ -74,10 +74,9 @@ class Axis:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Where each window begins: multiples of 16.
+        """First pixel of each window, a multiple of 16.
 
-        Where they do not fit evenly, the last window hangs over the edge by less than 16 pixels,
-        and sees the image reflected there.
+        The last window may extend past the image by up to 15 pixels, where it sees a reflection.
         """
         strides = (_stride(size, self.overlap) for size in self.sizes[:-1])
         farthest = list(itertools.accumulate(strides, initial=0))
@@ -86,7 +85,7 @@ class Axis:
 
     @cached_property
     def weights(self) -> tuple[FloatArray, ...]:
-        """What each window contributes at its pixels; at every pixel of the image they sum to 1."""
+        """Blending weights of each window, (size,); they sum to 1 at every pixel of the image."""
         stops = [start + size for start, size in zip(self.starts, self.sizes, strict=True)]
         ramps = [np.ones(size) for size in self.sizes]
         for index, (stop, start) in enumerate(zip(stops, self.starts[1:], strict=False)):
@@ -103,15 +102,15 @@ class Axis:
 
 
 def _stride(size: int, overlap: int) -> int:
-    """How far behind a window of `size` the next may begin, in cells of the pooling grid."""
+    """Distance between the starts of a window of `size` and the next one, in units of 16 pixels."""
     return max((size - overlap) // DIVISOR, 1)
 
 
 def _fade(length: int) -> npt.NDArray[np.float64]:
-    """From 0 to 1 over `length` pixels: a raised cosine over the middle half of them.
+    """Weights that rise from 0 to 1 over `length` pixels: a raised cosine over the middle half.
 
-    The outer quarter is 0, since a window's zero-padded border is felt most there. Measured on the
-    shipped model, a fade over the whole length left differences ten times as large at the seams.
+    The outer quarter is 0, since zero padding distorts a window most at its edge. Measured on the
+    nuclei model: a cosine over the whole length leaves ten times larger differences at the seams.
     """
     position = (np.arange(length) + 0.5) / max(length, 1)
     return 0.5 - 0.5 * np.cos(np.pi * np.clip(2 * position - 0.5, 0, 1))
@@ -122,8 +121,8 @@ class Window:
     """One window of a plan.
 
     Attributes:
-        row, column: its output begins at (rows.starts[row], columns.starts[column]).
-        shape: (height, width) as the network sees it, one of the declared ones.
+        row, column: its output starts at (rows.starts[row], columns.starts[column]).
+        shape: (height, width) of the network's input, one of the declared shapes.
     """
 
     row: int
@@ -133,31 +132,32 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class WindowPlan:
-    """The cover of one image: every window of its rows by every window of its columns.
+    """The windows of one image: a grid of the tiling of its rows and that of its columns.
 
     Attributes:
-        margin: pixels the network loses on each side (`UNetConfig.margin`).
-        rows, columns: the cover of the height and of the width.
+        margin: pixels that the network cuts off each side (`UNetConfig.margin`).
+        rows, columns: tilings of the height and the width.
     """
 
     margin: int
-    rows: Axis
-    columns: Axis
+    rows: AxisTiling
+    columns: AxisTiling
 
     @property
     def count(self) -> int:
+        """Number of windows."""
         return len(self.rows.sizes) * len(self.columns.sizes)
 
     @property
-    def waste(self) -> float:
-        """Pixels through the network over pixels of the image: 1 is none."""
+    def overhead(self) -> float:
+        """Pixels computed by the network per pixel of the image, at least 1."""
         axes = (self.rows, self.columns)
         height, width = (sum(size + 2 * self.margin for size in axis.sizes) for axis in axes)
         return height * width / (self.rows.length * self.columns.length)
 
     @cached_property
     def windows(self) -> Sequence[Window]:
-        """Row by row, so that the rows of an image can be finished from the top."""
+        """All windows, row by row, so that an image is completed from the top."""
         lost = 2 * self.margin
         return tuple(
             Window(row, column, (height + lost, width + lost))
@@ -166,7 +166,7 @@ class WindowPlan:
         )
 
     def cut(self, image: ByteArray, window: Window, out: ByteArray) -> None:
-        """Copy one window of `image` into `out`, reflected where it hangs over the edge.
+        """Copy one window of `image` into `out`, reflected outside the image.
 
         Args:
             image: (H, W, C), prepared by `model.transforms.prepare`.
@@ -176,7 +176,7 @@ class WindowPlan:
         top = self.rows.starts[window.row] - self.margin
         left = self.columns.starts[window.column] - self.margin
         bottom, right = top + window.shape[0], left + window.shape[1]
-        grey = image.strides[2] == 0  # one channel that is shown as several
+        grey = image.strides[2] == 0  # one channel, broadcast to several
         source = image[:, :, :1] if grey else image
         if top >= 0 and left >= 0 and bottom <= image.shape[0] and right <= image.shape[1]:
             part = source[top:bottom, left:right]
@@ -184,7 +184,7 @@ class WindowPlan:
             rows = _reflect(top, bottom, image.shape[0])
             columns = _reflect(left, right, image.shape[1])
             part = source[rows[:, None], columns]
-        if grey:  # channel by channel is four times as fast as pixel by pixel
+        if grey:  # copying channel by channel is four times as fast
             for channel in range(out.shape[2]):
                 out[:, :, channel] = part[:, :, 0]
         else:
@@ -192,9 +192,9 @@ class WindowPlan:
 
 
 def _reflect(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
-    """Indices start..stop into an axis of `length`, mirrored at both ends as often as needed.
+    """Map start..stop to indices of an axis of `length`, reflected at both ends.
 
-    The edge pixel is the mirror and is not repeated: -1 -> 1, length -> length - 2.
+    The edge pixel is not repeated: -1 -> 1, length -> length - 2.
     """
     if length == 1:
         return np.zeros(stop - start, np.intp)
@@ -204,11 +204,11 @@ def _reflect(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
 
 
 class Stitcher:
-    """Adds windows up to the probabilities of the whole image.
+    """Blends the probabilities of windows into those of the whole image.
 
     Args:
-        plan: the cover.
-        channels: C, how many of the windows' probabilities are wanted; the first ones.
+        plan: the windows.
+        channels: number of channels to keep, the first ones.
     """
 
     def __init__(self, plan: WindowPlan, channels: int) -> None:
@@ -216,15 +216,15 @@ class Stitcher:
         self._sum = np.zeros((channels, plan.rows.length, plan.columns.length), np.float32)
 
     def add(self, window: Window, probabilities: FloatArray) -> None:
-        """Blend one window in.
+        """Add the result of one window.
 
         Args:
-            window: one of `plan.windows`, each exactly once.
-            probabilities: (C, height, width) of that window's output.
+            window: one of `plan.windows`; each is added exactly once.
+            probabilities: (C, height, width), the network's output for it.
         """
         rows, columns = self.plan.rows, self.plan.columns
         top, left = rows.starts[window.row], columns.starts[window.column]
-        height = min(rows.sizes[window.row], rows.length - top)  # less where it hangs over the edge
+        height = min(rows.sizes[window.row], rows.length - top)  # cut off outside the image
         width = min(columns.sizes[window.column], columns.length - left)
         part = probabilities[: len(self._sum), :height, :width]
         target = self._sum[:, top : top + height, left : left + width]
@@ -235,21 +235,21 @@ class Stitcher:
         target += part * weight
 
     def result(self) -> FloatArray:
-        """(C, H, W) probabilities of the image, once every window was added."""
+        """Probabilities of the image, (C, H, W), after every window was added."""
         return self._sum
 
 
-@lru_cache(maxsize=256)  # a search takes a millisecond, and clients send images of few sizes
+@lru_cache(maxsize=256)  # planning takes a millisecond, and clients send few sizes
 def plan_windows(
     height: int, width: int, architecture: UNetConfig, preprocess: PreprocessConfig
 ) -> WindowPlan:
-    """The cover of a height × width image that puts the fewest pixels through the network.
+    """Plan the windows of a height × width image so that the network computes the fewest pixels.
 
-    Neighbours share `preprocess.overlap` pixels at least; those of a large image fewer, if it
-    takes that to stay within `BUDGET`.
+    Neighbours share at least `preprocess.overlap` pixels. In a large image they share fewer where
+    that is needed to stay within `MAX_OVERHEAD`.
 
-    Known from an image's header alone. In mode "resize" `height` and `width` are those of
-    `preprocess.resized`, since that is what the image becomes.
+    Args:
+        height, width: of the image; in mode "resize", of `preprocess.resized`.
 
     Raises:
         ValueError: the image has no pixels.
@@ -257,20 +257,23 @@ def plan_windows(
     if height < 1 or width < 1:
         raise ValueError(f"an image needs at least one pixel, not {height} x {width}")
     margin = architecture.margin
-    # An unpadded network's windows are right wherever they are defined: no need to blend.
+    # Every output pixel of an unpadded network is exact, so its windows need no blending.
     overlap = preprocess.overlap if margin == 0 else 0
-    plan = _fewest(height, width, margin, preprocess.window, overlap)
-    least = LEAST_OVERLAP if height * width <= PROMISED else DIVISOR
-    while height * width > LARGE and plan.waste > BUDGET and overlap >= least + DIVISOR:
+    plan = _cheapest_plan(height, width, margin, preprocess.window, overlap)
+    pixels = height * width
+    if pixels <= SHRINK_OVERLAP_ABOVE:
+        return plan
+    least = MIN_OVERLAP if pixels <= ENFORCE_OVERHEAD_ABOVE else DIVISOR
+    while plan.overhead > MAX_OVERHEAD and overlap >= least + DIVISOR:
         overlap -= DIVISOR
-        plan = _fewest(height, width, margin, preprocess.window, overlap)
+        plan = _cheapest_plan(height, width, margin, preprocess.window, overlap)
     return plan
 
 
-def _fewest(
+def _cheapest_plan(
     height: int, width: int, margin: int, shapes: Sequence[Shape], overlap: int
 ) -> WindowPlan:
-    """The plan that wastes least, among all sets of heights and widths that go together."""
+    """The plan with the least overhead, over all sets of heights and widths that combine."""
     plans = []
     for first in {shape[0] for shape in shapes}:
         widths = {shape[1] for shape in shapes if shape[0] == first}
@@ -278,8 +281,8 @@ def _fewest(
         plans.append(
             WindowPlan(
                 margin,
-                Axis.cover(height, {side - 2 * margin for side in heights}, overlap),
-                Axis.cover(width, {side - 2 * margin for side in widths}, overlap),
+                AxisTiling.plan(height, {side - 2 * margin for side in heights}, overlap),
+                AxisTiling.plan(width, {side - 2 * margin for side in widths}, overlap),
             )
         )
-    return min(plans, key=lambda plan: (plan.waste, plan.count))
+    return min(plans, key=lambda plan: (plan.overhead, plan.count))

@@ -241,7 +241,7 @@ class Service:
         self.batcher.forget(is_of_engine)
 
     def _register_gauges(self) -> None:
-        gauge, batcher = self.metrics.gauge, self.batcher
+        gauge, batcher = self.metrics.add_gauge, self.batcher
         gauge("windows_waiting", "Windows in the queue.", lambda: batcher.statistics().waiting)
         gauge("windows_in_flight", "Windows on a device.", lambda: batcher.statistics().in_flight)
         gauge(
@@ -257,7 +257,7 @@ class Service:
         gauge("batch_running_seconds", "Age of the running batch.", batcher.elapsed)
         gauge("held_pixels", "Pixels of the decoded images in memory.", lambda: self.pixels.used)
         gauge("held_bytes", "Bytes of uploads and responses in memory.", lambda: self.bytes.used)
-        self.metrics.gauges(
+        self.metrics.add_labeled_gauge(
             "gpu_memory_used_bytes",
             "Memory in use on a CUDA device.",
             "device",

@@ -1,7 +1,9 @@
-"""Draw the pictures of these pages: python docs/pictures/draw.py [RUN_FOLDER ...]
+"""Draw the pictures of the documentation.
 
-From the shipped weights, and from images whose publication is allowed: StarDist's example images
-(BSD-3-Clause) and scikit-image's (see its notes on each). Folders of training runs give the curves.
+    python docs/pictures/draw.py [RUN_FOLDER ...]
+
+Uses the shipped weights and images that may be published: StarDist's examples (BSD-3-Clause) and
+scikit-image's (see its notes on each). A training curve is drawn for each run folder.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from app.imaging.decode import overlay
+from app.imaging.render import overlay
 from model.checkpoint import load_checkpoint
 from model.instances import label_instances
 from model.predict import Predictor
@@ -28,41 +30,41 @@ GAP = 8
 
 
 def main() -> None:
-    fluorescence()
-    sheet()
+    draw_fluorescence()
+    draw_contact_sheet()
     for folder in map(Path, sys.argv[1:]):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         draw_curves([json.loads(line) for line in lines], HERE / f"{folder.name}-curves.png")
 
 
-def fluorescence() -> None:
-    """The README's: image, mask, overlay, instances, side by side."""
+def draw_fluorescence() -> None:
+    """Image, mask, overlay and instances side by side, for the README."""
     checkpoint = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
     image = read_image(ROOT / "tests/fixtures/img2d.tif")[:384, :384]
     probabilities = Predictor.of(checkpoint)(image)
     mask = to_mask(probabilities, checkpoint.preprocess)
     shown = prepare(image, checkpoint.preprocess)
-    colours = np.random.default_rng(3).integers(70, 256, (65536, 3)).astype(np.uint8)
-    colours[0] = 0
+    colors = np.random.default_rng(3).integers(70, 256, (65536, 3)).astype(np.uint8)
+    colors[0] = 0
     panels = [shown, np.stack([mask] * 3, 2), overlay(shown, mask)]
-    panels.append(colours[label_instances(probabilities, checkpoint.preprocess.threshold)])
+    panels.append(colors[label_instances(probabilities, checkpoint.preprocess.threshold)])
     strip = Image.new("RGB", (len(panels) * (384 + GAP) - GAP, 384), "white")
     for index, panel in enumerate(panels):
         strip.paste(Image.fromarray(panel), (index * (384 + GAP), 0))
     strip.save(HERE / "fluorescence.png", optimize=True)
 
 
-def sheet() -> None:
-    """Both models on images that neither was trained on. There is a truth for the first alone."""
+def draw_contact_sheet() -> None:
+    """Both models on images that neither was trained on; only the first image has a truth."""
     entries = []
     for name, images in (
         (
             "nuclei",
             {
-                "StarDist's example, with its truth": read_image(ROOT / "tests/fixtures/img2d.tif"),
-                "StarDist's tissue (H&E)": read_image(ROOT / "app/static/samples/histology.jpg"),
+                "StarDist: example, with its truth": read_image(ROOT / "tests/fixtures/img2d.tif"),
+                "StarDist: tissue (H&E)": read_image(ROOT / "app/static/samples/histology.jpg"),
                 "scikit-image: ihc": skimage.data.immunohistochemistry(),
-                "scikit-image: coins, which are no nuclei": skimage.data.coins(),
+                "scikit-image: coins (not nuclei)": skimage.data.coins(),
             },
         ),
         (
@@ -70,8 +72,8 @@ def sheet() -> None:
             {
                 "scikit-image: astronaut": skimage.data.astronaut(),
                 "scikit-image: camera": skimage.data.camera(),
-                "scikit-image: cat, which is no person": skimage.data.chelsea(),
-                "scikit-image: coffee, which is no person": skimage.data.coffee(),
+                "scikit-image: cat (not a person)": skimage.data.chelsea(),
+                "scikit-image: coffee (not a person)": skimage.data.coffee(),
             },
         ),
     ):

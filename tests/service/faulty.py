@@ -2,7 +2,7 @@
 
 For windows that are all white: hang (it never returns), lost (the device is gone), nan (the result
 is not a number), error (it raises). For all windows: memory (out of memory for batches of more than
-two), slow (a tenth of a second per batch).
+two), slow (a tenth of a second per batch). For the start: load (loading a model never ends).
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ def run_with_fault(self: OpenVinoEngine, windows: np.ndarray) -> Any:
     return result
 
 
+def warm_forever(self: OpenVinoEngine) -> None:
+    time.sleep(3600)
+
+
 OpenVinoEngine.run = run_with_fault  # type: ignore[method-assign]
+if FAULT == "load":
+    OpenVinoEngine.warm = warm_forever  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     sys.exit(cli.main())

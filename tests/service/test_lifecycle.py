@@ -243,7 +243,7 @@ def test_damaged_weights_are_never_served(tmp_path: Path) -> None:
     damaged.write_bytes(content)
     result = run("serve", "--port", "0", UNET_WEIGHTS_DIR=str(tmp_path), UNET_LOG_FORMAT="text")
     assert result.returncode == 1
-    assert "nuclei.safetensors was altered" in result.stderr
+    assert "nuclei.safetensors is damaged" in result.stderr
 
 
 def test_a_checkpoint_that_misses_its_golden_mask_is_never_served(tmp_path: Path) -> None:

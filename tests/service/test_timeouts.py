@@ -22,10 +22,13 @@ from tests.service.test_bad_input import assert_problem
 
 IMAGE = encode(nuclei(60, 60)[0])
 PNG = {"Content-Type": "image/png"}
-IMPATIENT = (
-    "import sys, app.api.protocol as c; from app.cli import main;"
-    "c.Connection.patience = {}; sys.exit(main())"
-)
+SHORT_IDLE_TIMEOUT = """
+import functools, sys
+from app.api.protocol import Connection
+from app.cli import main, serve
+serve.Connection = functools.partial(Connection, idle_timeout={})
+sys.exit(main())
+"""
 
 
 @contextlib.contextmanager
@@ -135,14 +138,19 @@ def test_memory_for_the_zip_is_counted_with_each_output(tiny: Path) -> None:
 def test_client_that_does_not_read_its_response_is_dropped(tiny: Path) -> None:
     """Until then the response counts as used memory."""
     image = encode(np.random.default_rng(0).integers(0, 256, (2300, 2300), np.uint8))
-    program = ("-c", IMPATIENT.format(1.0))
+    program = ("-c", SHORT_IDLE_TIMEOUT.format(1.0))
     with (
-        serving(program=program, UNET_WEIGHTS_DIR=str(tiny), UNET_QUEUE_WINDOWS="1000") as server,
+        serving(
+            program=program,
+            UNET_WEIGHTS_DIR=str(tiny),
+            UNET_QUEUE_WINDOWS="1000",
+            UNET_REQUEST_TIMEOUT_S="200",
+        ) as server,
         connected(server) as client,
     ):
         request = head(len(image)).replace(b"/segment", b"/segment?output=cutout")
         client.sendall(request + image)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 200
         while server.metric("unet_images_total", model="nuclei") == 0:
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -156,7 +164,7 @@ def test_client_that_does_not_read_its_response_is_dropped(tiny: Path) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow"])
 def test_connection_without_a_complete_request_is_dropped(tiny: Path, sent: bytes) -> None:
-    program = ("-c", IMPATIENT.format(0.5))
+    program = ("-c", SHORT_IDLE_TIMEOUT.format(0.5))
     with (
         serving(program=program, UNET_WEIGHTS_DIR=str(tiny)) as server,
         connected(server) as connection,

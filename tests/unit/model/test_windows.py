@@ -15,7 +15,7 @@ from model.checkpoint import load_checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.predict import Predictor
 from model.unet import UNet
-from model.windows import Axis, Stitcher, WindowPlan, plan_windows
+from model.windows import AxisTiling, Stitcher, WindowPlan, plan_windows
 from tests.conftest import ROOT, nuclei
 
 PADDED, UNPADDED = UNetConfig(), UNetConfig(padding=0)
@@ -38,7 +38,7 @@ def test_an_axis_is_covered_on_the_pooling_grid_with_weights_that_sum_to_one(len
         ((64,), 63),
         ((388, 276), 0),
     ):
-        axis = Axis.cover(length, sides, overlap)
+        axis = AxisTiling.plan(length, sides, overlap)
         assert set(axis.sizes) <= set(sides)
         assert axis.starts[0] == 0
         stops = [start + size for start, size in zip(axis.starts, axis.sizes, strict=True)]
@@ -97,7 +97,7 @@ def test_a_tiny_image_is_reflected_many_times() -> None:
     assert (out[:, :, 0] == [1, 2, 3, 2] * 4).all()
 
 
-def test_the_plan_wastes_the_fewest_pixels() -> None:
+def test_plan_computes_the_fewest_pixels() -> None:
     preprocess = PreprocessConfig(window=((256, 256), (512, 512), (256, 512)))
     for size, shape in (((200, 500), (256, 512)), ((500, 500), (512, 512)), ((9, 9), (256, 256))):
         (window,) = plan_windows(*size, PADDED, preprocess).windows
@@ -107,7 +107,7 @@ def test_the_plan_wastes_the_fewest_pixels() -> None:
         assert {window.shape for window in best.windows} <= set(preprocess.window)
         for shape in preprocess.window:
             alone = plan_windows(height, width, PADDED, PreprocessConfig(window=(shape,)))
-            assert best.waste <= alone.waste
+            assert best.overhead <= alone.overhead
 
 
 NUCLEI = (
@@ -125,23 +125,23 @@ NUCLEI = (
 
 
 def test_little_is_wasted_on_images_like_the_ones_we_know() -> None:
-    waste = [plan_windows(h, w, PADDED, PreprocessConfig()).waste for h, w, _ in NUCLEI]
-    assert np.average(waste, weights=[images for *_, images in NUCLEI]) <= 1.16
+    overhead = [plan_windows(h, w, PADDED, PreprocessConfig()).overhead for h, w, _ in NUCLEI]
+    assert np.average(overhead, weights=[images for *_, images in NUCLEI]) <= 1.16
 
 
 def test_little_is_wasted_on_large_images_of_any_size() -> None:
     """4 to 100 megapixels, up to four times as wide as high and the reverse."""
     rng = random.Random(0)
-    waste = []
+    overhead = []
     for _ in range(400):
         pixels = math.exp(rng.uniform(math.log(4.01e6), math.log(100e6)))
         ratio = math.exp(rng.uniform(-math.log(4), math.log(4)))
         height, width = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
-        waste.append(plan_windows(height, width, PADDED, PreprocessConfig()).waste)
-    assert np.mean(waste) <= 1.18
-    assert max(waste) <= 1.2
+        overhead.append(plan_windows(height, width, PADDED, PreprocessConfig()).overhead)
+    assert np.mean(overhead) <= 1.18
+    assert max(overhead) <= 1.2
     for height, width in ((2000, 2000), (2048, 2048), (3000, 4000), (4000, 6000), (10000, 10000)):
-        assert plan_windows(height, width, PADDED, PreprocessConfig()).waste <= 1.2
+        assert plan_windows(height, width, PADDED, PreprocessConfig()).overhead <= 1.2
 
 
 def test_a_dozen_shapes_at_most_have_to_be_warmed() -> None:
@@ -179,7 +179,7 @@ def test_unpadded_windows_give_what_the_whole_image_would() -> None:
 def seam_distance(plan: WindowPlan) -> np.ndarray:
     """(H, W): pixels to the nearest place where one window hands over to the next."""
 
-    def along(axis: Axis) -> np.ndarray:
+    def along(axis: AxisTiling) -> np.ndarray:
         seams = [
             (start + size + following) / 2
             for start, size, following in zip(
