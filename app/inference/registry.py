@@ -209,7 +209,9 @@ class Registry:
                 if entry.served is None and name != self.default:
                     del self.entries[name]
             elif entry.scanned == previous and entry.scanned != entry.loaded:
-                await self._reload(entry)
+                result = await self._reload(entry)
+                if result is not None:
+                    self._metrics.reloads.labels(result).inc()
 
     def close(self) -> None:
         """Free every model."""
@@ -219,18 +221,20 @@ class Registry:
                 self._free(entry.served)
                 entry.served = None
 
-    async def _reload(self, entry: ModelEntry) -> None:
-        """Load a model; if that fails, report it and keep the model in service."""
+    async def _reload(self, entry: ModelEntry) -> str | None:
+        """Load a model; if that fails, report it and keep the model in service.
+
+        Returns:
+            "accepted", "rejected", or None if the checkpoint is the one in service.
+        """
         before = entry.served
         try:
             await self._load(entry)
         except Exception as error:  # no file may affect the other models
             entry.error = str(error)
-            self._metrics.reloads.labels("rejected").inc()
             log.error("model %s rejected: %s", entry.path.stem, error)
-        else:
-            if entry.served is not before:
-                self._metrics.reloads.labels("accepted").inc()
+            return "rejected"
+        return None if entry.served is before else "accepted"
 
     async def _load(self, entry: ModelEntry) -> None:
         """Load a model, check its golden mask, and replace the one in service."""

@@ -41,9 +41,10 @@ _VALUES_PER_LIST = 4
 _BYTES_PER_PARSED_VALUE = 128
 """Memory that pydantic, Python and NumPy together use for a value in JSON, at most (measured)."""
 _ITEM_BYTES = {"UINT8": 1, "FP32": 4}
-_BYTES_PER_WRITTEN_VALUE = {"UINT8": 8 + 4, "FP32": 2 * (24 + 8) + 16}
-"""Memory for a value in the JSON of a response: its places in lists and its Python object, and its
-characters (255 and a comma; nine digits, sign, point, exponent and a comma)."""
+_BYTES_PER_WRITTEN_VALUE = {"UINT8": 2 * (8 + 4), "FP32": 2 * (8 + 24 + 16)}
+"""Memory for a value in the JSON of a response: places in two lists, Python objects (small integers
+are shared), and its characters in a buffer that grows by copying (255 and a comma; nine digits,
+sign, point, exponent and a comma)."""
 
 
 @dataclasses.dataclass(frozen=True)
