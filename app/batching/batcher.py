@@ -14,7 +14,7 @@
 - **Isolated.** An error of a window fails only its own request (`app.batching.device_worker`).
 
 Knows keys, payloads, runners and time; no torch, no images, no HTTP. All state belongs to the event
-loop's thread, so there are no locks. `_settle` is the only place that gives a future its outcome.
+loop's thread, so that no lock is needed. Only `_settle` gives a future its outcome.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         self.draining = False
 
     def statistics(self) -> BatcherStatistics:
-        """What the batcher holds at the moment."""
+        """Count what the batcher holds at the moment."""
         return BatcherStatistics(
             capacity=self._capacity,
             requests=len(self._reservations),

@@ -57,7 +57,7 @@ class BatchItem(Protocol):
 
     @property
     def payload(self) -> Any:
-        """What the runner takes."""
+        """The runner's input for this window."""
 
     @property
     def wanted(self) -> bool:

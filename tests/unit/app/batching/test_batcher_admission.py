@@ -202,7 +202,7 @@ def test_windows_that_remain_are_estimated_by_their_own_keys() -> None:
 
 def test_idle_device_runs_what_the_busy_one_could_not_in_time() -> None:
     busy, idle, recorder = Device("busy"), Device("idle"), Recorder()
-    busy.seconds_of = idle.seconds_of = {"long": 1.0, "short": 0.01}
+    busy.seconds_of = idle.seconds_of = {"long": 0.6, "short": 0.01}
 
     async def body(batcher: Batcher[Any, Any]) -> None:
         for key in ("short", "long"):
@@ -210,7 +210,7 @@ def test_idle_device_runs_what_the_busy_one_could_not_in_time() -> None:
         long = asyncio.create_task(request(batcher, "long", key="long"))
         await until_running(batcher)
         for n in range(10):
-            assert await request(batcher, n, key="short", deadline=Deadline.after(0.6))
+            assert await request(batcher, n, key="short", deadline=Deadline.after(0.4))
         assert not long.done()
         await long
 
