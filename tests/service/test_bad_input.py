@@ -269,7 +269,7 @@ def test_unknown_routes_and_methods_are_problems(server: Server) -> None:
     assert detail == "/nowhere not found; see /docs"
     assert_problem(httpx.get(f"{server.url}/segment"), 405)
     assert_problem(httpx.get(f"{server.url}/models/..%2Fnuclei"), 404)
-    assert_problem(httpx.get(f"{server.url}/models/nobody"), 404)
+    assert_problem(httpx.get(f"{server.url}/models/no-such-model"), 404)
     assert_problem(httpx.get(f"{server.url}/models/"), 404)  # not redirected
     assert_problem(httpx.options(f"{server.url}/segment"), 405)
     assert len(httpx.get(f"{server.url}/{'a' * 5000}").content) < 1000

@@ -359,7 +359,7 @@ def test_user_mistake_is_one_line() -> None:
         (["segment", "/no/such.png"], "/no/such.png"),
         (["segment", image, "--threshold", "half"], "0..1"),
         (["segment", image, "--output", "hologram"], "polygons"),
-        (["segment", image, "--model", "nobody"], "nuclei"),
+        (["segment", image, "--model", "no-such-model"], "nuclei"),
         (["models", "/no/such"], "/no/such"),
         (["serve", "--nonsense", "1"], "--nonsense"),
         (["serve", "--port"], "--port"),

@@ -132,7 +132,12 @@ def test_server_and_model_metadata(server: Server) -> None:
     ]
     for each in (url, f"{url}/versions/{version}"):
         assert httpx.get(f"{each}/ready").json() == {"name": "nuclei", "ready": True}
-    for unknown in (f"{url}/versions/1", "/v2/models/nobody", f"{url}/config", "/v2/nowhere"):
+    for unknown in (
+        f"{url}/versions/1",
+        "/v2/models/no-such-model",
+        f"{url}/config",
+        "/v2/nowhere",
+    ):
         for more in ("", "/ready"):
             assert_rejected(httpx.get(httpx.URL(server.url).join(unknown + more)), 404)
 
@@ -270,7 +275,7 @@ REJECTED: dict[str, tuple[dict[str, Any] | list[Any], dict[str, Any], int, str]]
     "one of them truncated": (files(PNG, PNG[:-200]), {}, 422, "image 1"),
     "an unsupported format": (files(encode(GREY, "PPM")), {}, 415, "PPM"),
     "sizes that differ": (files(PNG, encode(GREY[:50])), {}, 422, "130 x 90"),
-    "not that model": (tensor(ONE_PIXEL), {"path": "nobody"}, 404, "nuclei"),
+    "not that model": (tensor(ONE_PIXEL), {"path": "no-such-model"}, 404, "nuclei"),
     "not that version": (tensor(ONE_PIXEL), {"path": "nuclei/versions/1"}, 404, "version"),
     "no timeout": (tensor(ONE_PIXEL), {"headers": {"X-Request-Timeout": "soon"}}, 422, "Timeout"),
     "no length": (tensor(ONE_PIXEL), {"headers": {LENGTH: "-1"}}, 422, LENGTH),
@@ -335,7 +340,7 @@ def test_too_large_is_rejected_before_it_takes_memory(tiny: Path) -> None:
 
 def test_api_keys_apply_to_v2(tiny: Path) -> None:
     with serving(UNET_WEIGHTS_DIR=str(tiny), UNET_API_KEYS="sesame") as closed:
-        for path in ("", "/models/nuclei", "/models/nuclei/ready", "/models/nobody"):
+        for path in ("", "/models/nuclei", "/models/nuclei/ready", "/models/no-such-model"):
             assert_rejected(httpx.get(f"{closed.url}/v2{path}"), 401)
         assert_rejected(infer(closed, tensor(ONE_PIXEL)), 401)
         for path in ("/health/live", "/health/ready"):
@@ -377,5 +382,5 @@ def test_metrics_count_images_by_route_template(small: Server) -> None:
     assert small.metric("unet_requests_total", route=route, status="200") == answered + 1
     assert small.metric("unet_stage_seconds_count", stage="stitch") >= 2
     text = httpx.get(f"{small.url}/metrics").text
-    assert "nobody" not in text
+    assert "no-such-model" not in text
     assert 'status="500"' not in text

@@ -34,7 +34,7 @@ from app.inference.segmenter import Segmenter
 from app.inference.service import Service
 
 Result = Segmentation | ServiceError
-"""What became of one image."""
+"""The outcome for one image."""
 
 _COPIED = 2
 """Memory for an output that is copied into a document, in multiples of its size."""

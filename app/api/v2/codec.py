@@ -37,7 +37,7 @@ _MAX_ID = 1000
 _MAX_TENSORS = 100
 _MAX_DIMENSION = 2**31
 _VALUES_PER_MEMBER = 4
-"""What a list, an object or a name counts for: it takes the time and memory of so many values."""
+"""Values that a list, an object or a name counts for: it takes as much time and memory."""
 _BYTES_PER_PARSED_VALUE = 128
 """Memory that pydantic, Python and NumPy together use for a value in JSON, at most (measured)."""
 _ITEM_BYTES = {"UINT8": 1, "FP32": 4}
@@ -86,7 +86,7 @@ class RequestParameters(ParametersModel):
 
 @dataclasses.dataclass(frozen=True)
 class InferenceRequest:
-    """What a client asks for.
+    """An inference request, as the client sent it.
 
     Attributes:
         id: to be returned with the response, if there is one.
@@ -284,7 +284,7 @@ def _describe_output(output: OutputTensor) -> dict[str, Any]:
 
 
 class _BinaryData:
-    """The bytes after the JSON, taken in order.
+    """The bytes after the JSON, read in order.
 
     Args:
         announced: the request says where its JSON ends.
