@@ -145,12 +145,13 @@ _Rows = Annotated[list[_Columns], Field(fail_fast=True)]
 _Images = Annotated[list[_Rows], Field(fail_fast=True)]
 
 
-def _layout(data: Any) -> str:
+def _choose_layout(data: Any) -> str:
     return "nested" if isinstance(data, list) and data and isinstance(data[0], list) else "flat"
 
 
 _Pixels = Annotated[
-    Annotated[_Bytes, Tag("flat")] | Annotated[_Images, Tag("nested")], Discriminator(_layout)
+    Annotated[_Bytes, Tag("flat")] | Annotated[_Images, Tag("nested")],
+    Discriminator(_choose_layout),
 ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from app import errors
-from app.api.problems import STATUS, describe_error
+from app.api.problems import STATUS, classify_error
 
 RAISED_BASES = (errors.EngineError, errors.RequestTooLarge)
 """Errors that have subclasses and are raised themselves."""
@@ -51,10 +51,10 @@ def test_tree_in_the_docstring_matches_the_classes() -> None:
 
 
 def test_details_show_client_errors_and_hide_engine_errors() -> None:
-    assert describe_error(errors.CorruptImage("the third chunk")) == (422, "the third chunk")
-    status, detail = describe_error(errors.DeviceLost("cudaErrorIllegalAddress at 0x7f"))
+    assert classify_error(errors.CorruptImage("the third chunk")) == (422, "the third chunk")
+    status, detail = classify_error(errors.DeviceLost("cudaErrorIllegalAddress at 0x7f"))
     assert status == 503
     assert "0x7f" not in detail
-    status, detail = describe_error(errors.EngineError("/srv/weights/secret"))
+    status, detail = classify_error(errors.EngineError("/srv/weights/secret"))
     assert status == 500
     assert "secret" not in detail
