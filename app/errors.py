@@ -15,7 +15,8 @@ The tree, with the step of the data flow that raises each branch::
     ├── ImageError                   bytes -> decoded image
     │   ├── UnsupportedImage           an image in a format that is not supported
     │   ├── InsufficientBitDepth       16-bit color too dark to be read at 8 bits
-    │   └── CorruptImage               not an image, or a truncated or damaged one
+    │   ├── CorruptImage               not an image, or a truncated or damaged one
+    │   └── UnprocessableImage         takes too much time or memory, or crashes its decoder
     ├── RequestRejected              windows -> batch
     │   ├── QueueFull                  the queue has no free slots
     │   ├── DeadlineExceeded           the deadline passed, or cannot be met
@@ -95,6 +96,10 @@ class InsufficientBitDepth(ImageError):
 
 class CorruptImage(ImageError):
     """Not an image, or a truncated or damaged one."""
+
+
+class UnprocessableImage(ImageError):
+    """Processing it took more time or memory than allowed, or crashed the process that did it."""
 
 
 class RequestRejected(ServiceError):

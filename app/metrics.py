@@ -23,6 +23,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 STAGES = ("decode", "queue", "infer", "stitch", "encode")
 
+KILL_REASONS = ("time", "memory", "crash", "deadline", "cancelled", "leak")
+
 
 class Metrics(Observer):
     """All metrics of one application, and the batcher's observer."""
@@ -69,6 +71,15 @@ class Metrics(Observer):
         self.reloads = self._counter(
             "reloads", "Checkpoints loaded or rejected after the start.", ("result",)
         )
+        self.image_worker_kills = self._counter(
+            "image_worker_kills",
+            "Image workers that were killed or crashed, by reason: time, memory, crash, deadline, "
+            "cancelled, leak.",
+            ("reason",),
+        )
+        self.image_worker_restarts = self._counter(
+            "image_worker_restarts", "Image workers that replaced another one."
+        )
         self.model_info = Gauge(
             "unet_model_info",
             "Models in service; the value is 1.",
@@ -77,6 +88,8 @@ class Metrics(Observer):
         )
         for stage in STAGES:
             self.stage_seconds.labels(stage)
+        for reason in KILL_REASONS:
+            self.image_worker_kills.labels(reason)
 
     def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a gauge whose value is read whenever the metrics are."""
@@ -126,7 +139,7 @@ class Metrics(Observer):
     def windows_dropped(self, reason: str, windows: int) -> None:
         self.dropped_windows.labels(reason).inc(windows)
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"unet_{name}", text, labels, registry=self.registry)
 
     def _histogram(

@@ -58,6 +58,10 @@ class Settings(BaseSettings):
         None, description="CPU threads of the engine; auto: the container's CPU quota"
     )
 
+    image_workers: _AutoInt = Field(
+        None, description="processes that decode and encode images; auto: one per CPU"
+    )
+
     max_batch: _AutoInt = Field(None, description="windows per batch; auto: depends on the device")
     max_wait_ms: _Number = Field(
         0, ge=0, le=10_000, description="how long a batch that is not full waits, in ms"
@@ -97,7 +101,7 @@ class Settings(BaseSettings):
         "info", description="lowest level that is logged"
     )
 
-    @field_validator("threads", "max_batch", "queue_windows", mode="before")
+    @field_validator("threads", "image_workers", "max_batch", "queue_windows", mode="before")
     @classmethod
     def _read_auto(cls, value: Any) -> Any:
         return None if value in ("auto", "") else value
@@ -157,8 +161,8 @@ SECTIONS = {
     "server": ("host", "port", "keep_alive_s", "drain_s", "log_format", "log_level"),
     "models": ("weights_dir", "model", "reload"),
     "engine": (
-        "device", "engine", "precision", "threads", "max_batch", "max_wait_ms", "watchdog_s",
-        "exit_on_engine_failure",
+        "device", "engine", "precision", "threads", "image_workers", "max_batch", "max_wait_ms",
+        "watchdog_s", "exit_on_engine_failure",
     ),
     "limits": (
         "queue_windows", "queue_megapixels", "queue_mb", "request_timeout_s", "max_upload_mb",

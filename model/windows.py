@@ -209,11 +209,14 @@ class Stitcher:
     Args:
         plan: the windows.
         channels: number of channels to keep, the first ones.
+        out: memory for the result, (channels, H, W), all zeros; None allocates it.
     """
 
-    def __init__(self, plan: WindowPlan, channels: int) -> None:
+    def __init__(self, plan: WindowPlan, channels: int, out: FloatArray | None = None) -> None:
         self.plan = plan
-        self._sum = np.zeros((channels, plan.rows.length, plan.columns.length), np.float32)
+        if out is None:
+            out = np.zeros((channels, plan.rows.length, plan.columns.length), np.float32)
+        self._sum = out
 
     def add(self, window: Window, probabilities: FloatArray) -> None:
         """Add the result of one window.

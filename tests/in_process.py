@@ -22,10 +22,11 @@ def with_service(
     """
 
     async def scene() -> None:
-        service = Service(Settings(weights_dir=folder, threads=1, **settings))
+        service = Service(Settings(weights_dir=folder, threads=1, image_workers=1, **settings))
         if load:
             await service.start_without_probes()
         else:
+            service.workers.start()
             await service.batcher.start()
         try:
             await asyncio.wait_for(body(service), 60)

@@ -28,6 +28,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.UnsupportedImage: 415,
     errors.InsufficientBitDepth: 422,
     errors.CorruptImage: 422,
+    errors.UnprocessableImage: 422,
     errors.QueueFull: 429,
     errors.DeadlineExceeded: 504,
     errors.Unavailable: 503,

@@ -7,36 +7,54 @@
           ─ decide ──▶ mask ─ render ─▶ outputs
 
 The header of an image gives its size, and so its number of windows: it is admitted or rejected
-before it is decoded. Every step that takes time runs on a pool of threads; the event loop only
-moves an image from one step to the next. Knows no HTTP.
+before it is decoded. Image workers, which are processes, inspect, decode, prepare, decide and
+render (`app.inference.steps`). Threads blend windows. The event loop only moves an image from one
+step to the next. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import functools
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
 from app.engine.device_engines import WindowJob
 from app.errors import InvalidRequest
 from app.imaging.bounds import check_size
-from app.imaging.decode import Header, decode, inspect
+from app.imaging.workers.pool import CallLimit, WorkerPool
+from app.imaging.workers.shared import SharedBlock, StoredArray
 from app.inference.budget import Budget
-from app.inference.outputs import Decision, Options, Output, Segmentation, render
+from app.inference.outputs import Options, Output, Rendered, Segmentation
 from app.inference.registry import ServedModel
+from app.inference.steps import (
+    Stitched,
+    decode_image,
+    inspect_image,
+    prepare_image,
+    render_outputs,
+    write_mask,
+)
 from app.metrics import Metrics
 from model.arrays import AnyArray, ByteArray, FloatArray, Shape
-from model.transforms import mask_and_confidence, prepare, resize_to_image
-from model.windows import Stitcher, Window
+from model.config import PreprocessConfig
+from model.windows import Stitcher, WindowPlan
 
 T = TypeVar("T")
+
+_MAX_PIXEL_BYTES = 6
+"""Most bytes of a decoded pixel: three channels of 16 bits."""
+_QUICK_COPY = 1 << 18
+"""Bytes that the event loop copies itself: it takes less time than a change of thread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,28 +88,31 @@ class StageTimer:
     def record(self, stage: str) -> None:
         """Record the stage that was measured and start the next one."""
         now = time.perf_counter()
-        self.seconds[stage] = now - self._start
+        self.add({stage: now - self._start})
         self._start = now
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add to the seconds of stages."""
+        for stage, duration in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + duration
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageJob(Generic[T]):
-    """One image, and what to make of it. The methods block: they run on the pool's threads.
+class ImageJob:
+    """One image, and what is needed of it.
 
     Attributes:
         model: segments the image.
         source: the encoded image, or its pixels: (H, W) or (H, W, C), uint8 or uint16.
-        finish: makes the result from the decision.
         threshold: of the mask; None is the model's own.
-        needs_image: `finish` needs the decoded pixels.
-        needs_full_probabilities: `finish` needs the probabilities at the size of the image.
-        needs_all_channels: `finish` needs every channel of a binary model, not only the first.
+        needs_image: the outputs show the decoded image.
+        needs_full_probabilities: the outputs need the probabilities at the size of the image.
+        needs_all_channels: the outputs need every channel of a binary model, not only the first.
         timer: started when the job was created.
     """
 
     model: ServedModel
     source: bytes | AnyArray
-    finish: Callable[[Decision], T]
     threshold: float | None = None
     needs_image: bool = False
     needs_full_probabilities: bool = False
@@ -99,66 +120,20 @@ class ImageJob(Generic[T]):
     timer: StageTimer = dataclasses.field(default_factory=StageTimer)
 
     @property
+    def preprocess(self) -> PreprocessConfig:
+        """The preprocessing of the model."""
+        return self.model.checkpoint.preprocess
+
+    @property
     def channels(self) -> int:
         """How many of the model's channels are blended."""
-        if self.model.checkpoint.preprocess.binary and not self.needs_all_channels:
+        if self.preprocess.binary and not self.needs_all_channels:
             return 1
         return self.model.checkpoint.architecture.out_channels
 
-    def decode(self, header: Header | None) -> tuple[ByteArray, AnyArray | None]:
-        """Return the pixels that the windows are cut from, (H, W, C) uint8, and the decoded image
-        if it is needed: otherwise its memory is freed here.
 
-        Args:
-            header: of an encoded image.
-
-        Raises:
-            ImageError: truncated or damaged.
-        """
-        preprocess = self.model.checkpoint.preprocess
-        if isinstance(self.source, bytes):
-            assert header is not None
-            # An image that is resized anyway may be decoded at a fraction of its size.
-            smaller = preprocess.mode == "resize" and not self.needs_image
-            size = preprocess.resized if smaller else None
-            decoded = decode(self.source, header, at_least=size)
-        else:
-            decoded = self.source
-        pixels = prepare(decoded, preprocess)
-        self.timer.record("decode")
-        return pixels, decoded if self.needs_image else None
-
-    def complete(
-        self,
-        stitcher: Stitcher,
-        window: Window,
-        probabilities: FloatArray,
-        size: Shape,
-        image: AnyArray | None,
-    ) -> T:
-        """Blend the last window, decide on the mask, and make the result.
-
-        One call, because all of it must run in one turn of a thread: on a machine whose cores are
-        all busy, each change of thread holds up the engine.
-
-        Args:
-            window, probabilities: the last window and its (channels, h, w) probabilities.
-            size: of the image.
-            image: decoded, if it is needed.
-        """
-        self.timer.restart()
-        stitcher.add(window, probabilities)
-        decision = self._decide(stitcher.result(), size, image)
-        self.timer.record("stitch")
-        return self.finish(decision)
-
-    def _decide(self, stitched: FloatArray, size: Shape, image: AnyArray | None) -> Decision:
-        preprocess = self.model.checkpoint.preprocess
-        threshold = preprocess.threshold if self.threshold is None else self.threshold
-        if self.needs_full_probabilities:  # resized once, for the mask as well
-            stitched = resize_to_image(stitched, *size)
-        mask, confidence = mask_and_confidence(stitched, *size, preprocess, threshold)
-        return Decision(stitched, mask, confidence, threshold, preprocess, image)
+Finish = Callable[[Stitched, CallLimit], Awaitable[T]]
+"""Makes the result from the blended probabilities."""
 
 
 class Segmenter:
@@ -166,7 +141,8 @@ class Segmenter:
 
     Args:
         batcher: computes windows.
-        pool: threads for everything else that takes time.
+        workers: processes that decode, prepare, render and encode.
+        pool: threads that blend windows and copy large blocks.
         max_pixels: of one image.
         pixels: budget of the decoded images of all requests.
         metrics: records stages, images and missed deadlines.
@@ -175,6 +151,7 @@ class Segmenter:
     def __init__(
         self,
         batcher: Batcher[WindowJob, FloatArray],
+        workers: WorkerPool,
         pool: Executor,
         *,
         max_pixels: int,
@@ -182,6 +159,7 @@ class Segmenter:
         metrics: Metrics,
     ) -> None:
         self._batcher = batcher
+        self._workers = workers
         self._pool = pool
         self._max_pixels = max_pixels
         self._pixels = pixels
@@ -224,8 +202,9 @@ class Segmenter:
             ImageError: not an image, an unsupported format, or too large.
         """
         if isinstance(image, bytes):
-            header = await self._inspect(image)
-            return header.height, header.width
+            with await self._share(image) as data:
+                header = await self._inspect(data, Deadline.never())
+            return header["height"], header["width"]
         height, width = image.shape[:2]
         check_size(height, width, self._max_pixels)
         return height, width
@@ -242,24 +221,29 @@ class Segmenter:
             EngineError: the engine failed.
         """
         self.check(model, options)
-        timer = StageTimer()
-
-        def finish(decision: Decision) -> Segmentation:
-            result = render(decision, options)
-            timer.record("encode")
-            return dataclasses.replace(result, seconds=timer.seconds)
-
         job = ImageJob(
             model,
             data,
-            finish,
             options.threshold,
             needs_image=options.needs_image,
             needs_full_probabilities=options.needs_full_probabilities,
             needs_all_channels=options.needs_instances,
-            timer=timer,
         )
-        result = await self._run_until(deadline, job)
+
+        async def render(stitched: Stitched, limit: CallLimit) -> Segmentation:
+            with SharedBlock.create() as outputs:
+                fields = await self._workers.call(limit, render_outputs, stitched, options, outputs)
+                job.timer.add(fields["seconds"])
+                rendered, start = {}, 0
+                for output, (media_type, size) in zip(
+                    options.outputs, fields["rendered"], strict=True
+                ):
+                    content = await self._copy(size, outputs.read, start, size)
+                    rendered[output] = Rendered(content, media_type)
+                    start += size
+            return Segmentation(**fields | {"rendered": rendered, "seconds": job.timer.seconds})
+
+        result = await self._run_until(deadline, job, render)
         self._count(job, result.height, result.width)
         return result
 
@@ -289,18 +273,14 @@ class Segmenter:
         if not isinstance(image, bytes):
             await self.size(image)
 
-        def finish(decision: Decision) -> Prediction:
-            return Prediction(decision.mask, decision.probabilities if probabilities else None)
-
         job = ImageJob(
             model,
             image,
-            finish,
             threshold,
             needs_full_probabilities=probabilities,
             needs_all_channels=probabilities,
         )
-        result = await self._run_until(deadline, job)
+        result = await self._run_until(deadline, job, self._predict_with(job))
         self._count(job, *result.mask.shape)
         return result
 
@@ -309,60 +289,176 @@ class Segmenter:
 
         It is admitted even if the queue is full, and is not counted as a request.
         """
-        job = ImageJob(model, model.checkpoint.golden.image, lambda decision: decision.mask)
-        return await self._run(job, Deadline.never(), ignore_capacity=True)
+        job = ImageJob(model, model.checkpoint.golden.image)
+        finish = self._predict_with(job)
+        prediction = await self._run(job, finish, Deadline.never(), ignore_capacity=True)
+        return prediction.mask
 
-    async def _run_until(self, deadline: Deadline, job: ImageJob[T]) -> T:
+    def _predict_with(self, job: ImageJob) -> Finish[Prediction]:
+        async def finish(stitched: Stitched, limit: CallLimit) -> Prediction:
+            shape = stitched.height, stitched.width
+            full = (job.channels, *shape)
+            with (
+                SharedBlock.create(math.prod(shape)) as mask,
+                SharedBlock.create(4 * math.prod(full)) as probabilities,
+            ):
+                resized = stitched.full and stitched.probabilities.shape != full
+                result = await self._workers.call(
+                    limit, write_mask, stitched, mask, probabilities if resized else None
+                )
+                job.timer.add(result["seconds"])
+                at_full_size = None
+                if resized:
+                    at_full_size = probabilities.map(full, np.float32)
+                elif stitched.full:
+                    at_full_size = stitched.probabilities.map()
+                return Prediction(mask.map(shape, np.uint8), at_full_size)
+
+        return finish
+
+    async def _run_until(self, deadline: Deadline, job: ImageJob, finish: Finish[T]) -> T:
         """Run a client's job, and count it if the deadline passes."""
         count = self._metrics.rejected.labels("deadline").inc
         async with deadline.enforced("the deadline passed before the mask was ready", count):
-            return await self._run(job, deadline)
+            return await self._run(job, finish, deadline)
 
     async def _run(
-        self, job: ImageJob[T], deadline: Deadline, *, ignore_capacity: bool = False
+        self,
+        job: ImageJob,
+        finish: Finish[T],
+        deadline: Deadline,
+        *,
+        ignore_capacity: bool = False,
     ) -> T:
         """Take an image through every step. Whatever ends this early frees all that it holds."""
-        header = None
-        if isinstance(job.source, bytes):
-            header = await self._inspect(job.source)
-            height, width = header.height, header.width
-        else:
-            height, width = job.source.shape[:2]
-        plan = job.model.plan(height, width)
-        with (
-            self._pixels.allocate() as allocation,
-            self._batcher.admit(
-                job.model.keys(plan), deadline=deadline, ignore_capacity=ignore_capacity
-            ) as reservation,
-        ):
+        with contextlib.ExitStack() as held:
+            source = held.enter_context(await self._share(job.source))
+            header = None
+            if isinstance(job.source, bytes):
+                header = await self._inspect(source, deadline)
+                height, width = header["height"], header["width"]
+            else:
+                height, width = job.source.shape[:2]
+            plan = job.model.plan(height, width)
+            allocation = held.enter_context(self._pixels.allocate())
+            reservation = held.enter_context(
+                self._batcher.admit(
+                    job.model.keys(plan), deadline=deadline, ignore_capacity=ignore_capacity
+                )
+            )
             if not ignore_capacity:
                 allocation.grow(height * width)
-            pixels, image = await self._call(job.decode, header)
+            image = SharedBlock.create(_MAX_PIXEL_BYTES * height * width if job.needs_image else 0)
+            held.enter_context(image)
+            pixels, stored_image = await self._prepare(job, source, header, plan, image, deadline)
+            source.close()
+            job.timer.record("decode")
             windows = [WindowJob(pixels, plan, window) for window in plan.windows]
             futures = deque(reservation.submit(windows))
             del pixels, windows  # freed once the last window is on a device
-            stitcher = Stitcher(plan, job.channels)
-            *others, last = plan.windows
-            for window in others:
-                await self._call(stitcher.add, window, await futures.popleft())
             probabilities = await futures.popleft()
+            shape = (job.channels, plan.rows.length, plan.columns.length)
+            block = held.enter_context(SharedBlock.create(4 * math.prod(shape)))
+            stitched = StoredArray(block, shape, "<f4")
+            stitcher = Stitcher(plan, job.channels, stitched.map())
+            for window in plan.windows:
+                job.timer.restart()
+                await self._copy(probabilities.nbytes, stitcher.add, window, probabilities)
+                if futures:
+                    probabilities = await futures.popleft()
             job.timer.seconds["queue"] = reservation.queue_seconds
             job.timer.seconds["infer"] = reservation.infer_seconds
-            return await self._call(
-                job.complete, stitcher, last, probabilities, (height, width), image
+            job.timer.record("stitch")  # of the last window; the others overlap with inference
+            del stitcher, probabilities
+            threshold = job.preprocess.threshold if job.threshold is None else job.threshold
+            result = Stitched(
+                stitched,
+                height,
+                width,
+                job.preprocess,
+                threshold,
+                job.needs_full_probabilities,
+                stored_image,
             )
+            return await finish(result, rendering_limit(height * width, deadline))
 
-    def _count(self, job: ImageJob[Any], height: int, width: int) -> None:
+    async def _prepare(
+        self,
+        job: ImageJob,
+        source: SharedBlock,
+        header: dict[str, Any] | None,
+        plan: WindowPlan,
+        image: SharedBlock,
+        deadline: Deadline,
+    ) -> tuple[ByteArray, StoredArray | None]:
+        """Decode an image if it is encoded, and prepare it.
+
+        Returns:
+            The pixels that the windows are cut from, (H, W, C) uint8, and the decoded image if it
+            is needed.
+        """
+        channels = len(job.preprocess.mean)
+        size = plan.rows.length, plan.columns.length
+        with SharedBlock.create(channels * math.prod(size)) as pixels:
+            if header is None:
+                assert isinstance(job.source, np.ndarray)
+                stored = StoredArray(source, job.source.shape, job.source.dtype.str)
+                limit = decoding_limit(job.source.size, deadline)
+                result = await self._workers.call(
+                    limit, prepare_image, stored, job.preprocess, pixels
+                )
+            else:
+                limit = decoding_limit(header["height"] * header["width"], deadline)
+                result = await self._workers.call(
+                    limit,
+                    decode_image,
+                    source,
+                    header,
+                    job.preprocess,
+                    pixels,
+                    image if job.needs_image else None,
+                )
+            prepared = np.broadcast_to(pixels.map(result["pixels"], np.uint8), (*size, channels))
+        stored_image = None
+        if job.needs_image:
+            shape, dtype = result["image"]
+            stored_image = StoredArray(image, tuple(shape), dtype)
+        return prepared, stored_image
+
+    def _count(self, job: ImageJob, height: int, width: int) -> None:
         for stage, seconds in job.timer.seconds.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
         name = job.model.checkpoint.name
         self._metrics.images.labels(name).inc()
         self._metrics.pixels.labels(name).inc(height * width)
 
-    async def _inspect(self, data: bytes) -> Header:
-        return await self._call(inspect, data, max_pixels=self._max_pixels)
+    async def _inspect(self, data: SharedBlock, deadline: Deadline) -> dict[str, Any]:
+        limit = decoding_limit(0, deadline)
+        header: dict[str, Any] = await self._workers.call(
+            limit, inspect_image, data, self._max_pixels
+        )
+        return header
 
-    async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call a blocking function on the pool."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, functools.partial(function, *args, **kwargs))
+    async def _share(self, source: bytes | AnyArray) -> SharedBlock:
+        """Copy an encoded image, or pixels, to shared memory."""
+        if isinstance(source, bytes):
+            return await self._copy(len(source), SharedBlock.holding, source)
+        block = SharedBlock.create(source.nbytes)
+        await self._copy(source.nbytes, block.store, source)
+        return block
+
+    async def _copy(self, size: int, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that copies `size` bytes: on a thread if that takes long."""
+        if size <= _QUICK_COPY:
+            return function(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+
+def decoding_limit(pixels: int, deadline: Deadline) -> CallLimit:
+    """What decoding and preparing an image of so many pixels may take."""
+    return CallLimit("decoding", 5 + pixels * 0.25e-6, 200_000_000 + pixels * 32, deadline.at)
+
+
+def rendering_limit(pixels: int, deadline: Deadline) -> CallLimit:
+    """What deciding on the mask and rendering the outputs may take."""
+    return CallLimit("rendering", 10 + pixels * 1e-6, 300_000_000 + pixels * 100, deadline.at)

@@ -21,6 +21,8 @@ from app.engine.device_engines import BatchKey, DeviceEngines, WindowJob
 from app.engine.memory import used_bytes
 from app.engine.selection import choose_engines, cpu_quota
 from app.errors import SettingsError, Unavailable
+from app.imaging.workers.pool import CallLimit, WorkerPool
+from app.inference import steps
 from app.inference.budget import Budget
 from app.inference.outputs import preload_instance_modules
 from app.inference.registry import Registry
@@ -33,6 +35,7 @@ from model.checkpoint import SUFFIX
 log = logging.getLogger(__name__)
 
 _QUEUE_ON_CPU, _QUEUE_ON_CUDA = 64, 512
+_PRELOAD = CallLimit("preloading", 60, 500_000_000)
 _ENGINE_FAILED = 70
 """Exit status after an engine failure (sysexits.h: EX_SOFTWARE)."""
 
@@ -72,8 +75,14 @@ class Service:
             max_wait=settings.max_wait_ms / 1000,
             observer=self.metrics,
         )
-        # For decoding and encoding; more threads than CPUs would only compete with the engine.
-        self.pool = ThreadPoolExecutor(settings.threads or cpu_quota(), "images")
+        self.workers = WorkerPool(
+            settings.image_workers or cpu_quota(),
+            (steps.__name__,),
+            on_kill=lambda reason: self.metrics.image_worker_kills.labels(reason).inc(),
+            on_restart=self.metrics.image_worker_restarts.inc,
+        )
+        # For blending; more threads than CPUs would only compete with the engine.
+        self.pool = ThreadPoolExecutor(settings.threads or cpu_quota(), "blend")
         count_rejected = self.metrics.rejected.labels("memory").inc
         self.pixels = Budget(
             1e6 * max(settings.queue_megapixels, settings.max_megapixels),
@@ -87,6 +96,7 @@ class Service:
         )
         self.segmenter = Segmenter(
             self.batcher,
+            self.workers,
             self.pool,
             max_pixels=int(settings.max_megapixels * 1e6),
             pixels=self.pixels,
@@ -112,6 +122,7 @@ class Service:
 
     async def start(self) -> None:
         """Begin to load models. Returns at once, so that probes are answered meanwhile."""
+        self.workers.start()
         await self.batcher.start()
         self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watchdog())]
 
@@ -123,6 +134,7 @@ class Service:
                 served.
             ServiceError: its golden image could not be segmented.
         """
+        self.workers.start()
         await self.batcher.start()
         await self.registry.load_default()
 
@@ -164,6 +176,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.batcher.close()
+        await self.workers.stop()
         self.registry.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
@@ -181,7 +194,7 @@ class Service:
                 f"UNET_WATCHDOG_S={self.settings.watchdog_s:g}"
             )
         failure = self.batcher.failure
-        return None if failure is None else str(failure)
+        return self.workers.failure if failure is None else str(failure)
 
     def readiness_error(self) -> str | None:
         """Why requests should not be sent here now; None if they should."""
@@ -215,8 +228,8 @@ class Service:
                 self.failed.set()
                 return
         try:
-            await asyncio.to_thread(preload_instance_modules)
-        except ImportError as error:  # the other outputs do not need these modules
+            await self.workers.call_each(preload_instance_modules, _PRELOAD)
+        except RuntimeError as error:  # the other outputs do not need these modules
             log.error("instances and polygons are not available: %s", error)
         await self.registry.load_others()
         if self.settings.reload:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import pytest
 from app.batching.deadline import Deadline
 from app.engine.device_engines import BatchKey
 from app.errors import CorruptImage, DeadlineExceeded, ImageTooLarge, InvalidRequest, QueueFull
-from app.imaging.decode import inspect
+from app.imaging.workers.pool import CallLimit
+from app.inference import steps
 from app.inference.outputs import Options, Output, Segmentation
 from app.inference.registry import ServedModel
-from app.inference.segmenter import ImageJob, Segmenter, StageTimer
+from app.inference.segmenter import ImageJob, StageTimer
 from app.inference.service import Service
 from model.arrays import FloatArray
 from tests.conftest import decode, encode, nuclei, write_tiny
@@ -117,44 +118,59 @@ def test_stages_are_measured_in_their_order(tiny: Path) -> None:
     with_service(tiny, body)
 
 
-def test_last_window_and_the_rendering_take_one_turn_of_a_thread(tiny: Path) -> None:
-    """Each change of thread holds up the engine when all cores are busy."""
-
-    class CountingPool(ThreadPoolExecutor):
-        calls = 0
-
-        def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
-            self.calls += 1
-            return super().submit(*args, **kwargs)
+def test_image_takes_three_calls_of_workers(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change of process holds up the engine when all cores are busy."""
 
     async def body(service: Service) -> None:
-        with CountingPool(1) as pool, service.registry.lease(None) as model:
-            segmenter = Segmenter(
-                service.batcher,
-                pool,
-                max_pixels=10**6,
-                pixels=service.pixels,
-                metrics=service.metrics,
-            )
-            windows = model.plan(*PIXELS.shape).count
-            assert windows > 1
-            await segmenter.segment(model, IMAGE, Options((Output.POLYGONS,)), Deadline.after(30))
-            assert pool.calls == 2 + windows  # inspect, decode, and one call per window
+        called: list[str] = []
+        call = service.workers.call
+
+        async def count(limit: CallLimit, function: Callable[..., Any], *args: Any) -> Any:
+            called.append(function.__name__)
+            return await call(limit, function, *args)
+
+        monkeypatch.setattr(service.workers, "call", count)
+        await segment(service, Output.POLYGONS, Output.OVERLAY)
+        assert called == ["inspect_image", "decode_image", "render_outputs"]
+        called.clear()
+        with service.registry.lease(None) as model:
+            await service.segmenter.predict(model, PIXELS, Deadline.after(30))
+        assert called == ["prepare_image", "write_mask"]
 
     with_service(tiny, body)
 
 
-def test_decoded_image_is_kept_only_if_an_output_shows_it(resized: Path) -> None:
-    async def body(service: Service) -> None:
-        with service.registry.lease(None) as model:
-            header = inspect(IMAGE, max_pixels=10**6)
-            for needs_image in (False, True):
-                job = ImageJob(model, IMAGE, lambda decision: decision, needs_image=needs_image)
-                pixels, image = job.decode(header)
-                assert pixels.shape == (64, 48, 3)
-                assert (image is not None) == needs_image
+def test_no_step_of_a_worker_runs_in_the_process_of_the_service(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoders and encoders of this process are broken, and it does not matter."""
 
-    with_service(resized, body)
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError
+
+    for name in ("inspect", "decode", "prepare", "render", "mask_and_confidence"):
+        monkeypatch.setattr(steps, name, fail)
+
+    async def body(service: Service) -> None:
+        assert (await segment(service, *Output)).width == 200
+
+    with_service(tiny, body)
+
+
+def test_shared_memory_is_freed_with_its_image(tiny: Path) -> None:
+    def count_open() -> int:
+        """Open files; a mapped block is one of them."""
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async def body(service: Service) -> None:
+        # The batcher keeps the pixels of the last window: here those of the golden image.
+        before = count_open()
+        for data in (IMAGE, TRUNCATED, IMAGE):
+            with contextlib.suppress(CorruptImage):
+                await segment(service, *Output, data=data)
+        assert count_open() == before
+
+    with_service(tiny, body)
 
 
 def test_only_instances_blend_every_channel_of_a_binary_model(tiny: Path) -> None:
@@ -163,8 +179,8 @@ def test_only_instances_blend_every_channel_of_a_binary_model(tiny: Path) -> Non
             architecture = dataclasses.replace(model.checkpoint.architecture, out_channels=2)
             checkpoint = dataclasses.replace(model.checkpoint, architecture=architecture)
             with_borders = ServedModel(checkpoint, model.choices)
-            assert ImageJob(with_borders, IMAGE, str).channels == 1
-            assert ImageJob(with_borders, IMAGE, str, needs_all_channels=True).channels == 2
+            assert ImageJob(with_borders, IMAGE).channels == 1
+            assert ImageJob(with_borders, IMAGE, needs_all_channels=True).channels == 2
 
     with_service(tiny, body)
 

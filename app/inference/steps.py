@@ -1,0 +1,148 @@
+"""The steps of an image that run in image workers: every function here is called in such a process.
+
+Pixels come and go in shared blocks. Arguments must be picklable, and results representable as JSON.
+Imports no engine and no web framework: each worker imports this module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from app.imaging.decode import Header, decode, inspect
+from app.imaging.workers.shared import SharedBlock, StoredArray
+from app.inference.outputs import Decision, Options, render
+from model.arrays import AnyArray
+from model.config import PreprocessConfig
+from model.transforms import mask_and_confidence, prepare, resize_to_image
+
+
+@dataclasses.dataclass(frozen=True)
+class Stitched:
+    """The probabilities of an image, and how to decide on its mask.
+
+    Attributes:
+        probabilities: (C, h, w) of the pixels that the windows were cut from.
+        height, width: of the upright image.
+        preprocess: of the model.
+        threshold: of the mask.
+        full: the outputs need the probabilities at the size of the image.
+        image: the decoded image, if an output shows it.
+    """
+
+    probabilities: StoredArray
+    height: int
+    width: int
+    preprocess: PreprocessConfig
+    threshold: float
+    full: bool
+    image: StoredArray | None = None
+
+    def decide(self) -> Decision:
+        """Decide on the mask."""
+        probabilities, size = self.probabilities.map(), (self.height, self.width)
+        if self.full:  # resized once, for the mask as well
+            probabilities = resize_to_image(probabilities, *size)
+        mask, confidence = mask_and_confidence(
+            probabilities, *size, self.preprocess, self.threshold
+        )
+        image = None if self.image is None else self.image.map()
+        return Decision(probabilities, mask, confidence, self.threshold, self.preprocess, image)
+
+
+def inspect_image(data: SharedBlock, max_pixels: int) -> dict[str, Any]:
+    """Read the header of an encoded image, and return its fields.
+
+    Raises:
+        ImageError: not an image that is accepted.
+        ImageTooLarge: more than `max_pixels`.
+    """
+    return dataclasses.asdict(inspect(data.read(), max_pixels=max_pixels))
+
+
+def decode_image(
+    data: SharedBlock,
+    header: dict[str, Any],
+    preprocess: PreprocessConfig,
+    pixels: SharedBlock,
+    image: SharedBlock | None,
+) -> dict[str, Any]:
+    """Decode an image, and prepare it for cutting into windows.
+
+    Args:
+        header: from `inspect_image`.
+        pixels: receives the prepared pixels, (h, w, C) uint8.
+        image: receives the decoded image, if an output shows it.
+
+    Returns:
+        The shape of the prepared pixels, and shape and type of the decoded image.
+
+    Raises:
+        ImageError: truncated or damaged.
+    """
+    # An image that is resized anyway may be decoded at a fraction of its size.
+    smaller = preprocess.mode == "resize" and image is None
+    size = preprocess.resized if smaller else None
+    decoded = decode(data.read(), Header(**header), at_least=size)
+    result = {"pixels": _prepare_to(pixels, decoded, preprocess)}
+    if image is not None:
+        stored = image.store(decoded)
+        result["image"] = (stored.shape, stored.dtype)
+    return result
+
+
+def prepare_image(
+    image: StoredArray, preprocess: PreprocessConfig, pixels: SharedBlock
+) -> dict[str, Any]:
+    """Prepare an image that was sent as pixels. See `decode_image`."""
+    return {"pixels": _prepare_to(pixels, image.map(), preprocess)}
+
+
+def _prepare_to(block: SharedBlock, image: AnyArray, preprocess: PreprocessConfig) -> Any:
+    """Store the prepared pixels, and return their shape. Grey ones keep a single channel."""
+    prepared = prepare(image, preprocess)
+    if prepared.strides[2] == 0:
+        prepared = prepared[:, :, :1]
+    return block.store(prepared).shape
+
+
+def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -> dict[str, Any]:
+    """Decide on the mask and render the outputs.
+
+    Args:
+        outputs: receives the files, one after the other.
+
+    Returns:
+        The fields of a `Segmentation`; for `rendered` the media type and the bytes of each output.
+    """
+    start = time.perf_counter()
+    decision = stitched.decide()
+    decided = time.perf_counter()
+    segmentation = render(decision, options)
+    rendered = []
+    for each in segmentation.rendered.values():
+        outputs.append(each.content)
+        rendered.append((each.media_type, len(each.content)))
+    fields = dataclasses.asdict(dataclasses.replace(segmentation, rendered={}))
+    seconds = {"stitch": decided - start, "encode": time.perf_counter() - decided}
+    return fields | {"rendered": rendered, "seconds": seconds}
+
+
+def write_mask(
+    stitched: Stitched, mask: SharedBlock, probabilities: SharedBlock | None
+) -> dict[str, Any]:
+    """Decide on the mask and store it, (H, W) uint8.
+
+    Args:
+        probabilities: receives the probabilities at the size of the image.
+
+    Returns:
+        The seconds that it took.
+    """
+    start = time.perf_counter()
+    decision = stitched.decide()
+    mask.store(decision.mask)
+    if probabilities is not None:
+        probabilities.store(decision.probabilities)
+    return {"seconds": {"stitch": time.perf_counter() - start}}

@@ -1,0 +1,36 @@
+"""The steps that image workers run, called in the process of the test."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from app.imaging.workers.shared import SharedBlock
+from app.inference.steps import decode_image, inspect_image
+from model.config import PreprocessConfig
+from tests.conftest import encode, nuclei
+
+GREY = nuclei(60, 80)[0]
+
+
+@pytest.mark.parametrize("mode", ["native", "resize"])
+@pytest.mark.parametrize("needs_image", [False, True])
+def test_decoded_image_is_kept_only_if_an_output_shows_it(
+    mode: Literal["native", "resize"], needs_image: bool
+) -> None:
+    preprocess = PreprocessConfig(mode=mode, window=((64, 48),), overlap=0)
+    with (
+        SharedBlock.holding(encode(GREY)) as data,
+        SharedBlock.create(60 * 80 * 3) as pixels,
+        SharedBlock.create(60 * 80 * 6 * needs_image) as image,
+    ):
+        header = inspect_image(data, 10**6)
+        assert (header["height"], header["width"]) == GREY.shape
+        result = decode_image(data, header, preprocess, pixels, image if needs_image else None)
+        expected = (64, 48, 1) if mode == "resize" else (60, 80, 1)  # grey keeps one channel
+        assert result["pixels"] == expected
+        assert ("image" in result) == needs_image
+        if needs_image:
+            np.testing.assert_array_equal(image.map(*result["image"]), GREY)
