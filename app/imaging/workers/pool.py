@@ -154,6 +154,9 @@ class ImageWorker:
         except OSError as error:
             ours.close()
             raise WorkerStartError(str(error)) from error
+        except BaseException:
+            ours.close()
+            raise
         worker = cls(process, ours, on_idle)
         ready = worker._reply
         assert ready is not None
