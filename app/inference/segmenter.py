@@ -32,11 +32,12 @@ from app.engine.device_engines import WindowJob
 from app.errors import InvalidRequest
 from app.imaging.bounds import check_size
 from app.imaging.workers.pool import CallLimit, WorkerPool
-from app.imaging.workers.shared import SharedBlock, StoredArray
+from app.imaging.workers.shared import BlockCache, SharedBlock, StoredArray
 from app.inference.budget import Budget
 from app.inference.outputs import Options, Output, Rendered, Segmentation
 from app.inference.registry import ServedModel
 from app.inference.steps import (
+    EncodedImage,
     Stitched,
     decode_image,
     inspect_image,
@@ -51,9 +52,7 @@ from model.windows import Stitcher, WindowPlan
 
 T = TypeVar("T")
 
-_MAX_PIXEL_BYTES = 6
-"""Most bytes of a decoded pixel: three channels of 16 bits."""
-_QUICK_COPY = 1 << 18
+_QUICK_COPY = 1 << 21
 """Bytes that the event loop copies itself: it takes less time than a change of thread."""
 
 
@@ -160,10 +159,15 @@ class Segmenter:
     ) -> None:
         self._batcher = batcher
         self._workers = workers
+        self._blocks = BlockCache()
         self._pool = pool
         self._max_pixels = max_pixels
         self._pixels = pixels
         self._metrics = metrics
+
+    def close(self) -> None:
+        """Free the shared memory that is kept for reuse."""
+        self._blocks.close()
 
     @staticmethod
     def check(model: ServedModel, options: Options) -> None:
@@ -202,7 +206,9 @@ class Segmenter:
             ImageError: not an image, an unsupported format, or too large.
         """
         if isinstance(image, bytes):
-            with await self._share(image) as data:
+            with self._blocks.borrow() as block:
+                data = await self._share(image, block)
+                assert isinstance(data, EncodedImage)
                 header = await self._inspect(data, Deadline.never())
             return header["height"], header["width"]
         height, width = image.shape[:2]
@@ -231,14 +237,14 @@ class Segmenter:
         )
 
         async def render(stitched: Stitched, limit: CallLimit) -> Segmentation:
-            with SharedBlock.create() as outputs:
+            with self._blocks.borrow() as outputs:
                 fields = await self._workers.call(limit, render_outputs, stitched, options, outputs)
                 job.timer.add(fields["seconds"])
                 rendered, start = {}, 0
                 for output, (media_type, size) in zip(
                     options.outputs, fields["rendered"], strict=True
                 ):
-                    content = await self._copy(size, outputs.read, start, size)
+                    content = await self._copy(size, outputs.read, size, start)
                     rendered[output] = Rendered(content, media_type)
                     start += size
             return Segmentation(**fields | {"rendered": rendered, "seconds": job.timer.seconds})
@@ -298,21 +304,19 @@ class Segmenter:
         async def finish(stitched: Stitched, limit: CallLimit) -> Prediction:
             shape = stitched.height, stitched.width
             full = (job.channels, *shape)
-            with (
-                SharedBlock.create(math.prod(shape)) as mask,
-                SharedBlock.create(4 * math.prod(full)) as probabilities,
-            ):
-                resized = stitched.full and stitched.probabilities.shape != full
+            with self._blocks.borrow() as mask, self._blocks.borrow() as resized:
+                resize = stitched.full and stitched.probabilities.shape != full
                 result = await self._workers.call(
-                    limit, write_mask, stitched, mask, probabilities if resized else None
+                    limit, write_mask, stitched, mask, resized if resize else None
                 )
                 job.timer.add(result["seconds"])
-                at_full_size = None
-                if resized:
-                    at_full_size = probabilities.map(full, np.float32)
-                elif stitched.full:
-                    at_full_size = stitched.probabilities.map()
-                return Prediction(mask.map(shape, np.uint8), at_full_size)
+                probabilities = (
+                    StoredArray(resized, full, "<f4") if resize else stitched.probabilities
+                )
+                return Prediction(
+                    await self._load(StoredArray(mask, shape, "|u1")),
+                    await self._load(probabilities) if stitched.full else None,
+                )
 
         return finish
 
@@ -331,14 +335,14 @@ class Segmenter:
         ignore_capacity: bool = False,
     ) -> T:
         """Take an image through every step. Whatever ends this early frees all that it holds."""
-        with contextlib.ExitStack() as held:
-            source = held.enter_context(await self._share(job.source))
+        with contextlib.ExitStack() as held, contextlib.ExitStack() as reading:
+            source = await self._share(job.source, reading.enter_context(self._blocks.borrow()))
             header = None
-            if isinstance(job.source, bytes):
+            if isinstance(source, EncodedImage):
                 header = await self._inspect(source, deadline)
                 height, width = header["height"], header["width"]
             else:
-                height, width = job.source.shape[:2]
+                height, width = source.shape[:2]
             plan = job.model.plan(height, width)
             allocation = held.enter_context(self._pixels.allocate())
             reservation = held.enter_context(
@@ -348,24 +352,27 @@ class Segmenter:
             )
             if not ignore_capacity:
                 allocation.grow(height * width)
-            image = SharedBlock.create(_MAX_PIXEL_BYTES * height * width if job.needs_image else 0)
-            held.enter_context(image)
+            image = held.enter_context(self._blocks.borrow()) if job.needs_image else None
             pixels, stored_image = await self._prepare(job, source, header, plan, image, deadline)
-            source.close()
+            reading.close()
             job.timer.record("decode")
             windows = [WindowJob(pixels, plan, window) for window in plan.windows]
             futures = deque(reservation.submit(windows))
             del pixels, windows  # freed once the last window is on a device
             probabilities = await futures.popleft()
             shape = (job.channels, plan.rows.length, plan.columns.length)
-            block = held.enter_context(SharedBlock.create(4 * math.prod(shape)))
+            block = held.enter_context(self._blocks.borrow())
             stitched = StoredArray(block, shape, "<f4")
-            stitcher = Stitcher(plan, job.channels, stitched.map())
+            # A large image is blended in shared memory; a small one is copied there.
+            large = stitched.nbytes > _QUICK_COPY
+            stitcher = Stitcher(plan, job.channels, stitched.map() if large else None)
             for window in plan.windows:
                 job.timer.restart()
                 await self._copy(probabilities.nbytes, stitcher.add, window, probabilities)
                 if futures:
                     probabilities = await futures.popleft()
+            if not large:
+                block.store(stitcher.result())
             job.timer.seconds["queue"] = reservation.queue_seconds
             job.timer.seconds["infer"] = reservation.infer_seconds
             job.timer.record("stitch")  # of the last window; the others overlap with inference
@@ -385,10 +392,10 @@ class Segmenter:
     async def _prepare(
         self,
         job: ImageJob,
-        source: SharedBlock,
+        source: EncodedImage | StoredArray,
         header: dict[str, Any] | None,
         plan: WindowPlan,
-        image: SharedBlock,
+        image: SharedBlock | None,
         deadline: Deadline,
     ) -> tuple[ByteArray, StoredArray | None]:
         """Decode an image if it is encoded, and prepare it.
@@ -399,31 +406,24 @@ class Segmenter:
         """
         channels = len(job.preprocess.mean)
         size = plan.rows.length, plan.columns.length
-        with SharedBlock.create(channels * math.prod(size)) as pixels:
-            if header is None:
-                assert isinstance(job.source, np.ndarray)
-                stored = StoredArray(source, job.source.shape, job.source.dtype.str)
-                limit = decoding_limit(job.source.size, deadline)
+        with self._blocks.borrow() as pixels:
+            if isinstance(source, StoredArray):
+                limit = decoding_limit(math.prod(source.shape), deadline)
                 result = await self._workers.call(
-                    limit, prepare_image, stored, job.preprocess, pixels
+                    limit, prepare_image, source, job.preprocess, pixels
                 )
             else:
+                assert header is not None
                 limit = decoding_limit(header["height"] * header["width"], deadline)
                 result = await self._workers.call(
-                    limit,
-                    decode_image,
-                    source,
-                    header,
-                    job.preprocess,
-                    pixels,
-                    image if job.needs_image else None,
+                    limit, decode_image, source, header, job.preprocess, pixels, image
                 )
-            prepared = np.broadcast_to(pixels.map(result["pixels"], np.uint8), (*size, channels))
+            prepared = await self._load(StoredArray(pixels, tuple(result["pixels"]), "|u1"))
         stored_image = None
-        if job.needs_image:
+        if image is not None:
             shape, dtype = result["image"]
             stored_image = StoredArray(image, tuple(shape), dtype)
-        return prepared, stored_image
+        return np.broadcast_to(prepared, (*size, channels)), stored_image
 
     def _count(self, job: ImageJob, height: int, width: int) -> None:
         for stage, seconds in job.timer.seconds.items():
@@ -432,20 +432,24 @@ class Segmenter:
         self._metrics.images.labels(name).inc()
         self._metrics.pixels.labels(name).inc(height * width)
 
-    async def _inspect(self, data: SharedBlock, deadline: Deadline) -> dict[str, Any]:
+    async def _inspect(self, data: EncodedImage, deadline: Deadline) -> dict[str, Any]:
         limit = decoding_limit(0, deadline)
         header: dict[str, Any] = await self._workers.call(
             limit, inspect_image, data, self._max_pixels
         )
         return header
 
-    async def _share(self, source: bytes | AnyArray) -> SharedBlock:
+    async def _share(
+        self, source: bytes | AnyArray, block: SharedBlock
+    ) -> EncodedImage | StoredArray:
         """Copy an encoded image, or pixels, to shared memory."""
         if isinstance(source, bytes):
-            return await self._copy(len(source), SharedBlock.holding, source)
-        block = SharedBlock.create(source.nbytes)
-        await self._copy(source.nbytes, block.store, source)
-        return block
+            await self._copy(len(source), block.write, source)
+            return EncodedImage(block, len(source))
+        return await self._copy(source.nbytes, block.store, source)
+
+    async def _load(self, stored: StoredArray) -> AnyArray:
+        return await self._copy(stored.nbytes, stored.load)
 
     async def _copy(self, size: int, function: Callable[..., T], *args: Any) -> T:
         """Call a function that copies `size` bytes: on a thread if that takes long."""

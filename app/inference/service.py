@@ -177,6 +177,7 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.batcher.close()
         await self.workers.stop()
+        self.segmenter.close()
         self.registry.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 

@@ -41,17 +41,29 @@ class Stitched:
 
     def decide(self) -> Decision:
         """Decide on the mask."""
-        probabilities, size = self.probabilities.map(), (self.height, self.width)
+        probabilities, size = self.probabilities.load(), (self.height, self.width)
         if self.full:  # resized once, for the mask as well
             probabilities = resize_to_image(probabilities, *size)
         mask, confidence = mask_and_confidence(
             probabilities, *size, self.preprocess, self.threshold
         )
-        image = None if self.image is None else self.image.map()
+        image = None if self.image is None else self.image.load()
         return Decision(probabilities, mask, confidence, self.threshold, self.preprocess, image)
 
 
-def inspect_image(data: SharedBlock, max_pixels: int) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class EncodedImage:
+    """The bytes of an image file at the beginning of a block."""
+
+    block: SharedBlock
+    size: int
+
+    def read(self) -> bytes:
+        """Copy the bytes."""
+        return self.block.read(self.size)
+
+
+def inspect_image(data: EncodedImage, max_pixels: int) -> dict[str, Any]:
     """Read the header of an encoded image, and return its fields.
 
     Raises:
@@ -62,7 +74,7 @@ def inspect_image(data: SharedBlock, max_pixels: int) -> dict[str, Any]:
 
 
 def decode_image(
-    data: SharedBlock,
+    data: EncodedImage,
     header: dict[str, Any],
     preprocess: PreprocessConfig,
     pixels: SharedBlock,
@@ -96,7 +108,7 @@ def prepare_image(
     image: StoredArray, preprocess: PreprocessConfig, pixels: SharedBlock
 ) -> dict[str, Any]:
     """Prepare an image that was sent as pixels. See `decode_image`."""
-    return {"pixels": _prepare_to(pixels, image.map(), preprocess)}
+    return {"pixels": _prepare_to(pixels, image.load(), preprocess)}
 
 
 def _prepare_to(block: SharedBlock, image: AnyArray, preprocess: PreprocessConfig) -> Any:
@@ -120,9 +132,9 @@ def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -
     decision = stitched.decide()
     decided = time.perf_counter()
     segmentation = render(decision, options)
-    rendered = []
+    rendered, end = [], 0
     for each in segmentation.rendered.values():
-        outputs.append(each.content)
+        end = outputs.write(each.content, end)
         rendered.append((each.media_type, len(each.content)))
     fields = dataclasses.asdict(dataclasses.replace(segmentation, rendered={}))
     seconds = {"stitch": decided - start, "encode": time.perf_counter() - decided}

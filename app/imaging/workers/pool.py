@@ -47,8 +47,14 @@ _MAX_PAUSE = 10.0
 _MAX_CALL, _MAX_REPLY = 1 << 17, 1 << 20
 _STDERR_TAIL = 2000
 
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-"""One thread per process is enough: there is one process per CPU."""
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",  # there is one process per CPU
+    "OMP_NUM_THREADS": "1",
+    # glibc: reuse the memory of small images. Page faults would cost more than decoding.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "16000000",
+    "MALLOC_TRIM_THRESHOLD_": "32000000",
+}
 
 
 class KillReason(StrEnum):

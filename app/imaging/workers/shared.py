@@ -1,4 +1,4 @@
-"""Memory that processes share: anonymous files that each of them maps.
+"""Memory that processes share: anonymous files that each of them reads, writes and maps.
 
 Nothing has a name in a file system, so nothing is left behind when a process is killed.
 """
@@ -12,17 +12,22 @@ import mmap
 import os
 import pickle
 import tempfile
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from model.arrays import AnyArray
 
+_MAP_FROM = 1 << 22
+"""Bytes from which an array is mapped. A smaller one is copied: its page faults would cost more."""
+_MAX_CACHED = 1 << 25
+"""Bytes of all blocks that are kept for reuse."""
+
 
 class SharedBlock:
-    """An anonymous file in memory. Its pages take no memory before they are written.
+    """An anonymous file in memory, which grows as it is written.
 
     Args:
         fd: of the file; the block closes it.
@@ -32,47 +37,37 @@ class SharedBlock:
         self.fd = fd
 
     @classmethod
-    def create(cls, size: int = 0) -> Self:
-        """Create a block of `size` zeros."""
+    def create(cls) -> Self:
+        """Create an empty block."""
         if hasattr(os, "memfd_create"):
-            fd = os.memfd_create("unet-image", os.MFD_CLOEXEC)
-        else:  # macOS: a file without a name, which the system keeps in its cache
-            with tempfile.TemporaryFile() as file:
-                fd = os.dup(file.fileno())
-        block = cls(fd)
-        os.ftruncate(fd, size)
-        return block
+            return cls(os.memfd_create("unet-image", os.MFD_CLOEXEC))
+        with tempfile.TemporaryFile() as file:  # macOS: a file without a name
+            return cls(os.dup(file.fileno()))
 
-    @classmethod
-    def holding(cls, data: bytes) -> Self:
-        """Create a block with a copy of `data`."""
-        block = cls.create()
-        block.append(data)
-        return block
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self.fd).st_size
 
-    def append(self, data: bytes) -> None:
-        """Write `data` after what the block contains."""
-        end, rest = os.fstat(self.fd).st_size, memoryview(data)
+    def write(self, data: bytes | memoryview, start: int = 0) -> int:
+        """Write `data` from `start` on, and return where it ends."""
+        rest = memoryview(data)
         while rest:  # one call writes at most 2 GB
-            written = os.pwrite(self.fd, rest, end)
-            end, rest = end + written, rest[written:]
+            written = os.pwrite(self.fd, rest, start)
+            start, rest = start + written, rest[written:]
+        return start
 
-    def read(self, start: int = 0, size: int | None = None) -> bytes:
-        """Copy `size` bytes from `start`, or all that follow."""
-        if size is None:
-            size = os.fstat(self.fd).st_size - start
+    def read(self, size: int, start: int = 0) -> bytes:
+        """Copy `size` bytes from `start` on."""
         return os.pread(self.fd, size, start)
 
-    def map(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> AnyArray:
-        """Map the beginning of the block as an array. It stays valid when the block is closed."""
-        count = math.prod(shape)
-        mapped = mmap.mmap(self.fd, count * np.dtype(dtype).itemsize)
-        return np.frombuffer(mapped, dtype, count).reshape(shape)
-
     def store(self, array: AnyArray) -> StoredArray:
-        """Copy an array to the beginning of the block, which must be large enough."""
+        """Store an array at the beginning of the block."""
         stored = StoredArray(self, array.shape, array.dtype.str)
-        stored.map()[...] = array
+        if array.nbytes < _MAP_FROM:
+            self.write(np.ascontiguousarray(array).data.cast("B"))
+        else:
+            stored.map()[...] = array
         return stored
 
     def close(self) -> None:
@@ -80,17 +75,6 @@ class SharedBlock:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()
@@ -104,9 +88,56 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def load(self) -> AnyArray:
+        """Copy a small array, map a large one. The result stays valid when the block is closed.
+
+        It may be read-only.
+        """
+        if self.nbytes >= _MAP_FROM:
+            return self.map()
+        return np.frombuffer(self.block.read(self.nbytes), self.dtype).reshape(self.shape)
+
     def map(self) -> AnyArray:
-        """Map the array."""
-        return self.block.map(self.shape, self.dtype)
+        """Map the array. What was never written is zero."""
+        if self.block.size < self.nbytes:
+            os.ftruncate(self.block.fd, self.nbytes)
+        mapped = mmap.mmap(self.block.fd, self.nbytes)
+        return np.frombuffer(mapped, self.dtype).reshape(self.shape)
+
+
+class BlockCache:
+    """Hands out blocks, and keeps small ones for reuse: their memory is already allocated."""
+
+    def __init__(self) -> None:
+        self._free: list[SharedBlock] = []
+
+    @contextmanager
+    def borrow(self) -> Iterator[SharedBlock]:
+        """A block with any content.
+
+        After an error it is not reused: the process whose call was cancelled may still write to it.
+        """
+        block = self._free.pop() if self._free else SharedBlock.create()
+        try:
+            yield block
+        except BaseException:
+            block.close()
+            raise
+        cached = sum(each.size for each in self._free)
+        if block.size < _MAP_FROM and cached + block.size <= _MAX_CACHED:
+            self._free.append(block)
+        else:
+            block.close()
+
+    def close(self) -> None:
+        """Free all blocks that nobody uses."""
+        while self._free:
+            self._free.pop().close()
 
 
 class _Pickler(pickle.Pickler):

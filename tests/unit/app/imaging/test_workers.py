@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from app.errors import CorruptImage, UnprocessableImage
-from app.imaging.workers import child, pool
+from app.imaging.workers import child, pool, shared
 from app.imaging.workers.pool import CallLimit, KillReason, WorkerPool
-from app.imaging.workers.shared import SharedBlock, StoredArray
+from app.imaging.workers.shared import BlockCache
 from tests.conftest import ROOT
 from tests.devices import until
 from tests.unit.app.imaging import worker_calls as calls
@@ -76,30 +76,47 @@ def test_call_runs_in_another_process_and_returns_json() -> None:
     with_workers(body)
 
 
-def test_arrays_are_passed_in_shared_memory() -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_arrays_are_passed_in_shared_memory(mapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "_MAP_FROM", 1 if mapped else 10**9)
+
     async def body(workers: Workers) -> None:
         pixels = np.arange(600, dtype=np.uint16).reshape(20, 30)
-        with SharedBlock.create(pixels.nbytes) as source, SharedBlock.create() as target:
-            stored = source.store(pixels)
+        cache = BlockCache()
+        with cache.borrow() as source, cache.borrow() as target:
+            stored = source.store(pixels[:, ::-1])
             size = await workers.call(LIMIT, calls.double, stored, target)
-            np.testing.assert_array_equal(stored.map(), 2 * pixels)
-            assert target.read() == pixels.tobytes()
-            assert target.read(2, 4) == pixels.tobytes()[2:6]
-            assert size == pixels.nbytes
+            loaded = stored.load()
+            written = target.read(size)
+            assert target.read(4, 2) == written[2:6]
+        np.testing.assert_array_equal(loaded, 2 * pixels[:, ::-1])  # the block is closed
+        assert written == pixels[:, ::-1].tobytes()
+        cache.close()
 
     with_workers(body)
 
 
-def test_shared_array_outlives_its_block() -> None:
-    with SharedBlock.holding(bytes(range(6))) as block:
-        array = StoredArray(block, (2, 3), "|u1").map()
-    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
 def test_block_without_memfd_is_an_unnamed_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
-    test_arrays_are_passed_in_shared_memory()
-    test_shared_array_outlives_its_block()
+    for mapped in (False, True):
+        test_arrays_are_passed_in_shared_memory(mapped, monkeypatch)
+
+
+def test_blocks_are_reused_unless_a_call_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = BlockCache()
+    with cache.borrow() as first:
+        first.write(b"x" * 1000)
+    with cache.borrow() as again:
+        assert again is first
+        monkeypatch.setattr(shared, "_MAP_FROM", 1000)
+    assert again.fd == -1  # too large by now
+    with pytest.raises(CorruptImage), cache.borrow() as failed:
+        raise CorruptImage
+    assert failed.fd == -1
+    with cache.borrow() as new:
+        pass
+    cache.close()
+    assert new.fd == -1
 
 
 def test_errors_keep_their_class_and_text() -> None:

@@ -15,6 +15,7 @@ import pytest
 from app.batching.deadline import Deadline
 from app.engine.device_engines import BatchKey
 from app.errors import CorruptImage, DeadlineExceeded, ImageTooLarge, InvalidRequest, QueueFull
+from app.imaging.workers import shared
 from app.imaging.workers.pool import CallLimit
 from app.inference import steps
 from app.inference.outputs import Options, Output, Segmentation
@@ -157,17 +158,20 @@ def test_no_step_of_a_worker_runs_in_the_process_of_the_service(
     with_service(tiny, body)
 
 
-def test_shared_memory_is_freed_with_its_image(tiny: Path) -> None:
+def test_shared_memory_is_freed_with_its_image(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "_MAP_FROM", 50_000)  # some arrays are copied, some are mapped
+
     def count_open() -> int:
         """Open files; a mapped block is one of them."""
         return len(list(Path("/proc/self/fd").iterdir()))
 
     async def body(service: Service) -> None:
-        # The batcher keeps the pixels of the last window: here those of the golden image.
+        service.segmenter.close()
         before = count_open()
         for data in (IMAGE, TRUNCATED, IMAGE):
             with contextlib.suppress(CorruptImage):
                 await segment(service, *Output, data=data)
+        service.segmenter.close()
         assert count_open() == before
 
     with_service(tiny, body)

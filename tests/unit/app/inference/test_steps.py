@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from app.imaging.workers.shared import SharedBlock
-from app.inference.steps import decode_image, inspect_image
+from app.imaging.workers.shared import BlockCache, StoredArray
+from app.inference.steps import EncodedImage, decode_image, inspect_image
 from model.config import PreprocessConfig
 from tests.conftest import encode, nuclei
 
@@ -21,11 +21,11 @@ def test_decoded_image_is_kept_only_if_an_output_shows_it(
     mode: Literal["native", "resize"], needs_image: bool
 ) -> None:
     preprocess = PreprocessConfig(mode=mode, window=((64, 48),), overlap=0)
-    with (
-        SharedBlock.holding(encode(GREY)) as data,
-        SharedBlock.create(60 * 80 * 3) as pixels,
-        SharedBlock.create(60 * 80 * 6 * needs_image) as image,
-    ):
+    cache = BlockCache()
+    with cache.borrow() as source, cache.borrow() as pixels, cache.borrow() as image:
+        encoded = encode(GREY)
+        source.write(encoded)
+        data = EncodedImage(source, len(encoded))
         header = inspect_image(data, 10**6)
         assert (header["height"], header["width"]) == GREY.shape
         result = decode_image(data, header, preprocess, pixels, image if needs_image else None)
@@ -33,4 +33,5 @@ def test_decoded_image_is_kept_only_if_an_output_shows_it(
         assert result["pixels"] == expected
         assert ("image" in result) == needs_image
         if needs_image:
-            np.testing.assert_array_equal(image.map(*result["image"]), GREY)
+            np.testing.assert_array_equal(StoredArray(image, *result["image"]).load(), GREY)
+    cache.close()
