@@ -13,7 +13,6 @@ The tree, each branch with the arrow of the data flow that raises it::
     │   ├── ImageTooLarge              more pixels than allowed (found in the header); of
     │   │                              tensors, more memory than there is for all
     │   ├── UnsupportedImage           an image, of a format that is not accepted
-    │   ├── InsufficientBitDepth       16-bit colour, too dim to be read at 8 bits
     │   └── CorruptImage               not an image, or a truncated or damaged one
     ├── RequestRejected              windows -> batch
     │   ├── QueueFull                  what waits already fills the queue
@@ -84,10 +83,6 @@ class ImageTooLarge(ImageError):
 
 class UnsupportedImage(ImageError):
     """An image, but of a format that is not accepted."""
-
-
-class InsufficientBitDepth(ImageError):
-    """Colour of 16 bits, of which hardly anything is left at the 8 bits that are read of it."""
 
 
 class CorruptImage(ImageError):

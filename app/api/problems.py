@@ -23,7 +23,6 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.UploadTooLarge: 413,
     errors.ImageTooLarge: 413,
     errors.UnsupportedImage: 415,
-    errors.InsufficientBitDepth: 422,
     errors.CorruptImage: 422,
     errors.QueueFull: 429,
     errors.DeadlineExceeded: 504,

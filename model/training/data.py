@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from model.arrays import AnyArray, Int32Array
 from model.config import PreprocessConfig
 from model.errors import DataError
 from model.evaluation.evaluate import Sample
-from model.pixels import IMAGE_SUFFIXES, to_array
+from model.pixels import IMAGE_SUFFIXES, decode_image
 from model.training.recipe import DataConfig
 
 Image.MAX_IMAGE_PIXELS = None  # how large one's own images may be is one's own concern
@@ -215,9 +215,10 @@ def read_image(path: Path) -> AnyArray:
     Raises:
         DataError: it cannot be read; the message names it.
     """
-    with _opened(path) as image:
-        # Pillow turns TIFFs as it reads them, and says so of none of them.
-        return to_array(image if image.format == "TIFF" else ImageOps.exif_transpose(image))
+    try:
+        return decode_image(path.read_bytes())
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def read_sample(pair: Pair, kind: str = "binary", classes: int = 2) -> Sample:
