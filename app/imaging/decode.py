@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from app.errors import CorruptImage, ImageError, UnsupportedImage
+from app.errors import CorruptImage, ServiceError, UnsupportedImage
 from app.imaging import bounds, formats
 from model.arrays import AnyArray
 from model.pixels import SIDEWAYS, is_tiff, read_orientation, read_pixels, turn
@@ -137,7 +137,7 @@ def _image_errors(data: bytes) -> Iterator[None]:
     """Map whatever decoders raise to an `ImageError`."""
     try:
         yield
-    except ImageError:
+    except ServiceError:
         raise
     except UnidentifiedImageError:
         if other := formats.known(data):

@@ -1,46 +1,48 @@
-// The page: images in, masks over them. No dependencies, no build step. This file joins the others:
+// The page's entry point: it connects the controls to the modules below. No dependencies, no build step.
 //
-//   files.js     what was dropped     ->  items.js    the images and their queue
-//   service.js   asked for masks          key.js      with a key, if it wants one
-//   pictures.js  pixels of both           strip.js, viewer.js    where they are seen
-//   results.js   what goes out            zip.js
+//   files.js     reads what was dropped or chosen
+//   items.js     the images and their queue
+//   service.js   sends images to the service        key.js      asks for the API key
+//   imaging.js   decodes images and paints masks
+//   strip.js     thumbnails                         viewer.js   the selected image
+//   results.js   downloads                          zip.js      the zip format
 
 import * as files from "./files.js";
-import { add, again, clear, inState, items, onChange } from "./items.js";
+import { add, clear, inState, items, onChange, rerun } from "./items.js";
 import { saveAll, saveOne } from "./results.js";
-import { ask } from "./service.js";
+import { fetchWithKey } from "./service.js";
 import * as viewer from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
 
-// --- images in -------------------------------------------------------------------------------
+// --- adding images ---------------------------------------------------------------------------
 
-function take(found, unread = 0) {
-  const { images, others } = files.sift(found);
-  const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
-  const lost = [];
-  if (others) lost.push(`${count(others, "other file")} left out`);
-  if (unread) lost.push(`${count(unread, "file")} could not be read`);
-  if (!images.length) lost.unshift("There is no image among these files");
-  else if (lost.length) lost.unshift(count(images.length, "image"));
-  note(lost.join("; "));
-  if (images.length) add(images, settings());
+function addFiles(found, unreadable = 0) {
+  const { images, skipped } = files.filterImages(found);
+  const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+  const parts = [];
+  if (skipped) parts.push(`${count(skipped, "other file")} skipped`);
+  if (unreadable) parts.push(`${count(unreadable, "file")} could not be read`);
+  if (!images.length) parts.unshift("No images found");
+  else if (parts.length) parts.unshift(count(images.length, "image"));
+  showNotice(parts.join("; "));
+  if (images.length) add(images, readSettings());
 }
 
 for (const input of [$("files"), $("folder")]) {
   input.addEventListener("change", () => {
-    take(files.ofList(input.files));
-    input.value = ""; // so that the same file can be chosen again
+    addFiles(files.fromList(input.files));
+    input.value = ""; // otherwise choosing the same file again fires no event
   });
 }
 for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", async () => {
-    const name = button.dataset.sample;
+    const url = button.dataset.sample;
     try {
-      const file = new File([await (await fetch(name)).blob()], name.split("/").at(-1));
-      add([{ file, path: file.name, sample: true }], settings());
+      const file = new File([await (await fetch(url)).blob()], url.split("/").at(-1));
+      add([{ file, path: file.name, sample: true }], readSettings());
     } catch {
-      note("The service cannot be reached.");
+      showNotice("The server cannot be reached.");
     }
   });
 }
@@ -54,131 +56,136 @@ addEventListener("dragleave", (event) => {
 addEventListener("drop", async (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
-  const { files: found, unread } = await files.ofDrop(event.dataTransfer);
-  take(found, unread);
+  const { files: found, unreadable } = await files.fromDrop(event.dataTransfer);
+  addFiles(found, unreadable);
 });
 addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) take(files.ofList(event.clipboardData.files));
+  if (event.clipboardData.files.length) addFiles(files.fromList(event.clipboardData.files));
 });
 
-// --- how they are segmented ------------------------------------------------------------------
+// --- model and threshold ---------------------------------------------------------------------
 
-let models = []; // as the service describes them
-let picked = null; // by somebody: the list below is made anew while models load
+let models = []; // as /models returns them
+let chosenModel = null; // kept here, because the list is rebuilt while models load
 
-function settings() {
+function readSettings() {
   const threshold = $("threshold").value;
   return { model: $("model").value, threshold: threshold && String(Math.min(1, Math.max(0, threshold))) };
 }
 
-function offer() {
-  const usual = models.find((each) => each.default);
-  const offered = models.filter((each) => each.ready || each === usual);
-  const finds = ({ classes }) => (classes ? `finds: ${classes.slice(1).join(", ")}` : "loading …");
-  $("model").replaceChildren(...offered.map((each) => new Option(`${each.name} (${finds(each)})`, each.name)));
-  $("model").value = offered.some((each) => each.name === picked) ? picked : usual.name;
-  $("models").hidden = offered.length < 2;
-  $("service").textContent = usual.ready
-    ? `${finds(usual)} · model ${usual.id} on ${usual.device}`
-    : `model ${usual.name} is loading …`;
-  tellThreshold();
+function renderModels() {
+  const defaultModel = models.find((model) => model.default);
+  const selectable = models.filter((model) => model.ready || model === defaultModel);
+  const classes = (model) => model.classes.slice(1).join(", "); // the first is the background
+  const label = (model) => `${model.name} (${model.classes ? `detects: ${classes(model)}` : "loading…"})`;
+  $("model").replaceChildren(...selectable.map((model) => new Option(label(model), model.name)));
+  const chosen = selectable.find((model) => model.name === chosenModel) || defaultModel;
+  $("model").value = chosen.name;
+  $("models").hidden = selectable.length < 2;
+  $("service").textContent = defaultModel.ready
+    ? `Detects: ${classes(defaultModel)} · model ${defaultModel.id} on ${defaultModel.device}`
+    : `Model ${defaultModel.name} is loading…`;
+  renderDefaultThreshold();
 }
 
-function tellThreshold() {
-  const own = models.find((each) => each.name === $("model").value)?.threshold;
-  $("threshold").placeholder = own === undefined ? "the model's" : `model's: ${own}`;
+function renderDefaultThreshold() {
+  const model = models.find((each) => each.name === $("model").value);
+  $("threshold").placeholder = model?.threshold === undefined ? "default" : `default ${model.threshold}`;
 }
 
-async function introduce() {
+async function loadModels() {
   try {
-    models = (await (await ask("models")).json()).models;
-    offer();
-    if (models.some((each) => !each.ready && !each.error)) setTimeout(introduce, 1000);
+    models = (await (await fetchWithKey("models")).json()).models;
+    renderModels();
+    if (models.some((model) => !model.ready && !model.error)) setTimeout(loadModels, 1000);
   } catch {
-    $("service").textContent = "the service does not tell its models";
-    setTimeout(introduce, 5000); // it may be about to
+    $("service").textContent = "The list of models is not available.";
+    setTimeout(loadModels, 5000); // the service may be starting
   }
 }
 
 $("model").addEventListener("change", () => {
-  picked = $("model").value;
-  tellThreshold();
+  chosenModel = $("model").value;
+  renderDefaultThreshold();
 });
 $("threshold").addEventListener("change", () => {
-  $("threshold").value = settings().threshold; // from 0 to 1, or empty for the model's own
+  $("threshold").value = readSettings().threshold;
 });
 
-// --- all of them -----------------------------------------------------------------------------
+// --- actions on all images -------------------------------------------------------------------
 
-const unsaved = () => items.some((item) => item.state === "done" && !item.saved && !item.sample);
+const hasUnsavedMasks = () => items.some((item) => item.state === "done" && !item.saved && !item.sample);
 
-$("retry").addEventListener("click", () => again(inState("failed")));
-$("again").addEventListener("click", () => again(items, settings()));
+$("retry").addEventListener("click", () => rerun(inState("failed")));
+$("again").addEventListener("click", () => rerun(items, readSettings()));
 $("clear").addEventListener("click", () => {
-  if (unsaved() && !confirm("There are masks that were not downloaded. Remove everything?")) return;
-  note("");
+  if (hasUnsavedMasks() && !confirm("Some masks have not been downloaded. Remove everything?")) return;
+  showNotice("");
   clear();
 });
 addEventListener("beforeunload", (event) => {
-  if (unsaved()) event.preventDefault(); // the browser asks
+  if (hasUnsavedMasks()) event.preventDefault(); // the browser asks for confirmation
 });
 
-// --- masks out -------------------------------------------------------------------------------
+// --- downloads -------------------------------------------------------------------------------
 
-let fetching = false;
+let downloading = false;
 
-/** Run one download at a time, and keep what went wrong where the next mask does not overwrite it. */
-async function download(work) {
-  fetching = true;
-  note("");
-  tell();
+/** Run one download at a time. An error goes to the notice, which progress does not overwrite. */
+async function runDownload(download) {
+  downloading = true;
+  showNotice("");
+  render();
   try {
-    await work();
+    await download();
   } catch (error) {
-    note(`The download failed: ${error.message}`);
+    showNotice(`Download failed: ${error.message}`);
   }
-  fetching = false;
-  viewer.refresh(); // the number of objects may be known by now
-  tell();
+  downloading = false;
+  viewer.refresh(); // the download may have returned the number of objects
+  render();
 }
 
-$("download").addEventListener("click", () => download(() => saveOne(viewer.current(), $("kind").value)));
+$("download").addEventListener("click", () =>
+  runDownload(() => saveOne(viewer.current(), $("kind").value)),
+);
 $("download-all").addEventListener("click", () =>
-  download(async () => {
-    const progress = (there, all) => note(there < all ? `Collecting ${there} of ${all} …` : "");
-    const missing = await saveAll([...items], $("kind").value, progress);
-    if (missing) note(`${missing} could not be made; results.csv in the zip says why.`);
+  runDownload(async () => {
+    const onProgress = (finished, total) =>
+      showNotice(finished < total ? `Preparing ${finished} of ${total}…` : "");
+    const failures = await saveAll([...items], $("kind").value, onProgress);
+    if (failures) showNotice(`${failures} failed; results.csv in the zip gives the reasons.`);
   }),
 );
 
-// --- words -----------------------------------------------------------------------------------
+// --- messages --------------------------------------------------------------------------------
 
-/** What somebody's last deed came to; it stays until the next. */
-function note(text) {
+/** Show the result of the user's last action until the next one; "" hides it. */
+function showNotice(text) {
   $("notice").textContent = text;
   $("notice").hidden = !text;
 }
 
-function tell() {
+/** Update the progress text and the buttons. */
+function render() {
   const [done, failed] = [inState("done").length, inState("failed").length];
-  const left = items.length - done - failed;
+  const pending = items.length - done - failed;
   const parts = [];
-  if (left) parts.push(`${left} to do`);
-  if (done) parts.push(`${done} ${done === 1 ? "mask" : "masks"} made`);
+  if (pending) parts.push(`${pending} pending`);
+  if (done) parts.push(`${done} done`);
   if (failed) parts.push(`${failed} failed`);
-  const waits = items.find((item) => item.waits)?.waits;
-  const trying = waits ? ` · ${waits.replace(/\.?$/, "; trying again …")}` : "";
-  $("status").textContent = parts.join(", ") + trying;
-  $("work").hidden = $("deeds").hidden = !items.length;
+  const reason = items.find((item) => item.waitReason)?.waitReason;
+  const retrying = reason ? ` · ${reason.replace(/\.?$/, "; retrying…")}` : "";
+  $("status").textContent = parts.join(", ") + retrying;
+  $("work").hidden = $("actions").hidden = !items.length;
   $("retry").hidden = !failed;
   $("again").hidden = !(done + failed);
-  const item = viewer.current();
-  $("kind").disabled = !done || fetching;
-  $("download").disabled = item?.state !== "done" || fetching;
-  $("download-all").disabled = fetching;
+  $("kind").disabled = !done || downloading;
+  $("download").disabled = viewer.current()?.state !== "done" || downloading;
+  $("download-all").disabled = downloading;
   $("download-all").hidden = items.length < 2 || !done;
 }
 
-onChange(tell);
+onChange(render);
 $("curl").textContent = `curl -F file=@image.png ${new URL("segment", document.baseURI)} -o mask.png`;
-introduce();
+loadModels();

@@ -1,45 +1,45 @@
-// What was dropped or chosen: files with their paths, in the order people count in.
+// Lists the files that were dropped or chosen, with their paths, in natural order.
 
-const IMAGE = /\.(png|jpe?g|tiff?|webp|bmp|gif)$/i;
+const IMAGE_NAME = /\.(png|jpe?g|tiff?|webp|bmp|gif)$/i;
 const { compare } = new Intl.Collator(undefined, { numeric: true }); // img2 before img10
 
-/** Of a list of files, as an <input> gives it; those of a folder know their paths. */
-export const ofList = (files) => [...files].map((file) => ({ file, path: file.webkitRelativePath || file.name }));
+/** [{file, path}] of a FileList. Files of a chosen folder have a relative path. */
+export const fromList = (files) => [...files].map((file) => ({ file, path: file.webkitRelativePath || file.name }));
 
-/** Of a drop, folders walked through: {files, unread}, the latter a count. */
-export async function ofDrop(transfer) {
+/** The files of a drop, including those in folders: {files, unreadable}; unreadable is a count. */
+export async function fromDrop(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.length) return { files: ofList(transfer.files), unread: 0 };
+  if (!entries.length) return { files: fromList(transfer.files), unreadable: 0 };
   const files = [];
-  let unread = 0;
+  let unreadable = 0;
   const walk = async (entry) => {
     if (entry.isFile) {
-      const file = await new Promise((done, failed) => entry.file(done, failed));
+      const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
       files.push({ file, path: entry.fullPath?.slice(1) || file.name });
       return;
     }
     const reader = entry.createReader();
     for (;;) {
-      const batch = await new Promise((done, failed) => reader.readEntries(done, failed));
-      if (!batch.length) break; // it gives at most a hundred at a time
-      for (const each of batch) await tryTo(each);
+      // readEntries returns at most 100 entries per call, and none at the end
+      const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+      if (!batch.length) break;
+      for (const each of batch) await walkOrCount(each);
     }
   };
-  const tryTo = (entry) =>
+  const walkOrCount = (entry) =>
     walk(entry).catch(() => {
-      unread += 1; // a broken link must not cost the folder
+      unreadable += 1; // a broken link must not fail the whole folder
     });
-  for (const entry of entries) await tryTo(entry);
-  return { files, unread };
+  for (const entry of entries) await walkOrCount(entry);
+  return { files, unreadable };
 }
 
-/** {images, others}: the images in order, and how many other files there were. */
-export function sift(files) {
-  // what somebody picked alone is meant; of several, hidden files are the system's, not theirs
-  const meant = files.length === 1 ? files : files.filter(({ path }) => !/(^|\/)\./.test(path));
-  const images =
-    files.length === 1
-      ? files
-      : meant.filter(({ file }) => file.type.startsWith("image/") || IMAGE.test(file.name));
-  return { images: images.sort((a, b) => compare(a.path, b.path)), others: meant.length - images.length };
+/** {images, skipped}: the images in order, and the number of other files. */
+export function filterImages(files) {
+  // A file chosen alone is always sent, whatever its name. Hidden files of a folder (.DS_Store, ._img1.png)
+  // are not even counted, because the user did not put them there.
+  if (files.length === 1) return { images: files, skipped: 0 };
+  const visible = files.filter(({ path }) => !/(^|\/)\./.test(path));
+  const images = visible.filter(({ file }) => file.type.startsWith("image/") || IMAGE_NAME.test(file.name));
+  return { images: images.sort((a, b) => compare(a.path, b.path)), skipped: visible.length - images.length };
 }

@@ -1,26 +1,26 @@
-// The images and their queue. An item keeps its file and its mask as they are stored, a few kilobytes
-// of mask and a file that stays on the disk; pixels are the viewer's.
+// The images and their queue. An item keeps its file, which stays on the disk, and its encoded mask.
+// Decoded pixels are kept by viewer.js for the selected item only.
 
-import { TURNED, decode, release, sameSize, thumbnail, thumbnailMask } from "./pictures.js";
+import { ROTATED, decode, drawThumbnail, drawThumbnailMask, release, sameSize } from "./imaging.js";
 import { segment } from "./service.js";
 import * as strip from "./strip.js";
 import * as viewer from "./viewer.js";
 
-const AT_ONCE = 3; // one decodes and one encodes while the engine has the third
+const CONCURRENCY = 3; // one request decodes and one encodes while the engine runs the third
 
-// {file, path, sample, model, threshold, state, size, blob, overlay, figures, seconds, note, error,
-//  waits, saved, run}; state is waiting, working, done or failed
+// An item: {file, path, sample, model, threshold, state, size, blob, overlay, statistics, seconds, note,
+// error, waitReason, saved, controller}. state is waiting, working, done or failed.
 export const items = [];
 export const inState = (state) => items.filter((item) => item.state === state);
 let running = 0;
-let changed = () => {};
+let notifyChange = () => {};
 
-/** Have a function called whenever an item has changed. */
+/** Call `listener` whenever an item has changed. */
 export function onChange(listener) {
-  changed = listener;
+  notifyChange = listener;
 }
 
-/** Take {file, path} in, to be segmented as {model, threshold} say. */
+/** Queue files, given as {file, path}, with the settings {model, threshold}. */
 export function add(files, settings) {
   const added = files.map((each) => ({ ...each, ...settings, state: "waiting" }));
   for (const item of added) {
@@ -28,105 +28,110 @@ export function add(files, settings) {
     strip.add(item, () => select(item));
   }
   if (viewer.current()?.state !== "waiting") select(added[0]);
-  next();
+  startNext();
 }
 
 function select(item) {
-  strip.choose(item);
+  strip.select(item);
   viewer.show(item);
-  changed();
+  notifyChange();
 }
 
-/** Once more, those that failed or all of them, with other settings if some are given. */
-export function again(chosen, settings = {}) {
+/** Queue items again, with new settings if any are given. */
+export function rerun(chosen, settings = {}) {
   for (const item of chosen) {
-    item.run?.abort();
+    item.controller?.abort();
     Object.assign(item, settings, { blob: null, overlay: null, note: "", error: "", saved: false });
     setState(item, "waiting");
   }
-  next();
+  startNext();
 }
 
 export function clear() {
-  for (const item of items) item.run?.abort();
+  for (const item of items) item.controller?.abort();
   items.length = 0;
   strip.clear();
   viewer.show(null);
-  changed();
+  notifyChange();
 }
 
-function next() {
-  while (running < AT_ONCE) {
+function startNext() {
+  while (running < CONCURRENCY) {
     const [item] = inState("waiting");
     if (!item) break;
     running += 1;
-    work(item).finally(() => {
+    run(item).finally(() => {
       running -= 1;
-      next();
+      startNext();
     });
   }
-  changed();
+  notifyChange();
 }
 
-async function work(item) {
-  const run = new AbortController();
-  item.run = run;
+async function run(item) {
+  const controller = new AbortController();
+  item.controller = controller;
   setState(item, "working");
   try {
-    await make(item, run.signal);
+    await process(item, controller.signal);
     setState(item, "done");
   } catch (error) {
-    if (run.signal.aborted) return; // removed, or begun anew
-    item.error = error.message || "The service did not answer.";
+    if (controller.signal.aborted) return; // removed or queued again
+    item.error = error.message || "The server did not respond.";
     setState(item, "failed");
   }
 }
 
-async function make(item, signal) {
-  const patience = {
+async function process(item, signal) {
+  const options = {
     signal,
-    waiting(why) {
-      item.waits = why;
-      changed();
+    onWait(reason) {
+      item.waitReason = reason;
+      notifyChange();
     },
   };
-  const { picture, why } = await decode(item.file);
+  const { image, reason } = await decode(item.file);
   signal.throwIfAborted();
-  if (picture) thumbnail(item.thumbnail, picture);
-  const seen = picture && { width: picture.width, height: picture.height };
-  release(picture);
+  if (image) drawThumbnail(item.thumbnail, image);
+  const decodedSize = image && { width: image.width, height: image.height };
+  release(image);
   const started = performance.now();
-  const { blob, figures } = await segment(item, "mask", patience);
+  const { blob, statistics } = await segment(item, "mask", options);
   const seconds = (performance.now() - started) / 1000;
-  if (!blob.type.startsWith("image/")) throw new Error("Something answered that is not the service.");
-  const mask = await createImageBitmap(blob).catch(() => null); // too large for it, perhaps
+  if (!blob.type.startsWith("image/")) throw new Error("Unexpected response (a proxy?)");
+  const mask = await createImageBitmap(blob).catch(() => null); // it may exceed the browser's limits
   const size = mask && { width: mask.width, height: mask.height };
-  let [overlay, note] = [null, mask && seen && !sameSize(seen, mask) ? TURNED : why];
+  const rotated = mask && decodedSize && !sameSize(decodedSize, mask);
+  let note = rotated ? ROTATED : reason;
+  let overlay = null;
   if (note) {
-    // what the browser shows wrongly or not at all, the service draws: as an overlay, which the
-    // viewer takes off again. The mask is made by now, and stays whatever becomes of this.
+    // The browser shows this image wrongly or not at all, so the service draws it. The only output that
+    // contains the image is the overlay; viewer.js removes its tint. The mask is kept if this fails.
     try {
-      overlay = (await segment(item, "overlay", patience)).blob;
+      overlay = (await segment(item, "overlay", options)).blob;
       const tinted = await createImageBitmap(overlay);
-      thumbnail(item.thumbnail, tinted);
+      drawThumbnail(item.thumbnail, tinted);
       release(tinted);
     } catch (error) {
       overlay = null;
-      note = `The mask is made, but there is no picture of this image: ${error.message}`;
+      note = `The mask is ready, but the image cannot be shown: ${error.message}`;
     }
   }
   signal.throwIfAborted();
-  if (mask && !overlay) (note ? thumbnail : thumbnailMask)(item.thumbnail, mask);
+  if (mask && !overlay) {
+    if (note) drawThumbnail(item.thumbnail, mask);
+    else drawThumbnailMask(item.thumbnail, mask);
+  }
   release(mask);
-  Object.assign(item, { blob, overlay, figures, seconds, size, note });
+  Object.assign(item, { blob, overlay, statistics, seconds, size, note });
   await viewer.refresh(item);
   signal.throwIfAborted();
 }
 
 function setState(item, state) {
   item.state = state;
-  item.waits = "";
-  strip.tell(item);
+  item.waitReason = "";
+  strip.render(item);
   viewer.refresh(item);
-  changed();
+  notifyChange();
 }

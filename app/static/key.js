@@ -1,42 +1,43 @@
-// The API key, where the service asks for one: typed once, kept until the tab is closed.
+// Asks for the API key where the service requires one, and keeps it until the tab is closed.
 
-const NAME = "unet-api-key"; // the documentation reads it too
-const SENDABLE = /^[\x20-\x7e]+$/; // fetch throws at a header of anything else
+const STORAGE_KEY = "unet-api-key";
+const VALID_KEY = /^[\x20-\x7e]+$/; // fetch throws at any other character in a header
 
 const $ = (id) => document.getElementById(id);
-let typed = null; // the promise that somebody has submitted the form
+const KEY_REQUIRED = "This server requires an API key.";
+let submitted = null; // a promise that resolves when the form is submitted
 
-/** The key to send, or null. One that no request can carry is forgotten: it would bar the way. */
-export function key() {
-  const kept = sessionStorage.getItem(NAME);
-  if (kept === null || SENDABLE.test(kept)) return kept;
-  sessionStorage.removeItem(NAME);
+/** The key to send, or null. A stored key that no header can carry is removed. */
+export function storedKey() {
+  const key = sessionStorage.getItem(STORAGE_KEY);
+  if (key === null || VALID_KEY.test(key)) return key;
+  sessionStorage.removeItem(STORAGE_KEY);
   return null;
 }
 
-/** Show the form until it is submitted, unless another key than the refused one is there by now. */
-export function askForKey(refused) {
-  if (key() !== refused) return Promise.resolve();
-  $("key-note").textContent = refused ? "That key was refused." : "This service asks for an API key.";
+/** Show the form until it is submitted. Return at once if the stored key is no longer `rejectedKey`. */
+export function askForKey(rejectedKey) {
+  if (storedKey() !== rejectedKey) return Promise.resolve();
+  $("key-note").textContent = rejectedKey ? "The server rejected this key." : KEY_REQUIRED;
   $("key-form").hidden = false;
   $("key").focus();
-  typed ??= new Promise((done) => {
+  submitted ??= new Promise((resolve) => {
     $("key-form").onsubmit = (event) => {
       event.preventDefault();
-      const text = $("key").value.trim();
-      const strange = [...text].find((sign) => !SENDABLE.test(sign));
-      if (strange || !text) {
-        $("key-note").textContent = strange
-          ? `No key holds “${strange}”: they are plain letters, digits and signs.`
-          : "This service asks for an API key.";
+      const key = $("key").value.trim();
+      const invalid = [...key].find((character) => !VALID_KEY.test(character));
+      if (invalid || !key) {
+        $("key-note").textContent = invalid
+          ? `A key cannot contain “${invalid}”. Use letters A to Z, digits and ASCII punctuation.`
+          : KEY_REQUIRED;
         $("key").select();
         return;
       }
-      sessionStorage.setItem(NAME, text);
+      sessionStorage.setItem(STORAGE_KEY, key);
       $("key-form").hidden = true;
-      typed = null;
-      done();
+      submitted = null;
+      resolve();
     };
   });
-  return typed;
+  return submitted;
 }

@@ -1,91 +1,91 @@
-// What goes out: one mask, or a zip of all with a table of their figures.
+// Downloads: one output of one image, or a zip with the outputs of all images and a table.
 
 import { segment } from "./service.js";
 import { zip } from "./zip.js";
 
-const AT_ONCE = 3; // as when the masks were made
+const CONCURRENCY = 3;
 
-/** Of the kind that was chosen; everything but the mask is made now. */
-async function made(item, kind) {
+/** The output of the given kind as a blob. All kinds but the mask are requested from the service now. */
+async function fetchOutput(item, kind) {
   if (kind === "mask") return item.blob;
-  const { blob, figures } = await segment(item, kind);
-  item.figures.objects ??= figures.objects;
+  const { blob, statistics } = await segment(item, kind);
+  item.statistics.objects ??= statistics.objects;
   if (kind !== "polygons") return blob;
   const [{ polygons, objects }] = JSON.parse(await blob.text()).images;
-  item.figures.objects ??= objects ?? null;
+  item.statistics.objects ??= objects ?? null;
   return new Blob([JSON.stringify(polygons)], { type: "application/geo+json" });
 }
 
-const ending = (kind) => (kind === "polygons" ? ".geojson" : `-${kind}.png`);
-const stem = (path) => path.replace(/(?<=[^/])\.[^./]+$/, "");
+const suffix = (kind) => (kind === "polygons" ? ".geojson" : `-${kind}.png`);
+const removeExtension = (path) => path.replace(/(?<=[^/])\.[^./]+$/, "");
 
 export async function saveOne(item, kind) {
-  save(await made(item, kind), stem(item.path).split("/").at(-1) + ending(kind));
+  save(await fetchOutput(item, kind), removeExtension(item.path).split("/").at(-1) + suffix(kind));
   item.saved = true;
 }
 
 /**
- * A zip with the folders of the images, and results.csv with a row for every image, so that what
- * failed is not silently missing.
+ * Save a zip that keeps the folder structure. Its results.csv has one row per image, failed ones too.
  *
- * @param items all of them; those that are done go in
- * @param progress told how many of how many are there
- * @returns how many could not be made now
+ * @param items all items; the outputs of those that are done go into the zip
+ * @param onProgress called with the number of finished outputs and their total
+ * @returns the number of outputs that failed
  */
-export async function saveAll(items, kind, progress) {
-  const wanted = items.filter((item) => item.state === "done");
-  const names = uniqueNames(wanted, ending(kind));
-  const files = new Map();
-  const errors = new Map(items.filter((item) => item.state === "failed").map((item) => [item, item.error]));
-  const missing = errors.size;
-  const queue = [...wanted];
-  const takeTurns = async () => {
+export async function saveAll(items, kind, onProgress) {
+  const done = items.filter((item) => item.state === "done");
+  const names = uniqueNames(done, suffix(kind));
+  const outputs = new Map();
+  const errors = new Map();
+  const queue = [...done];
+  const fetchQueued = async () => {
     for (let item = queue.shift(); item; item = queue.shift()) {
       try {
-        files.set(item, await made(item, kind));
+        outputs.set(item, await fetchOutput(item, kind));
       } catch (error) {
         errors.set(item, error.message);
       }
-      progress(files.size + errors.size - missing, wanted.length);
+      onProgress(outputs.size + errors.size, done.length);
     }
   };
-  await Promise.all(Array.from({ length: AT_ONCE }, takeTurns));
-  const there = wanted.filter((item) => files.has(item));
-  const entries = there.map((item) => [names.get(item), files.get(item)]);
-  const results = new Blob([table(items, names, errors)], { type: "text/csv" });
+  await Promise.all(Array.from({ length: CONCURRENCY }, fetchQueued));
+  const saved = done.filter((item) => outputs.has(item));
+  const entries = saved.map((item) => [names.get(item), outputs.get(item)]);
+  const results = new Blob([formatTable(items, names, errors)], { type: "text/csv" });
   save(await zip([...entries, ["results.csv", results]]), `${kind === "mask" ? "masks" : kind}.zip`);
-  for (const item of there) item.saved = true;
-  return errors.size - missing;
+  for (const item of saved) item.saved = true;
+  return errors.size;
 }
 
-/** A path for each item; equal ones get a number. Case is no difference to Windows and macOS. */
+/** A path per item. Equal paths get a number; Windows and macOS ignore case. */
 function uniqueNames(items, end) {
-  const taken = new Set();
+  const used = new Set();
   const names = new Map();
   for (const item of items) {
-    let name = stem(item.path) + end;
-    for (let n = 2; taken.has(name.toLowerCase()); n += 1) name = `${stem(item.path)}-${n}${end}`;
-    taken.add(name.toLowerCase());
+    const stem = removeExtension(item.path);
+    let name = stem + end;
+    for (let n = 2; used.has(name.toLowerCase()); n += 1) name = `${stem}-${n}${end}`;
+    used.add(name.toLowerCase());
     names.set(item, name);
   }
   return names;
 }
 
-function table(items, names, errors) {
+function formatTable(items, names, errors) {
   const rows = [["image", "file", "model", "threshold", "foreground", "confidence", "objects", "error"]];
   for (const item of items) {
-    const error = errors.get(item) || (item.state === "done" ? "" : "not done yet");
-    const { model, foreground, confidence, objects } = item.state === "done" ? item.figures : {};
+    const done = item.state === "done";
+    const error = errors.get(item) || item.error || (done ? "" : "pending");
+    const { model, foreground, confidence, objects } = done ? item.statistics : {};
     const file = error ? "" : names.get(item);
     rows.push([item.path, file, model || item.model, item.threshold, foreground, confidence, objects, error]);
   }
-  const text = rows.map((row) => row.map(cell).join(",")).join("\r\n");
-  // by this sign Excel knows UTF-8; where all is ASCII nobody needs it, and some programs trip over it
+  const text = rows.map((row) => row.map(formatCell).join(",")).join("\r\n");
+  // Excel needs the byte order mark to recognise UTF-8. ASCII text goes without, as some programs reject it.
   return `${/[^\x00-\x7f]/.test(text) ? "\ufeff" : ""}${text}\r\n`;
 }
 
-/** RFC 4180. */
-function cell(value) {
+/** A CSV field, quoted where necessary (RFC 4180). */
+function formatCell(value) {
   const text = String(value ?? "");
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

@@ -1,91 +1,94 @@
-// Talking to the service, as any client does: with a key, and with patience. Knows no page.
-// Addresses are relative, so that the page works behind a prefix such as https://lab/unet/.
+// HTTP client of the service: adds the API key and retries. Does not know the page.
+// URLs are relative, so that the page works behind a path prefix such as https://lab/unet/.
 
-import { askForKey, key } from "./key.js";
+import { askForKey, storedKey } from "./key.js";
 
-const AWAY = "away"; // no answer at all, or a proxy's word that there is nobody behind it
-const PATIENCE = { 429: 20, 503: 20, 504: 4, [AWAY]: 8 }; // attempts; a service starts within 90 s
-const LONGEST = 30; // seconds between two attempts, where the service does not say
-const LARGE = 1e8; // bytes; a service or a proxy may hang up on so many instead of answering
+const UNREACHABLE = "unreachable"; // no response, or a 502 of a proxy
+const MAX_ATTEMPTS = { 429: 20, 503: 20, 504: 4, [UNREACHABLE]: 8 }; // the service starts within 90 s
+const MAX_DELAY_S = 30; // between two attempts, where the service sends no Retry-After
+const LARGE_UPLOAD = 1e8; // bytes; a server or proxy may close the connection instead of responding
 
-/** fetch with the key the service wants, once somebody has typed it. */
-export async function ask(url, options = {}) {
+/** fetch with the API key. Asks the user for one while the service responds with 401. */
+export async function fetchWithKey(url, options = {}) {
   for (;;) {
-    const sent = key();
-    const answer = await fetch(url, {
+    const key = storedKey();
+    const response = await fetch(url, {
       ...options,
-      headers: { ...options.headers, ...(sent ? { "X-API-Key": sent } : {}) },
+      headers: { ...options.headers, ...(key ? { "X-API-Key": key } : {}) },
     });
-    if (answer.status !== 401) return answer;
-    await askForKey(sent);
+    if (response.status !== 401) return response;
+    await askForKey(key);
   }
 }
 
 /**
- * One image, one output: {blob, figures}. What may pass is waited for: a full queue, a late answer,
- * a service that starts, and one that cannot be reached.
+ * Segment one image: {blob, statistics}. Retries while the queue is full, the deadline is missed, or the
+ * service is starting or unreachable.
  *
- * @param wanted {file, model, threshold}; an empty model or threshold is the service's own
- * @param signal of an AbortController, when nobody wants the answer any more
- * @param waiting told why, before each wait, and "" after it
+ * @param item {file, model, threshold}; an empty model or threshold means the service's default
+ * @param signal of an AbortController, to cancel
+ * @param onWait called with the reason before each delay, and with "" after it
  */
-export async function segment({ file, model, threshold }, output, { signal, waiting } = {}) {
+export async function segment({ file, model, threshold }, output, { signal, onWait } = {}) {
   const query = new URLSearchParams({ output });
   if (model) query.set("model", model);
   if (threshold) query.set("threshold", threshold);
-  const attempts = {}; // by cause: a service that has come back may be busy at first
+  const attempts = {}; // by cause, because a service that has just restarted may be busy
   for (;;) {
-    const large = file.size > LARGE ? `, or does not take ${Math.round(file.size / 1e6)} MB` : "";
-    let [answer, cause, problem] = [null, AWAY, `The service cannot be reached${large}.`];
+    const megabytes = Math.round(file.size / 1e6);
+    const large = file.size > LARGE_UPLOAD ? `, or rejects uploads of ${megabytes} MB` : "";
+    let response = null;
+    let cause = UNREACHABLE;
+    let problem = `The server cannot be reached${large}.`;
     try {
-      answer = await ask(`segment?${query}`, {
+      response = await fetchWithKey(`segment?${query}`, {
         method: "POST",
         headers: { "Content-Type": "application/octet-stream" },
         body: file,
         signal,
       });
-      if (answer.ok) return { blob: await answer.blob(), figures: figuresOf(answer.headers) };
+      if (response.ok) return { blob: await response.blob(), statistics: parseStatistics(response.headers) };
     } catch (error) {
       if (signal?.aborted) throw error;
-      await readable(file); // fetch says the same of a network and of a file that is gone
+      await checkReadable(file); // fetch reports a missing file and a network failure alike
     }
-    if (answer && !answer.ok && answer.status !== 502) {
-      cause = answer.status;
-      problem = (await answer.json().catch(() => ({}))).detail || `The service answered ${cause}.`;
+    if (response && !response.ok && response.status !== 502) {
+      cause = response.status;
+      problem = (await response.json().catch(() => ({}))).detail || `The server responded with status ${cause}.`;
     }
     attempts[cause] = (attempts[cause] || 0) + 1;
-    if (attempts[cause] >= (PATIENCE[cause] || 1)) throw new Error(problem);
-    const growing = Math.min(2 ** (attempts[cause] - 1), LONGEST);
-    if (cause !== 429) waiting?.(problem); // that the queue is full is no news
-    await pause(Number(answer?.headers.get("Retry-After")) || growing, signal);
-    waiting?.("");
+    if (attempts[cause] >= (MAX_ATTEMPTS[cause] || 1)) throw new Error(problem);
+    const backoff = Math.min(2 ** (attempts[cause] - 1), MAX_DELAY_S);
+    if (cause !== 429) onWait?.(problem); // a full queue is normal while many images are sent
+    await sleep(Number(response?.headers.get("Retry-After")) || backoff, signal);
+    onWait?.("");
   }
 }
 
-async function readable(file) {
+async function checkReadable(file) {
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
-    throw new Error("The file was changed or moved since it was chosen; add it again.");
+    throw new Error("The file has been changed or moved. Add it again.");
   }
 }
 
-function pause(seconds, signal) {
-  return new Promise((done, failed) => {
-    setTimeout(done, seconds * 1000);
-    signal?.addEventListener("abort", () => failed(signal.reason), { once: true });
+function sleep(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    setTimeout(resolve, seconds * 1000);
+    signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
   });
 }
 
-/** What the headers of an answer tell of its mask; null where one is missing, as behind some proxies. */
-function figuresOf(headers) {
+/** The statistics in the response headers; null for a header that is missing, as with some proxies. */
+function parseStatistics(headers) {
   const number = (text) => (text && Number.isFinite(Number(text)) ? Number(text) : null);
   const infer = /\binfer;dur=([\d.]+)/.exec(headers.get("Server-Timing") || "");
   return {
     foreground: number(headers.get("X-Mask-Coverage")),
     confidence: number(headers.get("X-Mask-Confidence")),
     objects: number(headers.get("X-Mask-Objects")),
-    network: infer && Number(infer[1]) / 1000,
+    modelSeconds: infer && Number(infer[1]) / 1000,
     model: headers.get("X-Model"),
     engine: headers.get("X-Engine"),
   };

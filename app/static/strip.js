@@ -1,45 +1,45 @@
-// The strip of thumbnails: one stop of the Tab key, and arrow keys inside. Knows items by their path,
-// their state and what is hung on them here: thumbnail and button.
+// The strip of thumbnails. It is one tab stop; arrow keys move inside it. Uses an item's path and state,
+// and adds its thumbnail and button.
 
-import { canvasOf } from "./pictures.js";
+import { createCanvas } from "./imaging.js";
 
 const strip = document.getElementById("strip");
-const SIDE = 156;
+const SIDE = 156; // pixels: twice the size on the page, for screens of high density
 
-export function add(item, choose) {
+export function add(item, onSelect) {
   const [folder, name] = /(?:([^/]*)\/)?([^/]*)$/.exec(item.path).slice(1);
   const button = document.createElement("button");
-  item.thumbnail = canvasOf(SIDE, SIDE);
+  item.thumbnail = createCanvas(SIDE, SIDE);
   item.button = button;
   button.type = "button";
   button.title = item.path;
   button.tabIndex = -1;
-  button.append(item.thumbnail, line(name, "file"));
-  if (folder) button.append(line(folder, "folder"));
-  button.addEventListener("click", choose);
+  button.append(item.thumbnail, createLabel(name, "file"));
+  if (folder) button.append(createLabel(folder, "folder"));
+  button.addEventListener("click", onSelect);
   const entry = document.createElement("li");
   entry.append(button);
   strip.append(entry);
-  tell(item);
+  render(item);
 }
 
-function line(text, className) {
+function createLabel(text, className) {
   const span = document.createElement("span");
   span.className = className;
   span.textContent = text;
   return span;
 }
 
-export function tell(item) {
+export function render(item) {
   item.button.dataset.state = item.state;
   item.button.setAttribute("aria-label", `${item.path}, ${item.state}`);
 }
 
-export function choose(item) {
+export function select(item) {
   for (const button of strip.querySelectorAll("button")) {
-    const chosen = button === item.button;
-    button.setAttribute("aria-pressed", String(chosen));
-    button.tabIndex = chosen ? 0 : -1;
+    const selected = button === item.button;
+    button.setAttribute("aria-pressed", String(selected));
+    button.tabIndex = selected ? 0 : -1;
   }
 }
 
@@ -48,10 +48,10 @@ export const clear = () => strip.replaceChildren();
 strip.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const buttons = [...strip.querySelectorAll("button")];
-  const here = buttons.indexOf(event.target.closest("button"));
-  const there = { ArrowLeft: here - 1, ArrowRight: here + 1, Home: 0, End: buttons.length - 1 }[event.key];
-  if (there === undefined) return;
-  event.preventDefault(); // the strip would scroll by itself
-  buttons[there]?.focus();
-  buttons[there]?.click();
+  const current = buttons.indexOf(event.target.closest("button"));
+  const target = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: buttons.length - 1 }[event.key];
+  if (target === undefined) return;
+  event.preventDefault(); // the keys would also scroll the strip
+  buttons[target]?.focus();
+  buttons[target]?.click();
 });

@@ -1,30 +1,30 @@
-// The item that is shown. Of it alone there are bitmaps and canvases, made anew from its file and its
-// mask whenever it is chosen: of 2048 × 2048 pixels they take 65 MB, which a folder must not multiply.
+// The selected item. Only this item has bitmaps and canvases, and they are made again from its file and
+// mask at each selection: at 2048 × 2048 pixels they take 65 MB, too much for every image of a folder.
 
-import { decode, paint, release, sameSize, untinted } from "./pictures.js";
+import { decode, paint, release, removeTint, sameSize } from "./imaging.js";
 
 const $ = (id) => document.getElementById(id);
 const view = { overlay: true, outline: false, mask: false };
-let shown = null;
-let held = null; // {item, blob, overlay, picture, mask, area, outline, failed}
-let loading = null;
+let selected = null;
+let layers = null; // {item, blob, overlay, image, mask, area, outline, failed}
+let loading = null; // a promise while layers are being loaded
 
-export const current = () => shown;
+export const current = () => selected;
 
-/** Show another item, or with null none. */
+/** Show another item, or none if it is null. */
 export function show(item) {
-  shown = item;
-  if (held && held.item !== item) drop();
+  selected = item;
+  if (layers && layers.item !== item) dropLayers();
   return refresh();
 }
 
-/** Say and draw what the shown item has become; resolves when it is on the canvas. */
-export function refresh(item = shown) {
-  if (item !== shown) return Promise.resolve();
-  if (!shown) return Promise.resolve(drop());
-  write();
-  if (!stale()) return loading || Promise.resolve();
-  loading ??= load();
+/** Update the text and canvas if the item is selected. Resolves when the canvas is up to date. */
+export function refresh(item = selected) {
+  if (item !== selected) return Promise.resolve();
+  if (!selected) return Promise.resolve(dropLayers());
+  renderText();
+  if (!isStale()) return loading || Promise.resolve();
+  loading ??= loadLayers();
   return loading;
 }
 
@@ -35,70 +35,75 @@ export function toggle(name) {
   draw();
 }
 
-const fits = (layers) =>
-  layers && layers.item === shown && layers.blob === shown.blob && layers.overlay === shown.overlay;
-const stale = () => shown && !fits(held);
+const areCurrent = (candidate) =>
+  candidate &&
+  candidate.item === selected &&
+  candidate.blob === selected.blob &&
+  candidate.overlay === selected.overlay;
+const isStale = () => selected && !areCurrent(layers);
 
-/** One at a time, until what is there is what was asked for last: who holds an arrow key down passes
- * many, and none of those between is worth its memory. */
-async function load() {
-  while (stale()) {
+/** Load one item at a time until the selected one is loaded. An arrow key held down passes many items;
+ * those that are no longer selected are dropped. */
+async function loadLayers() {
+  while (isStale()) {
     $("stage").setAttribute("aria-busy", "true");
-    const layers = await layersOf(shown);
-    if (fits(layers)) {
-      drop();
-      held = layers;
-      write();
+    const loaded = await createLayers(selected);
+    if (areCurrent(loaded)) {
+      dropLayers();
+      layers = loaded;
+      renderText();
       draw();
     } else {
-      release(layers.picture, layers.mask, layers.area, layers.outline);
+      releaseLayers(loaded);
     }
   }
   loading = null;
 }
 
-function drop() {
-  if (held) release(held.picture, held.mask, held.area, held.outline);
-  held = null;
+function dropLayers() {
+  if (layers) releaseLayers(layers);
+  layers = null;
 }
 
-async function layersOf(item) {
+const releaseLayers = ({ image, mask, area, outline }) => release(image, mask, area, outline);
+
+async function createLayers(item) {
   const { blob, overlay } = item;
-  const layers = { item, blob, overlay };
+  const created = { item, blob, overlay };
   try {
-    if (blob) layers.mask = await createImageBitmap(blob);
+    if (blob) created.mask = await createImageBitmap(blob);
     if (overlay) {
       const tinted = await createImageBitmap(overlay);
-      layers.picture = untinted(tinted, layers.mask);
+      created.image = removeTint(tinted, created.mask);
       release(tinted);
     } else {
-      layers.picture = (await decode(item.file)).picture;
-      if (layers.picture && layers.mask && !sameSize(layers.picture, layers.mask)) {
-        release(layers.picture);
-        layers.picture = null; // on its side, under a mask that is upright
+      created.image = (await decode(item.file)).image;
+      if (created.image && created.mask && !sameSize(created.image, created.mask)) {
+        release(created.image);
+        created.image = null; // the browser ignored its orientation, so that it does not fit the mask
       }
     }
-    if (layers.mask) Object.assign(layers, paint(layers.mask));
+    if (created.mask) Object.assign(created, paint(created.mask));
   } catch {
-    layers.failed = true; // larger than the browser's canvases, most likely
+    created.failed = true; // probably larger than the browser's limit of a canvas
   }
-  return layers;
+  return created;
 }
 
 function draw() {
-  if (!fits(held)) return;
-  const { picture, mask, area, outline } = held;
+  if (!areCurrent(layers)) return;
+  const { image, mask, area, outline } = layers;
   const canvas = $("canvas");
   const context = canvas.getContext("2d");
-  const source = mask || picture;
+  const source = mask || image;
   canvas.width = source ? source.width : 640;
   canvas.height = source ? source.height : 320;
-  // small images are shown at twice their size, as far as there is room
+  // enlarge small images to twice their size, up to 640 pixels
   canvas.style.width = `${Math.max(canvas.width, Math.min(2 * canvas.width, 640))}px`;
   if (view.mask && mask) {
     context.drawImage(mask, 0, 0);
   } else {
-    if (picture) context.drawImage(picture, 0, 0);
+    if (image) context.drawImage(image, 0, 0);
     if (view.overlay && area) {
       context.globalAlpha = view.outline ? 1 : $("opacity").value / 100;
       context.drawImage(view.outline ? outline : area, 0, 0);
@@ -107,45 +112,46 @@ function draw() {
   $("stage").removeAttribute("aria-busy");
 }
 
-function write() {
-  const here = fits(held) ? held : null;
-  const over = shown.state === "failed" || shown.state === "done";
-  const nothing = here ? here.failed || !(here.picture || here.mask) : shown.state === "failed";
-  $("stage").hidden = over && nothing;
-  $("name").textContent = shown.path;
-  $("error").hidden = shown.state !== "failed";
-  $("error").textContent = shown.error || "";
-  const note = here?.failed && here.blob ? "The browser cannot draw this image; its mask can be downloaded." : shown.note;
+function renderText() {
+  const loaded = areCurrent(layers) ? layers : null;
+  const finished = selected.state === "failed" || selected.state === "done";
+  const empty = loaded ? loaded.failed || !(loaded.image || loaded.mask) : selected.state === "failed";
+  $("stage").hidden = finished && empty;
+  $("name").textContent = selected.path;
+  $("error").hidden = selected.state !== "failed";
+  $("error").textContent = selected.error || "";
+  const undrawable = loaded?.failed && loaded.blob;
+  const note = undrawable ? "Your browser cannot draw this image. Its mask can be downloaded." : selected.note;
   $("note").hidden = !note;
   $("note").textContent = note || "";
-  facts();
+  renderFacts();
 }
 
-/** What is known of the item, row by row; of what is not known there is no row. */
-function facts() {
-  const { figures, size, state } = shown;
+/** List the known facts about the item. A fact that is not known has no row. */
+function renderFacts() {
+  const { statistics, size, state } = selected;
   const percent = (share) => `${(100 * share).toFixed(1)} %`;
   const seconds = (time) => `${time.toFixed(2)} s`;
-  const own = (value) => value;
-  const known = state === "done" ? figures : {};
+  const text = (value) => value;
+  const known = state === "done" ? statistics : {};
   const rows = [
     ["Size", size, ({ width, height }) => `${width} × ${height}`],
-    ["Objects", known.objects, own],
+    ["Objects", known.objects, text],
     ["Foreground", known.foreground, percent],
     ["Confidence", known.confidence, percent],
-    ["Time", state === "done" ? shown.seconds : null, seconds],
-    ["of it, network", known.network, seconds],
-    ["Model", known.model || shown.model, own],
-    ["Threshold", shown.threshold, own],
-    ["Engine", known.engine, own],
+    ["Time", state === "done" ? selected.seconds : null, seconds],
+    ["Model time", known.modelSeconds, seconds],
+    ["Model", known.model || selected.model, text],
+    ["Threshold", selected.threshold, text],
+    ["Engine", known.engine, text],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
   $("facts").replaceChildren(
-    ...rows.map(([term, value, text]) => {
+    ...rows.map(([term, value, format]) => {
       const row = document.createElement("div");
       const dt = document.createElement("dt");
       const dd = document.createElement("dd");
       dt.textContent = term;
-      dd.textContent = text(value);
+      dd.textContent = format(value);
       row.append(dt, dd);
       return row;
     }),
@@ -155,7 +161,7 @@ function facts() {
 for (const name of Object.keys(view)) $(name).addEventListener("click", () => toggle(name));
 $("opacity").addEventListener("input", draw);
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || !shown) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !selected) return;
   if (["INPUT", "SELECT"].includes(event.target.tagName)) return;
   const name = { o: "overlay", l: "outline", m: "mask" }[event.key.toLowerCase()];
   if (name && !$(name).disabled) toggle(name);

@@ -1,4 +1,4 @@
-"""Folders: their order, their names, and what of them is in the zip. Answers are stubs."""
+"""Folders: order, names, and the contents of the zip. The tests respond in place of the service."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route
 
-from tests.browser.conftest import always, answer, choose, done, over, refuse, square
+from tests.browser.conftest import (
+    always_send_mask,
+    choose_files,
+    send_mask,
+    send_problem,
+    square_mask,
+    wait_done,
+    wait_finished,
+)
 from tests.conftest import encode, nuclei
 
-CELLS = encode(nuclei(64, 64)[0])  # of the size of the masks that are answered
+CELLS = encode(nuclei(64, 64)[0])  # the size of square_mask()
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Two folders with the same names in them, and what systems and instruments leave beside."""
+def plate(tmp_path: Path) -> Path:
+    """Two folders with equal file names, and files that are not images."""
     root = tmp_path / "plate"
     for folder in ("ctrl", "drug"):
         (root / folder).mkdir(parents=True)
@@ -35,7 +43,7 @@ def tree(tmp_path: Path) -> Path:
 ORDER = [f"plate/{folder}/img{number}" for folder in ("ctrl", "drug") for number in (1, 2, 10)]
 
 
-def download(page: Page) -> zipfile.ZipFile:
+def download_zip(page: Page) -> zipfile.ZipFile:
     with page.expect_download() as event:
         page.click("#download-all")
     archive = zipfile.ZipFile(io.BytesIO(Path(event.value.path()).read_bytes()))
@@ -44,41 +52,41 @@ def download(page: Page) -> zipfile.ZipFile:
     return archive
 
 
-def rows(archive: zipfile.ZipFile) -> list[dict[str, str]]:
+def read_table(archive: zipfile.ZipFile) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(archive.read("results.csv").decode("utf-8-sig"))))
 
 
-def titles(page: Page) -> list[str]:
+def thumbnail_titles(page: Page) -> list[str]:
     return page.evaluate("[...document.querySelectorAll('#strip button')].map((e) => e.title)")
 
 
-@pytest.mark.parametrize("way", ["chosen", "dropped"])
-def test_a_folder_keeps_its_paths_and_order(page: Page, tree: Path, way: str) -> None:
-    page.route("**/segment*", always)
-    if way == "chosen":
-        page.set_input_files("#folder", tree)
+@pytest.mark.parametrize("source", ["input", "drop"])
+def test_folder_keeps_its_paths_in_natural_order(page: Page, plate: Path, source: str) -> None:
+    page.route("**/segment*", always_send_mask)
+    if source == "input":
+        page.set_input_files("#folder", plate)
     else:
         drag = page.context.new_cdp_session(page)
-        data = {"items": [], "files": [str(tree)], "dragOperationsMask": 1}
+        data = {"items": [], "files": [str(plate)], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             event = {"type": kind, "x": 300, "y": 150, "data": data}
             drag.send("Input.dispatchDragEvent", event)
-    done(page, 6)
-    assert page.inner_text("#notice") == "6 images; 2 other files left out"
-    assert titles(page) == [f"{each}.png" for each in ORDER]
+    wait_done(page, 6)
+    assert page.inner_text("#notice") == "6 images; 2 other files skipped"
+    assert thumbnail_titles(page) == [f"{each}.png" for each in ORDER]
     assert "ctrl" in page.inner_text("#strip li:first-child")
-    archive = download(page)
+    archive = download_zip(page)
     assert archive.namelist() == [*(f"{each}-mask.png" for each in ORDER), "results.csv"]
-    assert [row["file"] for row in rows(archive)] == archive.namelist()[:-1]
+    assert [row["file"] for row in read_table(archive)] == archive.namelist()[:-1]
 
 
-def test_a_file_that_cannot_be_read_does_not_cost_the_drop(page: Page) -> None:
-    page.route("**/segment*", always)
+def test_unreadable_file_does_not_fail_the_drop(page: Page) -> None:
+    page.route("**/segment*", always_send_mask)
     page.evaluate(
         """(bytes) => {
-            const entry = (name) => ({isFile: true, fullPath: `/${name}`, file: (done, failed) =>
-                name === 'b.png' ? failed(new DOMException('gone', 'NotFoundError'))
-                                 : done(new File([new Uint8Array(bytes)], name))});
+            const entry = (name) => ({isFile: true, fullPath: `/${name}`, file: (resolve, reject) =>
+                name === 'b.png' ? reject(new DOMException('gone', 'NotFoundError'))
+                                 : resolve(new File([new Uint8Array(bytes)], name))});
             const event = new Event('drop', {cancelable: true});
             const items = ['a.png', 'b.png', 'c.png'].map((name) =>
                 ({webkitGetAsEntry: () => entry(name)}));
@@ -87,33 +95,33 @@ def test_a_file_that_cannot_be_read_does_not_cost_the_drop(page: Page) -> None:
         }""",
         list(CELLS),
     )
-    done(page, 2)
-    assert titles(page) == ["a.png", "c.png"]
+    wait_done(page, 2)
+    assert thumbnail_titles(page) == ["a.png", "c.png"]
     assert page.inner_text("#notice") == "2 images; 1 file could not be read"
 
 
-def test_names_that_differ_by_case_or_ending_alone(page: Page) -> None:
-    page.route("**/segment*", always)
-    choose(page, *[(name, CELLS) for name in ("a.png", "A.png", "a.tiff", "b.tar.png")])
-    done(page, 4)
-    names = download(page).namelist()
+def test_names_in_the_zip_differ_by_more_than_case(page: Page) -> None:
+    page.route("**/segment*", always_send_mask)
+    choose_files(page, *[(name, CELLS) for name in ("a.png", "A.png", "a.tiff", "b.tar.png")])
+    wait_done(page, 4)
+    names = download_zip(page).namelist()
     assert len({name.lower() for name in names}) == len(names) == 5
     assert {"a-mask.png", "b.tar-mask.png"} < {name.lower() for name in names}
 
 
-def test_failures_and_figures_are_in_one_table(page: Page) -> None:
+def test_table_has_a_row_for_every_image_and_failure(page: Page) -> None:
     def serve(route: Route) -> None:
         if b"damaged" in (route.request.post_data_buffer or b""):
-            return refuse(route, 422, "not an image, says the service")
-        return answer(route)
+            return send_problem(route, 422, "not a recognised image")
+        return send_mask(route)
 
     page.route("**/segment*", serve)
     page.fill("#threshold", "0.3")
-    choose(page, ("ärger, groß.png", CELLS), ("b.png", b"damaged"), ("c.png", CELLS))
-    over(page)
-    archive = download(page)
-    assert archive.read("results.csv").startswith("\ufeff".encode())  # for Excel
-    table = {row["image"]: row for row in rows(archive)}
+    choose_files(page, ("ärger, groß.png", CELLS), ("b.png", b"damaged"), ("c.png", CELLS))
+    wait_finished(page)
+    archive = download_zip(page)
+    assert archive.read("results.csv").startswith("\ufeff".encode())  # byte order mark, for Excel
+    table = {row["image"]: row for row in read_table(archive)}
     assert len(table) == 3
     good = table["ärger, groß.png"]
     assert good["file"] == "ärger, groß-mask.png"
@@ -122,33 +130,33 @@ def test_failures_and_figures_are_in_one_table(page: Page) -> None:
     assert (good["objects"], good["error"]) == ("", "")
     bad = table["b.png"]
     assert (bad["file"], bad["foreground"]) == ("", "")
-    assert bad["error"] == "not an image, says the service"
+    assert bad["error"] == "not a recognised image"
 
 
-def test_all_of_another_kind_are_made_for_the_zip(page: Page) -> None:
+def test_zip_of_another_output_requests_it_for_every_image(page: Page) -> None:
     def serve(route: Route) -> None:
         if "polygons" not in route.request.url:
-            return answer(route)
-        if b"unlucky" in (route.request.post_data_buffer or b""):
-            return refuse(route, 422, "no outlines of this one")
+            return send_mask(route)
+        if b"failing" in (route.request.post_data_buffer or b""):
+            return send_problem(route, 422, "outlines failed")
         features = {"type": "FeatureCollection", "features": []}
         document = {"images": [{"objects": 7, "polygons": features}]}
-        return answer(route, json.dumps(document).encode(), Content_Type="application/json")
+        return send_mask(route, json.dumps(document).encode(), Content_Type="application/json")
 
     page.route("**/segment*", serve)
-    choose(page, ("a.png", CELLS), ("b.png", CELLS + b"unlucky"))
-    done(page, 2)
+    choose_files(page, ("a.png", CELLS), ("b.png", CELLS + b"failing"))
+    wait_done(page, 2)
     page.select_option("#kind", "polygons")
-    archive = download(page)
+    archive = download_zip(page)
     assert archive.namelist() == ["a.geojson", "results.csv"]
     assert json.loads(archive.read("a.geojson"))["type"] == "FeatureCollection"
-    assert [row["objects"] for row in rows(archive)] == ["7", ""]
-    assert rows(archive)[1]["error"] == "no outlines of this one"
-    assert page.inner_text("#notice").startswith("1 could not be made")
+    assert [row["objects"] for row in read_table(archive)] == ["7", ""]
+    assert read_table(archive)[1]["error"] == "outlines failed"
+    assert page.inner_text("#notice").startswith("1 failed")
     assert "Objects\n7" in page.inner_text("#facts")
 
 
-def test_a_download_is_asked_for_once_and_says_what_went_wrong(page: Page) -> None:
+def test_failed_download_is_reported_and_can_be_repeated(page: Page) -> None:
     held: list[Route] = []
     late: list[Route] = []
 
@@ -158,45 +166,45 @@ def test_a_download_is_asked_for_once_and_says_what_went_wrong(page: Page) -> No
         elif b"late" in (route.request.post_data_buffer or b""):
             late.append(route)
         else:
-            answer(route)
+            send_mask(route)
 
     page.route("**/segment*", serve)
-    choose(page, ("a.png", CELLS), ("b.png", CELLS + b"late"))
-    done(page)
+    choose_files(page, ("a.png", CELLS), ("b.png", CELLS + b"late"))
+    wait_done(page)
     page.select_option("#kind", "instances")
     page.click("#download")
     page.wait_for_selector("#download:disabled")
     while not held:
         page.wait_for_timeout(20)
-    refuse(held.pop(), 422, "too many objects")
+    send_problem(held.pop(), 422, "too many objects")
     page.wait_for_selector("#download:enabled")
     while not late:
         page.wait_for_timeout(20)
-    answer(late.pop())  # its progress does not overwrite what went wrong
-    done(page, 2)
-    assert page.inner_text("#notice") == "The download failed: too many objects"
+    send_mask(late.pop())  # progress does not overwrite the error
+    wait_done(page, 2)
+    assert page.inner_text("#notice") == "Download failed: too many objects"
     page.click("#strip li:first-child button")
     page.click("#download")
     while not held:
         page.wait_for_timeout(20)
     with page.expect_download() as event:
-        answer(held.pop(), square(), X_Mask_Objects="12")
+        send_mask(held.pop(), square_mask(), X_Mask_Objects="12")
     assert event.value.suggested_filename == "a-instances.png"
     page.wait_for_selector("#download:enabled")
     assert not page.is_visible("#notice")
     assert "Objects\n12" in page.inner_text("#facts")
 
 
-def test_arrow_keys_move_in_the_strip(page: Page) -> None:
-    page.route("**/segment*", always)
-    choose(page, *[(f"{n}.png", CELLS) for n in range(5)])
-    done(page, 5)
+def test_arrow_keys_move_the_selection_in_the_strip(page: Page) -> None:
+    page.route("**/segment*", always_send_mask)
+    choose_files(page, *[(f"{n}.png", CELLS) for n in range(5)])
+    wait_done(page, 5)
     page.focus("#strip button")
     for key, name in (("ArrowRight", "1"), ("End", "4"), ("ArrowLeft", "3"), ("Home", "0")):
         page.keyboard.press(key)
         assert page.inner_text("#name") == f"{name}.png"
         assert page.evaluate("document.activeElement.title") == f"{name}.png"
-    page.keyboard.press("ArrowLeft")  # there is none before the first
+    page.keyboard.press("ArrowLeft")  # the first image stays selected
     assert page.inner_text("#name") == "0.png"
     page.keyboard.press("Tab")
     assert not page.evaluate("document.activeElement.closest('#strip')")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.errors import CorruptImage, ImageError, UnsupportedImage
+from app.errors import CorruptImage, ServiceError, UnsupportedImage
 from app.imaging import decode, formats
 from tests.conftest import encode, nuclei
 
@@ -87,7 +87,7 @@ def test_accepted_formats_are_damaged_when_cut_and_never_another_format(format: 
             decode.decode(data[:length], decode.inspect(data[:length], max_pixels=10**8))
         except CorruptImage:
             pass
-        except ImageError as error:
+        except ServiceError as error:
             pytest.fail(f"{length} bytes: {error}")
 
 

@@ -1,0 +1,170 @@
+"""How the page reaches the service: model list, API key, path prefix, policy."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from tests.browser.conftest import (
+    PREFIX,
+    TIMEOUT_MS,
+    always_send_mask,
+    choose_files,
+    send_mask,
+    thumbnails,
+    wait_done,
+    wait_finished,
+)
+from tests.conftest import Server, encode, nuclei, serving
+
+CELLS = encode(nuclei(64, 64)[0])
+
+
+def model_entry(name: str, ready: bool = True) -> dict[str, object]:
+    """An entry of /models; model "a" is the default."""
+    entry: dict[str, object] = {"name": name, "ready": ready, "default": name == "a", "error": None}
+    if ready:
+        entry |= {"classes": ["background", name], "id": f"{name}@1", "device": "cpu"}
+        entry |= {"threshold": 0.4}
+    return entry
+
+
+def query_of(route: Route) -> str:
+    return route.request.url.partition("?")[2]
+
+
+def test_selected_model_is_kept_while_another_loads(page: Page) -> None:
+    requests: list[Route] = []
+
+    def models(route: Route) -> None:
+        requests.append(route)
+        entries = [model_entry("a"), model_entry("b"), model_entry("c", ready=len(requests) > 3)]
+        route.fulfill(json={"default": "a", "models": entries})
+
+    page.route("**/models", models)
+    page.reload()
+    page.wait_for_selector("#model", state="visible")
+    assert page.get_attribute("#threshold", "placeholder") == "default 0.4"
+    page.select_option("#model", "b")
+    page.wait_for_selector("#model option[value=c]", state="attached")
+    assert page.input_value("#model") == "b"
+
+
+def test_changed_model_applies_to_new_and_rerun_images_only(page: Page) -> None:
+    entries = [model_entry("a"), model_entry("b"), model_entry("c")]
+    held: list[Route] = []
+    queries: list[str] = []
+
+    def serve(route: Route) -> None:
+        queries.append(query_of(route))
+        send_mask(route)
+
+    page.route("**/models", lambda route: route.fulfill(json={"default": "a", "models": entries}))
+    page.route("**/segment*", lambda route: held.append(route))
+    page.reload()
+    page.wait_for_selector("#model", state="visible")
+    page.select_option("#model", "b")
+    choose_files(page, *[(f"{n}.png", CELLS) for n in range(4)])
+    expect(thumbnails(page, "working")).to_have_count(3)
+    assert "Model\nb" in page.inner_text("#facts")
+    page.select_option("#model", "c")
+    while len(held) < 3:
+        page.wait_for_timeout(20)
+    page.unroute("**/segment*")
+    page.route("**/segment*", serve)
+    for route in held:
+        serve(route)
+    wait_done(page, 4)
+    assert queries == ["output=mask&model=b"] * 4
+    page.click("#again")
+    wait_finished(page)
+    assert queries[4:] == ["output=mask&model=c"] * 4
+
+
+def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser) -> None:
+    with serving(UNET_API_KEYS="sesame") as closed:
+        page = browser.new_page()
+        page.set_default_timeout(TIMEOUT_MS)
+        page.goto(closed.url)
+        page.fill("#key", "wrong")
+        page.click("#key-form button")
+        expect(page.locator("#key-note")).to_have_text("The server rejected this key.")
+        page.fill("#key", "sesame")
+        page.click("#key-form button")
+        page.wait_for_selector("text=detects: nucleus")
+        assert not page.is_visible("#key-form")
+        choose_files(page, ("cells.png", CELLS))
+        wait_done(page)
+        page.close()
+
+
+def test_key_form_rejects_characters_that_no_header_can_carry(
+    page: Page, expected_errors: list[str]
+) -> None:
+    expected_errors.append("401")
+
+    def models(route: Route) -> None:
+        if route.request.headers.get("x-api-key") != "good":
+            return route.fulfill(status=401, body="{}")
+        return route.fulfill(json={"default": "a", "models": [model_entry("a")]})
+
+    page.route("**/models", models)
+    page.route("**/segment*", always_send_mask)
+    page.evaluate("sessionStorage.setItem('unet-api-key', '“kept”')")
+    page.reload()
+    page.wait_for_selector("#key", state="visible")
+    assert page.evaluate("document.activeElement.id") == "key"
+    page.fill("#key", "“good”")
+    page.keyboard.press("Enter")
+    assert "“" in page.inner_text("#key-note")
+    assert page.is_visible("#key-form")
+    assert page.evaluate("sessionStorage.getItem('unet-api-key')") is None
+    page.fill("#key", "good")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=detects: a")
+    assert not page.is_visible("#key-form")
+    choose_files(page, ("a.png", CELLS))
+    wait_done(page)
+
+
+def test_page_works_behind_a_path_prefix(prefixed_page: Page) -> None:
+    page = prefixed_page
+    page.goto(f"{PREFIX}/")
+    page.wait_for_selector("text=detects: nucleus")
+    page.click("[data-sample*=fluorescence]")
+    wait_done(page)
+    assert f"{PREFIX}/segment" in page.inner_text("#curl")
+    page.click("text=API")
+    page.wait_for_url(f"{PREFIX}/docs")
+
+
+@pytest.mark.parametrize(
+    ("path", "images"), [("/", "img-src 'self'"), ("/docs", "img-src 'self' blob: data:")]
+)
+def test_policy_allows_this_servers_files_only(server: Server, path: str, images: str) -> None:
+    response = httpx.get(server.url + path)
+    assert sorted(response.headers["content-security-policy"].split("; ")) == sorted(
+        [
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'self'",
+            images,
+        ]
+    )
+
+
+def test_policy_blocks_inline_scripts(page: Page, expected_errors: list[str]) -> None:
+    expected_errors.append("Content Security Policy")
+    page.evaluate(
+        """() => {
+            const script = document.createElement('script');
+            script.textContent = 'window.injected = true';
+            document.body.append(script);
+        }"""
+    )
+    assert page.evaluate("window.injected") is None
