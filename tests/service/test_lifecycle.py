@@ -219,7 +219,7 @@ def test_a_flag_that_is_no_setting_is_named_as_it_was_given() -> None:
     result = run("evaluate", weights, *flags)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert "--precision fp16 is not to be had with openvino" in line
+    assert "--precision fp16 is not supported by openvino" in line
     assert "UNET_" not in line
 
 
