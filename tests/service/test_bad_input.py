@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.cli.bench.serving import Running
+from app.cli.bench.serving import RunningServer
 from tests.conftest import Post, Server, encode, nuclei, serving, tiff
 
 
@@ -103,8 +103,8 @@ def test_decompression_bomb_costs_nothing(tiny: Path) -> None:
     with serving(UNET_WEIGHTS_DIR=str(tiny)) as server:
         url = f"{server.url}/segment"
         httpx.post(url, content=encode(nuclei(32, 32)[0]), headers=kind)
-        process = Running(server.url, server.process.pid, 0)
-        process.forget_peak()
+        process = RunningServer(server.url, server.process.pid, 0)
+        process.reset_peak()
         before = process.memory()
         assert_problem(httpx.post(url, content=data, headers=kind, timeout=60), 413)
         after = process.memory()
