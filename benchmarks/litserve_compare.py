@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = args.network or Path(folder) / "compared.safetensors"
         checkpoint = load_checkpoint(path) if path.exists() else make_network(path, args)
-        report = compare(path, checkpoint, args)
+        report = compare_servers(path, checkpoint, args)
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
 
@@ -71,7 +71,7 @@ def make_network(path: Path, args: argparse.Namespace) -> Checkpoint:
     return save_checkpoint(path, dataclasses.replace(wide, calibration=calibration))
 
 
-def compare(path: Path, checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
+def compare_servers(path: Path, checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
     """Measure both servers one after the other, each alone on the machine."""
     image = encode_jpeg(draw_image(*PHOTO_SHAPE))
     print(machine_summary(describe_machine()))

@@ -175,7 +175,7 @@ def _finite_range(values: AnyArray) -> tuple[float, float]:
     if values.dtype.kind in "iu":
         return float(values.min()), float(values.max())
     low, high = np.inf, -np.inf
-    for rows in _row_blocks(values):
+    for rows in _split_rows(values):
         finite = rows[np.isfinite(rows)]
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
@@ -192,13 +192,13 @@ def map_rows(
         kind: type of the result.
     """
     result = np.empty(arrays[0].shape, kind)
-    blocks = (_row_blocks(array, arrays[0]) for array in (*arrays, result))
+    blocks = (_split_rows(array, arrays[0]) for array in (*arrays, result))
     for *rows, out in zip(*blocks, strict=True):
         out[...] = function(*rows)
     return result
 
 
-def _row_blocks(array: AnyArray, like: AnyArray | None = None) -> Iterator[AnyArray]:
+def _split_rows(array: AnyArray, like: AnyArray | None = None) -> Iterator[AnyArray]:
     """Split an array into blocks of rows of about `_BLOCK_VALUES` values of `like`."""
     like = array if like is None else like
     step = max(1, _BLOCK_VALUES * len(like) // max(1, like.size))

@@ -55,7 +55,11 @@ _DEPTHS: dict[int, Sequence[int]] = {
 """Bits of unsigned samples in these; the others may be of any type."""
 
 _JPEG = (COMPRESSION.JPEG, COMPRESSION.ALT_JPEG)
-_JPEG_2000 = (COMPRESSION.JPEG2000, COMPRESSION.APERIO_JP2000_RGB)
+_JPEG_2000 = (
+    COMPRESSION.JPEG2000,
+    COMPRESSION.JPEG_2000_LOSSY,
+    COMPRESSION.APERIO_JP2000_RGB,
+)
 _EMBEDDED: dict[int, Callable[..., AnyArray]] = {
     **dict.fromkeys(_JPEG, imagecodecs.jpeg8_decode),
     **dict.fromkeys(_JPEG_2000, imagecodecs.jpeg2k_decode),
@@ -83,7 +87,7 @@ _BY_TIFFFILE = (
     COMPRESSION.ZSTD,
 )
 _COMPRESSIONS = {*_EMBEDDED, *_BY_LIBTIFF, *_BY_TIFFFILE, COMPRESSION.OJPEG}
-"""What is read: imagecodecs decodes more, but not all within the size that the tags state."""
+"""Supported. imagecodecs decodes more, but not all of it within the size that the tags state."""
 _PREDICTORS = (PREDICTOR.NONE, PREDICTOR.HORIZONTAL, PREDICTOR.FLOATINGPOINT)
 
 _KINDS: dict[int, str] = {

@@ -141,7 +141,7 @@ def kinds() -> dict[str, bytes]:
     }
 
 
-def wounded(whole: bytes, rng: random.Random) -> bytes:
+def damaged(whole: bytes, rng: random.Random) -> bytes:
     """Change, cut off or insert bytes; rather in the header, where they do most."""
     data = bytearray(whole)
     for _ in range(rng.choice((1, 1, 2, 4, 8))):
@@ -167,13 +167,13 @@ def with_right_sums(png: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", kinds())
 def test_damage_is_an_image_error_and_takes_no_memory(kind: str) -> None:
-    """150 random wounds; none may raise another exception, or take memory beyond the limit."""
+    """150 random damages; none may raise another exception, or take memory beyond the limit."""
     rng = random.Random(kind)
     whole = kinds()[kind]
     assert read(whole).shape[:2] in ((40, 50), (50, 40))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(150):
-        data = wounded(whole, rng)
+        data = damaged(whole, rng)
         if kind.startswith("PNG") and rng.random() < 0.7:
             data = with_right_sums(data)
         enough = (8, 8) if rng.random() < 0.3 else None
