@@ -30,7 +30,7 @@ def augment(
     Returns:
         image (*crop, C) uint8 and labels (*crop).
     """
-    exact = config.exact > 0 and rng.random() < config.exact
+    exact = config.unresampled > 0 and rng.random() < config.unresampled
     crop, cropped = (_exact if exact else _resampled)(image, labels, config, rng)
     values: FloatArray = crop.astype(np.float32) / np.float32(255)
     lit = _light(values, config, rng)

@@ -25,12 +25,13 @@ from model.transforms import prepare
 from model.windows import WindowPlan, plan_windows
 
 _LEAST_LEFT = 0.02
-"""Of Dice to be gained on an image, as `data.focus` counts it: what is perfect is not forgotten."""
+"""The least Dice to be gained on an image that `data.difficulty_report` assumes, so that perfect
+images are still drawn."""
 
 
 class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
     """Crops without end. The item at a place is always the same; each epoch sees every image once,
-    or as often as `data.balance` and `data.focus` say.
+    or as often as `data.balance` and `data.difficulty_report` say.
 
     Items: pixels (h, w, C) uint8, labels (h, w) int32, weights (h, w) float32 of the paper's
     eq. 1, and the place itself.
@@ -132,11 +133,11 @@ def _shares(samples: PairedDataset, recipe: Recipe) -> npt.NDArray[np.float64]:
     """How often each image is drawn, of all draws."""
     groups = Counter(pair.group for pair in samples.pairs)
     weights = np.array([groups[pair.group] ** -recipe.data.balance for pair in samples.pairs])
-    if recipe.data.focus:
-        scores = read_scores(Path(recipe.data.focus))
+    if recipe.data.difficulty_report:
+        scores = read_scores(Path(recipe.data.difficulty_report))
         if unscored := [id for id in samples.ids if id not in scores]:
             raise DataError(
-                f"{recipe.data.focus} has no score of {unscored[0]} "
+                f"{recipe.data.difficulty_report} has no score of {unscored[0]} "
                 f"({len(unscored)} of {len(samples)} have none)"
             )
         weights *= [max(1 - scores[id], _LEAST_LEFT) for id in samples.ids]

@@ -98,7 +98,8 @@ def _named_lack_of_memory(recipe: Recipe) -> Iterator[None]:
             raise
         first = str(error).splitlines()[0] if str(error) else "out of memory"
         raise TrainingOutOfMemory(
-            f"{first}; try a smaller --crop, --base-features, or --batch than {recipe.optim.batch}"
+            f"{first}; try a smaller --crop, --base-features, or --batch-size than "
+            f"{recipe.optim.batch_size}"
         ) from error
 
 
@@ -116,22 +117,24 @@ def _fit(
     trainer: Trainer, crops: Crops, held: PairedDataset, run: Run, interrupted: threading.Event
 ) -> None:
     recipe, optim = trainer.recipe, trainer.recipe.optim
-    total = optim.steps or math.ceil(optim.epochs * len(crops.samples) / optim.batch) or None
+    total = optim.steps or math.ceil(optim.epochs * len(crops.samples) / optim.batch_size) or None
     # of training alone, over all starts of the run: reading, validation and report come on top
     budget = 60 * optim.minutes or math.inf
     # `Sampler` would shuffle; the order is the places themselves, from where the run stands
-    last = (total or 10**9) * optim.batch
+    last = (total or 10**9) * optim.batch_size
     loader = DataLoader(
         crops,
-        batch_size=optim.batch,
-        sampler=range(trainer.steps_done * optim.batch, last),
+        batch_size=optim.batch_size,
+        sampler=range(trainer.steps_done * optim.batch_size, last),
         num_workers=recipe.run.workers,
         pin_memory=trainer.device.type == "cuda",
         collate_fn=_collated,
         worker_init_fn=_uninterrupted,
     )
-    epoch = max(1, len(crops.samples) // optim.batch)
-    pictured = max(1, epoch // recipe.run.pictures) if recipe.run.pictures else 0
+    epoch = max(1, len(crops.samples) // optim.batch_size)
+    pictured = (
+        max(1, epoch // recipe.run.previews_per_epoch) if recipe.run.previews_per_epoch else 0
+    )
     running: float | None = None
     pace: float | None = None
     clock = time.monotonic()
@@ -182,7 +185,7 @@ def _fit(
             if pictured and step % pictured == 0:
                 picture = _picture(trainer, held[step // pictured % len(held)])
                 run.picture(f"pictures/{step:07d}.png", picture)
-            if step % recipe.run.every == 0:
+            if step % recipe.run.validate_every == 0:
                 state = trainer.state()  # first: weights that are none are not worth measuring
                 scores = _validate(trainer, held).summary()
                 run.log(step, {**scores, "seconds": trainer.seconds})

@@ -39,7 +39,7 @@ class DataConfig:
     validation_share: float = 0.12
     balance: float = 0.0
     """0: every image is drawn as often; 1: every group, so that rare kinds count; or in between."""
-    focus: str = ""
+    difficulty_report: str = ""
     """What `unet evaluate --part training --json` wrote: images are drawn the more often the worse
     their Dice there, so that steps go where there is something to learn."""
     golden: str = ""
@@ -77,7 +77,7 @@ class AugmentConfig:
     """Share of the crops that are blurred a little."""
     invert: float = 0.1
     """Share of the crops with dark and bright exchanged."""
-    exact: float = 0.0
+    unresampled: float = 0.0
     """Share of the crops that keep their pixels, turned by quarters and mirrored: the others are
     interpolated, which makes them softer than the images a model will see."""
 
@@ -107,18 +107,18 @@ class OptimConfig:
     """cosine: down to 1% at the end; constant."""
     warmup: int = 100
     """Steps until the full learning rate."""
-    clip: float = 1.0
+    grad_clip: float = 1.0
     """Largest norm of the gradient; 0: not clipped."""
     ema: float = 0.998
     """Decay of the moving average of the weights that is validated and shipped; 0: no average."""
     initialisation: str = "he"
     """he (He et al. 2015, eq. 10) or torch (the library's own default)."""
-    start: str = ""
+    init_from: str = ""
     """A checkpoint whose weights training starts from; one of fewer base_features is widened, and
     one that was widened to more may be narrowed again."""
     batch_norm: bool = False
     """Train with batch normalisation, which is folded into the convolutions that are shipped."""
-    batch: int = 8
+    batch_size: int = 8
     epochs: float = 0.0
     """Passes over the training images, unless `steps` says how long."""
     steps: int = 0
@@ -133,9 +133,9 @@ class RunConfig:
     """What is written down meanwhile, and on what it runs. Only `device` and `autocast` change what
     a step gives."""
 
-    every: int = 400
+    validate_every: int = 400
     """Steps between validations; the state is saved as often."""
-    pictures: int = 0
+    previews_per_epoch: int = 0
     """Pictures of predictions an epoch, beside those of each validation."""
     workers: int = 0
     """Processes that draw crops; 0: the training's own."""
@@ -171,8 +171,8 @@ class Recipe:
         _one_of("autocast", self.run.autocast, "auto", "bf16", "off")
         if not 0 < data.validation_share < 1:
             raise ConfigError(f"validation_share must lie in 0..1, not {data.validation_share}")
-        if optim.batch < 1 or self.run.every < 1 or optim.learning_rate <= 0:
-            raise ConfigError("batch, every and learning_rate must be above 0")
+        if optim.batch_size < 1 or self.run.validate_every < 1 or optim.learning_rate <= 0:
+            raise ConfigError("batch_size, validate_every and learning_rate must be above 0")
         if not 0 <= optim.ema < 1:
             raise ConfigError(f"ema must lie in 0..1, not {optim.ema}")
         if max(optim.steps, optim.epochs, optim.minutes) <= 0:
@@ -215,7 +215,7 @@ class Recipe:
             )
 
     def _check_variations(self) -> None:
-        for name in ("blur", "invert", "exact"):
+        for name in ("blur", "invert", "unresampled"):
             share = getattr(self.augment, name)
             if not 0 <= share <= 1:
                 raise ConfigError(f"{name} is a share of the crops, 0..1, not {share}")
@@ -258,7 +258,7 @@ class Recipe:
                 raise ConfigError(f"[{key}] is a section, not a value")
         for section, kind in SECTIONS.items():
             fields = {field.name: field for field in dataclasses.fields(kind)}
-            values = dict(document.get(section, {}))
+            values = rename_old_keys(section, document.get(section, {}))
             values.update({name: flags[name] for name in fields if name in flags})
             for name, value in values.items():
                 if name not in fields:
@@ -283,9 +283,34 @@ SECTIONS: dict[str, type[Any]] = {
 }
 
 
+OLD_KEYS: dict[str, dict[str, str]] = {
+    "data": {"focus": "difficulty_report"},
+    "augment": {"exact": "unresampled"},
+    "optim": {"start": "init_from", "clip": "grad_clip", "batch": "batch_size"},
+    "run": {"every": "validate_every", "pictures": "previews_per_epoch"},
+}
+"""Section -> old key -> key. Recipes, run folders and flags with old keys are still read."""
+
+
+def rename_old_keys(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section under the keys of today.
+
+    Raises:
+        ConfigError: a value is given under its old and its new key.
+    """
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        name = OLD_KEYS.get(section, {}).get(key, key)
+        if name in renamed:
+            raise ConfigError(f"[{section}] has {name!r} twice; its old key is {key!r}")
+        renamed[name] = value
+    return renamed
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag a field, grouped by section; what is not given is not set."""
     parser.add_argument("--name", default=argparse.SUPPRESS, help="of the checkpoint")
+    old_flags = {name: old for keys in OLD_KEYS.values() for old, name in keys.items()}
     for section, kind in SECTIONS.items():
         group = parser.add_argument_group(f"[{section}]")
         for field in dataclasses.fields(kind):
@@ -296,6 +321,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                 metavar=type(field.default).__name__.upper(),
                 help=f"({str(field.default).replace('%', '%%')})",
             )
+            if field.name in old_flags:
+                group.add_argument(
+                    f"--{old_flags[field.name]}",
+                    dest=field.name,
+                    default=argparse.SUPPRESS,
+                    type=str if isinstance(field.default, str) else _value,
+                    help=argparse.SUPPRESS,
+                )
 
 
 def given_flags(args: argparse.Namespace) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from PIL import Image
 from model.checkpoint import git_revision, write_atomically
 from model.errors import ConfigError
 from model.training.plots import draw_curves
-from model.training.recipe import SECTIONS, Recipe
+from model.training.recipe import SECTIONS, Recipe, rename_old_keys
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,9 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
         if section == "run":
             continue
         # a value that came into recipes later was its default before
-        known = _plain(dataclasses.asdict(kind())) | before.get(section, {})
+        known = _plain(dataclasses.asdict(kind())) | rename_old_keys(
+            section, before.get(section, {})
+        )
         for name, value in now[section].items():
             if known[name] != value and (section, name) not in _MAY_CHANGE:
                 raise ConfigError(

@@ -70,8 +70,8 @@ class Trainer:
         torch.manual_seed(optim.seed)
         self.network = _on(device, UNet.from_config(recipe.network))
         seen = None
-        if state is None and optim.start:
-            self.network.load_state_dict(_started(Path(optim.start), recipe.network))
+        if state is None and optim.init_from:
+            self.network.load_state_dict(_started(Path(optim.init_from), recipe.network))
             seen = self._inputs(crops.pixels(_ADOPTED)) if optim.batch_norm else None
         elif state is None and optim.initialisation == "he":
             initialise(self.network, crops.foreground())
@@ -141,7 +141,7 @@ class Trainer:
             raise TrainingDiverged(f"the loss is {value}")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), optim.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), optim.grad_clip or math.inf)
         self.optimiser.step()
         self._follow(min(optim.ema, (1 + self.steps_done) / (10 + self.steps_done)))
         if not math.isfinite(norm):  # asked last: until here a GPU need not be waited for

@@ -40,7 +40,7 @@ def test_exact_crops_keep_their_pixels(crop):
     values = np.arange(100 * 120).reshape(100, 120)
     image = np.stack([values % 256, values // 256, np.zeros_like(values)], 2).astype(np.uint8)
     still = dict.fromkeys(("gain", "offset", "gamma", "colour", "noise", "blur", "invert"), 0.0)
-    config = AugmentConfig(crop=crop, exact=1, **still)
+    config = AugmentConfig(crop=crop, unresampled=1, **still)
     found = set()
     for seed in range(60):
         pixels, moved = augment(image, values, config, np.random.default_rng(seed))

@@ -33,7 +33,7 @@ def test_focus_draws_images_by_what_is_left_to_learn(tmp_path):
     dice = {"bad": 0.5, "a": 0.9, "b": 0.9, "done": 1.0}
     report = tmp_path / "training.json"
     report.write_text(json.dumps({"images": [{"id": k, "dice": v} for k, v in dice.items()]}))
-    recipe = Recipe(data=DataConfig(focus=str(report)), optim=OptimConfig(steps=1))
+    recipe = Recipe(data=DataConfig(difficulty_report=str(report)), optim=OptimConfig(steps=1))
     crops = Crops(PairedDataset([Pair(id, ROOT, ROOT, id) for id in dice]), recipe)
     drawn = Counter(crops.id(place) for place in range(1000))
     for id, left in {"bad": 0.5, "a": 0.1, "b": 0.1, "done": 0.02}.items():
@@ -47,7 +47,7 @@ def test_focus_draws_images_by_what_is_left_to_learn(tmp_path):
 def test_a_focus_that_does_not_fit_is_named(tmp_path, text, error):
     report = tmp_path / "training.json"
     report.write_text(text)
-    recipe = Recipe(data=DataConfig(focus=str(report)), optim=OptimConfig(steps=1))
+    recipe = Recipe(data=DataConfig(difficulty_report=str(report)), optim=OptimConfig(steps=1))
     with pytest.raises(DataError, match=error):
         Crops(PairedDataset([Pair("a", ROOT, ROOT, "a")]), recipe)
 

@@ -21,7 +21,7 @@ from model.training import loop as train
 from model.training.crops import Crops
 from model.training.data import open_dataset, read_sample, split_dataset
 from model.training.loop import _interruptible
-from model.training.recipe import Recipe
+from model.training.recipe import OLD_KEYS, Recipe
 from tests.conftest import FIXTURES, ROOT
 
 
@@ -30,7 +30,7 @@ def run(data, *flags, out="run"):
 
 
 def test_a_run_leaves_everything_that_was_promised(data, capsys):
-    assert run(data, "--pictures", "2") == 0
+    assert run(data, "--previews-per-epoch", "2") == 0
     folder = data / "run"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
@@ -103,7 +103,7 @@ def test_ctrl_c_ends_cleanly_with_what_there_is(data):
 
 def test_minutes_are_a_budget(data):
     begin = time.monotonic()
-    assert run(data, "--minutes", "0.03", "--steps", "0", "--every", "1000") == 0
+    assert run(data, "--minutes", "0.03", "--steps", "0", "--validate-every", "1000") == 0
     assert time.monotonic() - begin < 60
     report = json.loads((data / "run/report.json").read_text())
     assert 1.5 < report["hours"] * 3600 < 10
@@ -111,9 +111,9 @@ def test_minutes_are_a_budget(data):
 
 def test_a_folder_with_another_run_is_not_overwritten(data, capsys):
     assert run(data, "--steps", "2") == 0
-    assert run(data, "--steps", "3", "--batch", "4") == 2
-    assert "holds a run with batch = 2, not 4" in capsys.readouterr().err
-    assert run(data, "--steps", "3", "--every", "1") == 0
+    assert run(data, "--steps", "3", "--batch-size", "4") == 2
+    assert "holds a run with batch_size = 2, not 4" in capsys.readouterr().err
+    assert run(data, "--steps", "3", "--validate-every", "1") == 0
 
 
 def test_what_the_checkpoint_carries_may_change_until_it_is_written(data):
@@ -127,7 +127,7 @@ def test_what_the_checkpoint_carries_may_change_until_it_is_written(data):
 
 def test_a_failed_start_does_not_bind_its_folder(data):
     (data / "scores.json").write_text('{"images": []}')
-    assert run(data, "--focus", str(data / "scores.json")) == 2
+    assert run(data, "--difficulty-report", str(data / "scores.json")) == 2
     assert (data / "run/config.json").exists()  # it failed behind that, and before any state
     assert run(data, "--seed", "1", "--steps", "1") == 0
 
@@ -136,11 +136,26 @@ def test_a_value_that_recipes_did_not_have_was_its_default(data, capsys):
     assert run(data, "--steps", "1") == 0
     config = data / "run/config.json"
     values = json.loads(config.read_text())
-    del values["augment"]["exact"], values["data"]["focus"]
+    del values["augment"]["unresampled"], values["data"]["difficulty_report"]
     config.write_text(json.dumps(values))
-    assert run(data, "--steps", "1", "--exact", "0.5") == 2
-    assert "exact = 0.0, not 0.5" in capsys.readouterr().err
+    assert run(data, "--steps", "1", "--unresampled", "0.5") == 2
+    assert "unresampled = 0.0, not 0.5" in capsys.readouterr().err
     assert run(data, "--steps", "1") == 0
+
+
+def test_run_folder_with_old_recipe_keys_is_resumed(data, capsys):
+    assert run(data, "--steps", "1") == 0
+    config = data / "run/config.json"
+    text = config.read_text()
+    for section, keys in OLD_KEYS.items():
+        for old, new in keys.items():
+            assert f'"{new}"' in text, section
+            text = text.replace(f'"{new}"', f'"{old}"')
+    config.write_text(text)
+    assert run(data, "--steps", "2") == 0
+    config.write_text(text)
+    assert run(data, "--steps", "3", "--batch-size", "4") == 2
+    assert "holds a run with batch_size = 2, not 4" in capsys.readouterr().err
 
 
 def test_a_kill_before_the_first_state_leaves_no_second_record(data):
@@ -172,7 +187,7 @@ def test_a_folder_is_one_runs_at_a_time(data, capsys):
 
 
 def test_nan_stops_with_the_images_of_the_batch(data, capsys):
-    assert run(data, "--learning-rate", "1e30", "--clip", "0", "--warmup", "0") == 2
+    assert run(data, "--learning-rate", "1e30", "--grad-clip", "0", "--warmup", "0") == 2
     error = capsys.readouterr().err
     assert "the loss is" in error
     assert "whose batch is" in error
@@ -196,13 +211,13 @@ def test_what_does_not_fit_into_memory_is_one_line(data, capsys, monkeypatch, er
     assert run(data) == 2
     said = capsys.readouterr().err
     assert "memory" in said
-    assert "try a smaller --crop, --base-features, or --batch than 2" in said
+    assert "try a smaller --crop, --base-features, or --batch-size than 2" in said
     assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("every", ["1", "400"])
 def test_weights_that_are_no_numbers_are_neither_kept_nor_shipped(data, capsys, every):
-    assert run(data, "--learning-rate", "1e30", "--steps", "1", "--every", every) == 2
+    assert run(data, "--learning-rate", "1e30", "--steps", "1", "--validate-every", every) == 2
     error = capsys.readouterr().err
     assert "too large for 16 bits after step 1; try a lower --learning-rate" in error
     assert error.count("\n") == 1
@@ -233,7 +248,7 @@ def test_a_wrong_golden_image_is_found_before_the_training(data):
 
 def test_what_a_run_started_from_may_be_gone_when_it_goes_on(data):
     assert run(data, "--steps", "1", out="first") == 0
-    start = ["--start", str(data / "first/drawn.safetensors")]
+    start = ["--init-from", str(data / "first/drawn.safetensors")]
     assert run(data, *start, "--steps", "1") == 0
     (data / "first/drawn.safetensors").unlink()
     assert run(data, *start, "--steps", "2") == 0
@@ -279,7 +294,7 @@ def test_ctrl_c_outside_the_steps_ships_nothing(
 def test_the_time_left_is_that_of_what_ends_first(data, capsys, monkeypatch):
     monkeypatch.setattr(train, "_quiet", lambda: False)
     for steps in ("0", "100000"):
-        flags = ["--minutes", "0.02", "--every", "1000", "--steps", steps]
+        flags = ["--minutes", "0.02", "--validate-every", "1000", "--steps", steps]
         assert run(data, *flags, out=f"of {steps}") == 0
         left = re.findall(r"([\d:]+) left", capsys.readouterr().err)
         assert left
@@ -387,7 +402,7 @@ def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
     flags = {
         "images": tmp_path / "images", "masks": tmp_path / "masks", "groups": "", "golden": "",
         "validation-list": tmp_path / "held.txt", "base-features": 8, "crop": "[96,96]",
-        "batch": 4, "warmup": 10, "ema": 0.9, "learning-rate": 2e-3, "every": 1000,
+        "batch-size": 4, "warmup": 10, "ema": 0.9, "learning-rate": 2e-3, "validate-every": 1000,
         "batch-norm": "false",
     }  # fmt: skip
     config = str(ROOT / "model/configs/nuclei.toml")
@@ -409,7 +424,7 @@ def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
 def test_a_run_starts_from_a_narrower_checkpoint(data):
     assert run(data, "--steps", "4") == 0
     start = data / "run/drawn.safetensors"
-    wider = ["--start", str(start), "--base-features", "8", "--batch-norm", "true"]
+    wider = ["--init-from", str(start), "--base-features", "8", "--batch-norm", "true"]
     assert run(data, *wider, "--steps", "1", "--learning-rate", "1e-9", out="wider") == 0
     reports = [json.loads((data / out / "report.json").read_text()) for out in ("run", "wider")]
     first, second = (report["validation"]["dice"] for report in reports)

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from model.errors import ConfigError
-from model.training.recipe import SECTIONS, Recipe, add_flags, given_flags
+from model.training.recipe import OLD_KEYS, SECTIONS, Recipe, add_flags, given_flags
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "model/configs").glob("*.toml"))
@@ -51,7 +51,11 @@ def test_the_carvana_recipe_keeps_the_annotated_experiment():
     assert (carvana.network.in_channels, carvana.network.out_channels) == (3, 1)
     assert carvana.optim.optimiser == "adam"
     assert carvana.optim.learning_rate == 2.5e-4
-    assert (carvana.optim.batch, carvana.optim.epochs, carvana.run.pictures) == (1, 4, 50)
+    assert (carvana.optim.batch_size, carvana.optim.epochs, carvana.run.previews_per_epoch) == (
+        1,
+        4,
+        50,
+    )
     assert carvana.loss.dice_weight == 0
     assert min(carvana.preprocess.resized) == 572
     assert carvana.preprocess.window == ((576, 864),)
@@ -70,14 +74,58 @@ def test_every_value_is_a_flag_and_a_flag_wins(tmp_path):
         "--validation-list 12 --name 2024"
     )
     args = parser.parse_args(line.split(" "))
-    read = Recipe.read(write(tmp_path, "[optim]\nsteps = 9\nbatch = 3"), given_flags(args))
+    read = Recipe.read(write(tmp_path, "[optim]\nsteps = 9\nbatch_size = 3"), given_flags(args))
     assert read.optim.learning_rate == 1e-3
-    assert (read.optim.steps, read.optim.batch) == (7, 3)
+    assert (read.optim.steps, read.optim.batch_size) == (7, 3)
     assert read.augment.flip is False
     assert read.augment.crop == (32, 48)
     assert read.data.images == "some/folder"
     assert read.data.validation_list == "12"
     assert read.name == "2024"
+
+
+OLD_RECIPE = """
+[data]
+focus = "scores.json"
+[augment]
+exact = 0.25
+[optim]
+start = "a.safetensors"
+clip = 0.5
+batch = 3
+steps = 1
+[run]
+every = 7
+pictures = 2
+"""
+
+
+def test_old_keys_are_still_read_from_recipes(tmp_path):
+    recipe = Recipe.read(write(tmp_path, OLD_RECIPE))
+    assert recipe.data.difficulty_report == "scores.json"
+    assert recipe.augment.unresampled == 0.25
+    assert recipe.optim.init_from == "a.safetensors"
+    assert (recipe.optim.grad_clip, recipe.optim.batch_size) == (0.5, 3)
+    assert (recipe.run.validate_every, recipe.run.previews_per_epoch) == (7, 2)
+
+
+def test_old_keys_are_still_flags_but_not_listed():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    args = parser.parse_args(["--batch", "3", "--focus", "scores.json", "--start", "1.safetensors"])
+    assert given_flags(args) == {
+        "batch_size": 3,
+        "difficulty_report": "scores.json",
+        "init_from": "1.safetensors",
+    }
+    listed = parser.format_help().split()
+    for keys in OLD_KEYS.values():
+        assert not {f"--{old}" for old in keys} & set(listed)
+
+
+def test_value_under_old_and_new_key_is_rejected(tmp_path):
+    with pytest.raises(ConfigError, match="'batch_size' twice; its old key is 'batch'"):
+        Recipe.read(write(tmp_path, "[optim]\nsteps = 1\nbatch_size = 1\nbatch = 2"))
 
 
 @pytest.mark.parametrize(
@@ -92,11 +140,11 @@ def test_every_value_is_a_flag_and_a_flag_wins(tmp_path):
         ("[optim]\nsteps = 0", "say how long"),
         ("[optim]\nsteps = 1\nschedule = 'step'", "schedule must be one of cosine, constant"),
         ("[optim]\nsteps = 1\nema = 1.0", "ema must lie in 0..1"),
-        ("[optim]\nsteps = 1\nbatch = 0", "must be above 0"),
+        ("[optim]\nsteps = 1\nbatch_size = 0", "must be above 0"),
         ("[optim]\nsteps = 1\n[augment]\ncrop = [100, 100]", "multiples of 16"),
         ("[optim]\nsteps = 1\n[augment]\ncrop = []", "needs mode 'resize'"),
         ("[optim]\nsteps = -5\nepochs = 4.0", "steps must be 0 or more, and finite, not -5"),
-        ("[optim]\nsteps = 1\nclip = -1", "clip must be 0 or more"),
+        ("[optim]\nsteps = 1\ngrad_clip = -1", "grad_clip must be 0 or more"),
         ("[optim]\nsteps = 1\n[data]\nbalance = nan", "balance must be 0 or more, and finite"),
         ("[optim]\nepochs = inf", "epochs must be 0 or more, and finite"),
         ("[optim]\nsteps = 1\n[loss]\nborder_sigma = 0", "border_sigma must be above 0"),
@@ -107,7 +155,10 @@ def test_every_value_is_a_flag_and_a_flag_wins(tmp_path):
         ),
         ("[optim]\nsteps = 1\n[augment]\ncrop = ['a', 'b']", "crop must be a list, in which each"),
         ("[optim]\nsteps = 1\n[run]\ndevice = 'foo'", "device must be auto, cpu, cuda"),
-        ("[optim]\nsteps = 1\n[augment]\nexact = 50", "exact is a share of the crops, 0..1"),
+        (
+            "[optim]\nsteps = 1\n[augment]\nunresampled = 50",
+            "unresampled is a share of the crops, 0..1",
+        ),
         ("[optim]\nsteps = 1\n[augment]\nzoom = [0, 2]", "zoom must be .least, most."),
         ("[optim]\nsteps = 1\n[network]\nout_channels = 2", "needs labels 'instances'"),
         ("[optim]\nsteps = 1\n[data]\nlabels = 'classes'", "more than two names"),
