@@ -22,7 +22,7 @@ from model.checkpoint import load_checkpoint, write_atomically
 from model.config import PreprocessConfig
 from model.evaluation.evaluate import Predict, Prediction, evaluate, from_probabilities
 from model.training.data import PairedDataset, open_dataset, split_dataset
-from model.training.plots import worst_sheet
+from model.training.plots import make_worst_sheet
 from model.training.recipe import DataConfig, Recipe
 
 
@@ -98,7 +98,7 @@ def _measure(args: argparse.Namespace) -> int:
             write_atomically(args.json, text.encode())
         if args.sheet:
             buffer = io.BytesIO()
-            worst_sheet(report, predict, dataset).save(buffer, "PNG")
+            make_worst_sheet(report, predict, dataset).save(buffer, "PNG")
             write_atomically(args.sheet, buffer.getvalue())
     return 0
 

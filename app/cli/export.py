@@ -13,7 +13,7 @@ import dataclasses
 from pathlib import Path
 
 from app.engine.calibrate import calibrate
-from model.checkpoint import load_checkpoint, record, save_checkpoint
+from model.checkpoint import load_checkpoint, save_checkpoint, update_manifest
 from model.training.data import open_dataset, split_dataset
 from model.training.recipe import Recipe
 
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
         path = args.out or args.checkpoint
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint = save_checkpoint(path, checkpoint)
-        record(path)
+        update_manifest(path)
         print(f"{path}: {checkpoint.id}", end="")
         if found := checkpoint.calibration:
             default = "int8" if found.validated else "fp32"

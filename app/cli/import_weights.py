@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import SUFFIX, Checkpoint, git_revision, record, save_checkpoint
+from model.checkpoint import SUFFIX, Checkpoint, git_revision, save_checkpoint, update_manifest
 from model.config import PreprocessConfig, UNetConfig, check_name
 from model.convert.import_weights import (
     choose_precision,
@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> int:
     )
     folder.mkdir(parents=True, exist_ok=True)
     saved = save_checkpoint(path, attach_golden(checkpoint, image))
-    record(path)
+    update_manifest(path)
     print(f"{path}: {saved.id}, serve it with: unet serve --model {saved.name}")
     return 0
 

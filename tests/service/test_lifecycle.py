@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.checkpoint import record
+from model.checkpoint import update_manifest
 from tests.conftest import ROOT, Post, Server, encode, nuclei, serving
 
 PROBES = ("/livez", "/readyz", "/startupz", "/healthz", "/v2/health/live", "/v2/health/ready")
@@ -254,7 +254,7 @@ def test_a_checkpoint_that_misses_its_golden_mask_is_never_served(tmp_path: Path
     good = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
     liar = dataclasses.replace(good, golden=Golden(good.golden.image, 255 - good.golden.mask))
     save_checkpoint(tmp_path / "nuclei.safetensors", liar)
-    record(tmp_path / "nuclei.safetensors")
+    update_manifest(tmp_path / "nuclei.safetensors")
     result = run("serve", "--port", "0", UNET_WEIGHTS_DIR=str(tmp_path), UNET_LOG_FORMAT="text")
     assert result.returncode == 1
     assert "golden mask" in result.stderr

@@ -14,7 +14,6 @@ from model.checkpoint import (
     load_checkpoint,
     parameter_shapes,
     read_manifest,
-    record,
     save_checkpoint,
     write_atomically,
 )
@@ -114,7 +113,7 @@ def test_a_tampered_tensor_is_noticed(tmp_path, checkpoint, place):
 def test_the_manifest_vouches_for_the_whole_file(tmp_path, checkpoint):
     path = tmp_path / "tiny.safetensors"
     saved = save_checkpoint(path, checkpoint)
-    record(path)
+    update_manifest(path)
     assert read_manifest(tmp_path) == {"tiny.safetensors": saved.sha256}
     assert load_checkpoint(path).sha256 == saved.sha256
     save_checkpoint(path, dataclasses.replace(checkpoint, card={"licence": "mine"}))
@@ -127,7 +126,7 @@ def test_a_damaged_manifest_is_named_and_left_alone(tmp_path, checkpoint, text):
     path, manifest = tmp_path / "tiny.safetensors", tmp_path / "manifest.json"
     save_checkpoint(path, checkpoint)
     manifest.write_text(text)
-    for call in (load_checkpoint, record):
+    for call in (load_checkpoint, update_manifest):
         with pytest.raises(CheckpointError, match=r"manifest\.json should map file names"):
             call(path)
     assert manifest.read_text() == text

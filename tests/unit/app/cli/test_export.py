@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from app import cli
-from model.checkpoint import load_checkpoint, read_manifest, record, save_checkpoint
+from model.checkpoint import load_checkpoint, read_manifest, save_checkpoint, update_manifest
 from model.config import Calibration
 from model.predict import Predictor
 from tests.conftest import nuclei, write_tiny
@@ -18,7 +18,7 @@ def test_a_widened_checkpoint_gives_the_same_probabilities(tmp_path, capsys):
     card = {"licence": "MIT", "training": {"steps": 3}}
     before = dataclasses.replace(load_checkpoint(narrow), card=card, calibration=calibration)
     save_checkpoint(narrow, before)
-    record(narrow)
+    update_manifest(narrow)
     features = before.architecture.base_features
     out = tmp_path / "new" / "wide.safetensors"
     arguments = ["export", str(narrow), "--out", str(out), "--base-features"]
