@@ -14,6 +14,7 @@ RUN pip install -r requirements/serve.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY model model
+COPY clients/python/unet_client clients/python/unet_client
 RUN pip install --no-deps .
 
 FROM build AS build-cuda

@@ -1,35 +1,34 @@
-"""Everything that can go wrong between the bytes of an image and its mask. Knows no HTTP.
+"""The errors this service raises on purpose. Knows no HTTP.
 
-The tree, each branch with the arrow of the data flow that raises it::
+The tree, with the step of the data flow that raises each branch::
 
     ServiceError
     ├── RequestError                 client -> service
     │   ├── InvalidRequest             no file, an unknown parameter, a value out of range
-    │   ├── UnsupportedContentEncoding a Content-Encoding that is not accepted
-    │   ├── UnknownModel               no such model in the weights folder
-    │   └── Unauthorized               the API key is missing or wrong
+    │   ├── UnsupportedContentEncoding a Content-Encoding that is not supported
+    │   ├── UnknownModel               no model of that name in the weights folder
+    │   ├── Unauthorized               the API key is missing or wrong
+    │   └── RequestTooLarge            too many values or images in one request
+    │       ├── UploadTooLarge           more bytes than allowed (found while reading)
+    │       ├── ImageTooLarge            more pixels than allowed (found in the header)
+    │       └── ResponseTooLarge         the response would need more memory than allowed
     ├── ImageError                   bytes -> decoded image
-    │   ├── UploadTooLarge             more bytes than allowed (found while reading)
-    │   ├── ImageTooLarge              more pixels than allowed (found in the header); of
-    │   │                              tensors, more memory than there is for all
-    │   ├── UnsupportedImage           an image, of a format that is not accepted
-    │   ├── InsufficientBitDepth       16-bit colour, too dim to be read at 8 bits
+    │   ├── UnsupportedImage           an image in a format that is not supported
+    │   ├── InsufficientBitDepth       16-bit color too dark to be read at 8 bits
     │   └── CorruptImage               not an image, or a truncated or damaged one
     ├── RequestRejected              windows -> batch
-    │   ├── QueueFull                  what waits already fills the queue
+    │   ├── QueueFull                  the queue has no free slots
     │   ├── DeadlineExceeded           the deadline passed, or cannot be met
     │   └── Unavailable                not ready, draining, or the engine is dead
     └── EngineError                  batch -> probabilities
-        ├── OutOfMemory                the device had no room for a batch of this size
-        ├── NonFiniteOutput            the network gave NaN or infinity for a window
-        └── DeviceLost                 the device answers nothing any more (a sticky CUDA error)
+        ├── OutOfMemory                the device had no memory for a batch of this size
+        ├── NonFiniteOutput            the network returned NaN or infinity for a window
+        └── DeviceLost                 the device no longer responds (a sticky CUDA error)
 
-`app/handlers.py` holds the only table that knows what each of them is in HTTP. The text of an
-exception is written for the client of `RequestError`, `ImageError` and `RequestRejected`, and for
-the log alone of an `EngineError`.
+`app/api/problems.py` holds the only table from errors to HTTP statuses. Clients see the message of
+a `RequestError`, an `ImageError` and a `RequestRejected`. The message of an `EngineError` goes to
+the log only.
 """
-
-import functools
 
 from model.errors import UserError
 
@@ -39,7 +38,7 @@ class ServiceError(Exception):
 
 
 class RequestError(ServiceError):
-    """What the client asked for makes no sense here."""
+    """The request cannot be fulfilled as it was sent."""
 
 
 class InvalidRequest(RequestError):
@@ -47,47 +46,51 @@ class InvalidRequest(RequestError):
 
 
 class UnsupportedContentEncoding(RequestError):
-    """A Content-Encoding that is not accepted.
+    """A Content-Encoding that is not supported.
 
     Attributes:
-        accepted: those that are, as Accept-Encoding lists them.
+        accepted: the supported codings, as the header Accept-Encoding lists them.
     """
 
     def __init__(self, message: str, *, accepted: str) -> None:
         super().__init__(message)
         self.accepted = accepted
 
-    def __reduce__(self) -> tuple[object, ...]:  # Python's own would leave `accepted` out
-        return functools.partial(type(self), accepted=self.accepted), self.args
-
 
 class UnknownModel(RequestError):
-    """No model of that name is in service."""
+    """No model of that name exists."""
 
 
 class Unauthorized(RequestError):
     """The API key is missing or wrong."""
 
 
+class RequestTooLarge(RequestError):
+    """The request, or its response, exceeds a limit on size."""
+
+
+class UploadTooLarge(RequestTooLarge):
+    """More bytes than the limit. Raised while reading, before they are buffered."""
+
+
+class ImageTooLarge(RequestTooLarge):
+    """More pixels than the limit. Raised from the header, before anything is decoded."""
+
+
+class ResponseTooLarge(RequestTooLarge):
+    """The response would need more memory than all requests together may use."""
+
+
 class ImageError(ServiceError):
-    """The bytes cannot become an image."""
-
-
-class UploadTooLarge(ImageError):
-    """More bytes than the limit; raised while reading, before they are buffered."""
-
-
-class ImageTooLarge(ImageError):
-    """More pixels than the limit; raised from the header, before anything is decoded. Of tensors
-    also JSON or an answer that would take more memory than all requests together may hold."""
+    """The bytes cannot be decoded to an image."""
 
 
 class UnsupportedImage(ImageError):
-    """An image, but of a format that is not accepted."""
+    """An image in a format that is not supported."""
 
 
 class InsufficientBitDepth(ImageError):
-    """Colour of 16 bits, of which hardly anything is left at the 8 bits that are read of it."""
+    """16-bit color of which hardly any levels remain at the 8 bits that are read."""
 
 
 class CorruptImage(ImageError):
@@ -95,10 +98,10 @@ class CorruptImage(ImageError):
 
 
 class RequestRejected(ServiceError):
-    """The service is sound but will not take this work now.
+    """The request is valid, but the service cannot process it now.
 
     Attributes:
-        retry_after: seconds after which a new attempt is worth while, or None when unknown.
+        retry_after: seconds after which a retry is worthwhile; None if unknown.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -107,11 +110,11 @@ class RequestRejected(ServiceError):
 
 
 class QueueFull(RequestRejected):
-    """What waits already fills the queue."""
+    """The queue has no free slots, or the memory budget is used up."""
 
 
 class DeadlineExceeded(RequestRejected):
-    """The deadline passed, or the estimate says at admission that it cannot be met."""
+    """The deadline passed, or the estimate at admission says that it cannot be met."""
 
 
 class Unavailable(RequestRejected):
@@ -119,40 +122,40 @@ class Unavailable(RequestRejected):
 
 
 class EngineError(ServiceError):
-    """The engine could not turn a batch into probabilities."""
+    """The engine could not compute a batch."""
 
 
 class OutOfMemory(EngineError):
-    """The device had no room for a batch of this size; a smaller one may fit."""
+    """The device had no memory for a batch of this size; a smaller one may fit."""
 
 
 class NonFiniteOutput(EngineError):
-    """The network gave NaN or infinity for a window; never shown as an empty mask."""
+    """The network returned NaN or infinity for a window. Never reported as an empty mask."""
 
 
 class DeviceLost(EngineError):
-    """The device answers nothing any more; only a new process helps."""
+    """The device no longer responds; only a new process can use it again."""
 
 
 class SettingsError(UserError):
-    """A setting is wrong: one line that names it, its value and what is allowed."""
+    """A setting is invalid. The message is one line: the setting, its value, what is allowed."""
 
 
 class EngineUnavailable(UserError):
-    """The settings ask for what this machine or installation does not have; one line says what.
-
-    Attributes:
-        of_flag: the same line, for who gave a flag that is no setting.
-    """
+    """This machine or installation lacks what the settings ask for. The message is one line."""
 
     def __init__(self, setting: str, value: str, why: str) -> None:
-        super().__init__(setting, value, why)  # as which it is copied to other processes
-        self.of_flag = f"--{setting} {value}{why}"
+        super().__init__(setting, value, why)
 
     def __str__(self) -> str:
         setting, value, why = self.args
         return f"UNET_{setting.upper()}={value}{why}"
 
+    def for_cli(self) -> str:
+        """The same message with the flag's name, for commands that read no settings."""
+        setting, value, why = self.args
+        return f"--{setting} {value}{why}"
+
 
 class GoldenMaskMismatch(UserError):
-    """A checkpoint was loaded and is not fit to serve; one line says why."""
+    """A loaded checkpoint does not reproduce its golden mask. The message is one line."""

@@ -1,4 +1,4 @@
-"""The application: service, routes, middleware, errors, and the page."""
+"""The application: service, routes, middleware, error handlers, static files."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
 
-from app.api import problems as handlers
-from app.api.dependencies import SCHEMES
+from app.api.dependencies import require_api_key
 from app.api.middleware import (
     AbsoluteTargetMiddleware,
     AccessLogMiddleware,
-    Cors,
     LingeringCloseMiddleware,
     MemoryBudgetMiddleware,
     ServerErrorMiddleware,
 )
+from app.api.problems import install_handlers
 from app.api.routers import models, probes, segment, v2
-from app.api.schemas import Problem
+from app.api.schemas import Application
 from app.inference.service import Service
 from app.settings import Settings
 
 _STATIC = Path(__file__).parent / "static"
 
-_EXPOSED = [
+_EXPOSED_HEADERS = [
     "X-Request-ID",
     "X-Model",
     "X-Engine",
@@ -54,10 +55,10 @@ class RevalidatedStaticFiles(StaticFiles):
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The whole application; `app.state.service` is what is behind the routes.
+    """Assemble the application. `app.state.service` is the service that its routes use.
 
     Raises:
-        SettingsError, EngineUnavailable: the settings ask for what is not there.
+        SettingsError, EngineUnavailable: the settings ask for what this machine does not have.
     """
     service = Service(settings)
 
@@ -69,21 +70,29 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await service.stop()
 
-    app = FastAPI(
+    app = Application(
         title="unet-server",
-        summary="Bytes of an image in, a PNG mask out, made by a trained U-Net.",
+        summary="U-Net segmentation: POST an image, get a PNG mask.",
         license_info={"name": "MIT"},
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own pages load Swagger UI and ReDoc from another host
         redoc_url=None,
-        redirect_slashes=False,  # a request that is nearly right is told so, not sent elsewhere
+        openapi_url=None,  # served below by a route of its own, which the metrics name
+        redirect_slashes=False,  # a path with one slash too many is an error that says so
     )
     app.state.service = service
-    for router in (segment.router, models.router, probes.router, v2.router, v2.health):
+    authentication = [Depends(require_api_key)] if settings.api_keys else []
+    for router in (segment.router, models.router, probes.metrics_router, v2.router):
+        app.include_router(router, dependencies=authentication)
+    for router in (probes.router, v2.health_router):
         app.include_router(router)
     # The package is located, not imported: only its copy of Swagger UI is used.
     static = RevalidatedStaticFiles(directory=_STATIC, packages=[("fastapi_swagger", "resources")])
     app.mount("/static", static, name="static")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return JSONResponse(app.openapi())
 
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
@@ -98,48 +107,19 @@ def create_app(settings: Settings) -> FastAPI:
         """The icon of responses that are not HTML, such as JSON; pages link to it themselves."""
         return await static.get_response("icon.svg", request.scope)
 
-    handlers.install(app)
-    # From the inside out: each wraps those before it.
+    install_handlers(app)
+    # From the innermost to the outermost.
     app.add_middleware(LingeringCloseMiddleware)
     app.add_middleware(MemoryBudgetMiddleware, budget=service.bytes)
     app.add_middleware(ServerErrorMiddleware)
     if settings.cors_origins:
         app.add_middleware(
-            Cors,
+            CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=_EXPOSED,
+            expose_headers=_EXPOSED_HEADERS,
         )
     app.add_middleware(AccessLogMiddleware, metrics=service.metrics)
     app.add_middleware(AbsoluteTargetMiddleware)
-    _mend_description(app, keys=bool(settings.api_keys))
     return app
-
-
-def _mend_description(app: FastAPI, *, keys: bool) -> None:
-    """What `/openapi.json` says, where FastAPI does not know better.
-
-    Routes refer to the problem document by name, and FastAPI lists only models it sees itself. Of
-    any other route with a parameter it says that it answers 422, in a form that is not ours. Keys
-    are asked for where `keys` are set, by every route that answers 401.
-    """
-    plain = app.openapi
-
-    def openapi() -> dict[str, object]:
-        document = plain()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas["Problem"] = Problem.model_json_schema()
-        if schemas.pop("HTTPValidationError", None):
-            del schemas["ValidationError"]
-        for operations in document["paths"].values():
-            for operation in operations.values():
-                if "HTTPValidationError" in str(operation["responses"].get("422")):
-                    del operation["responses"]["422"]
-                if keys and "401" in operation["responses"]:
-                    operation["security"] = [{name: []} for name in SCHEMES]
-        if keys:
-            document["components"]["securitySchemes"] = SCHEMES
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

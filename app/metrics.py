@@ -1,6 +1,6 @@
-"""What an operator sees: Prometheus metrics, units in their names.
+"""Prometheus metrics, with their units in their names. Knows no HTTP.
 
-One registry an application, so that two of them in one process do not count into each other.
+Each application has its own registry, so that two in one process do not count into each other.
 """
 
 from __future__ import annotations
@@ -25,40 +25,50 @@ STAGES = ("decode", "queue", "infer", "stitch", "encode")
 
 
 class Metrics(Observer):
-    """All metrics of one application; the batcher tells them what it does."""
+    """All metrics of one application, and the batcher's observer."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = self._counter("requests", "Answered requests.", ("route", "status"))
+        self.requests = self._counter(
+            "requests",
+            "Requests by route and status; 499: the client disconnected.",
+            ("route", "status"),
+        )
         self.request_seconds = self._histogram(
-            "request_seconds", "From the first byte to the answer.", _SECONDS, ("route",)
+            "request_seconds",
+            "Seconds from the request's head to the end of its response, by class of status (2xx, "
+            "4xx, 5xx): rejections are fast and say nothing about the latency of answers.",
+            _SECONDS,
+            ("route", "status"),
         )
         self.stage_seconds = self._histogram(
-            "stage_seconds", "A stage of one segmented image.", _SECONDS, ("stage",)
+            "stage_seconds", "Seconds of each stage of a segmented image.", _SECONDS, ("stage",)
         )
         self.images = self._counter("images", "Segmented images.", ("model",))
         self.pixels = self._counter("pixels", "Pixels of segmented images.", ("model",))
         self.batch_windows = self._histogram("batch_windows", "Windows in a batch.", _SIZES)
         self.batch_seconds = self._histogram(
-            "batch_seconds", "A batch on its device.", _SECONDS, ("device",)
+            "batch_seconds", "Seconds of a batch on its device.", _SECONDS, ("device",)
         )
-        self.rejected = self._counter("rejected", "Requests refused at admission.", ("reason",))
+        self.rejected = self._counter("rejected", "Requests rejected at admission.", ("reason",))
         self.dropped_windows = self._counter(
             "dropped_windows",
-            "Windows taken out of the queue: cancelled (the client left), expired, failed, ...",
+            "Windows removed from the queue before they ran, by reason: cancelled, expired, ...",
             ("reason",),
         )
         self.batch_failures = self._counter(
-            "batch_failures", "Batches that raised.", ("device", "error")
+            "batch_failures", "Batches that failed.", ("device", "error")
         )
         self.batch_cap = Gauge(
             "unet_batch_cap_windows",
-            "Largest batch, where running out of memory has lowered it.",
+            "Largest batch, for devices where running out of memory has lowered it.",
             ("device", "key"),
             registry=self.registry,
         )
-        self.reloads = self._counter("reloads", "Checkpoints taken in or turned down.", ("result",))
+        self.reloads = self._counter(
+            "reloads", "Checkpoints loaded or rejected after the start.", ("result",)
+        )
         self.model_info = Gauge(
             "unet_model_info",
             "Models in service; the value is 1.",
@@ -68,23 +78,34 @@ class Metrics(Observer):
         for stage in STAGES:
             self.stage_seconds.labels(stage)
 
-    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A value that is read when somebody asks."""
+    def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a gauge whose value is read whenever the metrics are."""
         Gauge(f"unet_{name}", text, registry=self.registry).set_function(value)
 
-    def gauges(
+    def add_labeled_gauge(
         self, name: str, text: str, label: str, values: dict[str, Callable[[], float]]
     ) -> None:
-        """The same, one a label value."""
+        """Add such a gauge with one value per value of its label."""
         gauge = Gauge(f"unet_{name}", text, (label,), registry=self.registry)
         for key, value in values.items():
             gauge.labels(key).set_function(value)
 
-    def render(self) -> bytes:
-        """The Prometheus text format."""
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that ended.
+
+        Args:
+            route: the template of its path: a client must not choose a label's value.
+            status: of its response.
+            seconds: from the request's head to the end of its response.
+        """
+        self.requests.labels(route, str(status)).inc()
+        self.request_seconds.labels(route, f"{status // 100}xx").observe(seconds)
+
+    def format_text(self) -> bytes:
+        """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
-    # --- the batcher's observer ---
+    # Observer: called by the batcher
 
     def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None:
         self.batch_windows.observe(size)
@@ -93,13 +114,13 @@ class Metrics(Observer):
     def batch_failed(self, runner: str, error: BaseException) -> None:
         self.batch_failures.labels(runner, type(error).__name__).inc()
 
-    def capped(self, runner: str, key: Hashable, cap: int) -> None:
+    def batch_capped(self, runner: str, key: Hashable, cap: int) -> None:
         self.batch_cap.labels(runner, str(key)).set(cap)
 
-    def refused(self, reason: str) -> None:
+    def request_rejected(self, reason: str) -> None:
         self.rejected.labels(reason).inc()
 
-    def dropped(self, reason: str, windows: int) -> None:
+    def windows_dropped(self, reason: str, windows: int) -> None:
         self.dropped_windows.labels(reason).inc(windows)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:

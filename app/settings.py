@@ -1,10 +1,14 @@
-"""The settings: environment variables with the prefix UNET_, each also a flag of `unet serve`."""
+"""The settings of the service: environment variables with the prefix UNET_.
+
+Each setting is also a flag of `unet serve`, and a flag overrides the variable.
+"""
 
 from __future__ import annotations
 
-import argparse
+import logging
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,153 +16,192 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
+from model.config_base import requirement, suggest
+
+log = logging.getLogger(__name__)
 
 PREFIX = "UNET_"
 
-
 _KEY = re.compile(r"[ -~]+")
-"""What a header can carry for certain (RFC 9110, section 5.5)."""
+"""Characters that a header can carry (RFC 9110, section 5.5)."""
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
-"""As browsers write it (RFC 6454, section 6.2), or all of them."""
-_STANDARD_PORT = re.compile(r"http://.*:80|https://.*:443")
+"""An origin as browsers serialize it (RFC 6454, section 6.2), or any origin."""
+_DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 
-_WORDS = {"None": "auto", "False": "off", "()": "none"}
-"""Python's defaults as people write them."""
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
+"""The value that Kubernetes gives to NAME_PORT for a Service called NAME."""
+_SERVICE_LINK_NAME = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_\d+_(TCP|UDP|SCTP)(_|$)")
 
-_Auto = Annotated[int | None, Field(ge=1)]
+_AutoInt = Annotated[int | None, Field(ge=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Names = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
-    """Every setting, its default, and what it means."""
+    """Every setting with its default and its description."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
 
-    weights_dir: Path = Field(Path("weights"), description="folder of checkpoints")
+    weights_dir: Path = Field(Path("weights"), description="folder of the checkpoints")
     model: str = Field("nuclei", description="name of the default model")
-    reload: bool = Field(False, description="on: take in changed and new checkpoints while serving")
+    reload: bool = Field(False, description="load new and changed checkpoints while serving")
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or cuda:N,cuda:M")
-    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="what computes")
+    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="inference backend")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
-        "auto", description="of the arithmetic"
+        "auto", description="numeric precision"
     )
-    threads: _Auto = Field(None, description="CPU threads; auto is the container's CPU quota")
+    threads: _AutoInt = Field(
+        None, description="CPU threads of the engine; auto: the container's CPU quota"
+    )
 
-    max_batch: _Auto = Field(None, description="windows at once; auto depends on the device")
-    max_wait_ms: _Number = Field(0, ge=0, le=10_000, description="wait to fill a batch, in ms")
-    queue_windows: _Auto = Field(None, description="windows that may be in the house at once")
+    max_batch: _AutoInt = Field(None, description="windows per batch; auto: depends on the device")
+    max_wait_ms: _Number = Field(
+        0, ge=0, le=10_000, description="how long a batch that is not full waits, in ms"
+    )
+    queue_windows: _AutoInt = Field(
+        None, description="limit on queued windows; auto: depends on the device"
+    )
     queue_megapixels: _Number = Field(
-        400, gt=0, description="decoded images that may be in the house at once"
+        400, gt=0, description="limit on decoded images in memory, in 10^6 pixels"
     )
     queue_mb: _Number = Field(
-        512, gt=0, description="uploads and answers that may be in the house at once, in 10^6 bytes"
+        512, gt=0, description="limit on buffered uploads and responses, in 10^6 bytes"
     )
     request_timeout_s: _Number = Field(
-        30, gt=0, le=86_400, description="longest time for a request"
+        30, gt=0, le=86_400, description="deadline of a request, in seconds"
     )
-    watchdog_s: _Number = Field(60, gt=0, description="a batch that runs longer is hung")
-    drain_s: _Number = Field(20, ge=0, description="time for accepted requests at the end")
+    keep_alive_s: int = Field(
+        75, ge=1, description="idle time after which a connection is closed, in seconds"
+    )
+    watchdog_s: _Number = Field(
+        60, gt=0, description="a batch that runs longer counts as hung, in seconds"
+    )
+    drain_s: _Number = Field(20, ge=0, description="drain timeout at shutdown, in seconds")
     exit_on_engine_failure: bool = Field(
-        False, description="on: leave the process when the engine is hung or lost"
+        False, description="exit when the engine hangs or its device is lost"
     )
 
-    max_upload_mb: _Number = Field(32, gt=0, description="bytes of a request, in 10^6")
-    max_megapixels: _Number = Field(100, gt=0, description="pixels of an image, in 10^6")
-    api_keys: _Names = Field((), description="comma-separated keys; none: no key is asked for")
-    cors_origins: _Names = Field((), description="comma-separated origins of other pages")
+    max_upload_mb: _Number = Field(32, gt=0, description="largest request body, in 10^6 bytes")
+    max_megapixels: _Number = Field(100, gt=0, description="largest image, in 10^6 pixels")
+    api_keys: _Names = Field((), description="comma-separated API keys; none: no authentication")
+    cors_origins: _Names = Field(
+        (), description="comma-separated origins whose pages may call the service"
+    )
 
-    log_format: Literal["json", "text"] = Field("json", description="json or text")
+    log_format: Literal["json", "text"] = Field("json", description="format of the log")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe message that is logged"
+        "info", description="lowest level that is logged"
     )
 
     @field_validator("threads", "max_batch", "queue_windows", mode="before")
     @classmethod
-    def _auto(cls, value: Any) -> Any:
+    def _read_auto(cls, value: Any) -> Any:
         return None if value in ("auto", "") else value
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _split_names(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
         names = tuple(item.strip() for item in value.split(",") if item.strip())
-        if value and not names:  # a forgotten secret must not open the service to everybody
-            raise ValueError("allowed are values with commas between them; unset it for none")
+        if value and not names:  # an empty secret must not switch authentication off
+            raise ValueError("must be values separated by commas; leave it unset for none")
         return names
 
     @field_validator("api_keys")
     @classmethod
-    def _keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(map(_KEY.fullmatch, value)):
-            raise ValueError("allowed are ASCII characters; a header carries no others")
+            raise ValueError("must be printable ASCII, because a header carries the key")
         return value
 
     @field_validator("cors_origins")
     @classmethod
-    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
-            if not _ORIGIN.fullmatch(origin) or _STANDARD_PORT.fullmatch(origin):
+            if not _ORIGIN.fullmatch(origin) or _DEFAULT_PORT.fullmatch(origin):
                 raise ValueError(
-                    f"{origin} is no origin; allowed are * and scheme://host[:port] as browsers "
-                    "send it: lower case, no slash or path behind it, no port 80 of http or 443 of "
-                    "https"
+                    f"{origin} is not an origin; allowed: * or scheme://host[:port] as browsers "
+                    "send it, in lower case, without a slash or a path at the end, and without "
+                    "port 80 for http or port 443 for https"
                 )
         return value
 
     @field_validator("device")
     @classmethod
-    def _device(cls, value: str) -> str:
+    def _check_device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*", value):
-            raise ValueError("allowed are auto, cpu, cuda, cuda:N, cuda:N,cuda:M")
+            raise ValueError("must be auto, cpu, cuda, cuda:N or cuda:N,cuda:M")
         return value
 
     @field_validator("weights_dir")
     @classmethod
-    def _folder(cls, value: Path) -> Path:
+    def _check_folder(cls, value: Path) -> Path:
         if not value.is_dir():
             raise ValueError(
-                f"there is no folder {value.absolute()}; set {PREFIX}WEIGHTS_DIR, or give "
-                "--weights-dir, to one of checkpoints"
+                f"folder {value.absolute()} not found; set {PREFIX}WEIGHTS_DIR or --weights-dir "
+                "to the folder of the checkpoints"
             )
         return value
 
 
-def add_flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    """A flag for each of these settings; what is not given is None."""
-    for name in names:
-        field = Settings.model_fields[name]
-        default = _WORDS.get(str(field.default), field.default)
-        text = f"{field.description} ({PREFIX}{name.upper()}, {default})"
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, default=None, metavar="VALUE", help=text.replace("%", "%%"))
+SECTIONS = {
+    "server": ("host", "port", "keep_alive_s", "drain_s", "log_format", "log_level"),
+    "models": ("weights_dir", "model", "reload"),
+    "engine": (
+        "device", "engine", "precision", "threads", "max_batch", "max_wait_ms", "watchdog_s",
+        "exit_on_engine_failure",
+    ),
+    "limits": (
+        "queue_windows", "queue_megapixels", "queue_mb", "request_timeout_s", "max_upload_mb",
+        "max_megapixels",
+    ),
+    "access": ("api_keys", "cors_origins"),
+}  # fmt: skip
+"""Heading -> settings, for the help of `unet serve`. Every setting has one."""
 
 
-def given_flags(args: argparse.Namespace, names: Iterable[str]) -> dict[str, str]:
-    """Those of `add_flags` that were given, by setting."""
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
-def load_settings(**flags: Any) -> Settings:
-    """Settings from the environment; flags that were given win.
+def load_settings(**flags: str) -> Settings:
+    """Settings from the environment. Explicit flags override it.
 
     Raises:
-        SettingsError: one line that names the first wrong setting.
+        SettingsError: one line about the first invalid setting: its name, its value and what is
+            allowed.
     """
     try:
-        return Settings(**flags)
+        return Settings(**flags)  # type: ignore[arg-type] # pydantic parses the text
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        message = first["msg"].removeprefix("Value error, ")
-        value = first["input"]
-        if isinstance(value, Path):  # a default
-            value = str(value)
-        elif name == "api_keys":  # secrets: what is wrong with them shows, and no more
-            value = re.sub(r"[!-+\--~]", "*", str(value))
-        raise SettingsError(f"{PREFIX}{name.upper()}={value!r}: {message}") from None
+        details = error.errors(include_url=False)[0]
+    name = str(details["loc"][0])
+    value = details["input"]
+    if isinstance(value, Path):  # a default
+        value = str(value)
+    message = requirement(details)
+    if _SERVICE_LINK.match(str(value)):
+        message += (
+            "; Kubernetes sets this variable for a Service named 'unet': set enableServiceLinks: "
+            "false in the pod's spec, or rename the Service"
+        )
+    if name == "api_keys":  # secrets: show only the characters that are not allowed
+        value = re.sub(r"[!-+\--~]", "*", str(value))
+    raise SettingsError(f"{PREFIX}{name.upper()}={value!r}: {message}")
+
+
+def warn_about_unknown_variables(environment: Mapping[str, str] = os.environ) -> None:
+    """Log a warning for each variable with the prefix UNET_ that is not a setting.
+
+    Variables that Kubernetes sets for a Service whose name starts with `unet` are ignored.
+    """
+    known = [name.upper() for name in Settings.model_fields]
+    for variable, value in sorted(environment.items()):
+        name = variable.upper()
+        if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in known:
+            continue
+        if _SERVICE_LINK_NAME.search(name) or _SERVICE_LINK.match(value):
+            continue
+        hint = suggest(name.removeprefix(PREFIX), known, PREFIX)
+        log.warning("unknown variable %s is ignored%s", variable, hint)

@@ -10,7 +10,7 @@ import numpy as np
 from app.cli.bench.stages import drawn
 from model.checkpoint import Checkpoint, load_checkpoint, parameter_shapes, save_checkpoint
 from model.config import PreprocessConfig, UNetConfig
-from model.convert import widen
+from model.convert.widen import widen_checkpoint
 from model.predict import attach_golden
 
 
@@ -30,7 +30,7 @@ def write_wide_checkpoint(
     path: Path, source: Path, base_features: int, window: tuple[int, int]
 ) -> Checkpoint:
     """What `source` computes, by a wider network, on the whole image resized to one window."""
-    wide = widen.widen_checkpoint(load_checkpoint(source), base_features)
+    wide = widen_checkpoint(load_checkpoint(source), base_features)
     whole = dataclasses.replace(wide.preprocess, mode="resize", window=(window,), overlap=0)
     draft = dataclasses.replace(wide, preprocess=whole)
     return save_checkpoint(path, attach_golden(draft, drawn(*window)))

@@ -1,243 +1,247 @@
-"""What a checkpoint says about itself: the network's shape and how images become windows.
+"""The configuration inside a checkpoint: the network's shape, the preprocessing, the calibration.
 
-Frozen dataclasses that travel as JSON in a checkpoint's header. Knows no torch and no files.
+Frozen dataclasses that are stored as JSON in a checkpoint's header. Knows no torch and no files.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import string
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from model.arrays import Colour, Shape
+from pydantic import Field, field_validator
+from pydantic.dataclasses import dataclass
+
+from model.arrays import Shape
+from model.config_base import (
+    STRICT,
+    Amount,
+    ConfigBase,
+    Count,
+    Float,
+    Int,
+    PositiveInt,
+    Share,
+)
 from model.errors import ConfigError
 
 LEVELS = 4
-"""2×2 poolings on the way down, and up-convolutions on the way up."""
+"""2×2 poolings in the contracting path, and up-convolutions in the expansive path."""
 DIVISOR = 1 << LEVELS
-"""With `padding=1`, height and width are multiples of it."""
+"""With `padding=1`, height and width must be multiples of it."""
 
 LOST_BORDER = 92
 """Pixels that the unpadded network (`padding=0`) loses on each side: 572 -> 388 (paper, fig. 1)."""
 
-
 GOLDEN_IOU = 0.98
-"""The least overlap with its golden mask that a model must show before it is served."""
+"""The lowest IoU with its golden mask at which a model is served."""
 
-
-_NAME = frozenset(string.ascii_letters + string.digits + " ()+-._")
+_NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + " ()+-._")
 
 
 def check_name(name: str) -> None:
-    """
+    """Check the name of a model, which is a file name and an HTTP header value (ASCII; RFC 9110,
+    section 5.5).
+
     Raises:
-        ConfigError: no name for a model: it is a file's name, and goes into headers of HTTP, which
-            are ASCII (RFC 9110, section 5.5).
+        ConfigError: the name is empty or has other characters, or a space or dot at either end.
     """
-    if not name or name.strip(" .") != name or not _NAME.issuperset(name):
+    if not name or name.strip(" .") != name or not _NAME_CHARACTERS.issuperset(name):
         raise ConfigError(
-            f"{name!r} is no name for a model: letters a to z, digits, spaces within and any of "
-            "()+-._ make one"
+            f"invalid model name {name!r}; allowed: letters a to z, digits, and ()+-._ and spaces "
+            "between them"
         )
 
 
-def _from_json(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """Build a frozen dataclass from JSON: unknown keys are named, lists become tuples."""
-
-    def frozen(value: Any) -> Any:
-        return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
-
-    known = {field.name for field in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - known):
-        raise ConfigError(
-            f"{cls.__name__} has no {unknown[0]!r}; it has {', '.join(sorted(known))}"
-        )
-    return cls(**{name: frozen(value) for name, value in values.items()})
+_Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 
 
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
+@dataclass(frozen=True, config=STRICT)
+class UNetConfig(ConfigBase):
     """The arguments of `model.unet.UNet`."""
 
-    in_channels: int = 3
-    out_channels: int = 1
-    base_features: int = 64
-    padding: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "base_features"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.padding not in (0, 1):
-            raise ConfigError(f"padding must be 0 (the paper's) or 1, not {self.padding}")
+    in_channels: PositiveInt = Field(default=3, description="channels of the input image")
+    out_channels: PositiveInt = Field(default=1, description="channels of the logits")
+    base_features: PositiveInt = Field(
+        default=64, description="features of the first level; each level below has twice as many"
+    )
+    padding: Annotated[Int, Field(ge=0, le=1)] = Field(
+        default=1,
+        description="1: padded convolutions, the output is as large as the input; 0: the unpadded "
+        "network of the paper, 572 -> 388 pixels",
+    )
 
     @property
     def margin(self) -> int:
         """Pixels by which an input window is larger than its output, on each side."""
         return 0 if self.padding else LOST_BORDER
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        return _from_json(cls, values)  # type: ignore[no-any-return]
-
-
-@dataclasses.dataclass(frozen=True)
-class PreprocessConfig:
+@dataclass(frozen=True, config=STRICT)
+class PreprocessConfig(ConfigBase):
     """How an image becomes windows, and logits become a mask."""
 
     # image -> windows
-    mode: Literal["native", "resize"] = "native"
-    """native: cut at the image's own resolution; resize: the whole image becomes one window."""
-    window: tuple[Shape, ...] = (
-        (256, 256),
-        (256, 368),
-        (256, 544),
-        (368, 256),
-        (368, 368),
-        (368, 544),
-        (544, 256),
-        (544, 368),
-        (544, 544),
+    mode: Literal["native", "resize"] = Field(
+        default="native",
+        description="native: windows at the image's own resolution; resize: the whole image is "
+        "resized to one window",
     )
-    """The closed set of input shapes (height, width) the network ever sees: three sides, and all
-    their pairs, so that rows and columns can each mix them (docs/decisions/0011)."""
-    size: tuple[int, ...] = ()
-    """resize: (height, width) the image becomes, then reflected to the window; () is the window."""
-    overlap: int = 128
-    """Pixels that neighbouring windows share at least, and over which they are blended; those of
-    large images share fewer (`model.windows.plan_windows`)."""
-    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
-    """Filter of the one resize path (antialiased); used by mode "resize" only."""
+    # Three sides and all their pairs, so that rows and columns can each mix them: see
+    # docs/decisions/0011.
+    window: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        default=(
+            (256, 256),
+            (256, 368),
+            (256, 544),
+            (368, 256),
+            (368, 368),
+            (368, 544),
+            (544, 256),
+            (544, 368),
+            (544, 544),
+        ),
+        min_length=1,
+        description="shapes [height, width] in pixels that the network accepts; mode resize has "
+        "one",
+    )
+    size: tuple[PositiveInt, ...] = Field(
+        default=(),
+        description="mode resize: [height, width] to which images are resized, then padded by "
+        "reflection to the window; the window's shape by default",
+    )
+    overlap: Count = Field(
+        default=128,
+        description="minimum overlap of neighbouring windows in pixels, over which they are "
+        "blended; large images use less",
+    )
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        default="bilinear", description="mode resize: antialiased resampling filter"
+    )
 
     # values
-    intensity: Literal["range", "percentile"] = "range"
-    """range: the type's full range is 0..1; percentile: the image's own `percentiles` are."""
-    percentiles: tuple[float, float] = (1.0, 99.8)
-    """Percentiles of the image's values, all channels together, that become 0 and 1; what lies
-    beyond is clipped. Objects that are dark and few ask for less than 1%."""
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    intensity: Literal["range", "percentile"] = Field(
+        default="range",
+        description="range: the full range of the data type becomes 0..1; percentile: the range "
+        "between two percentiles of the image does",
+    )
+    percentiles: tuple[Float, Float] = Field(
+        default=(1.0, 99.8),
+        description="intensity percentile: the percentiles of all channels together that become 0 "
+        "and 1; values outside are clipped. Use less than 1 for few and dark objects",
+    )
+    mean: tuple[Float, ...] = Field(
+        default=(0.5, 0.5, 0.5),
+        min_length=1,
+        description="subtracted from values in 0..1, per channel",
+    )
+    std: tuple[Annotated[Float, Field(gt=0)], ...] = Field(
+        default=(0.25, 0.25, 0.25), description="divides the values after that, per channel"
+    )
 
     # logits -> mask
-    threshold: float = 0.5
-    classes: tuple[str, ...] = ("background", "foreground")
-    palette: tuple[Colour, ...] = ((0, 0, 0), (255, 255, 255))
+    threshold: Share = Field(
+        default=0.5, description="a pixel is foreground from this probability on (binary models)"
+    )
+    classes: tuple[str, ...] = Field(
+        default=("background", "foreground"),
+        min_length=2,
+        max_length=256,  # a mask has 8 bits
+        description="names of the classes, the background first",
+    )
+    palette: tuple[tuple[_Byte, _Byte, _Byte], ...] = Field(
+        default=((0, 0, 0), (255, 255, 255)), description="color [red, green, blue] of each class"
+    )
+
+    @field_validator("percentiles")
+    @classmethod
+    def _check_percentiles(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("must be two numbers in 0..100, the lower one first")
+        return value
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("mode", ("native", "resize")),
-            ("interpolation", ("bilinear", "bicubic", "lanczos")),
-            ("intensity", ("range", "percentile")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
-                )
-        if not self.window or any(len(shape) != 2 or min(shape) < 1 for shape in self.window):
-            raise ConfigError(f"window must list (height, width) pairs, not {self.window!r}")
         if self.mode == "resize" and len(self.window) != 1:
-            raise ConfigError(f"mode 'resize' takes exactly one window, not {len(self.window)}")
+            raise ConfigError(f"mode 'resize' needs exactly one window, not {len(self.window)}")
         if self.size and (
             self.mode != "resize"
             or len(self.size) != 2
-            or not 0 < self.size[0] <= self.window[0][0]
-            or not 0 < self.size[1] <= self.window[0][1]
+            or self.size[0] > self.window[0][0]
+            or self.size[1] > self.window[0][1]
         ):
             raise ConfigError(
                 f"size {self.size} needs mode 'resize' and must fit into the window {self.window}"
             )
-        if not 0 <= self.overlap < min(min(shape) for shape in self.window):
-            raise ConfigError(f"overlap {self.overlap} must be smaller than every window")
-        if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise ConfigError(f"percentiles must be two of 0..100, rising, not {self.percentiles}")
-        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
-            raise ConfigError("mean and std need one value a channel, std above 0")
-        if not all(map(math.isfinite, (*self.mean, *self.std))):
-            raise ConfigError(f"mean and std are finite, not {self.mean} and {self.std}")
-        if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
-            raise ConfigError(f"threshold must lie in 0..1, not {self.threshold}")
-        if len(self.classes) < 2 or len(self.palette) != len(self.classes):
-            raise ConfigError("classes need the background, one more, and a palette colour each")
-        if len(self.classes) > 256:
-            raise ConfigError(f"a mask has 8 bits, 256 classes at most, not {len(self.classes)}")
+        if self.overlap >= min(min(shape) for shape in self.window):
+            raise ConfigError(f"overlap must be smaller than every window, not {self.overlap}")
+        if len(self.mean) != len(self.std):
+            raise ConfigError(
+                f"mean and std need one value per channel, not {len(self.mean)} and {len(self.std)}"
+            )
+        if len(self.palette) != len(self.classes):
+            raise ConfigError(
+                f"palette needs one color per class, {len(self.classes)}, not {len(self.palette)}"
+            )
 
     @property
     def resized(self) -> Shape:
-        """Mode "resize": (height, width) of every image in front of the network."""
+        """Mode "resize": the (height, width) that the network receives."""
         return (self.size[0], self.size[1]) if self.size else self.window[0]
 
     @property
     def binary(self) -> bool:
-        """Two classes: one sigmoid decides. More: a softmax over one channel a class."""
+        """True for two classes, which one sigmoid separates. More classes have a softmax over one
+        channel per class."""
         return len(self.classes) == 2
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        return _from_json(cls, values)  # type: ignore[no-any-return]
-
-
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """What int8 has to know of a network's activations, and what it was measured to cost.
-
-    Attributes:
-        ranges: convolution -> (low, high) of what it gives, behind the ReLU where there is one.
-        images: validation images on which the next two were measured, all that are not empty to
-            both; 0: not measured.
-        iou: mean IoU of the int8 masks with the fp32 masks of the same weights.
-        dice_loss: fp32's mean Dice less int8's.
-        golden_iou: of the int8 mask of the golden image with the golden mask.
-    """
+@dataclass(frozen=True, config=STRICT)
+class Calibration(ConfigBase):
+    """The activation ranges that int8 needs, and the measured difference from fp32."""
 
     MIN_IOU: ClassVar[float] = 0.99
     MAX_DICE_LOSS: ClassVar[float] = 0.002
 
-    ranges: Mapping[str, tuple[float, float]]
-    images: int = 0
-    iou: float = 0.0
-    dice_loss: float = math.inf
-    golden_iou: float = 0.0
+    ranges: Mapping[str, tuple[Float, Float]] = Field(
+        description="convolution -> (low, high) of its output, after the ReLU if it has one"
+    )
+    images: Count = Field(
+        default=0,
+        description="validation images on which iou and dice_loss were measured: all in which "
+        "either mask has foreground; 0: not measured",
+    )
+    iou: Amount = Field(default=0.0, description="mean IoU of the int8 masks with the fp32 masks")
+    dice_loss: Annotated[float, Field(allow_inf_nan=True)] = Field(
+        default=math.inf, description="mean Dice of fp32 minus mean Dice of int8"
+    )
+    golden_iou: Amount = Field(
+        default=0.0, description="IoU of the int8 mask of the golden image with the golden mask"
+    )
 
     @property
     def validated(self) -> bool:
-        """Whether int8 may be chosen where nobody asked for a precision."""
-        good = self.iou >= self.MIN_IOU and self.dice_loss <= self.MAX_DICE_LOSS
-        return self.images > 0 and good and self.golden_iou >= GOLDEN_IOU
+        """Whether int8 may be the default."""
+        similar = self.iou >= self.MIN_IOU and self.dice_loss <= self.MAX_DICE_LOSS
+        return self.images > 0 and similar and self.golden_iou >= GOLDEN_IOU
 
     def __str__(self) -> str:
         if not self.images:
-            return "int8 was measured on no validation image that shows anything"
+            return "int8 was measured on no validation image with foreground"
         return (
-            f"int8 keeps IoU {self.iou:.4f} with fp32 and loses {self.dice_loss:.4f} Dice on "
-            f"{self.images} validation images, {self.golden_iou:.4f} on the golden one"
+            f"int8 masks have IoU {self.iou:.4f} with fp32 and lose {self.dice_loss:.4f} Dice on "
+            f"{self.images} validation images, IoU {self.golden_iou:.4f} on the golden image"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        known = dict(values)
-        known["ranges"] = {name: tuple(pair) for name, pair in values.get("ranges", {}).items()}
-        return _from_json(cls, known)  # type: ignore[no-any-return]
 
 
 def check_together(architecture: UNetConfig, preprocess: PreprocessConfig) -> None:
-    """Hold what neither config can hold alone.
+    """Check that the network and the preprocessing fit together.
 
     A binary model has one output channel (foreground) or two (foreground, and the border between
     touching objects, which separates instances). A model of n > 2 classes has n.
 
     Raises:
-        ConfigError: the channel counts contradict each other, or a window cannot pass the network.
+        ConfigError: the channel counts disagree, or the network does not accept a window.
     """
     if len(preprocess.mean) != architecture.in_channels:
         raise ConfigError(

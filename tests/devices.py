@@ -55,7 +55,7 @@ class Log(Observer):
         self.sizes: list[int] = []
         self.caps: dict[tuple[str, Hashable], int] = {}
 
-    def capped(self, runner: str, key: Hashable, cap: int) -> None:
+    def batch_capped(self, runner: str, key: Hashable, cap: int) -> None:
         self.caps[runner, key] = cap
 
     def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None:
@@ -64,10 +64,10 @@ class Log(Observer):
     def batch_failed(self, runner: str, error: BaseException) -> None:
         self.events[f"failed {type(error).__name__}"] += 1
 
-    def refused(self, reason: str) -> None:
+    def request_rejected(self, reason: str) -> None:
         self.events[f"refused {reason}"] += 1
 
-    def dropped(self, reason: str, windows: int) -> None:
+    def windows_dropped(self, reason: str, windows: int) -> None:
         self.events[f"dropped {reason}"] += windows
 
 

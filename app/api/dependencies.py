@@ -1,113 +1,181 @@
-"""What every route that computes does with its request: its deadline, its client, its model."""
+"""What routes need before they compute: service, authentication, deadline, an accepted request."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import math
-import re
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, TypeVar
 
-from fastapi import Request
+from fastapi import Depends, Header, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect
 
-from app.errors import DeadlineExceeded, InvalidRequest, Unauthorized
+from app.batching.deadline import Deadline
+from app.errors import InvalidRequest, Unauthorized
+from app.inference.budget import Allocation
 from app.inference.registry import ServedModel
 from app.inference.service import Service
 
-T = TypeVar("T")
+BodyT = TypeVar("BodyT")
 
-_DECIMAL = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
+BodyReader = Callable[[Request, int, Allocation], Awaitable[BodyT]]
+"""Reads a body of at most so many bytes; the allocation grows by what is kept."""
 
 
-def deadline_of(request: Request) -> float:
-    """When its answer is due, on the event loop's clock: X-Request-Timeout, or the service's.
-
-    Raises:
-        InvalidRequest: the header is not a number of seconds.
-    """
+async def get_service(request: Request) -> Service:
+    """The service that `create_app` assembled."""
     service: Service = request.app.state.service
-    longest = service.settings.request_timeout_s
-    return asyncio.get_running_loop().time() + _timeout(request, longest)
+    return service
 
 
-def _timeout(request: Request, longest: float) -> float:
-    given = request.headers.get("x-request-timeout")
-    if given is None:
-        return longest
-    # float() alone takes 1_0, nan and the digits of every script as well
-    seconds = float(given) if _DECIMAL.fullmatch(given) else math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise InvalidRequest(f"X-Request-Timeout is a number of seconds above 0, not {given!r}")
-    return min(seconds, longest)
+ServiceDep = Annotated[Service, Depends(get_service)]
+
+_bearer = HTTPBearer(scheme_name="bearer", auto_error=False)
+_api_key = APIKeyHeader(name="X-API-Key", scheme_name="header", auto_error=False)
 
 
-async def read_body_before(request: Request, deadline: float, reading: Coroutine[Any, Any, T]) -> T:
-    """What `reading` makes of the request's body, if all of it is here before the deadline.
-
-    Raises:
-        DeadlineExceeded: it is not.
-    """
-    service: Service = request.app.state.service
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await reading
-    except TimeoutError:
-        service.metrics.rejected.labels("deadline").inc()
-        raise DeadlineExceeded("the deadline passed before the request was complete") from None
-
-
-async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled as soon as the client hangs up.
+async def require_api_key(
+    service: ServiceDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    header: Annotated[str | None, Depends(_api_key)],
+) -> None:
+    """Check the key of a request. A wrong bearer token, which may be meant for a gateway, does not
+    hide a right X-API-Key.
 
     Raises:
-        ClientDisconnect: it did; there is nobody left to answer.
+        Unauthorized: the request carries none of the keys that are set.
     """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_gone(request))
+    given = [bearer.credentials if bearer else "", header or ""]
+    # All pairs are compared, each in constant time: how long it takes reveals nothing about a key.
+    matches = [
+        hmac.compare_digest(credential.encode(), key.encode())
+        for credential in given
+        for key in service.settings.api_keys
+    ]
+    if not any(matches):
+        raise Unauthorized("send a valid key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+
+
+async def get_deadline(
+    service: ServiceDep,
+    seconds: Annotated[
+        float | None,
+        Header(
+            alias="X-Request-Timeout",
+            description="seconds this request may take; the service's own limit is the default "
+            "and the maximum",
+            gt=0,
+            allow_inf_nan=False,
+        ),
+    ] = None,
+) -> Deadline:
+    """When the response is due: X-Request-Timeout, at most the service's limit, from now."""
+    limit = service.settings.request_timeout_s
+    return Deadline.after(limit if seconds is None else min(seconds, limit))
+
+
+DeadlineDep = Annotated[Deadline, Depends(get_deadline)]
+
+
+async def reject_repeated_params(request: Request) -> None:
+    """Check that no query parameter is given twice: of several values FastAPI takes the last.
+
+    Raises:
+        InvalidRequest: names the parameter.
+    """
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    for name, count in counts.items():
+        if count > 1:
+            raise InvalidRequest(f"{name[:100]} is given {count} times; send it once")
+
+
+@asynccontextmanager
+async def accept_request(
+    request: Request,
+    service: Service,
+    name: str | None,
+    deadline: Deadline,
+    read: BodyReader[BodyT],
+    check: Callable[[ServedModel], object],
+) -> AsyncIterator[tuple[ServedModel, BodyT]]:
+    """Accept a request that computes; the block is the computation.
+
+    A request is rejected as early as possible, before its body is read. Once accepted, a drain
+    waits for it, the model stays loaded, and the block is cancelled when the client disconnects.
+
+    Args:
+        name: of the model; None is the default model.
+        deadline: for the body; the block has to enforce its own.
+        check: called with the model before the body is read.
+
+    Yields:
+        The model, and what `read` returned.
+
+    Raises:
+        UnknownModel, Unavailable: the model or the service is not ready.
+        RequestRejected: the queue is full, or the deadline passed or cannot be met.
+        ClientDisconnect: the client disconnected.
+        ServiceError: from `read` and `check`.
+    """
+    service.check_ready()
+    with service.registry.lease(name) as model:
+        check(model)
+        service.segmenter.precheck_admission(model, deadline)
+        request.state.log_fields["model"] = model.id
+        body = await _read_body_before(deadline, request, service, read)
+        with service.track_request():  # checks again that the service is ready
+            async with cancel_on_disconnect(request):
+                yield model, body
+
+
+async def _read_body_before(
+    deadline: Deadline, request: Request, service: Service, read: BodyReader[BodyT]
+) -> BodyT:
+    max_bytes = int(service.settings.max_upload_mb * 1e6)
+    count = service.metrics.rejected.labels("deadline").inc
+    async with deadline.enforced("the deadline passed before the request was complete", count):
+        return await read(request, max_bytes, request.state.allocation)
+
+
+@asynccontextmanager
+async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
+    """Cancel the block as soon as the client disconnects. The body must have been read.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    disconnected = False
+
+    async def watch() -> None:
+        nonlocal disconnected
+        await _wait_for_disconnect(request)
+        disconnected = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        yield
+    except asyncio.CancelledError:
+        if not disconnected:
+            raise
+        task.uncancel()
+        raise ClientDisconnect from None
     finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def model_headers(model: ServedModel) -> dict[str, str]:
+    """The headers that name the model and its engine."""
     choice = model.choices[0]
     return {"X-Model": model.id, "X-Engine": f"{choice.device}/{choice.precision}"}
-
-
-SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer"},
-    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-}
-"""How a key may be sent, in the words of OpenAPI."""
-
-
-async def authorized(request: Request) -> None:
-    """Dependency of every route that does work or tells of it.
-
-    Raises:
-        Unauthorized: keys are set, and the request carries none of them.
-    """
-    service: Service = request.app.state.service
-    keys = service.settings.api_keys
-    if not keys:
-        return
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    # Either may be right: what a gateway in between asks for is of no concern here.
-    bearer = token.strip() if scheme.lower() == "bearer" else ""
-    given = (bearer, request.headers.get("x-api-key", ""))
-    # Every key is compared, each in constant time: the time tells nothing of any of them.
-    if not any([hmac.compare_digest(g.encode(), k.encode()) for g in given for k in keys]):  # noqa: C419
-        raise Unauthorized("send a valid key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")

@@ -1,6 +1,6 @@
-"""What happens around every request: its id, its line in the log, its count, safe headers.
+"""ASGI middleware around every request: its id, log line and metrics, safe headers, limits.
 
-Pure ASGI, since anything that buffers would hide from a handler that its client has left.
+Pure ASGI: anything that buffered a response would hide from a route that its client disconnected.
 """
 
 from __future__ import annotations
@@ -10,33 +10,34 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import problem
+from app.api.problems import problem_response
 from app.inference.budget import Budget
 from app.logs import request_id
 from app.metrics import Metrics
 
 log = logging.getLogger("app.access")
 
-CLIENT_LEFT = 499
-"""Logged and counted for a request whose client left before the answer (nginx's number)."""
+CLIENT_DISCONNECTED = 499
+"""Logged and counted for a request whose client disconnected before its response (nginx's code)."""
 UNMATCHED = "unmatched"
-"""The route of a request that has none."""
-ANSWERED = "answered"
-"""In a request's state: the status by which its connection has answered, before the application."""
+"""The route of a request that matches none."""
+RESPONSE_STATUS_KEY = "response_status"
+"""In a request's state: the status of a response that the connection sent, not the application."""
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
-_ABSOLUTE = re.compile(rb"https?://([^/]+)(/.*)?", re.IGNORECASE)
-_LONGEST_PATH = 200
-_QUIET = (
+_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+_ABSOLUTE_TARGET = re.compile(rb"https?://([^/]+)(/.*)?", re.IGNORECASE)
+_MAX_PATH = 200
+"""Characters of a path that are logged."""
+_PROBE_PATHS = (
     "/livez",
     "/readyz",
     "/startupz",
@@ -45,6 +46,7 @@ _QUIET = (
     "/v2/health/live",
     "/v2/health/ready",
 )
+"""Logged at debug level unless they fail: they are polled all the time."""
 
 _SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -60,175 +62,135 @@ _CONTENT_SECURITY_POLICIES = {"/": _PAGE_POLICY, "/docs": _DOCS_POLICY}
 
 
 class LingeringCloseMiddleware:
-    """Lets a client finish sending before it is told that its request is refused.
+    """Reads the rest of a rejected request's body before the response is sent.
 
-    A server that closes the connection while the client still sends makes the client see a broken
-    pipe instead of the answer. What is left of the body is read and dropped, within bounds;
-    beyond them the connection is closed.
+    If a server closes the connection while the client still sends, the client sees a broken pipe
+    instead of the response. The rest is read and dropped, up to a limit. A client that sends more
+    gets the response, and the connection is closed.
+
+    Args:
+        seconds: to read the rest for at most.
+        max_bytes: of the rest.
     """
 
-    seconds = 5.0
-    max_bytes = 256_000_000
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, seconds: float = 5.0, max_bytes: int = 256_000_000) -> None:
         self.app = app
+        self.seconds = seconds
+        self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        # A client that waits for "100 Continue" has sent nothing yet, and need not.
-        unread = headers.get("expect", "").lower() != "100-continue" and (
-            "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-        )
+        has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        # A client that waits for "100 Continue" has not sent its body, and need not.
+        unread = has_body and headers.get("expect", "").lower() != "100-continue"
 
-        async def heard() -> Message:
+        async def receive_tracked() -> Message:
             nonlocal unread
             message = await receive()
             unread = message["type"] == "http.request" and message.get("more_body", False)
             return message
 
-        async def answer(message: Message) -> None:
+        async def drop_rest() -> None:
+            remaining = self.max_bytes
+            async with asyncio.timeout(self.seconds):
+                while unread and remaining > 0:
+                    message = await receive_tracked()
+                    remaining -= len(message.get("body", b""))
+
+        async def send_after_body(message: Message) -> None:
             if unread and message["type"] == "http.response.start":
-                left = self.max_bytes
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self.seconds):
-                        while unread and left > 0:
-                            left -= len((await heard()).get("body", b""))
+                    await drop_rest()
                 if unread:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        await self.app(scope, heard, answer)
+        await self.app(scope, receive_tracked, send_after_body)
 
 
 class MemoryBudgetMiddleware:
-    """Gives every request its share of the bytes that all may hold, from the first of its upload
-    until its client has taken the answer.
+    """Gives every request an allocation of the memory budget.
 
-    The answer leaves in pieces, each when the one before has gone, so that a client that reads
-    nothing is still known to hold it.
+    The allocation is freed when the client has received the response. The response is sent in
+    chunks, each after the previous one was sent, so that a client that does not read still counts.
+
+    Args:
+        budget: of the bytes that all requests together may hold.
+        chunk_bytes: of a response.
     """
 
-    piece = 256 * 1024
-
-    def __init__(self, app: ASGIApp, budget: Budget) -> None:
+    def __init__(self, app: ASGIApp, budget: Budget, chunk_bytes: int = 256 * 1024) -> None:
         self.app = app
         self.budget = budget
+        self.chunk_bytes = chunk_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sent(message: Message) -> None:
+        async def send_chunks(message: Message) -> None:
             body = memoryview(message.get("body", b""))
-            while len(body) > self.piece:
-                part, body = body[: self.piece], body[self.piece :]
-                await send({"type": message["type"], "body": bytes(part), "more_body": True})
+            while len(body) > self.chunk_bytes:
+                chunk, body = body[: self.chunk_bytes], body[self.chunk_bytes :]
+                await send({"type": message["type"], "body": bytes(chunk), "more_body": True})
             await send({**message, "body": bytes(body)} if body else message)
 
-        with self.budget.share() as share:
-            scope.setdefault("state", {})["share"] = share
-            await self.app(scope, receive, sent)
-
-
-class Cors(CORSMiddleware):
-    """Starlette's, but it refuses with a problem document, as everything else here."""
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        response = super().preflight_response(request_headers)
-        if response.status_code < 400:
-            return response
-        refused = Request({"type": "http", "state": {"request_id": request_id.get()}})
-        text = f"{bytes(response.body).decode()}; UNET_CORS_ORIGINS says whose pages may ask"
-        vary = {"Vary": response.headers["Vary"]}
-        return problem(refused, response.status_code, text, vary)
+        with self.budget.allocate() as allocation:
+            scope.setdefault("state", {})["allocation"] = allocation
+            await self.app(scope, receive, send_chunks)
 
 
 class ServerErrorMiddleware:
-    """Answers 500 for an error of ours, and 503 where the server ends before the answer is there.
+    """Answers 500 for an unhandled exception, and 503 for a request that the shutdown cancels.
 
-    Inside whatever gives headers to answers, so that this one has them too: without those of CORS,
-    another page's script would be told of a broken network, and not of the problem.
+    It runs inside the middleware that adds headers. Without the CORS headers, for example, a script
+    of another origin would see a network error instead of the problem document.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        started = False
 
-        async def sent(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_tracked(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, sent)
+            await self.app(scope, receive, send_tracked)
         except ClientDisconnect:
-            pass  # there is nobody to answer
-        except asyncio.CancelledError:  # of a request: by the server alone, which waits no longer
+            pass  # no one receives a response
+        except asyncio.CancelledError:  # only the server cancels requests: the drain timed out
             if scope["type"] != "http":
                 raise
-            if not begun:
-                text = "the service stopped before this was done; send it again in a moment"
+            if not started:
+                detail = "the service stopped before this request was done; retry in a moment"
                 headers = {"Retry-After": "2", "Connection": "close"}
-                await problem(Request(scope), 503, text, headers)(scope, receive, send)
+                response = problem_response(Request(scope), 503, detail, headers)
+                await response(scope, receive, send)
         except Exception:
-            log.exception("an error of ours")
-            if begun or scope["type"] != "http":  # all that is left is to hang up
-                raise
-            text = "an error of ours; the log knows more under the request's id"
-            await problem(Request(scope), 500, text)(scope, receive, send)
-
-
-def identify(scope: Scope) -> str:
-    """The request's id, from now on: its client's own if that is sane."""
-    state: dict[str, str] = scope.setdefault("state", {})
-    if "request_id" not in state:
-        given = Headers(scope=scope).get("x-request-id", "")
-        state["request_id"] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-    return state["request_id"]
-
-
-def mark(headers: MutableHeaders, identifier: str) -> None:
-    """Give an answer the headers that each of them has."""
-    headers["X-Request-ID"] = identifier
-    for name, value in _SAFE_HEADERS.items():
-        headers[name] = value
-
-
-def account(
-    metrics: Metrics, method: str, path: str, route: str, status: int, seconds: float
-) -> None:
-    """Count a request, and write its line into the log."""
-    metrics.requests.labels(route, str(status)).inc()
-    metrics.request_seconds.labels(route).observe(seconds)
-    log.log(
-        logging.DEBUG if route in _QUIET and status < 500 else logging.INFO,
-        "%s %s %d %.0f ms",
-        method,
-        path,
-        status,
-        seconds * 1000,
-        extra={
-            "fields": {
-                "method": method,
-                "path": path,
-                "status": status,
-                "milliseconds": round(seconds * 1000, 1),
-            }
-        },
-    )
+            log.exception("unhandled exception")
+            if started or scope["type"] != "http":
+                raise  # the connection is closed
+            detail = "internal error; see the server log for this request id"
+            await problem_response(Request(scope), 500, detail)(scope, receive, send)
 
 
 class AbsoluteTargetMiddleware:
-    """Takes a target with scheme and host, `GET http://host/path`, as the path alone. A client may
-    send it to any server, and what it says of the host wins (RFC 9112, section 3.2.2)."""
+    """Turns an absolute target, `GET http://host/path`, into its path.
+
+    Servers must accept this form, and its host replaces the header's (RFC 9112, section 3.2.2).
+    Uvicorn passes the whole URL on as the path, which matches no route.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if absolute := _ABSOLUTE.fullmatch(scope.get("raw_path") or b""):
+        absolute = _ABSOLUTE_TARGET.fullmatch(scope.get("raw_path") or b"")
+        if absolute:
             host, path = absolute[1], absolute[2] or b"/"
             others = [(name, value) for name, value in scope["headers"] if name != b"host"]
             scope = {
@@ -241,7 +203,7 @@ class AbsoluteTargetMiddleware:
 
 
 class AccessLogMiddleware:
-    """Wraps the whole application: what comes out of it has its id, and is counted and logged."""
+    """Gives every response its id and standard headers, counts the request and logs it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -251,31 +213,94 @@ class AccessLogMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        identifier = identify(scope)
+        identifier = assign_request_id(scope)
         token = request_id.set(identifier)
         start = time.perf_counter()
-        status = CLIENT_LEFT
-        method, path = scope["method"], scope["path"][:_LONGEST_PATH]
-        if method == "HEAD":  # is a GET; the server below leaves the body out
+        status = CLIENT_DISCONNECTED
+        method, path = scope["method"], scope["path"][:_MAX_PATH]
+        fields: dict[str, Any] = {}
+        scope["state"]["log_fields"] = fields
+        if scope.get("client"):
+            fields["client"] = scope["client"][0]
+        if method == "HEAD":  # answered as GET; the server omits the body
             scope = {**scope, "method": "GET"}
 
-        async def observed(message: Message) -> None:
+        async def send_observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                mark(headers, identifier)
+                add_standard_headers(headers, identifier)
                 if scope["path"] in _CONTENT_SECURITY_POLICIES:
                     headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICIES[scope["path"]]
             await send(message)
 
         try:
-            await self.app(scope, receive, observed)
+            await self.app(scope, receive, send_observed)
         finally:
             seconds = time.perf_counter() - start
-            # The route's template, never the path: a client must not choose a metric's labels.
-            route = getattr(scope.get("route"), "path", None)
-            route = route or scope.get("root_path") or UNMATCHED  # where a mount took over
-            status = scope["state"].get(ANSWERED, status)
-            account(self.metrics, method, path, route, status, seconds)
+            status = scope["state"].get(RESPONSE_STATUS_KEY, status)
+            route = _route_template(scope)
+            record_request(self.metrics, method, path, route, status, seconds, fields)
             request_id.reset(token)
+
+
+def assign_request_id(scope: Scope) -> str:
+    """Return the id of a request, and store it: the client's X-Request-ID if that is valid."""
+    state: dict[str, str] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        given = Headers(scope=scope).get("x-request-id", "")
+        state["request_id"] = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return state["request_id"]
+
+
+def add_standard_headers(headers: MutableHeaders, identifier: str) -> None:
+    """Add the headers that every response has."""
+    headers["X-Request-ID"] = identifier
+    for name, value in _SAFE_HEADERS.items():
+        headers[name] = value
+
+
+def record_request(
+    metrics: Metrics,
+    method: str,
+    path: str,
+    route: str,
+    status: int,
+    seconds: float,
+    fields: Mapping[str, Any],
+) -> None:
+    """Count a request that ended, and log it.
+
+    Args:
+        route: the template of its path, or `UNMATCHED`.
+        fields: added to the log line: client, model, size of the image.
+    """
+    metrics.count_request(route, status, seconds)
+    quiet = route in _PROBE_PATHS and status < 500
+    details = "".join(f" {key}={value}" for key, value in fields.items())
+    log.log(
+        logging.DEBUG if quiet else logging.INFO,
+        "%s %s %d %.0f ms%s",
+        method,
+        path,
+        status,
+        seconds * 1000,
+        details,
+        extra={
+            "fields": {
+                "method": method,
+                "path": path,
+                "status": status,
+                "milliseconds": round(seconds * 1000, 1),
+                **fields,
+            }
+        },
+    )
+
+
+def _route_template(scope: Scope) -> str:
+    """The template of the route that matched, such as `/models/{name}`, never the path itself: a
+    client must not choose the labels of a metric."""
+    template = getattr(scope.get("route"), "path", None)
+    return template or scope.get("root_path") or UNMATCHED  # root_path: of a mounted application

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from app import errors
+from app.api.validation import describe_validation_error
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +21,10 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.UnsupportedContentEncoding: 415,
     errors.UnknownModel: 404,
     errors.Unauthorized: 401,
+    errors.RequestTooLarge: 413,
     errors.UploadTooLarge: 413,
     errors.ImageTooLarge: 413,
+    errors.ResponseTooLarge: 413,
     errors.UnsupportedImage: 415,
     errors.InsufficientBitDepth: 422,
     errors.CorruptImage: 422,
@@ -33,30 +36,33 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.DeviceLost: 503,
     errors.EngineError: 500,
 }
-"""By the nearest class; `tests/unit/app/test_handlers.py` holds that none is missing."""
+"""The status of each error. `tests/unit/app/api/test_problems.py` fails if one is missing."""
 
 _RETRY_LATER = (429, 503)
+_MAX_PATH = 200
+"""Characters of a client's path that an error repeats."""
 
 
 def http_status(error: errors.ServiceError) -> int:
+    """The status of an error, by the nearest class in the table."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
-def describe(error: errors.ServiceError) -> tuple[int, str]:
-    """Status and the detail a client may read; of our own faults it may not read any."""
+def describe_error(error: errors.ServiceError) -> tuple[int, str]:
+    """The status of an error, and its message if clients may see it."""
     status = http_status(error)
     if isinstance(error, errors.EngineError):
-        return status, "the engine failed on this image; the log knows more under the request's id"
+        return status, "the engine failed on this image; see the server log for this request id"
     return status, str(error)
 
 
-def problem(
+def problem_response(
     request: Request, status: int, detail: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """One problem document. `type` is `about:blank`: the status says what kind it is.
+    """A problem document. `type` is `about:blank`: the status says what kind of problem it is.
 
-    Clients of the Open Inference Protocol read `error`, which an extension member may be called
-    (RFC 9457, section 3.2).
+    Clients of the Open Inference Protocol read the member `error`. RFC 9457, section 3.2, allows
+    such extension members.
     """
     body: dict[str, object] = {
         "type": "about:blank",
@@ -70,39 +76,42 @@ def problem(
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-def install(app: FastAPI) -> None:
-    """Give every error its answer."""
+def install_handlers(app: FastAPI) -> None:
+    """Answer every error that a route raises with a problem document."""
 
     @app.exception_handler(errors.ServiceError)
-    async def service_error(request: Request, error: errors.ServiceError) -> JSONResponse:
-        status, detail = describe(error)
-        if status >= 500 and isinstance(error, errors.EngineError):
+    async def handle_service_error(request: Request, error: errors.ServiceError) -> JSONResponse:
+        status, detail = describe_error(error)
+        if isinstance(error, errors.EngineError):
             log.error("%s: %s", type(error).__name__, error)
-        headers = {}
-        later = error.retry_after if isinstance(error, errors.RequestRejected) else None
-        if status in _RETRY_LATER or later is not None:
-            headers["Retry-After"] = str(max(1, math.ceil(later or 1)))
-        if isinstance(error, errors.UnsupportedContentEncoding):
-            headers["Accept-Encoding"] = error.accepted  # RFC 9110, section 12.5.3
-        if status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return problem(request, status, detail, headers)
+        return problem_response(request, status, detail, _error_headers(error, status))
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def handle_http_error(request: Request, error: HTTPException) -> JSONResponse:
         detail, headers = error.detail, dict(error.headers or {})
+        path = request.url.path[:_MAX_PATH]
         if error.status_code == 404:
-            detail = f"there is nothing at {request.url.path[:200]}; /docs lists what there is"
+            detail = f"{path} not found; see /docs"
         elif error.status_code == 405:
             allowed = set(headers.get("Allow", "GET").split(", "))
             if "GET" in allowed:
-                allowed.add("HEAD")  # wherever there is GET, as the middleware sees to
+                allowed.add("HEAD")  # the middleware turns it into a GET
             headers["Allow"] = ", ".join(sorted(allowed))
-            path = request.url.path[:200]
-            detail = f"{request.method} is not for {path}, but {headers['Allow']}"
-        return problem(request, error.status_code, detail, headers)
+            detail = f"{request.method} not allowed on {path}; use {headers['Allow']}"
+        return problem_response(request, error.status_code, detail, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        return problem(request, 422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    async def handle_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return problem_response(request, 422, describe_validation_error(error.errors()[0]))
+
+
+def _error_headers(error: errors.ServiceError, status: int) -> dict[str, str]:
+    headers = {}
+    retry_after = error.retry_after if isinstance(error, errors.RequestRejected) else None
+    if retry_after is not None or status in _RETRY_LATER:
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after or 1)))
+    if isinstance(error, errors.UnsupportedContentEncoding):
+        headers["Accept-Encoding"] = error.accepted  # RFC 9110, section 12.5.3
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers

@@ -1,4 +1,4 @@
-"""The process: a socket, signals, and an orderly end. `unet serve`."""
+"""The server process: its socket, its signals, and a drain before it stops."""
 
 from __future__ import annotations
 
@@ -19,88 +19,104 @@ from app.settings import PREFIX
 
 log = logging.getLogger(__name__)
 
-_LINGER = 0.5
-"""Seconds from the signal to the end at least: who connects meanwhile reads 503, not a reset."""
-_SETTLE = 0.1
-"""Seconds in which connections that were accepted last can still say what they want."""
+_MIN_DRAIN_S = 0.5
+"""Shortest time from the signal to the end: clients that still connect read 503, not a reset."""
+_LAST_REQUESTS_S = 0.1
+"""Time in which connections that were accepted last can still send their request."""
 
 
 class Server(uvicorn.Server):
     """Uvicorn, but the first SIGTERM drains before the sockets close.
 
-    Uvicorn alone stops listening at once, so that a load balancer sees refused connections
-    before it had a chance to read `/readyz`. Here the probe turns 503 first, new work is refused
-    with 503 and Retry-After, every accepted request is answered (503 too, if UNET_DRAIN_S is too
-    short for it), and then the sockets close.
+    Uvicorn alone stops listening at once. A load balancer would see refused connections before it
+    had a chance to read `/readyz`. Here the probe fails first, new work is rejected with 503 and
+    Retry-After, and every accepted request is answered: with 503 if UNET_DRAIN_S is too short.
+    Then the sockets close.
+
+    Attributes:
+        interrupted: stopped by Ctrl-C.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
-        self._ending: asyncio.Task[None] | None = None
         self.interrupted = False
+        self._draining = False
+        self._drain_task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():
             self._loop = asyncio.get_running_loop()
-            failed = self._loop.create_task(self._leave_on_failure())
+            failure = self._loop.create_task(self._exit_on_failure())
             try:
                 yield
             finally:
-                failed.cancel()
+                failure.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # What becomes of a re-raised Ctrl-C depends on what asyncio awaits at that moment.
+        # Noted here, since what a re-raised Ctrl-C becomes depends on what asyncio awaits then.
         self.interrupted = sig == signal.SIGINT
-        if self._ending is not None or self.interrupted:
-            super().handle_exit(sig, frame)  # the second signal, or Ctrl-C: do not wait
+        if self._draining or self.interrupted:
+            super().handle_exit(sig, frame)  # a second signal, or Ctrl-C: do not drain
             return
+        self._draining = True
         self._captured_signals.append(sig)
-        self._loop.call_soon_threadsafe(self._begin_end)
+        self._loop.call_soon_threadsafe(self._start_drain)
 
-    def _begin_end(self) -> None:
-        self._ending = self._loop.create_task(self._drain())
+    def _start_drain(self) -> None:
+        self._drain_task = self._loop.create_task(self._drain())
 
     async def _drain(self) -> None:
         seconds = self.service.settings.drain_s
         end = self._loop.time() + seconds
-        log.info("draining: accepted requests are answered, for up to %g s", seconds)
+        earliest = self._loop.time() + min(seconds, _MIN_DRAIN_S)
+        log.info("draining: accepted requests have up to %g s", seconds)
         try:
             await asyncio.wait_for(self.service.drain(), seconds)
         except TimeoutError:
-            left = self.service.cancel_accepted()  # while there is time to tell their clients
-            log.warning("UNET_DRAIN_S=%g passed: %d requests are answered 503", seconds, left)
-        await asyncio.sleep(max(0.0, min(seconds, _LINGER) - seconds + end - self._loop.time()))
-        # The last answers may still be on their way out; they get what is left of the time.
+            aborted = self.service.cancel_accepted()  # while their clients can still be answered
+            log.warning("drain timeout (%g s): %d requests aborted with 503", seconds, aborted)
+        await asyncio.sleep(max(0.0, earliest - self._loop.time()))
+        # The last responses may still be in transmission; they get the rest of the time.
         self.config.timeout_graceful_shutdown = max(1, round(end - self._loop.time()))
         self.should_exit = True
 
-    async def _leave_on_failure(self) -> None:
+    async def _exit_on_failure(self) -> None:
         await self.service.failed.wait()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
-            server.close()  # uvicorn would hang up on connections in the same breath
-        await asyncio.sleep(_SETTLE)
+            server.close()  # uvicorn would close idle connections at the same moment
+        await asyncio.sleep(_LAST_REQUESTS_S)
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
             for listening in server.sockets:
-                host, port = listening.getsockname()[:2]
-                log.info("listening on http://%s:%d", host, port)
+                log.info("listening on %s", format_url(*listening.getsockname()[:2]))
 
 
 def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. The host `::` accepts IPv4 as well.
+
+    Args:
+        port: 0 takes a free one.
+
+    Raises:
+        SettingsError: not an address of this machine, or the port is in use.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.create_server(address, family=family, backlog=2048)
-        # Inherited by every connection. asyncio sets it only on sockets whose protocol number is
-        # given, which it is not here; without it, the second packet of an answer waits 40 ms for
-        # the client to acknowledge the first (RFC 896, RFC 1122 section 4.2.3.2).
+        dual_stack = address[0] == "::" and socket.has_dualstack_ipv6()
+        listening = socket.create_server(
+            address, family=family, backlog=2048, dualstack_ipv6=dual_stack
+        )
+        # Every connection inherits this. asyncio sets it only on sockets created with a protocol
+        # number, which this one is not. Without it, the second packet of a response waits 40 ms for
+        # the client to acknowledge the first (RFC 896; RFC 1122, section 4.2.3.2).
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except OSError as error:
@@ -109,3 +125,8 @@ def listen(host: str, port: int) -> socket.socket:
             text = f"{PREFIX}HOST={host}: {reason}; allowed is an address of this machine"
             raise SettingsError(text) from None
         raise SettingsError(f"{PREFIX}HOST={host}, {PREFIX}PORT={port}: {reason}") from None
+
+
+def format_url(host: str, port: int) -> str:
+    """The URL of an address; brackets enclose an IPv6 host (RFC 3986, section 3.2.2)."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""The body of a request -> the files in it, never more bytes than allowed in memory."""
+"""The body of a request -> the files in it. Never buffers more bytes than allowed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from app.errors import InvalidRequest, UnsupportedContentEncoding, UploadTooLarg
 from app.inference.budget import Allocation
 
 _RAW_TYPES = ("application/octet-stream",)
-_CODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-"""Content-Encoding -> what zlib calls its frame."""
+_MAX_FILES = 1000
+_MAX_FIELDS = 100
+_MAX_NAME = 120
+_ZLIB_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+"""Supported Content-Encoding -> the argument that makes zlib expect its header and trailer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Upload:
     """One file of a request.
 
     Attributes:
-        name: its stem, safe to use as a file name; empty for a raw body.
+        name: its name without folder and suffix, safe as a file name; empty for a raw body.
         data: its bytes.
     """
 
@@ -34,8 +37,101 @@ class Upload:
     data: bytes
 
 
-class _Parser(MultiPartParser):
-    # The limit holds the whole body in check already; a temporary file would only add latency.
+async def read_uploads(request: Request, max_bytes: int, allocation: Allocation) -> list[Upload]:
+    """Read the files of a multipart body (its parts `file`), or the raw body as one file.
+
+    Args:
+        max_bytes: of the body, both as it is sent and decompressed.
+        allocation: grows with every chunk that is kept.
+
+    Raises:
+        UploadTooLarge: more than `max_bytes`; the excess was never buffered.
+        QueueFull: the memory budget is used up.
+        UnsupportedContentEncoding: a Content-Encoding other than gzip and deflate.
+        InvalidRequest: no file, another content type, or not valid in its Content-Encoding.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "multipart/form-data":
+        return await _read_form(request, _decoded_body(request, max_bytes, allocation))
+    if content_type.startswith("image/") or content_type in _RAW_TYPES:
+        data = await read_body(request, max_bytes, allocation)
+        if not data:
+            raise InvalidRequest("the body is empty; send the bytes of an image")
+        return [Upload("", data)]
+    raise InvalidRequest(
+        "send an image as multipart/form-data with a part named 'file', or as the raw body with "
+        f"Content-Type image/* or application/octet-stream, not {content_type or 'none'!r}"
+    )
+
+
+async def read_body(request: Request, max_bytes: int, allocation: Allocation) -> bytes:
+    """Read and decompress the whole body, whatever its content type.
+
+    Raises:
+        UploadTooLarge, QueueFull, UnsupportedContentEncoding: as in `read_uploads`.
+        InvalidRequest: not valid in its Content-Encoding.
+    """
+    return b"".join([chunk async for chunk in _decoded_body(request, max_bytes, allocation)])
+
+
+def check_not_empty(upload: Upload) -> None:
+    """Check that a file has content.
+
+    Raises:
+        InvalidRequest: it is empty.
+    """
+    if not upload.data:
+        raise InvalidRequest("empty file (0 bytes)")
+
+
+async def _decoded_body(
+    request: Request, max_bytes: int, allocation: Allocation
+) -> AsyncGenerator[bytes, None]:
+    """The chunks of the body without its Content-Encoding (RFC 9110, section 8.4)."""
+    body = _limited_body(request, max_bytes, allocation)
+    coding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+    if coding in ("", "identity"):
+        async for chunk in body:
+            yield chunk
+        return
+    if coding not in _ZLIB_WINDOW_BITS:
+        accepted = ", ".join(_ZLIB_WINDOW_BITS)
+        raise UnsupportedContentEncoding(
+            f"Content-Encoding {coding[:100]!r} is not supported; supported: {accepted}",
+            accepted=accepted,
+        )
+    compressed = b"".join([chunk async for chunk in body])
+    data = await asyncio.to_thread(_decompress, compressed, coding, max_bytes)
+    allocation.grow(len(data))
+    yield data
+
+
+def _decompress(data: bytes, coding: str, max_bytes: int) -> bytes:
+    """Decompress a body.
+
+    Args:
+        coding: a key of `_ZLIB_WINDOW_BITS`.
+
+    Raises:
+        InvalidRequest: not valid in this coding.
+        UploadTooLarge: more than `max_bytes`; it is not decompressed any further.
+    """
+    decompressor = zlib.decompressobj(_ZLIB_WINDOW_BITS[coding])
+    try:
+        plain = decompressor.decompress(data, max_bytes + 1)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body is not valid {coding}: {error}") from None
+    if len(plain) > max_bytes:
+        raise UploadTooLarge(
+            f"the request decompresses to more than the {max_bytes / 1e6:g} MB allowed"
+        )
+    if not decompressor.eof or decompressor.unused_data:
+        raise InvalidRequest(f"the body is not valid {coding}: truncated or has trailing data")
+    return plain
+
+
+class _FormParser(MultiPartParser):
+    # The body's size is limited, and it is in memory already: temporary files would add latency.
     spool_max_size = 2**62
     complete = False
 
@@ -43,103 +139,23 @@ class _Parser(MultiPartParser):
         self.complete = True
 
 
-async def read_uploads(request: Request, max_bytes: int, share: Allocation) -> list[Upload]:
-    """The files of a multipart body (its `file` parts), or the raw body itself.
-
-    Args:
-        max_bytes: of the body, as it comes and unpacked.
-        share: of what all requests may hold; it grows with every chunk.
-
-    Raises:
-        UploadTooLarge: more than `max_bytes`; what is too much was never kept.
-        QueueFull: the uploads of others take all the room.
-        UnsupportedContentEncoding: a Content-Encoding other than gzip and deflate.
-        InvalidRequest: no file, another kind of body, or not of the Content-Encoding it says.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return await _read_form(request, _plain(request, max_bytes, share))
-    if kind.startswith("image/") or kind in _RAW_TYPES:
-        data = await read_body(request, max_bytes, share)
-        if not data:
-            raise InvalidRequest("the body is empty; send the bytes of an image")
-        return [Upload("", data)]
-    raise InvalidRequest(
-        "send an image as multipart/form-data with a part named 'file', or as the raw body with "
-        f"Content-Type image/* or application/octet-stream, not {kind or 'nothing'!r}"
-    )
-
-
-async def read_body(request: Request, max_bytes: int, share: Allocation) -> bytes:
-    """The whole body, unpacked, whatever it is.
-
-    Raises:
-        UploadTooLarge, QueueFull, UnsupportedContentEncoding: as `read_uploads`.
-        InvalidRequest: not of the Content-Encoding it says.
-    """
-    return b"".join([chunk async for chunk in _plain(request, max_bytes, share)])
-
-
-async def _plain(
-    request: Request, max_bytes: int, share: Allocation
-) -> AsyncGenerator[bytes, None]:
-    """The body as it was before its Content-Encoding (RFC 9110, section 8.4)."""
-    body = _limited(request, max_bytes, share)
-    coding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
-    if coding in ("", "identity"):
-        async for chunk in body:
-            yield chunk
-        return
-    if coding not in _CODINGS:
-        accepted = ", ".join(_CODINGS)
-        raise UnsupportedContentEncoding(
-            f"Content-Encoding {coding[:100]!r} is not accepted; there are {accepted}",
-            accepted=accepted,
-        )
-    packed = b"".join([chunk async for chunk in body])
-    plain = await asyncio.to_thread(_inflate, packed, coding, max_bytes)
-    share.take(len(plain))
-    yield plain
-
-
-def _inflate(data: bytes, coding: str, max_bytes: int) -> bytes:
-    """What a body of this coding, one of `_CODINGS`, was before.
-
-    Raises:
-        InvalidRequest: it is not what it says.
-        UploadTooLarge: it becomes more than `max_bytes`; it is not unpacked any further.
-    """
-    packed = zlib.decompressobj(_CODINGS[coding])
-    try:
-        plain = packed.decompress(data, max_bytes + 1)
-    except zlib.error as error:
-        raise InvalidRequest(f"the body is not {coding}: {error}") from None
-    if len(plain) > max_bytes:
-        raise UploadTooLarge(f"the request unpacks to more than the {max_bytes / 1e6:g} MB allowed")
-    if not packed.eof or packed.unused_data:
-        raise InvalidRequest(f"the body is not {coding}: it ends too early or goes on behind it")
-    return plain
-
-
 async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> list[Upload]:
     try:
-        parser = _Parser(request.headers, body, max_files=1000, max_fields=100)
+        parser = _FormParser(request.headers, body, max_files=_MAX_FILES, max_fields=_MAX_FIELDS)
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise InvalidRequest(f"the multipart body is malformed: {error}") from error
     try:
-        if not parser.complete:  # the parser says nothing of parts that have no end
-            raise InvalidRequest(
-                "the multipart body is incomplete: it ends before its closing boundary"
-            )
+        if not parser.complete:  # the parser accepts parts without an end
+            raise InvalidRequest("the multipart body is incomplete: no closing boundary")
         for field in form:
             if field != "file":
-                raise InvalidRequest(f"unknown form field {field!r}; images go into 'file'")
+                raise InvalidRequest(f"unknown form field {field[:100]!r}; send images as 'file'")
         uploads = []
         for part in form.getlist("file"):
             if not isinstance(part, UploadFile):
-                raise InvalidRequest("the part 'file' has no file name, so it is no file")
-            uploads.append(Upload(_safe_stem(part.filename or ""), await part.read()))
+                raise InvalidRequest("the part 'file' is not a file: it has no file name")
+            uploads.append(Upload(safe_stem(part.filename or ""), await part.read()))
     finally:
         await form.close()
     if not uploads:
@@ -147,10 +163,10 @@ async def _read_form(request: Request, body: AsyncGenerator[bytes, None]) -> lis
     return uploads
 
 
-async def _limited(
-    request: Request, max_bytes: int, share: Allocation
+async def _limited_body(
+    request: Request, max_bytes: int, allocation: Allocation
 ) -> AsyncGenerator[bytes, None]:
-    """The body's chunks; raises as soon as they are too many."""
+    """The chunks of the body as it is sent, up to `max_bytes`."""
     error = UploadTooLarge(f"the request is larger than the {max_bytes / 1e6:g} MB allowed")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
@@ -160,12 +176,12 @@ async def _limited(
         received += len(chunk)
         if received > max_bytes:
             raise error
-        share.take(len(chunk))
+        allocation.grow(len(chunk))
         yield chunk
 
 
-def _safe_stem(filename: str) -> str:
-    """The last part of a client's path, without its suffix, fit for a file name anywhere."""
+def safe_stem(filename: str) -> str:
+    """The last part of a client's path without its suffix, safe as a file name on any system."""
     stem = PurePosixPath(filename.replace("\\", "/")).stem
     printable = (c if c.isalnum() or c in " ._-()[]+=@" else "_" for c in stem)
-    return unicodedata.normalize("NFC", "".join(printable)).strip(" .")[:120]
+    return unicodedata.normalize("NFC", "".join(printable)).strip(" .")[:_MAX_NAME]

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
+from app.batching.deadline import Deadline
 from app.batching.device_worker import DeviceWorker, Observer, Runner
 from app.batching.estimates import Estimates
 from app.batching.fair_queue import FairQueue
@@ -58,7 +58,7 @@ class Reservation(Generic[Item, Result]):
     """
 
     def __init__(
-        self, batcher: Batcher[Item, Result], keys: Sequence[Hashable], deadline: float
+        self, batcher: Batcher[Item, Result], keys: Sequence[Hashable], deadline: Deadline
     ) -> None:
         self.kinds = Counter(keys)  # reserved and not settled yet; each takes a place
         self.deadline = deadline
@@ -160,15 +160,24 @@ class Batcher(Generic[Item, Result]):
         return max(lane.elapsed() for lane in self._lanes)
 
     def admit(
-        self, keys: Sequence[Hashable], *, deadline: float = math.inf, bounded: bool = True
+        self,
+        keys: Sequence[Hashable],
+        *,
+        deadline: Deadline | None = None,
+        ignore_capacity: bool = False,
     ) -> Reservation[Item, Result]:
-        """Reserve a place for a window of each key; the deadline is on the event loop's clock.
-        `bounded=False` is for work of the house's own, which a full queue does not refuse.
+        """Reserve a slot for a window of each key.
+
+        Args:
+            keys: one per window.
+            deadline: when the request needs its last window; None is never.
+            ignore_capacity: admit even if the queue is full, as the service does with its own work.
 
         Raises:
             Unavailable: draining, or every device is lost.
             QueueFull, DeadlineExceeded: no room or, as measured, no time; with `retry_after`.
         """
+        deadline = deadline or Deadline.never()
         if self.draining:
             self._refuse("draining", Unavailable("the service is stopping"))
         if dead := self.dead:
@@ -176,12 +185,15 @@ class Batcher(Generic[Item, Result]):
         ticket: Reservation[Item, Result] = Reservation(self, keys, deadline)
         windows = len(keys)
         taken = sum(min(each.kinds.total(), self._most) for each in self._tickets)
-        if bounded and (excess := taken + min(windows, self._most) - self._capacity) > 0:
+        if (
+            not ignore_capacity
+            and (excess := taken + min(windows, self._most) - self._capacity) > 0
+        ):
             text = f"{taken} of {self._capacity} places are taken, and this image needs {windows}"
             self._refuse(
                 "queue_full", QueueFull(text, retry_after=excess * self.estimates.seconds())
             )
-        left = deadline - self._now()
+        left = deadline.remaining()
         turns = sum(self.estimates.turns(each.kinds, windows) for each in self._tickets)
         late = turns + (alone := self.estimates.allow(ticket.kinds)) - left
         if late > 0 or left <= 0:
@@ -194,7 +206,7 @@ class Batcher(Generic[Item, Result]):
         return ticket
 
     def _refuse(self, reason: str, error: Exception) -> NoReturn:
-        self._observer.refused(reason)
+        self._observer.request_rejected(reason)
         raise error
 
     def _leave(self, ticket: Reservation[Item, Result]) -> None:
@@ -222,7 +234,7 @@ class Batcher(Generic[Item, Result]):
 
         def in_time(ticket: Reservation[Item, Result]) -> bool:
             to_do = {kind: count - held[ticket, kind] for kind, count in ticket.kinds.items()}
-            left = ticket.deadline - self._now()
+            left = ticket.deadline.remaining()
             if soonest + self.estimates.allow(to_do) < left:
                 return True
             self.estimates.doubt(to_do, left, but=[entry.key for entry in self._held])
@@ -239,7 +251,7 @@ class Batcher(Generic[Item, Result]):
         for entry in dropped:
             self._settle(entry, error)
         if dropped:
-            self._observer.dropped(reason, len(dropped))
+            self._observer.windows_dropped(reason, len(dropped))
 
     def _settle(self, entry: _Entry[Item, Result], outcome: Result | BaseException) -> None:
         """The only place where a future gets its outcome, once; its place is free again."""

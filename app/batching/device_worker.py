@@ -42,13 +42,13 @@ class Observer:
     def batch_failed(self, runner: str, error: BaseException) -> None:
         """A batch raised; it will be split, if it can be."""
 
-    def capped(self, runner: str, key: Hashable, cap: int) -> None:
+    def batch_capped(self, runner: str, key: Hashable, cap: int) -> None:
         """The device ran out of memory: batches of this key are no larger from now on."""
 
-    def refused(self, reason: str) -> None:
+    def request_rejected(self, reason: str) -> None:
         """A request was not admitted: queue_full, deadline, draining, dead."""
 
-    def dropped(self, reason: str, windows: int) -> None:
+    def windows_dropped(self, reason: str, windows: int) -> None:
         """Waiting windows left the queue uncomputed: cancelled, expired, failed, dead, stopped."""
 
 
@@ -163,7 +163,7 @@ class DeviceWorker:
                 return
             if isinstance(error, OutOfMemory):
                 self.caps[key] = self.cap(key, half)
-                self._observer.capped(self.runner.name, key, self.caps[key])
+                self._observer.batch_capped(self.runner.name, key, self.caps[key])
             for part in (batch[:half], batch[half:]):
                 async for outcome in self.compute(key, part, await self.prepare(key, part)):
                     yield outcome

@@ -1,66 +1,118 @@
-"""`unet`: one command a verb. Only the chosen command's module is imported."""
+"""Run U-Net segmentation: serve it, segment files, train and convert models.
+
+One module per command, of which only the chosen one is imported.
+
+Exit status: 0; 1 for a bug, with its traceback, and where a command says so; 2 for a mistake of the
+user, with one line on standard error; 130 after Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import select
 import sys
+import traceback
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 
-from app.errors import ServiceError
 from model.errors import UserError
 
 COMMANDS = {
-    "serve": ("app.cli.serve", "serve masks over HTTP"),
-    "segment": ("app.cli.segment", "segment files here, without a server"),
-    "models": ("app.cli.models", "list the checkpoints of a folder, or one"),
-    "train": ("app.cli.train", "train a network from a configuration"),
-    "evaluate": ("app.cli.evaluate", "measure a checkpoint, or a running service, on a data set"),
-    "export": ("app.cli.export", "calibrate a checkpoint for int8, widen it, or write its graph"),
-    "import": ("app.cli.import_weights", "turn a foreign state dict into a checkpoint"),
-    "bench": ("app.cli.bench.command", "measure this machine, the engine on it, and the service"),
+    "serve": ("app.cli.serve", "serve segmentation over HTTP"),
+    "segment": ("app.cli.segment", "segment image files, without a server"),
+    "models": ("app.cli.models", "list checkpoints"),
+    "train": ("app.cli.train", "train a network from a recipe"),
+    "evaluate": ("app.cli.evaluate", "measure a checkpoint or a running service on a data set"),
+    "export": (
+        "app.cli.export",
+        "calibrate a checkpoint for int8, change its width, or write its graph",
+    ),
+    "import": ("app.cli.import_weights", "convert a state dict from elsewhere to a checkpoint"),
+    "bench": ("app.cli.bench.command", "measure this machine, the engine and the service"),
 }
-"""Verb -> the module with its `add_arguments` and `main`, and what it does."""
+"""Command -> its module, with `add_arguments` and `main`, and its help."""
+
+_OPTIONAL = {"torch": "torch torchvision", "torchvision": "torch torchvision"}
+"""Packages that an installation for serving lacks -> what to give to `pip install`."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """A mistake is told in one line, not under a page of usage."""
+    """Reports a mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 2 and one line on standard error for a user's mistake."""
+    """Run a command and return its exit status. A bug is raised."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    parser = _Parser(prog="unet", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((word for word in arguments if not word.startswith("-")), None)
-    for verb, (module, text) in COMMANDS.items():
-        command = commands.add_parser(verb, help=text, description=text)
-        if verb == chosen:
-            try:
-                importlib.import_module(module).add_arguments(command)
-            except ModuleNotFoundError as error:
-                parser.error(_missing(verb, error))
-    args = parser.parse_args(arguments)
+    parser, commands = _build_parsers()
+    name = next((word for word in arguments if not word.startswith("-")), "")
+    command = commands.get(name, parser)
     try:
-        return int(importlib.import_module(COMMANDS[args.command][0]).main(args))
+        module = importlib.import_module(COMMANDS[name][0]) if name in COMMANDS else None
+        if module is not None:
+            module.add_arguments(command)
+        args, unknown = parser.parse_known_args(arguments)
+        if module is None or unknown:
+            command.error(f"unrecognized arguments: {' '.join(unknown)}")
+        status = int(module.main(args))
+        sys.stdout.flush()
+        return status
     except ModuleNotFoundError as error:
-        parser.error(_missing(args.command, error))
-    except KeyboardInterrupt:
-        return 130
-    except (
-        UserError,
-        ValueError,
-        OSError,
-        ServiceError,
-    ) as error:  # every error of ours that a user can mend is one of them
+        if error.name not in _OPTIONAL:
+            raise
+        command.error(
+            f"{name} needs {error.name}, which is not installed; install it with: "
+            f"pip install {_OPTIONAL[error.name]}"
+        )
+    except UserError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
         print(f"unet: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        if not _is_stdout_closed():
+            raise
+        return 1
 
 
-def _missing(verb: str, error: ModuleNotFoundError) -> str:
-    """The image for CPUs has no torch; what needs none works there."""
-    return f"{verb} needs {error.name}, which is not installed here"
+def _build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of `unet`, and one per command, which has no arguments of its own yet."""
+    parser = _Parser(prog="unet", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"unet-server {_version()}")
+    debug = "show the traceback of every error"
+    parser.add_argument("--debug", action="store_true", help=debug)
+    group = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for name, (_, text) in COMMANDS.items():
+        commands[name] = group.add_parser(name, help=text, description=text)
+        commands[name].add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=debug
+        )
+    return parser, commands
+
+
+def _version() -> str:
+    try:
+        return version("unet-server")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _is_stdout_closed() -> bool:
+    """Whether the reader of standard output is gone, as in `unet models | head -1`.
+
+    If so, standard output becomes the null device, so that flushing it at exit does not fail.
+    """
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

@@ -1,4 +1,7 @@
-"""`unet evaluate`: a checkpoint by the reference or an engine, or a running service by its URL."""
+"""`unet evaluate`: measure a checkpoint or a running service on a data set.
+
+A checkpoint runs in the reference implementation (plain torch in fp32) or in an engine.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,27 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 from tqdm import tqdm
 
-from app.client import Client, encoded
+from app.cli.errors import CommandError, writing
 from app.engine.predictor import engine_predictor
 from app.engine.selection import build_engine, choose_engines
 from app.errors import EngineUnavailable
-from model.arrays import AnyArray, FloatArray
-from model.checkpoint import load_checkpoint, write_atomically
+from model.arrays import AnyArray
+from model.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from model.config import PreprocessConfig
 from model.evaluation.evaluate import Predict, Prediction, evaluate, from_probabilities
 from model.training.data import PairedDataset, open_dataset, split_dataset
 from model.training.plots import make_worst_sheet
 from model.training.recipe import DataConfig, Recipe
+from unet_client import Client, UnetClientError, encode_image
 
 
 def http_predictor(client: Client, *, instances: bool = False, **query: str | float) -> Predict:
-    """A running service."""
+    """Predictor over a running service."""
 
     def predict(image: AnyArray) -> Prediction:
-        data = encoded(image)  # once, for both
+        data = encode_image(image)  # once, for both outputs
         mask = client.segment(data, **query).image()
         if not instances:
             return Prediction(mask)
@@ -40,151 +43,193 @@ def http_predictor(client: Client, *, instances: bool = False, **query: str | fl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a checkpoint's file; with --url, the model's name")
-    what = parser.add_argument_group("data: a recipe's validation images, or two folders")
-    what.add_argument("--config", type=Path, help="a recipe; its [data] and its split are used")
-    what.add_argument(
-        "--part", choices=("validation", "training", "all"), help="of the recipe's (validation)"
+    parser.add_argument("model", help="a checkpoint; with --url, the name of a model")
+    data = parser.add_argument_group("data", "a recipe's images, or two folders")
+    data.add_argument("--config", type=Path, metavar="RECIPE", help="use the data of this recipe")
+    data.add_argument(
+        "--part",
+        choices=("validation", "training", "all"),
+        help="part of the recipe's data (default: validation)",
     )
-    what.add_argument("--images", type=Path)
-    what.add_argument("--masks", type=Path)
-    what.add_argument(
+    data.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images")
+    data.add_argument("--masks", type=Path, metavar="FOLDER", help="folder of their masks")
+    data.add_argument(
         "--labels",
         choices=("binary", "classes", "instances"),
-        help="what masks hold (binary, or classes)",
+        help="values in the masks (default: binary, or classes if the model has several)",
     )
-    who = parser.add_argument_group("who computes")
-    who.add_argument("--url", help="of a running service")
-    who.add_argument("--key", help="its API key")
-    who.add_argument(
+    engine = parser.add_argument_group("engine or service")
+    engine.add_argument("--url", help="URL of a running service")
+    engine.add_argument("--key", help="API key of the service")
+    engine.add_argument(
         "--engine",
         choices=("reference", "auto", "openvino", "torch"),
         default="reference",
-        help="reference: plain torch in fp32; or one of the service's engines (reference)",
+        help="reference: plain torch in fp32; others: an engine of the service "
+        "(default: reference)",
     )
-    who.add_argument("--device", default="auto")
-    who.add_argument("--precision", default="auto")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every figure of every image")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="PNG of the worst ten images")
+    engine.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+    engine.add_argument(
+        "--precision", default="auto", help="numeric precision of the engine (default: auto)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores of each image")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="write a PNG of the ten worst images"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    try:
-        return _measure(args)
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise ValueError(f"{args.url} does not answer: {error}") from error
-
-
-def _measure(args: argparse.Namespace) -> int:
-    for path in filter(None, (args.json, args.sheet)):  # before all is measured
+    for path in filter(None, (args.json, args.sheet)):
         if not path.parent.is_dir():
-            raise ValueError(f"{path}: {path.parent} is not a folder")
-    with _opened(args) as judge:
-        dataset = _dataset(args, judge.preprocess)
-        instances = dataset.kind == "instances"
-        predict = judge.predict(instances)
-        report = evaluate(
-            predict,
-            dataset,
-            classes=len(judge.preprocess.classes),
-            instances=instances,
-            progress=lambda samples: tqdm(
-                samples, total=len(dataset), unit="image", disable=not sys.stderr.isatty()
-            ),
-        )
-        print(f"{judge.name}\n{report.table()}", flush=True)
-        if args.json:
-            text = json.dumps({"model": judge.name, **report.to_json()}, indent=2)
-            write_atomically(args.json, text.encode())
-        if args.sheet:
-            buffer = io.BytesIO()
-            make_worst_sheet(report, predict, dataset).save(buffer, "PNG")
-            write_atomically(args.sheet, buffer.getvalue())
+            raise CommandError(f"{path}: {path.parent} is not a folder")
+    try:
+        with _open_subject(args) as subject:
+            _measure(args, subject)
+    except UnetClientError as error:
+        raise CommandError(str(error)) from error
     return 0
 
 
 @dataclasses.dataclass
-class _Judge:
-    """Who is measured; `close` ends what it holds."""
+class _Subject:
+    """The model that is measured.
+
+    Attributes:
+        name: the model and what runs it, for the report.
+        predictor: called with whether instances are needed; returns the predictor.
+        close: frees what it uses.
+    """
 
     name: str
     preprocess: PreprocessConfig
-    predict: Callable[[bool], Predict]
+    predictor: Callable[[bool], Predict]
     close: Callable[[], None] = lambda: None
 
-    def __enter__(self) -> _Judge:
+    def __enter__(self) -> _Subject:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _opened(args: argparse.Namespace) -> _Judge:
+def _measure(args: argparse.Namespace, subject: _Subject) -> None:
+    """Print the scores, and write the files that were asked for."""
+    dataset = _open_dataset(args, subject.preprocess)
+    instances = dataset.kind == "instances"
+    predict = subject.predictor(instances)
+    report = evaluate(
+        predict,
+        dataset,
+        classes=len(subject.preprocess.classes),
+        instances=instances,
+        progress=lambda samples: tqdm(
+            samples, total=len(dataset), unit="image", disable=not sys.stderr.isatty()
+        ),
+    )
+    print(f"{subject.name}\n{report.table()}", flush=True)
+    if args.json:
+        text = json.dumps({"model": subject.name, **report.to_json()}, indent=2)
+        with writing(args.json):
+            write_atomically(args.json, text.encode())
+    if args.sheet:
+        buffer = io.BytesIO()
+        make_worst_sheet(report, predict, dataset).save(buffer, "PNG")
+        with writing(args.sheet):
+            write_atomically(args.sheet, buffer.getvalue())
+
+
+def _open_subject(args: argparse.Namespace) -> _Subject:
     if args.url:
-        client = Client(args.url, key=args.key)
-        model = client.model(args.model)
-        if not model["ready"]:
-            raise ValueError(
-                f"{args.model} at {args.url} is not ready: {model['error'] or 'still loading'}"
-            )
-        return _Judge(
-            f"{model['id']} at {args.url}",
-            PreprocessConfig.from_json(model["preprocessing"]),
-            lambda instances: http_predictor(client, instances=instances, model=args.model),
-            client.close,
-        )
+        return _open_service(args)
     checkpoint = load_checkpoint(Path(args.model))
     if args.engine == "reference":
-        from model.predict import Predictor
+        return _open_reference(checkpoint, args.device)
+    return _open_engine(checkpoint, args)
 
-        device = "cpu" if args.device == "auto" else args.device
-        try:
-            function = Predictor.of(checkpoint, device)
-        except (RuntimeError, AssertionError) as error:  # torch's, of a device that is not there
-            raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
-        name = f"{checkpoint.id} by the reference"
-        return _Judge(name, checkpoint.preprocess, _both(function, checkpoint.preprocess))
+
+def _open_service(args: argparse.Namespace) -> _Subject:
+    try:
+        client = Client(args.url, key=args.key)
+    except ValueError as error:  # the URL or the key
+        raise CommandError(str(error)) from error
+    model = client.model(args.model)
+    if not model["ready"]:
+        reason = model["error"] or "still loading"
+        raise CommandError(f"{args.model} at {args.url} is not ready: {reason}")
+    return _Subject(
+        f"{model['id']} at {args.url}",
+        PreprocessConfig.from_json(model["preprocessing"]),
+        lambda instances: http_predictor(client, instances=instances, model=args.model),
+        client.close,
+    )
+
+
+def _open_reference(checkpoint: Checkpoint, device: str) -> _Subject:
+    from model.predict import Predictor
+
+    device = "cpu" if device == "auto" else device
+    try:
+        predictor = Predictor.of(checkpoint, device)
+    except (RuntimeError, AssertionError) as error:  # raised by torch if there is no such device
+        raise CommandError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    preprocess = checkpoint.preprocess
+    return _Subject(
+        f"{checkpoint.id} by the reference",
+        preprocess,
+        lambda instances: from_probabilities(predictor, preprocess, instances=instances),
+    )
+
+
+def _open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> _Subject:
     try:
         choice = choose_engines(
             device=args.device, engine=args.engine, precision=args.precision, max_batch=1
         )[0]
         engine = build_engine(choice, checkpoint)
-    except EngineUnavailable as error:  # the settings of the service have no say here
-        raise ValueError(error.of_flag) from None
-    return _Judge(
+    except EngineUnavailable as error:  # names the flag, because no setting is read here
+        raise CommandError(error.for_cli()) from error
+    preprocess = checkpoint.preprocess
+    predictor = engine_predictor(engine, checkpoint)
+    return _Subject(
         f"{checkpoint.id} by {choice.backend} on {choice.device} in {choice.precision}",
-        checkpoint.preprocess,
-        _both(engine_predictor(engine, checkpoint), checkpoint.preprocess),
+        preprocess,
+        lambda instances: from_probabilities(predictor, preprocess, instances=instances),
         engine.close,
     )
 
 
-def _both(
-    function: Callable[[AnyArray], FloatArray], preprocess: PreprocessConfig
-) -> Callable[[bool], Predict]:
-    return lambda instances: from_probabilities(function, preprocess, instances=instances)
-
-
-def _dataset(args: argparse.Namespace, preprocess: PreprocessConfig) -> PairedDataset:
-    if args.config:
-        if args.images or args.masks or args.labels:
-            raise ValueError(
-                "--config says where images, masks and labels are; leave out the flags"
-            )
-        config = Recipe.read(args.config).data
-    elif args.images and args.masks:
-        if args.part:
-            raise ValueError("--part is a part of a recipe's data; give its --config")
-        labels = args.labels or ("binary" if preprocess.binary else "classes")
-        config = DataConfig(images=str(args.images), masks=str(args.masks), labels=labels)
-    else:
-        raise ValueError("say what to measure on: --config RECIPE, or --images and --masks")
+def _open_dataset(args: argparse.Namespace, preprocess: PreprocessConfig) -> PairedDataset:
+    config = _data_config(args, preprocess)
     if (config.labels == "classes") == preprocess.binary:
-        raise ValueError(
-            f"masks of {config.labels} cannot judge a model of {len(preprocess.classes)} classes"
+        raise CommandError(
+            f"masks of {config.labels} cannot be used for a model with "
+            f"{len(preprocess.classes)} classes"
         )
     dataset = open_dataset(config, preprocess)
     if not args.config or args.part == "all":
         return dataset
     training, validation = split_dataset(dataset, config)
     return training if args.part == "training" else validation
+
+
+def _data_config(args: argparse.Namespace, preprocess: PreprocessConfig) -> DataConfig:
+    """The data of the recipe, or of the two folders.
+
+    Raises:
+        CommandError: the arguments name both or neither.
+    """
+    if args.config:
+        if args.images or args.masks or args.labels:
+            raise CommandError(
+                "--config already sets images, masks and labels; leave out these flags"
+            )
+        return Recipe.read(args.config).data
+    if not (args.images and args.masks):
+        raise CommandError("set the data: --config RECIPE, or --images and --masks")
+    if args.part:
+        raise CommandError("--part needs --config")
+    labels = args.labels or ("binary" if preprocess.binary else "classes")
+    folders = {"images": str(args.images), "masks": str(args.masks)}
+    return DataConfig.from_json({**folders, "labels": labels})

@@ -1,9 +1,10 @@
-"""`unet export`: a checkpoint widened, or with what int8 needs, measured; or an OpenVINO graph.
+"""`unet export`: change a checkpoint's width, calibrate it for int8, or export an OpenVINO graph.
 
-`--base-features` gives the same function to a network with room to learn more. `--calibrate` looks
-at the activations of the reference on training images, builds the int8 engine from their ranges,
-and measures on validation images what it costs. All of it goes into the checkpoint, and the service
-takes int8 by itself only where it was proven.
+`--base-features` widens or narrows the network without changing what it computes. `--calibrate`
+records the ranges of activations in the reference network on training images, builds the int8
+engine from them, and measures on validation images how far its masks differ from fp32. The ranges
+and the measurements go into the checkpoint. By default the service uses int8 only where these
+measurements validate it.
 """
 
 from __future__ import annotations
@@ -12,68 +13,114 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+from app.cli.errors import CommandError, writing
 from app.engine.calibrate import calibrate
-from model.checkpoint import load_checkpoint, save_checkpoint, update_manifest
+from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_manifest
 from model.training.data import open_dataset, split_dataset
 from model.training.recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="the checkpoint to read")
     parser.add_argument(
-        "--base-features", type=int, metavar="N", help="widen to so many; masks stay the same"
+        "--base-features",
+        type=_parse_positive,
+        metavar="N",
+        help="widen to N base features, or narrow a widened checkpoint; masks stay the same",
     )
     parser.add_argument(
-        "--calibrate", type=Path, metavar="RECIPE", help="on the data of this recipe, for int8"
+        "--calibrate", type=Path, metavar="RECIPE", help="calibrate for int8 on this recipe's data"
     )
     parser.add_argument(
-        "--images", type=int, default=40, help="training images to look at (40)", metavar="N"
+        "--images",
+        type=_parse_positive,
+        default=40,
+        metavar="N",
+        help="training images to calibrate on (default: 40)",
     )
-    parser.add_argument("--out", type=Path, help="checkpoint to write (the same, in place)")
     parser.add_argument(
-        "--openvino", type=Path, metavar="FILE.xml", help="write the fp32 graph for other programs"
+        "--out", type=Path, help="checkpoint to write (default: replace the one that was read)"
+    )
+    parser.add_argument(
+        "--openvino", type=Path, metavar="FILE.xml", help="write the fp32 graph for OpenVINO"
     )
 
 
 def main(args: argparse.Namespace) -> int:
     if not (args.base_features or args.calibrate or args.openvino):
-        raise ValueError(
-            "say what to export: --base-features N, --calibrate RECIPE, or --openvino FILE.xml"
+        raise CommandError(
+            "set what to export: --base-features N, --calibrate RECIPE or --openvino FILE.xml"
         )
     checkpoint = load_checkpoint(args.checkpoint)
     if args.base_features:
-        from model.convert.widen import widen_checkpoint
-        from model.predict import attach_golden
-
-        image = checkpoint.golden.image
-        checkpoint = attach_golden(widen_checkpoint(checkpoint, args.base_features), image)
+        checkpoint = _change_width(checkpoint, args.base_features)
     if args.calibrate:
-        recipe = Recipe.read(args.calibrate)
-        dataset = open_dataset(recipe.data, checkpoint.preprocess)
-        training, validation = split_dataset(dataset, recipe.data)
-        calibration = calibrate(checkpoint, training, validation, args.images)
-        checkpoint = dataclasses.replace(checkpoint, calibration=calibration)
+        checkpoint = _calibrate(checkpoint, args.calibrate, args.images)
     if args.base_features or args.calibrate:
-        path = args.out or args.checkpoint
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint = save_checkpoint(path, checkpoint)
-        update_manifest(path)
-        print(f"{path}: {checkpoint.id}", end="")
-        if found := checkpoint.calibration:
-            default = "int8" if found.validated else "fp32"
-            print(f"; {found}; {default} is its default on a CPU", end="")
-        print()
+        _save(checkpoint, args.out or args.checkpoint)
     if args.openvino:
-        import openvino as ov
-
-        from app.engine.openvino import build_graph
-
-        graph = build_graph(checkpoint.architecture, checkpoint.preprocess, checkpoint.state)
-        ov.save_model(graph, args.openvino)
-        known = checkpoint.architecture
-        lost = f" - {2 * known.margin}" if known.margin else ""
-        print(
-            f"{args.openvino}: image, uint8 (N, H, W, {known.in_channels}), to probabilities, "
-            f"float32 (N, {known.out_channels}, H{lost}, W{lost})"
-        )
+        _write_graph(checkpoint, args.openvino)
     return 0
+
+
+def _change_width(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
+    """Widen or narrow a checkpoint, and attach a new golden pair of the same image.
+
+    Raises:
+        ConfigError: neither number of features is a multiple of the other, or the checkpoint would
+            have to be narrowed and was not widened from `base_features`.
+    """
+    from model.convert.widen import narrow_checkpoint, widen_checkpoint
+    from model.predict import attach_golden
+
+    before = checkpoint.architecture.base_features
+    if base_features == before:
+        return checkpoint
+    change = widen_checkpoint if base_features > before else narrow_checkpoint
+    return attach_golden(change(checkpoint, base_features), checkpoint.golden.image)
+
+
+def _calibrate(checkpoint: Checkpoint, path: Path, images: int) -> Checkpoint:
+    recipe = Recipe.read(path)
+    dataset = open_dataset(recipe.data, checkpoint.preprocess)
+    training, validation = split_dataset(dataset, recipe.data)
+    calibration = calibrate(checkpoint, training, validation, images)
+    return dataclasses.replace(checkpoint, calibration=calibration)
+
+
+def _save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the checkpoint, record it in the manifest, and print its id."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        saved = save_checkpoint(path, checkpoint)
+        update_manifest(path)
+    line = f"{path}: {saved.id}"
+    if calibration := saved.calibration:
+        default = "int8" if calibration.validated else "fp32"
+        line += f"; {calibration}; {default} is its default on a CPU"
+    print(line)
+
+
+def _write_graph(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the fp32 graph, and print the shapes of its tensors."""
+    import openvino as ov
+
+    from app.engine.openvino import build_graph
+
+    with writing(path):
+        path.touch()  # OpenVINO does not say why it cannot write a file
+    architecture = checkpoint.architecture
+    graph = build_graph(architecture, checkpoint.preprocess, checkpoint.state)
+    ov.save_model(graph, path)
+    lost = f" - {2 * architecture.margin}" if architecture.margin else ""
+    print(
+        f"{path}: image, uint8 (N, H, W, {architecture.in_channels}), to probabilities, "
+        f"float32 (N, {architecture.out_channels}, H{lost}, W{lost})"
+    )
+
+
+def _parse_positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value

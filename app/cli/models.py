@@ -1,4 +1,4 @@
-"""`unet models`: what the checkpoints of a folder say about themselves."""
+"""`unet models`: list checkpoints with what their headers say."""
 
 from __future__ import annotations
 
@@ -7,44 +7,50 @@ import json
 from pathlib import Path
 from typing import Any
 
-from app.settings import load_settings
+from app.cli.errors import CommandError
+from app.cli.flags import add_flags, explicit_flags
+from app.settings import Settings, load_settings
 from model.checkpoint import SUFFIX, load_checkpoint
 from model.errors import CheckpointError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", nargs="?", type=Path, help="a folder, or one file (UNET_WEIGHTS_DIR, or weights)"
+        "path", nargs="?", type=Path, help="a folder or a checkpoint (default: the weights folder)"
     )
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.add_argument("--json", action="store_true", help="full metadata as JSON")
+    add_flags(parser, Settings, ["weights_dir"])
 
 
 def main(args: argparse.Namespace) -> int:
-    """1 when a checkpoint is damaged."""
-    described = [_describe(path) for path in _paths(args.path or load_settings().weights_dir)]
+    """List the checkpoints. Returns 1 if one is damaged."""
+    folder = args.path or load_settings(**explicit_flags(args, Settings)).weights_dir
+    models = [_read_metadata(path) for path in _find_checkpoints(folder)]
     if args.json:
-        print(json.dumps(described, indent=2))
+        print(json.dumps(models, indent=2))
     else:
-        for each in described:
-            print(_line(each))
-    return 1 if any("error" in each for each in described) else 0
+        for metadata in models:
+            print(_format_line(metadata))
+    return 1 if any("error" in metadata for metadata in models) else 0
 
 
-def _paths(path: Path) -> list[Path]:
-    """
+def _find_checkpoints(path: Path) -> list[Path]:
+    """The checkpoints of a folder, or the file itself.
+
     Raises:
-        ValueError: there is no checkpoint.
+        CommandError: the path does not exist, or the folder has no checkpoint.
     """
     if not path.exists():
-        raise ValueError(f"{path} does not exist")
+        raise CommandError(f"{path} does not exist")
     if not path.is_dir():
         return [path]
-    if paths := sorted(path.glob(f"*{SUFFIX}")):
-        return paths
-    raise ValueError(f"{path} holds no {SUFFIX} files")
+    paths = sorted(path.glob(f"*{SUFFIX}"))
+    if not paths:
+        raise CommandError(f"{path} holds no {SUFFIX} files")
+    return paths
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError as error:
@@ -59,13 +65,13 @@ def _describe(path: Path) -> dict[str, Any]:
     }
 
 
-def _line(each: dict[str, Any]) -> str:
-    if "error" in each:
-        return f"{each['name']:12} damaged: {each['error']}"
-    metrics = each.get("metrics", {})
-    scores = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if isinstance(v, float))
+def _format_line(metadata: dict[str, Any]) -> str:
+    if "error" in metadata:
+        return f"{metadata['name']:12} damaged: {metadata['error']}"
+    metrics = metadata.get("metrics", {})
+    scores = [f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
     return (
-        f"{each['name']:12} {each['sha256'][:12]}  {each['bytes'] / 1e6:5.1f} MB  "
-        f"base {each['architecture']['base_features']:2}  "
-        f"{', '.join(each['preprocessing']['classes'][1:])}  {scores}"
+        f"{metadata['name']:12} {metadata['sha256'][:12]}  {metadata['bytes'] / 1e6:5.1f} MB  "
+        f"base {metadata['architecture']['base_features']:2}  "
+        f"{', '.join(metadata['preprocessing']['classes'][1:])}  {'  '.join(scores)}"
     )

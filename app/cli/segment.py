@@ -1,4 +1,4 @@
-"""`unet segment`: files in, masks (or outlines) out, by the service's path, without a server."""
+"""`unet segment`: segment image files with the service's pipeline, without a server."""
 
 from __future__ import annotations
 
@@ -11,122 +11,160 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from app.batching.deadline import Deadline
+from app.cli.errors import CommandError, writing
+from app.cli.flags import add_flags, explicit_flags
 from app.cli.sources import STANDARD, plan_outputs
 from app.errors import ServiceError
 from app.inference.outputs import Options, Output
 from app.inference.service import Service
-from app.settings import add_flags, given_flags, load_settings
+from app.settings import Settings, load_settings, warn_about_unknown_variables
 from model.checkpoint import write_atomically
 
-_IN_HAND = 3
-"""Images at once: one is decoded and one encoded while the engine has the third."""
-_FLAGS = ("model", "weights_dir", "device", "engine", "precision", "threads")
+_CONCURRENCY = 3
+"""Images in progress: one is decoded and one encoded while the engine runs the third."""
+_SETTINGS = ("model", "weights_dir", "device", "engine", "precision", "threads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "images", nargs="+", type=Path, help="files, or folders of images; - is standard input"
+        "images", nargs="+", type=Path, help="images or folders of images; -: standard input"
     )
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("masks"),
-        help="folder for the masks; of one image also its file, or - for standard output (masks)",
+        help="folder of the results; for one image also a file, or - for standard output "
+        "(default: masks)",
     )  # fmt: skip
     parser.add_argument(
         "--keep-suffix", action="store_true", help="a.jpg becomes a.jpg.png, not a.png"
     )
     parser.add_argument(
-        "--skip-existing", action="store_true", help="leave out images whose masks are there"
+        "--skip-existing", action="store_true", help="skip images that already have a result"
     )
     parser.add_argument(
         "--output", choices=list(map(str, Output)), default="mask", metavar="KIND",
-        help=f"one of {', '.join(Output)} (mask)",
+        help=f"{', '.join(Output)} (default: mask)",
     )  # fmt: skip
-    parser.add_argument("--threshold", type=_fraction, help="0..1 (the model's own)")
-    add_flags(parser, _FLAGS)
+    parser.add_argument(
+        "--threshold",
+        type=_parse_fraction,
+        metavar="X",
+        help="probability from which a pixel is foreground, 0..1 (default: the model's)",
+    )
+    add_flags(parser.add_argument_group("model and engine"), Settings, _SETTINGS)
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 when every image has its mask, 1 when some could not be segmented."""
+    """Segment the images. Returns 1 if some failed."""
     logging.basicConfig(level=logging.WARNING, format="unet: %(message)s")
     suffixes = (".geojson", ".json") if args.output == Output.POLYGONS else (".png",)
-    masks = plan_outputs(args.images, args.out, suffixes, keep_suffix=args.keep_suffix)
+    outputs = plan_outputs(args.images, args.out, suffixes, keep_suffix=args.keep_suffix)
     wanted = {
-        mask: image for mask, image in masks.items() if not (args.skip_existing and mask.is_file())
+        output: image
+        for output, image in outputs.items()
+        if not (args.skip_existing and output.is_file())
     }
-    options = Options(Output(args.output), args.threshold)
     failed = 0
     if wanted:
-        service = Service(load_settings(**given_flags(args, _FLAGS)))
+        warn_about_unknown_variables()
+        service = Service(load_settings(**explicit_flags(args, Settings)))
+        options = Options((Output(args.output),), args.threshold)
         failed = asyncio.run(_segment_all(service, wanted, options))
     if args.out != STANDARD:
-        made, there = len(wanted) - failed, len(masks) - len(wanted)
-        place = args.out if args.out in masks else f"{args.out}/"
-        parts = [f"{made} {'mask' if made == 1 else 'masks'} in {place}"]
-        parts += [f"{there} there before"] if there else []
-        parts += [f"{failed} failed"] if failed else []
-        print(", ".join(parts), file=sys.stderr)
+        place = str(args.out) if args.out in outputs else f"{args.out}/"
+        skipped = len(outputs) - len(wanted)
+        print(_format_summary(len(wanted) - failed, place, skipped, failed), file=sys.stderr)
     return 1 if failed else 0
 
 
+def _format_summary(written: int, place: str, skipped: int, failed: int) -> str:
+    parts = [f"{written} written to {place}"]
+    if skipped:
+        parts.append(f"{skipped} skipped")
+    if failed:
+        parts.append(f"{failed} failed")
+    return ", ".join(parts)
+
+
 async def _segment_all(service: Service, images: dict[Path, Path], options: Options) -> int:
-    """How many failed; each is told as it happens.
+    """Segment images and report each failure. Returns the number of failures.
 
     Args:
-        images: mask -> image.
+        images: output path -> image.
+
+    Raises:
+        UserError: the model or the engine cannot be used.
     """
-    await service.start_without_probes()
     failed = 0
-    waiting = iter(images.items())
+    remaining = iter(images.items())
 
     async def work() -> None:
         nonlocal failed
-        for mask, image in waiting:  # which all share
+        for output, image in remaining:  # shared by all workers
             try:
-                with service.registry.lease(None) as model:
-                    data = await asyncio.to_thread(_read, image)
-                    result = await service.segmenter.segment(model, data, options, math.inf)
-                content = result.png if result.polygons is None else result.polygons.encode()
-                await asyncio.to_thread(_write, mask, content)
-            except (ServiceError, OSError) as error:
+                await _segment_one(service, image, output, options)
+            except (ServiceError, CommandError) as error:
                 failed += 1
-                reason = (isinstance(error, OSError) and error.strerror) or error
-                tqdm.write(f"unet: {image}: {reason}", file=sys.stderr)
+                tqdm.write(f"unet: {image}: {error}", file=sys.stderr)
             bar.update()
 
     try:
+        await _start(service)
         with tqdm(total=len(images), unit="image", disable=not sys.stderr.isatty()) as bar:
-            async with asyncio.TaskGroup() as group:  # of which none is left behind by an error
-                for _ in range(_IN_HAND):
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_CONCURRENCY):
                     group.create_task(work())
     finally:
-        # A process that ends while its engine computes is aborted.
-        while service.batcher.elapsed():  # noqa: ASYNC110 (there is no event for it)
+        # Python aborts if it exits while the engine computes.
+        while service.batcher.elapsed():  # noqa: ASYNC110 (the batcher has no event for it)
             await asyncio.sleep(0.01)
         await service.stop()
     return failed
 
 
+async def _start(service: Service) -> None:
+    try:
+        await service.start_without_probes()
+    except ServiceError as error:
+        raise CommandError(f"the model cannot be used: {error}") from error
+
+
+async def _segment_one(service: Service, image: Path, output: Path, options: Options) -> None:
+    with service.registry.lease(None) as model:
+        data = await asyncio.to_thread(_read, image)
+        result = await service.segmenter.segment(model, data, options, Deadline.never())
+    (rendered,) = result.rendered.values()
+    await asyncio.to_thread(_write, output, rendered.content)
+
+
 def _read(image: Path) -> bytes:
-    return sys.stdin.buffer.read() if image == STANDARD else image.read_bytes()
+    """The bytes of an image file or of standard input.
 
-
-def _write(mask: Path, content: bytes) -> None:
-    """
     Raises:
-        OSError: it cannot be written; the message names it.
+        CommandError: the file cannot be read.
     """
     try:
-        if mask == STANDARD:
+        return sys.stdin.buffer.read() if image == STANDARD else image.read_bytes()
+    except OSError as error:
+        raise CommandError(error.strerror or str(error)) from error
+
+
+def _write(output: Path, content: bytes) -> None:
+    """Write a result to a file or to standard output.
+
+    Raises:
+        CommandError: the file cannot be written.
+    """
+    with writing(output):
+        if output == STANDARD:
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
         else:
-            mask.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(mask, content)
-    except OSError as error:
-        raise OSError(f"{mask} cannot be written: {error.strerror}") from error
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(output, content)
 
 
-def _fraction(text: str) -> float:
+def _parse_fraction(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

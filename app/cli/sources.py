@@ -1,4 +1,4 @@
-"""Which images are segmented, and where each mask goes. Knows paths; opens none of them."""
+"""Which images a command segments, and where each result goes. Knows paths; opens no file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from app.cli.errors import CommandError
 from model.pixels import IMAGE_SUFFIXES
 
 STANDARD = Path("-")
-"""Standard input as an image, standard output as its mask."""
+"""Standard input as an image, standard output as its result."""
 
-_FILES = (*IMAGE_SUFFIXES, ".json", ".geojson")
-"""Suffixes nobody gives to a new folder."""
+_FILE_SUFFIXES = (*IMAGE_SUFFIXES, ".json", ".geojson")
+"""An `out` with one of these suffixes is a file, unless a folder of that name exists."""
 
 
-class _Source(NamedTuple):
-    """An image; `name` is its path below `folder`, which is "" for a file given by itself."""
+class _InputImage(NamedTuple):
+    """An image to segment.
+
+    Attributes:
+        file: its path.
+        name: its path relative to `folder`, or its file name.
+        folder: name of the folder argument it was found in; "" if it was given itself.
+    """
 
     file: Path
     name: Path
@@ -27,109 +34,146 @@ class _Source(NamedTuple):
 def plan_outputs(
     paths: Sequence[Path], out: Path, suffixes: Sequence[str], *, keep_suffix: bool = False
 ) -> dict[Path, Path]:
-    """Mask -> image.
+    """Output path -> image.
 
-    The masks of a folder lie in `out` as its images lie in it. Where those of several folders would
-    have the same name, each folder's lie below its own name.
+    Outputs keep the folder structure of their images. Where images of several folders would have
+    the same output, the outputs of each folder go to a subfolder with its name.
 
     Args:
-        out: a folder; of one image also the mask itself, or `STANDARD`.
-        suffixes: of a mask that `out` may be; the first is that of masks in a folder.
+        paths: images, folders of images, or `STANDARD`.
+        out: a folder; for one image also the output itself, or `STANDARD`.
+        suffixes: allowed for an `out` that is a file; outputs in a folder have the first.
         keep_suffix: a.jpg becomes a.jpg.png, not a.png.
 
     Raises:
-        ValueError: nothing there, two images whose masks would have the same name, a mask that
-            would take the place of an image, or no folder to write to.
+        CommandError: no image, two images with the same output, an output that would replace an
+            image, or an `out` that cannot be written.
     """
-    sources = _find(paths, out)
-    if not sources:
-        raise ValueError(f"no images in {', '.join(map(str, paths))}")
-    is_mask = out == STANDARD or (out.suffix.lower() in _FILES and not out.is_dir())
-    if is_mask and out.suffix and out.suffix.lower() not in suffixes:
-        raise ValueError(f"--out {out}: what is written is a {suffixes[0]} file")
-    if is_mask and len(sources) > 1:
-        raise ValueError(f"--out {out} is one file; {len(sources)} images need a folder")
-    if out != STANDARD:
-        _check_folder(out.parent if is_mask else out)
-    names = [_mask_name(source.name, suffixes[0], keep_suffix) for source in sources]
-    masks = [out] if is_mask else [out / name for name in names]
-    _spare_images(masks, sources)
-    if len(set(masks)) < len(masks):
-        masks = [out / source.folder / name for source, name in zip(sources, names, strict=True)]
-        _spare_images(masks, sources)
-    placed: dict[Path, Path] = {}
-    for mask, source in zip(masks, sources, strict=True):
-        if (other := placed.setdefault(mask, source.file)) != source.file:
-            alike = keep_suffix or other.suffix == source.file.suffix
-            way = "give each an --out of its own" if alike else "--keep-suffix tells them apart"
-            raise ValueError(f"{other} and {source.file} would both become {mask}; {way}")
-    return placed
+    images = _find_images(paths, out)
+    if not images:
+        raise CommandError(f"no images in {', '.join(map(str, paths))}")
+    if out == STANDARD or (out.suffix.lower() in _FILE_SUFFIXES and not out.is_dir()):
+        _check_file(out, suffixes, len(images))
+        outputs = [out]
+    else:
+        _check_folder(out, out)
+        outputs = _name_outputs(images, out, suffixes[0], keep_suffix)
+    _check_no_overwrite(outputs, images)
+    return _pair(outputs, images, keep_suffix)
 
 
-def _find(paths: Sequence[Path], out: Path) -> list[_Source]:
-    """Each image once, however often and by whatever path it was given.
+def _find_images(paths: Sequence[Path], out: Path) -> list[_InputImage]:
+    """Each image once, even if several paths lead to it.
 
     Raises:
-        ValueError: a path that is not there.
+        CommandError: a path does not exist.
     """
-    found: dict[Path, _Source] = {}
+    found: dict[Path, _InputImage] = {}
     for path in paths:
         if path == STANDARD:
-            found[path] = _Source(path, Path("stdin"))
+            found[path] = _InputImage(path, Path("stdin"))
         elif path.is_dir():
-            for source in _images(path, out):
-                # A link keeps its name, by which it may have a mask of its own.
-                found.setdefault(source.file.parent.resolve() / source.file.name, source)
+            for image in _list_folder(path, out):
+                # A symbolic link is an image of its own, so its last part is not resolved.
+                found.setdefault(image.file.parent.resolve() / image.file.name, image)
         elif path.exists():
-            found.setdefault(path.parent.resolve() / path.name, _Source(path, Path(path.name)))
+            image = _InputImage(path, Path(path.name))
+            found.setdefault(path.parent.resolve() / path.name, image)
         else:
-            raise ValueError(f"{path} does not exist")
+            raise CommandError(f"{path} does not exist")
     return list(found.values())
 
 
-def _images(folder: Path, out: Path) -> Iterator[_Source]:
-    """The images of a folder and of those in it.
-
-    Not what is hidden, and not what lies in `out`, where masks of an earlier run may be.
-    """
-    inner = out.resolve() != folder.resolve()
+def _list_folder(folder: Path, out: Path) -> Iterator[_InputImage]:
+    """The images in a folder and its subfolders, without hidden files, and without those in `out`,
+    which may be outputs of an earlier run."""
+    out_is_inside = out.resolve() != folder.resolve()
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
-        if (
-            name.suffix.lower() in IMAGE_SUFFIXES
-            and not any(part.startswith(".") for part in name.parts)
-            and not (inner and file.resolve().is_relative_to(out.resolve()))
-            and not file.is_dir()
-        ):
-            yield _Source(file, name, folder.resolve().name)
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        is_output = out_is_inside and file.resolve().is_relative_to(out.resolve())
+        is_image = name.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
+        if is_image and not is_hidden and not is_output:
+            yield _InputImage(file, name, folder.resolve().name)
 
 
-def _mask_name(name: Path, suffix: str, keep_suffix: bool) -> Path:
-    """scan.001 becomes scan.001.png: .001 is no suffix of an image, but a part of the name."""
-    is_suffix = name.suffix.lower() in IMAGE_SUFFIXES and not keep_suffix
-    return name.with_name((name.stem if is_suffix else name.name) + suffix)
+def _name_outputs(
+    images: Sequence[_InputImage], out: Path, suffix: str, keep_suffix: bool
+) -> list[Path]:
+    """One output per image, in `out`, or in a subfolder per input folder if names collide."""
+    names = [_output_name(image.name, suffix, keep_suffix) for image in images]
+    outputs = [out / name for name in names]
+    if len(set(outputs)) == len(outputs):
+        return outputs
+    _check_no_overwrite(outputs, images)
+    return [out / image.folder / name for image, name in zip(images, names, strict=True)]
 
 
-def _spare_images(masks: Sequence[Path], sources: Sequence[_Source]) -> None:
-    """
+def _output_name(name: Path, suffix: str, keep_suffix: bool) -> Path:
+    """scan.001 becomes scan.001.png, because .001 is not the suffix of an image format."""
+    replace = name.suffix.lower() in IMAGE_SUFFIXES and not keep_suffix
+    return name.with_name((name.stem if replace else name.name) + suffix)
+
+
+def _pair(
+    outputs: Sequence[Path], images: Sequence[_InputImage], keep_suffix: bool
+) -> dict[Path, Path]:
+    """Pair each output with its image.
+
     Raises:
-        ValueError: a mask would take the place of an image.
+        CommandError: two images have the same output.
     """
-    images = {source.file.resolve() for source in sources if source.file != STANDARD}
-    for mask, source in zip(masks, sources, strict=True):
-        if mask.resolve() in images:
-            raise ValueError(
-                f"the mask of {source.file} would replace the image {mask}; give another --out"
+    planned: dict[Path, Path] = {}
+    for output, image in zip(outputs, images, strict=True):
+        other = planned.setdefault(output, image.file)
+        if other != image.file:
+            same_suffix = other.suffix == image.file.suffix
+            hint = (
+                "give each its own --out"
+                if keep_suffix or same_suffix
+                else "use --keep-suffix to keep them apart"
+            )
+            raise CommandError(f"{other} and {image.file} would both become {output}; {hint}")
+    return planned
+
+
+def _check_no_overwrite(outputs: Sequence[Path], images: Sequence[_InputImage]) -> None:
+    """Check that no output is also an input.
+
+    Raises:
+        CommandError: an output would replace an image.
+    """
+    files = {image.file.resolve() for image in images if image.file != STANDARD}
+    for output, image in zip(outputs, images, strict=True):
+        if output.resolve() in files:
+            raise CommandError(
+                f"the result of {image.file} would replace the image {output}; use another --out"
             )
 
 
-def _check_folder(folder: Path) -> None:
-    """
+def _check_file(out: Path, suffixes: Sequence[str], images: int) -> None:
+    """Check an `out` that is a file.
+
     Raises:
-        ValueError: it is none, or cannot be made or written to.
+        CommandError: its suffix is of another format, there are several images, or it cannot be
+            written.
     """
-    nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if out.suffix and out.suffix.lower() not in suffixes:
+        raise CommandError(f"--out {out}: the output is a {suffixes[0]} file")
+    if images > 1:
+        raise CommandError(f"--out {out} is one file; {images} images need a folder")
+    if out != STANDARD:
+        _check_folder(out.parent, out)
+
+
+def _check_folder(folder: Path, out: Path) -> None:
+    """Check that outputs can be written to a folder, which need not exist yet.
+
+    Raises:
+        CommandError: the folder cannot be created or written to.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
-        raise ValueError(f"--out {folder}: {nearest} is a file, and masks need a folder")
+        raise CommandError(f"--out {out}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK):
-        raise ValueError(f"--out {folder}: {nearest} cannot be written to")
+        raise CommandError(f"--out {out}: {nearest} is not writable")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from app.errors import CorruptImage, ImageError, InsufficientBitDepth, UnsupportedImage
+from app.errors import CorruptImage, InsufficientBitDepth, ServiceError, UnsupportedImage
 from app.imaging import formats, tiff
 from app.imaging.bounds import check_size
 from model.arrays import AnyArray, ByteArray
@@ -117,7 +117,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
             # Pillow's readers of other formats are not tried on bytes that anybody may send.
             with Image.open(io.BytesIO(data), formats=_READERS) as image:
                 yield image
-    except ImageError:
+    except ServiceError:  # found by the block itself
         raise
     except UnidentifiedImageError:
         if other := formats.known(data):

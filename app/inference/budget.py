@@ -1,4 +1,4 @@
-"""How much of something all requests together may hold: bytes, pixels. Knows neither of them."""
+"""A limit on what all requests together may hold in memory. Knows no unit: bytes or pixels."""
 
 from __future__ import annotations
 
@@ -9,52 +9,64 @@ from app.errors import QueueFull
 
 
 class Budget:
-    """An amount of which requests take shares, and give them back when they end.
+    """An amount that requests share. Each allocates what it needs and frees it when it ends.
 
     Args:
-        limit: of all shares together; at least what one request may need.
-        what: millions of it are called, in the refusal.
-        refused: called at each refusal.
+        limit: of all allocations together; at least what one request may need.
+        label: what is counted, after a number of millions: "MB of uploads".
+        on_rejected: called each time an allocation does not fit.
+
+    Attributes:
+        used: the sum of all allocations.
     """
 
-    def __init__(self, limit: float, what: str, refused: Callable[[], None]) -> None:
+    def __init__(self, limit: float, label: str, on_rejected: Callable[[], object]) -> None:
         self.limit = limit
-        self.held = 0
-        self._what = what
-        self._refused = refused
+        self.used = 0
+        self._label = label
+        self._on_rejected = on_rejected
 
     @contextmanager
-    def share(self) -> Iterator[Allocation]:
-        """A share that is empty, and can be enlarged until the end of the block."""
-        share = Allocation(self)
+    def allocate(self) -> Iterator[Allocation]:
+        """An allocation that starts empty, can grow, and is freed at the end of the block."""
+        allocation = Allocation(self)
         try:
-            yield share
+            yield allocation
         finally:
-            self.held -= share.amount
+            self.used -= allocation.amount
 
-    def _take(self, amount: int) -> None:
-        if self.held + amount > self.limit:
-            self._refused()
+    def acquire(self, amount: int) -> None:
+        """Count `amount` as used; `Allocation.grow` calls this and remembers the amount.
+
+        Raises:
+            QueueFull: it does not fit beside what is used.
+        """
+        if self.used + amount > self.limit:
+            self._on_rejected()
             raise QueueFull(
-                f"{self.held / 1e6:.0f} of {self.limit / 1e6:.0f} {self._what} are taken, and this "
-                f"request needs {amount / 1e6:.1f} more",
+                f"memory limit reached: {self.used / 1e6:.0f} of {self.limit / 1e6:.0f} "
+                f"{self._label} used, {amount / 1e6:.1f} more needed",
                 retry_after=1,
             )
-        self.held += amount
+        self.used += amount
 
 
 class Allocation:
-    """What one request holds of a budget."""
+    """The part of a budget that one request holds.
+
+    Attributes:
+        amount: how much that is.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self.amount = 0
         self._budget = budget
 
-    def take(self, amount: int) -> None:
-        """Hold so much more.
+    def grow(self, amount: int) -> None:
+        """Hold `amount` more.
 
         Raises:
-            QueueFull: the others hold too much at the moment.
+            QueueFull: other requests use too much of the budget at the moment.
         """
-        self._budget._take(amount)
+        self._budget.acquire(amount)
         self.amount += amount

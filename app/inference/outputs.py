@@ -1,25 +1,30 @@
-"""What a client may ask for, and how it is made of an image's probabilities.
+"""The outputs a client can ask for, and how each is rendered from an image's probabilities.
 
-Knows no windows, no queue and no HTTP: arrays in, an encoded answer out.
+Knows arrays and file formats; no windows, no queue and no HTTP.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from functools import cached_property
+from typing import Any, assert_never
 
 import numpy as np
 
 from app.imaging.png import encode_grey16, encode_labels, encode_mask, encode_rgb, encode_rgba
 from app.imaging.render import cutout, overlay
-from model.arrays import AnyArray, ByteArray, FloatArray
+from model.arrays import AnyArray, ByteArray, FloatArray, UInt16Array
 from model.config import PreprocessConfig
+
+PNG = "image/png"
+GEOJSON = "application/geo+json"
 
 
 class Output(StrEnum):
-    """What a client may ask for."""
+    """A kind of output."""
 
     MASK = "mask"
     PROBABILITY = "probability"
@@ -30,133 +35,209 @@ class Output(StrEnum):
 
     @property
     def needs_image(self) -> bool:
+        """Whether it shows the pixels of the image."""
         return self in (Output.OVERLAY, Output.CUTOUT)
 
     @property
     def needs_full_probabilities(self) -> bool:
-        """They are needed at the size of the image."""
+        """Whether it needs the probabilities at the size of the image."""
         return self not in (Output.MASK, Output.OVERLAY)
 
     @property
     def needs_instances(self) -> bool:
+        """Whether it needs touching objects separated."""
         return self in (Output.INSTANCES, Output.POLYGONS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How the mask is made of the probabilities; None is the model's own threshold."""
+    """What a client asks for. All outputs of an image come from one inference.
 
-    output: Output = Output.MASK
+    Attributes:
+        outputs: at least one.
+        threshold: of the mask, 0..1; None is the model's own.
+    """
+
+    outputs: tuple[Output, ...] = (Output.MASK,)
     threshold: float | None = None
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether an output shows the pixels of the image."""
+        return any(output.needs_image for output in self.outputs)
+
+    @property
+    def needs_full_probabilities(self) -> bool:
+        """Whether an output needs the probabilities at the size of the image."""
+        return any(output.needs_full_probabilities for output in self.outputs)
+
+    @property
+    def needs_instances(self) -> bool:
+        """Whether an output needs touching objects separated."""
+        return any(output.needs_instances for output in self.outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """One output of one image, as the bytes of a file."""
+
+    content: bytes
+    media_type: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """The answer for one image.
+    """The result for one image.
 
     Attributes:
-        png: the encoded output, of the upright image's size; empty for polygons.
-        width, height: of it, in pixels.
+        rendered: every output that was asked for.
+        width, height: of the upright image, in pixels.
         coverage: fraction of the pixels that are not background.
-        confidence: mean over the pixels of the probability of what was decided.
-        objects: how many there are, if instances or polygons were asked for.
-        polygons: the text of a GeoJSON FeatureCollection, if it was asked for.
-        seconds: by stage, what went before included.
+        confidence: mean over the pixels of the probability of the class in the mask.
+        objects: number of objects, if an output separates them.
+        seconds: by stage.
     """
 
-    png: bytes
+    rendered: Mapping[Output, Rendered]
     width: int
     height: int
     coverage: float
     confidence: float
     objects: int | None = None
-    polygons: str | None = None
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """Bytes of the output."""
-        return len(self.png) + len(self.polygons or "")
+        """Bytes of all outputs."""
+        return sum(len(each.content) for each in self.rendered.values())
 
 
-def render(
-    probabilities: FloatArray,
-    mask: ByteArray,
-    confidence: float,
-    shown: AnyArray | None,
-    preprocess: PreprocessConfig,
-    options: Options,
-) -> Segmentation:
-    """The encoded answer.
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What the model says about one image; every output is made from it.
 
-    Args:
-        probabilities: (C, H, W) of the upright image, where the output shows them. Of one class the
-            first alone will do where objects are not told apart.
-        mask: (H, W), made of them by `model.transforms.mask_and_confidence`.
-        confidence: in the mask, by the same.
-        shown: the decoded image, where the output shows it.
+    Attributes:
+        probabilities: (C, H, W) of the upright image if an output needs full probabilities, else
+            of any size. For a binary model the first channel is enough, unless an output needs
+            instances.
+        mask: (H, W) uint8 and
+        confidence: in it, both from `model.transforms.mask_and_confidence`.
+        threshold: that the mask was made with.
         preprocess: of the model.
+        image: the decoded image, if an output needs it.
     """
 
-    def foreground() -> FloatArray:
-        first: FloatArray = probabilities[0]
-        return first if preprocess.binary else 1 - first
+    probabilities: FloatArray
+    mask: ByteArray
+    confidence: float
+    threshold: float
+    preprocess: PreprocessConfig
+    image: AnyArray | None = None
 
-    threshold = preprocess.threshold if options.threshold is None else options.threshold
-    objects, png, polygons = None, b"", None
-    match options.output:
-        case Output.MASK if preprocess.binary:
-            png = encode_mask(mask)
-        case Output.MASK:
-            png = encode_labels(mask, preprocess.palette)
-        case Output.PROBABILITY:
-            png = encode_grey16(np.rint(foreground() * 65535).astype(np.uint16))
-        case Output.INSTANCES:
-            from model.instances import label_instances
+    @cached_property
+    def foreground(self) -> FloatArray:
+        """(H, W) probability of not being background."""
+        first: FloatArray = self.probabilities[0]
+        return first if self.preprocess.binary else 1 - first
 
-            labels = label_instances(probabilities, threshold)
-            objects = int(labels.max())
-            png = encode_grey16(labels)
-        case Output.OVERLAY:
-            assert shown is not None
-            png = encode_rgb(overlay(shown, mask))
-        case Output.CUTOUT:
-            assert shown is not None
-            png = encode_rgba(cutout(shown, foreground()))
-        case Output.POLYGONS:
-            features = _outline(probabilities, mask, preprocess, threshold)
-            objects = len(features)
-            polygons = json.dumps({"type": "FeatureCollection", "features": features})
+    @cached_property
+    def instances(self) -> UInt16Array:
+        """(H, W) labels of the objects; binary models only."""
+        from model.instances import label_instances
+
+        return label_instances(self.probabilities, self.threshold)
+
+    @cached_property
+    def features(self) -> list[dict[str, Any]]:
+        """GeoJSON features: one per object for binary models, else one per connected part of each
+        class."""
+        from model.polygons import label_components, to_features
+
+        names = self.preprocess.classes
+        if self.preprocess.binary:
+            return to_features(self.instances, self.probabilities[0], names[1])
+        return [
+            feature
+            for index, name in enumerate(names[1:], start=1)
+            for feature in to_features(
+                label_components(self.mask == index), self.probabilities[index], name
+            )
+        ]
+
+    def count_objects(self) -> int:
+        """The number of objects that the outputs separate."""
+        return int(self.instances.max()) if self.preprocess.binary else len(self.features)
+
+
+def render(decision: Decision, options: Options) -> Segmentation:
+    """Render every output of `options`; `seconds` is left empty."""
+    rendered = {output: render_output(decision, output) for output in options.outputs}
+    mask = decision.mask
     return Segmentation(
-        png,
+        rendered,
         width=mask.shape[1],
         height=mask.shape[0],
         coverage=np.count_nonzero(mask) / mask.size,
-        confidence=confidence,
-        objects=objects,
-        polygons=polygons,
+        confidence=decision.confidence,
+        objects=decision.count_objects() if options.needs_instances else None,
     )
 
 
+def render_output(decision: Decision, output: Output) -> Rendered:
+    """Render one output."""
+    match output:
+        case Output.MASK:
+            return _render_mask(decision)
+        case Output.PROBABILITY:
+            return _render_probability(decision)
+        case Output.INSTANCES:
+            return _render_instances(decision)
+        case Output.OVERLAY:
+            return _render_overlay(decision)
+        case Output.CUTOUT:
+            return _render_cutout(decision)
+        case Output.POLYGONS:
+            return _render_polygons(decision)
+        case _:
+            assert_never(output)
+
+
 def preload_instance_modules() -> None:
-    """Import what tells objects apart. SciPy takes a third of a second, for which no start should
-    wait and no request: a service does it once it is ready."""
+    """Import the modules that separate and outline objects.
+
+    SciPy takes a third of a second to import. A service does it once it is ready, so that neither
+    its start nor its first request waits for that.
+    """
     import model.instances
     import model.polygons  # noqa: F401
 
 
-def _outline(
-    probabilities: FloatArray, mask: ByteArray, preprocess: PreprocessConfig, threshold: float
-) -> list[dict[str, Any]]:
-    """Binary models: an outline for each object; others: for each connected part of a class."""
-    from model.instances import label_instances
-    from model.polygons import label_components, to_features
-
-    names = preprocess.classes
+def _render_mask(decision: Decision) -> Rendered:
+    preprocess = decision.preprocess
     if preprocess.binary:
-        return to_features(label_instances(probabilities, threshold), probabilities[0], names[1])
-    return [
-        feature
-        for index, name in enumerate(names[1:], start=1)
-        for feature in to_features(label_components(mask == index), probabilities[index], name)
-    ]
+        return Rendered(encode_mask(decision.mask), PNG)
+    return Rendered(encode_labels(decision.mask, preprocess.palette), PNG)
+
+
+def _render_probability(decision: Decision) -> Rendered:
+    grey = np.rint(decision.foreground * 65535).astype(np.uint16)
+    return Rendered(encode_grey16(grey), PNG)
+
+
+def _render_instances(decision: Decision) -> Rendered:
+    return Rendered(encode_grey16(decision.instances), PNG)
+
+
+def _render_overlay(decision: Decision) -> Rendered:
+    assert decision.image is not None
+    return Rendered(encode_rgb(overlay(decision.image, decision.mask)), PNG)
+
+
+def _render_cutout(decision: Decision) -> Rendered:
+    assert decision.image is not None
+    return Rendered(encode_rgba(cutout(decision.image, decision.foreground)), PNG)
+
+
+def _render_polygons(decision: Decision) -> Rendered:
+    collection = {"type": "FeatureCollection", "features": decision.features}
+    return Rendered(json.dumps(collection).encode(), GEOJSON)

@@ -1,63 +1,175 @@
-"""Bytes of an image in, bytes of its mask out: the one place where the rooms are joined.
+"""One image through the whole pipeline, from its bytes to its outputs.
 
 ::
 
-    bytes ─ inspect ─ plan ─ batcher.admit ─ decode.decode ─ transforms.prepare
-          ─ batcher (windows, engines) ─ stitch ─ mask_and_confidence ─ png ─ bytes
+    bytes ─ inspect ─▶ size ─ admit ─▶ reservation
+          ─ decode ──▶ pixels ─ submit ─▶ windows ─ engines, blend ─▶ probabilities
+          ─ decide ──▶ mask ─ render ─▶ outputs
 
-What an image costs is known from its header, so it is admitted or refused before it is decoded.
-Everything that takes time runs on a pool of threads; the event loop only hands things on. Knows
-no HTTP.
+The header of an image gives its size, and so its number of windows: it is admitted or rejected
+before it is decoded. Every step that takes time runs on a pool of threads; the event loop only
+moves an image from one step to the next. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
+import functools
 import time
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-from app.batching.batcher import Batcher, Reservation
+from app.batching.batcher import Batcher
+from app.batching.deadline import Deadline
 from app.engine.device_engines import WindowJob
-from app.errors import DeadlineExceeded, InvalidRequest
+from app.errors import InvalidRequest
 from app.imaging.bounds import check_size
-from app.imaging.decode import decode, inspect
+from app.imaging.decode import Header, decode, inspect
 from app.inference.budget import Budget
-from app.inference.outputs import Options, Output, Segmentation, render
+from app.inference.outputs import Decision, Options, Output, Segmentation, render
 from app.inference.registry import ServedModel
 from app.metrics import Metrics
 from model.arrays import AnyArray, ByteArray, FloatArray, Shape
 from model.transforms import mask_and_confidence, prepare, resize_to_image
-from model.windows import Stitcher, Window, WindowPlan
+from model.windows import Stitcher, Window
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The answer for one image, not encoded.
+    """The result for one image as arrays.
 
     Attributes:
-        mask: (H, W) of the upright image: 0 and 255, or the indices of the classes.
-        probabilities: (out_channels, H, W), if they were asked for.
+        mask: (H, W) uint8 of the upright image: 0 and 255, or class indices.
+        probabilities: (out_channels, H, W) float32, if they were asked for.
     """
 
     mask: ByteArray
     probabilities: FloatArray | None
 
 
+class StageTimer:
+    """Measures stages that run one after the other.
+
+    Attributes:
+        seconds: by stage.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Start to measure a stage."""
+        self._start = time.perf_counter()
+
+    def record(self, stage: str) -> None:
+        """Record the stage that was measured and start the next one."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._start
+        self._start = now
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageJob(Generic[T]):
+    """One image, and what to make of it. The methods block: they run on the pool's threads.
+
+    Attributes:
+        model: segments the image.
+        source: the encoded image, or its pixels: (H, W) or (H, W, C), uint8 or uint16.
+        finish: makes the result from the decision.
+        threshold: of the mask; None is the model's own.
+        needs_image: `finish` needs the decoded pixels.
+        needs_full_probabilities: `finish` needs the probabilities at the size of the image.
+        needs_all_channels: `finish` needs every channel of a binary model, not only the first.
+        timer: started when the job was created.
+    """
+
+    model: ServedModel
+    source: bytes | AnyArray
+    finish: Callable[[Decision], T]
+    threshold: float | None = None
+    needs_image: bool = False
+    needs_full_probabilities: bool = False
+    needs_all_channels: bool = False
+    timer: StageTimer = dataclasses.field(default_factory=StageTimer)
+
+    @property
+    def channels(self) -> int:
+        """How many of the model's channels are blended."""
+        if self.model.checkpoint.preprocess.binary and not self.needs_all_channels:
+            return 1
+        return self.model.checkpoint.architecture.out_channels
+
+    def decode(self, header: Header | None) -> tuple[ByteArray, AnyArray | None]:
+        """Return the pixels that the windows are cut from, (H, W, C) uint8, and the decoded image
+        if it is needed: otherwise its memory is freed here.
+
+        Args:
+            header: of an encoded image.
+
+        Raises:
+            ImageError: truncated or damaged.
+        """
+        preprocess = self.model.checkpoint.preprocess
+        if isinstance(self.source, bytes):
+            assert header is not None
+            # An image that is resized anyway may be decoded at a fraction of its size.
+            smaller = preprocess.mode == "resize" and not self.needs_image
+            size = preprocess.resized if smaller else None
+            decoded = decode(self.source, header, at_least=size)
+        else:
+            decoded = self.source
+        pixels = prepare(decoded, preprocess)
+        self.timer.record("decode")
+        return pixels, decoded if self.needs_image else None
+
+    def complete(
+        self,
+        stitcher: Stitcher,
+        window: Window,
+        probabilities: FloatArray,
+        size: Shape,
+        image: AnyArray | None,
+    ) -> T:
+        """Blend the last window, decide on the mask, and make the result.
+
+        One call, because all of it must run in one turn of a thread: on a machine whose cores are
+        all busy, each change of thread holds up the engine.
+
+        Args:
+            window, probabilities: the last window and its (channels, h, w) probabilities.
+            size: of the image.
+            image: decoded, if it is needed.
+        """
+        self.timer.restart()
+        stitcher.add(window, probabilities)
+        decision = self._decide(stitcher.result(), size, image)
+        self.timer.record("stitch")
+        return self.finish(decision)
+
+    def _decide(self, stitched: FloatArray, size: Shape, image: AnyArray | None) -> Decision:
+        preprocess = self.model.checkpoint.preprocess
+        threshold = preprocess.threshold if self.threshold is None else self.threshold
+        if self.needs_full_probabilities:  # resized once, for the mask as well
+            stitched = resize_to_image(stitched, *size)
+        mask, confidence = mask_and_confidence(stitched, *size, preprocess, threshold)
+        return Decision(stitched, mask, confidence, threshold, preprocess, image)
+
+
 class Segmenter:
-    """Joins decoding, windows, batcher, stitching and encoding.
+    """Runs images through decoding, the batcher, blending and rendering.
 
     Args:
         batcher: computes windows.
         pool: threads for everything else that takes time.
         max_pixels: of one image.
-        pixels: of decoded images that may be held at once.
-        metrics: where stages are observed.
+        pixels: budget of the decoded images of all requests.
+        metrics: records stages, images and missed deadlines.
     """
 
     def __init__(
@@ -77,266 +189,180 @@ class Segmenter:
 
     @staticmethod
     def check(model: ServedModel, options: Options) -> None:
-        """
+        """Check that the model can do what is asked for.
+
         Raises:
-            InvalidRequest: the model has no such output, or no threshold.
+            InvalidRequest: the model does not have such an output, or does not use a threshold.
         """
         if model.checkpoint.preprocess.binary:
             return
-        if options.output is Output.INSTANCES:
-            raise InvalidRequest("output=instances needs a model of one class; this one has more")
+        classes = len(model.checkpoint.preprocess.classes)
+        if Output.INSTANCES in options.outputs:
+            raise InvalidRequest(
+                f"output=instances is only available for binary models; this model has {classes} "
+                "classes"
+            )
         if options.threshold is not None:
             raise InvalidRequest(
-                "threshold needs a model of one class; this one has more, and takes the likeliest"
+                f"threshold is only available for binary models; this model has {classes} classes "
+                "and picks the most probable one"
             )
 
-    def precheck_admission(self, model: ServedModel, deadline: float) -> None:
-        """Most refusals need not wait for the image: what has no room for the smallest has none.
-
-        Args:
-            deadline: on the event loop's clock.
+    def precheck_admission(self, model: ServedModel, deadline: Deadline) -> None:
+        """Reject a request before its image is read, if not even the smallest image would fit.
 
         Raises:
-            RequestRejected: the service will not do it now, or not in time.
+            RequestRejected: the queue is full, or the deadline cannot be met.
         """
         with self._batcher.admit(model.keys(model.plan(1, 1)), deadline=deadline):
-            pass  # the image is admitted once its size is known
+            pass  # the image itself is admitted once its size is known
 
     async def size(self, image: bytes | AnyArray) -> Shape:
-        """(height, width) of an image, encoded or decoded: all there is to know before its turn.
+        """(height, width) of an upright image, encoded or decoded.
 
         Raises:
-            ImageError: it is not one, of no accepted format, or too large.
+            ImageError: not an image, an unsupported format, or too large.
         """
         if isinstance(image, bytes):
-            header = await self._call(inspect, image, max_pixels=self._max_pixels)
+            header = await self._inspect(image)
             return header.height, header.width
         height, width = image.shape[:2]
         check_size(height, width, self._max_pixels)
         return height, width
 
     async def segment(
-        self, model: ServedModel, data: bytes, options: Options, deadline: float
+        self, model: ServedModel, data: bytes, options: Options, deadline: Deadline
     ) -> Segmentation:
-        """The mask of one encoded image.
-
-        Args:
-            deadline: on the event loop's clock.
+        """Segment one encoded image; all outputs come from one inference.
 
         Raises:
             ImageError: the bytes are not an image that is accepted.
-            RequestRejected: the service will not do it now, or not in time.
-            InvalidRequest: the model has no such output, or no threshold.
-            EngineError: our own fault.
+            RequestRejected: the queue is full, or the deadline passed or cannot be met.
+            InvalidRequest: the model does not have such an output, or does not use a threshold.
+            EngineError: the engine failed.
         """
         self.check(model, options)
-        clock = _Stages()
+        timer = StageTimer()
 
-        def finish(
-            probabilities: FloatArray, mask: ByteArray, confidence: float, shown: AnyArray | None
-        ) -> Segmentation:
-            preprocess = model.checkpoint.preprocess
-            result = render(probabilities, mask, confidence, shown, preprocess, options)
-            clock.done("encode")
-            return dataclasses.replace(result, seconds=clock.seconds)
+        def finish(decision: Decision) -> Segmentation:
+            result = render(decision, options)
+            timer.record("encode")
+            return dataclasses.replace(result, seconds=timer.seconds)
 
-        result = await self._in_time(
-            deadline,
-            self._compute(
-                model,
-                data,
-                finish,
-                clock,
-                options.threshold,
-                deadline=deadline,
-                all_channels=options.output.needs_instances,
-                restored=options.output.needs_full_probabilities,
-                shown=options.output.needs_image,
-            ),
+        job = ImageJob(
+            model,
+            data,
+            finish,
+            options.threshold,
+            needs_image=options.needs_image,
+            needs_full_probabilities=options.needs_full_probabilities,
+            needs_all_channels=options.needs_instances,
+            timer=timer,
         )
-        self._count(model, (result.height, result.width), clock)
+        result = await self._run_until(deadline, job)
+        self._count(job, result.height, result.width)
         return result
 
     async def predict(
         self,
         model: ServedModel,
         image: bytes | AnyArray,
-        deadline: float,
+        deadline: Deadline,
         *,
         threshold: float | None = None,
         probabilities: bool = True,
     ) -> Prediction:
-        """What the model says of one image, as arrays.
+        """Segment one image and return arrays.
 
         Args:
-            image: encoded, or decoded: (H, W) or (H, W, C) uint8 or uint16.
-            deadline: on the event loop's clock.
+            image: encoded, or decoded: (H, W) or (H, W, C), uint8 or uint16.
             threshold: of the mask; None is the model's own.
-            probabilities: whether they are wanted too.
+            probabilities: return them too.
 
         Raises:
             ImageError: the bytes are not an image that is accepted, or it is too large.
-            RequestRejected: the service will not do it now, or not in time.
-            InvalidRequest: the model has no threshold.
-            EngineError: our own fault.
+            RequestRejected: the queue is full, or the deadline passed or cannot be met.
+            InvalidRequest: the model does not use a threshold.
+            EngineError: the engine failed.
         """
         self.check(model, Options(threshold=threshold))
         if not isinstance(image, bytes):
             await self.size(image)
-        clock = _Stages()
-        result = await self._in_time(
-            deadline, self._predict(model, image, clock, threshold, probabilities, deadline)
-        )
-        self._count(model, result.mask.shape, clock)
-        return result
 
-    async def golden_mask(self, model: ServedModel) -> ByteArray:
-        """The mask of the model's golden image, by the path of requests; none of them pushes it
-        aside, and it is counted as none."""
-        image = model.checkpoint.golden.image
-        return (await self._predict(model, image, _Stages(), bounded=False)).mask
+        def finish(decision: Decision) -> Prediction:
+            return Prediction(decision.mask, decision.probabilities if probabilities else None)
 
-    async def _predict(
-        self,
-        model: ServedModel,
-        image: bytes | AnyArray,
-        clock: _Stages,
-        threshold: float | None = None,
-        probabilities: bool = False,
-        deadline: float = math.inf,
-        bounded: bool = True,
-    ) -> Prediction:
-        def finish(computed: FloatArray, mask: ByteArray, *_: object) -> Prediction:
-            return Prediction(mask, computed if probabilities else None)
-
-        return await self._compute(
+        job = ImageJob(
             model,
             image,
             finish,
-            clock,
             threshold,
-            deadline=deadline,
-            all_channels=probabilities,
-            restored=probabilities,
-            bounded=bounded,
+            needs_full_probabilities=probabilities,
+            needs_all_channels=probabilities,
         )
+        result = await self._run_until(deadline, job)
+        self._count(job, *result.mask.shape)
+        return result
 
-    async def _compute(
-        self,
-        model: ServedModel,
-        image: bytes | AnyArray,
-        finish: Callable[[FloatArray, ByteArray, float, AnyArray | None], T],
-        clock: _Stages,
-        threshold: float | None,
-        *,
-        deadline: float,
-        all_channels: bool,
-        restored: bool,
-        shown: bool = False,
-        bounded: bool = True,
-    ) -> T:
-        """From the image to what `finish` makes of its probabilities, its mask, the confidence in
-        that and (if `shown`) its pixels, while it still counts as held.
+    async def golden_mask(self, model: ServedModel) -> ByteArray:
+        """Segment the model's golden image by the path of requests.
 
-        Args:
-            restored: whether the probabilities are wanted at the size of the image.
+        It is admitted even if the queue is full, and is not counted as a request.
         """
-        preprocess = model.checkpoint.preprocess
-        if isinstance(image, bytes):
-            header = await self._call(inspect, image, max_pixels=self._max_pixels)
-            size = header.height, header.width
+        job = ImageJob(model, model.checkpoint.golden.image, lambda decision: decision.mask)
+        return await self._run(job, Deadline.never(), ignore_capacity=True)
+
+    async def _run_until(self, deadline: Deadline, job: ImageJob[T]) -> T:
+        """Run a client's job, and count it if the deadline passes."""
+        count = self._metrics.rejected.labels("deadline").inc
+        async with deadline.enforced("the deadline passed before the mask was ready", count):
+            return await self._run(job, deadline)
+
+    async def _run(
+        self, job: ImageJob[T], deadline: Deadline, *, ignore_capacity: bool = False
+    ) -> T:
+        """Take an image through every step. Whatever ends this early frees all that it holds."""
+        header = None
+        if isinstance(job.source, bytes):
+            header = await self._inspect(job.source)
+            height, width = header.height, header.width
         else:
-            size = image.shape[0], image.shape[1]
-        plan = model.plan(*size)
-        # Of one class, the borders between objects are of no use but to tell them apart.
-        only_first = preprocess.binary and not all_channels
-        channels = 1 if only_first else model.checkpoint.architecture.out_channels
-        # A resized image may be decoded at a fraction of its size, unless it is to be shown.
-        enough = preprocess.resized if preprocess.mode == "resize" and not shown else None
+            height, width = job.source.shape[:2]
+        plan = job.model.plan(height, width)
         with (
-            self._pixels.share() as held,
-            self._batcher.admit(model.keys(plan), deadline=deadline, bounded=bounded) as ticket,
+            self._pixels.allocate() as allocation,
+            self._batcher.admit(
+                job.model.keys(plan), deadline=deadline, ignore_capacity=ignore_capacity
+            ) as reservation,
         ):
-            if bounded:
-                held.take(size[0] * size[1])
+            if not ignore_capacity:
+                allocation.grow(height * width)
+            pixels, image = await self._call(job.decode, header)
+            windows = [WindowJob(pixels, plan, window) for window in plan.windows]
+            futures = deque(reservation.submit(windows))
+            del pixels, windows  # freed once the last window is on a device
+            stitcher = Stitcher(plan, job.channels)
+            *others, last = plan.windows
+            for window in others:
+                await self._call(stitcher.add, window, await futures.popleft())
+            probabilities = await futures.popleft()
+            job.timer.seconds["queue"] = reservation.queue_seconds
+            job.timer.seconds["infer"] = reservation.infer_seconds
+            return await self._call(
+                job.complete, stitcher, last, probabilities, (height, width), image
+            )
 
-            def prepared() -> tuple[ByteArray, AnyArray | None]:
-                decoded = (
-                    decode(image, header, at_least=enough) if isinstance(image, bytes) else image
-                )
-                kept = decoded if shown else None
-                return prepare(decoded, preprocess), kept  # nobody else keeps the decoded image
-
-            pixels, kept = await self._call(prepared)
-            clock.done("decode")
-
-            def finished(stitched: FloatArray) -> T:
-                clock.seconds["queue"] = ticket.queue_seconds
-                clock.seconds["infer"] = ticket.infer_seconds
-                clock.restart()
-                if restored:  # then the mask, too, is made of what is restored once
-                    stitched = resize_to_image(stitched, *size)
-                mask, confidence = mask_and_confidence(stitched, *size, preprocess, threshold)
-                clock.done("stitch")
-                return finish(stitched, mask, confidence, kept)
-
-            return await self._infer(plan, ticket, pixels, channels, finished)
-
-    async def _in_time(self, deadline: float, work: Coroutine[Any, Any, T]) -> T:
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await work
-        except TimeoutError:
-            self._metrics.rejected.labels("deadline").inc()
-            raise DeadlineExceeded("the deadline passed before the mask was done") from None
-
-    def _count(self, model: ServedModel, size: tuple[int, ...], clock: _Stages) -> None:
-        for stage, seconds in clock.seconds.items():
+    def _count(self, job: ImageJob[Any], height: int, width: int) -> None:
+        for stage, seconds in job.timer.seconds.items():
             self._metrics.stage_seconds.labels(stage).observe(seconds)
-        self._metrics.images.labels(model.checkpoint.name).inc()
-        self._metrics.pixels.labels(model.checkpoint.name).inc(math.prod(size))
+        name = job.model.checkpoint.name
+        self._metrics.images.labels(name).inc()
+        self._metrics.pixels.labels(name).inc(height * width)
 
-    async def _infer(
-        self,
-        plan: WindowPlan,
-        ticket: Reservation[WindowJob, FloatArray],
-        pixels: ByteArray,
-        channels: int,
-        finish: Callable[[FloatArray], T],
-    ) -> T:
-        """What `finish` makes of the stitched probabilities.
-
-        It is called in the same turn of a thread as the last window is added: on a machine whose
-        cores are all busy, each change of thread holds up the engine.
-        """
-        stitcher = Stitcher(plan, channels)
-
-        def add(window: Window, probabilities: FloatArray) -> T | None:
-            stitcher.add(window, probabilities)
-            return finish(stitcher.result()) if window is plan.windows[-1] else None
-
-        pieces = [WindowJob(pixels, plan, window) for window in plan.windows]
-        result: T | None = None
-        for window, future in zip(plan.windows, ticket.submit(pieces), strict=True):
-            result = await self._call(add, window, await future)
-        return cast(T, result)
+    async def _inspect(self, data: bytes) -> Header:
+        return await self._call(inspect, data, max_pixels=self._max_pixels)
 
     async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a blocking function on the pool."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
-
-
-class _Stages:
-    """Seconds by stage, of what runs one after the other."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        self._last = time.perf_counter()
-
-    def done(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = now - self._last
-        self._last = now
+        return await loop.run_in_executor(self._pool, functools.partial(function, *args, **kwargs))

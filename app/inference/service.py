@@ -226,7 +226,7 @@ class Service:
         return self.workers[0].max_batch(key)
 
     def _register_gauges(self) -> None:
-        gauge, batcher = self.metrics.gauge, self.batcher
+        gauge, batcher = self.metrics.add_gauge, self.batcher
         gauge("windows_waiting", "Windows in the queue.", lambda: batcher.waiting)
         gauge("windows_in_flight", "Windows on a device.", lambda: batcher.in_flight)
         gauge("windows_reserved", "Windows of all admitted requests.", lambda: batcher.reserved)
@@ -236,9 +236,9 @@ class Service:
             lambda: 1 / seconds if (seconds := batcher.estimates.seconds()) else 0.0,
         )
         gauge("batch_running_seconds", "Age of the running batch.", batcher.elapsed)
-        gauge("held_pixels", "Decoded images held.", lambda: self.pixels.held)
-        gauge("held_bytes", "Uploads and answers held.", lambda: self.bytes.held)
-        self.metrics.gauges(
+        gauge("held_pixels", "Decoded images held.", lambda: self.pixels.used)
+        gauge("held_bytes", "Uploads and answers held.", lambda: self.bytes.used)
+        self.metrics.add_labeled_gauge(
             "gpu_memory_used_bytes",
             "In use on a CUDA device.",
             "device",

@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from model.arrays import AnyArray
-from model.errors import ConfigError
 from model.predict import Predictor
 
 TAIL = 1e-4
@@ -39,7 +38,7 @@ def activation_ranges(
         Layer -> (low, high), rounded to four significant digits.
 
     Raises:
-        ConfigError: there are no images.
+        ValueError: there are no images.
     """
     ranges: dict[str, tuple[float, float]] = {}
     hooks = [
@@ -54,7 +53,7 @@ def activation_ranges(
         for hook in hooks:
             hook.remove()
     if not ranges:
-        raise ConfigError("calibration needs at least one image")
+        raise ValueError("calibration needs at least one image")
     # Fewer digits keep the checkpoint's header small; the precision of a range hardly matters.
     return {name: (_round_digits(low), _round_digits(high)) for name, (low, high) in ranges.items()}
 

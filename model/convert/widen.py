@@ -1,10 +1,11 @@
-"""A wider network that computes what a narrow one computes: where training a wide one may start.
-And back, for a wide one that learnt hardly more than the narrow one: training that costs a quarter.
+"""Widen a network without changing what it computes, and narrow it again.
 
-Net2WiderNet (Chen, Goodfellow & Shlens 2016, section 2.1), for factors that are whole numbers:
-every feature is there `factor` times, and whoever reads a feature reads all its copies, with shares
-of the old weight that sum to it. The shares are random, one draw a weight, so that the copies get
-different gradients and grow apart.
+Widening follows Net2WiderNet (Chen, Goodfellow & Shlens 2016, section 2.1) for integer factors:
+every feature is repeated `factor` times, and a layer that reads a feature reads all of its copies.
+The weights for the copies are random shares of the old weight and sum to it, so the copies receive
+different gradients and diverge in training.
+
+Narrowing is the inverse. It keeps the function only while the copies agree.
 """
 
 from __future__ import annotations
@@ -12,68 +13,88 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from model.checkpoint import Checkpoint
+from model.arrays import AnyArray
+from model.checkpoint import Checkpoint, parameter_shapes
 from model.config import UNetConfig
 from model.errors import ConfigError
 from model.predict import load_tensors
 
 
 def widen_checkpoint(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
-    """A draft of the same function in a network of more features, its tensors of the same types.
+    """Return a wider network that computes the same function.
 
-    What int8 would need of it is not known. Its golden pair is to be made anew, since sums of other
-    terms are rounded otherwise: `model.predict.attach_golden`.
+    The tensors keep their types. The result has no calibration, and the rounding of its sums
+    differs: attach a new golden pair with `model.predict.attach_golden`.
 
     Args:
         base_features: a multiple of the checkpoint's.
 
     Raises:
-        ConfigError: no multiple.
+        ConfigError: `base_features` is not a multiple of the checkpoint's.
     """
     before = checkpoint.architecture
     wider = dataclasses.replace(before, base_features=base_features)
-    state = {
-        name: tensor.numpy().astype(checkpoint.state[name].dtype)
-        for name, tensor in widen(load_tensors(checkpoint), before, wider).items()
-    }
-    training = dict(checkpoint.card.get("training", {}))
-    training["widened"] = f"from base_features {before.base_features}, without further training"
-    return dataclasses.replace(
-        checkpoint,
-        architecture=wider,
-        state=state,
-        card={**checkpoint.card, "training": training},
-        calibration=None,
-    )
+    state = widen(load_tensors(checkpoint), before, wider)
+    return _with_network(checkpoint, wider, state, note="widened")
+
+
+def narrow_checkpoint(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
+    """Undo `widen_checkpoint`: return the narrower network that computes the same function.
+
+    The tensors keep their types. The result has no calibration, and the rounding of its sums
+    differs: attach a new golden pair with `model.predict.attach_golden`.
+
+    Args:
+        base_features: a divisor of the checkpoint's.
+
+    Raises:
+        ConfigError: `base_features` is not a divisor of the checkpoint's, or the checkpoint was not
+            widened from it, or was trained after it was widened.
+    """
+    before = checkpoint.architecture
+    narrower = dataclasses.replace(before, base_features=base_features)
+    factor = _width_factor(narrower, before)
+    for name, _ in parameter_shapes(before):
+        if not _copies_agree(name, checkpoint.state[name], factor):
+            raise ConfigError(
+                f"{checkpoint.name} cannot be narrowed to base_features {base_features}: it was "
+                f"not widened from there, or was trained since; copies of features differ in {name}"
+            )
+    state = narrow(load_tensors(checkpoint), before, narrower)
+    return _with_network(checkpoint, narrower, state, note="narrowed")
 
 
 def widen(state: Mapping[str, Tensor], config: UNetConfig, wider: UNetConfig) -> dict[str, Tensor]:
-    """The state dict of `wider` that computes what `state` computes.
+    """Return the state dict of `wider` that computes what `state` computes.
+
+    The shares depend on the networks alone: the same input gives the same result.
 
     Args:
         state: of a `model.unet.UNet` of `config`.
         wider: the same network with a multiple of its `base_features`.
 
     Raises:
-        ConfigError: it is another network, or no multiple.
+        ConfigError: `wider` differs in more than its width, or its width is not a multiple.
     """
-    factor = _factor(config, wider)
+    factor = _width_factor(config, wider)
     rng = torch.Generator().manual_seed(0)
     result = {}
-    for name, tensor in state.items():
-        tensor = tensor.detach().cpu()
-        last, inputs, outputs, halves = _layout(name)
+    for name, _ in parameter_shapes(config):  # the order of `state` may vary between two loads
+        tensor = state[name].detach().cpu()
+        layout = _layout(name)
         if name.endswith(".bias"):
-            result[name] = tensor.clone() if last else tensor.repeat(factor)
+            result[name] = tensor.clone() if layout.last else tensor.repeat(factor)
             continue
-        if not last:
-            tensor = _repeated(tensor, outputs, factor)
-        if halves:
-            parts = tensor.chunk(halves, inputs)
-            tensor = torch.cat([_shared(part, inputs, factor, rng) for part in parts], inputs)
+        if not layout.last:
+            tensor = torch.cat([tensor] * factor, layout.outputs)
+        if layout.groups:
+            groups = tensor.chunk(layout.groups, layout.inputs)
+            shares = [_split_into_shares(group, layout.inputs, factor, rng) for group in groups]
+            tensor = torch.cat(shares, layout.inputs)
         result[name] = tensor.contiguous()
     return result
 
@@ -81,72 +102,124 @@ def widen(state: Mapping[str, Tensor], config: UNetConfig, wider: UNetConfig) ->
 def narrow(
     state: Mapping[str, Tensor], config: UNetConfig, narrower: UNetConfig
 ) -> dict[str, Tensor]:
-    """The way back: the mean of a feature's copies, and the sum of the shares that read them.
+    """Return the state dict of `narrower`: the mean of each feature's copies.
 
-    Computes the same only while the copies are alike: just after `widen`, and nearly so if little
-    was learnt since. A checkpoint that was never widened becomes nonsense.
+    Whether the copies agree is not checked. If they agree, `narrower` computes what `state`
+    computes. If they have diverged a little in training, it computes nearly the same and can be
+    trained further. For a network that was never widened the result is meaningless.
 
     Args:
         state: of a `model.unet.UNet` of `config`.
-        narrower: the same network with `base_features` that divide its own.
+        narrower: the same network with a divisor of its `base_features`.
 
     Raises:
-        ConfigError: it is another network, or no such one.
+        ConfigError: `narrower` differs in more than its width, or its width is not a divisor.
     """
-    factor = _factor(narrower, config)
+    factor = _width_factor(narrower, config)
     result = {}
     for name, tensor in state.items():
-        tensor = tensor.detach().cpu()
-        last, inputs, outputs, halves = _layout(name)
-        if name.endswith(".bias"):
-            result[name] = tensor.clone() if last else _mean(tensor, 0, factor)
-            continue
-        if halves:
-            parts = [_mean(part, inputs, factor) * factor for part in tensor.chunk(halves, inputs)]
-            tensor = torch.cat(parts, inputs)
-        if not last:
-            tensor = _mean(tensor, outputs, factor)
-        result[name] = tensor.contiguous()
+        tensor = _sum_shares(name, tensor.detach().cpu(), factor)
+        layout = _layout(name)
+        if not layout.last:
+            tensor = torch.stack(tensor.chunk(factor, layout.outputs)).mean(0)
+        result[name] = tensor.clone().contiguous()
     return result
 
 
-def _factor(config: UNetConfig, wider: UNetConfig) -> int:
+def _with_network(
+    checkpoint: Checkpoint, network: UNetConfig, state: Mapping[str, Tensor], note: str
+) -> Checkpoint:
+    """Replace the network, and note it in the card."""
+    before = checkpoint.architecture.base_features
+    training = dict(checkpoint.card.get("training", {}))
+    training[note] = f"from base_features {before}, without further training"
+    return dataclasses.replace(
+        checkpoint,
+        architecture=network,
+        state={
+            name: tensor.numpy().astype(checkpoint.state[name].dtype)
+            for name, tensor in state.items()
+        },
+        card={**checkpoint.card, "training": training},
+        calibration=None,
+    )
+
+
+def _width_factor(config: UNetConfig, wider: UNetConfig) -> int:
     factor, rest = divmod(wider.base_features, config.base_features)
-    if rest or (config.in_channels, config.out_channels, config.padding) != (
-        wider.in_channels,
-        wider.out_channels,
-        wider.padding,
-    ):
+    if rest or dataclasses.replace(config, base_features=wider.base_features) != wider:
         raise ConfigError(
-            f"{config} and {wider} cannot start from each other: channels and padding must agree, "
-            "and base_features of one be a multiple of the other's"
+            f"{config} and {wider} cannot be converted into each other: channels and padding must "
+            "agree, and the larger base_features must be a multiple of the smaller"
         )
     return factor
 
 
-def _layout(name: str) -> tuple[bool, int, int, int]:
-    """Whether a tensor is the last layer's; the axes of its inputs and outputs; and in how many
-    parts its inputs were repeated: none in the first layer, whose inputs are the image's."""
-    # (out, in, h, w), but (in, out, h, w) in an up-convolution
+def _copies_agree(name: str, array: AnyArray, factor: int) -> bool:
+    """Whether the copies of features in a stored tensor differ by no more than rounding.
+
+    Widening rounds every share once to the stored type and computes it in fp32, so two sums of
+    shares differ by at most `eps` of the stored type and `2 * factor * eps` of fp32.
+    """
+    layout = _layout(name)
+    if layout.last:
+        return True  # has shares alone, and any shares are valid
+    stored = np.finfo(array.dtype)
+    tensor = torch.from_numpy(array).float()
+    sums = _sum_shares(name, tensor, factor).chunk(factor, layout.outputs)
+    sizes = _sum_shares(name, tensor.abs(), factor).chunk(factor, layout.outputs)
+    relative = float(stored.eps) + 2 * factor * torch.finfo(torch.float32).eps
+    smallest = factor * float(stored.smallest_subnormal)
+    return all(
+        bool(((copy - sums[0]).abs() <= relative * torch.maximum(size, sizes[0]) + smallest).all())
+        for copy, size in zip(sums[1:], sizes[1:], strict=True)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How a tensor of the state dict is widened.
+
+    Attributes:
+        last: whether it belongs to the last layer, whose outputs are not repeated.
+        inputs, outputs: its axes of input and output channels.
+        groups: how many blocks of input channels are repeated separately. 0 for the first layer,
+            which reads the image, and for a bias, which has no inputs.
+    """
+
+    last: bool
+    inputs: int
+    outputs: int
+    groups: int
+
+
+def _layout(name: str) -> _Layout:
+    last = name.startswith("final_conv")
+    if name.endswith(".bias"):
+        return _Layout(last, inputs=0, outputs=0, groups=0)
+    # (out, in, h, w), but (in, out, h, w) in a transposed convolution
     inputs, outputs = (0, 1) if ".up." in name else (1, 0)
-    # what is concatenated was repeated half by half: the up-sampled, then the skip
-    halves = 2 if name.startswith("up_conv") and ".first." in name else 1
     if name.startswith("down_conv.0.first."):
-        halves = 0
-    return name.startswith("final_conv"), inputs, outputs, halves
+        groups = 0
+    elif name.startswith("up_conv") and ".first." in name:
+        groups = 2  # the concatenation's up-sampled half, then its skip
+    else:
+        groups = 1
+    return _Layout(last, inputs, outputs, groups)
 
 
-def _repeated(tensor: Tensor, axis: int, factor: int) -> Tensor:
-    return torch.cat([tensor] * factor, axis)
-
-
-def _shared(tensor: Tensor, axis: int, factor: int, rng: torch.Generator) -> Tensor:
-    """`factor` parts, which sum to `tensor`, one behind the other along `axis`."""
+def _split_into_shares(tensor: Tensor, axis: int, factor: int, rng: torch.Generator) -> Tensor:
+    """Concatenate along `axis` `factor` random shares that sum to `tensor`."""
     shares = torch.rand(factor, *tensor.shape, generator=rng) + 0.5
     shares /= shares.sum(0)
     return torch.cat([tensor * share for share in shares], axis)
 
 
-def _mean(tensor: Tensor, axis: int, factor: int) -> Tensor:
-    """Of the `factor` parts that lie one behind the other along `axis`."""
-    return torch.stack(tensor.chunk(factor, axis)).mean(0)
+def _sum_shares(name: str, tensor: Tensor, factor: int) -> Tensor:
+    """Undo `_split_into_shares` for every group of a tensor's input channels."""
+    layout = _layout(name)
+    if not layout.groups:
+        return tensor
+    groups = tensor.chunk(layout.groups, layout.inputs)
+    sums = [torch.stack(group.chunk(factor, layout.inputs)).sum(0) for group in groups]
+    return torch.cat(sums, layout.inputs)

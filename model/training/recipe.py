@@ -1,156 +1,254 @@
-"""A training recipe: every value of a run, read from a TOML file, each one also a flag.
+"""A training recipe: every value of a training run, read from a TOML file.
 
-Sections are dataclasses; their field names are unique over all sections, so that a flag needs no
-prefix: `[optim] learning_rate` is `--learning-rate`. Knows no torch.
+Each field is also a flag of `unet train`. Field names are unique over all sections, so that flags
+need no prefix: `[optim] learning_rate` is `--learning-rate`. Knows no torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
 import json
-import math
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self, get_origin
+
+from pydantic import AliasChoices, Field, field_validator
+from pydantic.dataclasses import dataclass
 
 from model.config import DIVISOR, PreprocessConfig, UNetConfig, check_name, check_together
+from model.config_base import (
+    STRICT,
+    Amount,
+    Bool,
+    ConfigBase,
+    Count,
+    PositiveInt,
+    Share,
+    fields_of,
+    old_names,
+    suggest,
+)
 from model.errors import ConfigError
 
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where the pairs are and how they are split."""
-
-    kind: str = "paired"
-    """paired: two folders with the same file names; carvana: <car>_<view>.jpg and ..._mask.gif."""
-    images: str = "data/images"
-    masks: str = "data/masks"
-    labels: str = "binary"
-    """binary: not 0 is foreground; classes: class indices; instances: one value an object."""
-    groups: str = ""
-    """A CSV file with a column `id`; images of one group are never split."""
-    group_column: str = "group"
-    validation_list: str = ""
-    """A text file with one id a line: the validation images. Else a share of the groups is."""
-    validation_share: float = 0.12
-    balance: float = 0.0
-    """0: every image is drawn as often; 1: every group, so that rare kinds count; or in between."""
-    difficulty_report: str = ""
-    """What `unet evaluate --part training --json` wrote: images are drawn the more often the worse
-    their Dice there, so that steps go where there is something to learn."""
-    golden: str = ""
-    """An image whose publication is allowed: the checkpoint carries a part of it. Else it is of
-    the validation images."""
-    source: str = ""
-    licence: str = ""
+_Positive = Annotated[float, Field(strict=True, gt=0)]
 
 
-@dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """Each value is the strength of one variation; 0 turns it off, as does (1, 1) for `zoom`."""
+@dataclass(frozen=True, config=STRICT)
+class DataConfig(ConfigBase):
+    """Where the images and masks are, and how they are split."""
 
-    crop: tuple[int, ...] = (160, 160)
-    """Height and width of the random crop. (): the whole image, padded to the declared window."""
-    zoom: tuple[float, ...] = (0.67, 1.5)
-    """Objects appear between these times their size, evenly in the logarithm."""
-    rotate: float = 180.0
-    """Largest angle, in degrees."""
-    flip: bool = True
-    """Left-right; with rotations of 180 degrees that gives every orientation."""
-    elastic: float = 6.0
-    """Standard deviation of the displacements on a coarse 3×3 grid, in pixels (paper, §3.1: 10)."""
-    gain: float = 0.3
-    """Contrast is multiplied by exp(±gain)."""
-    offset: float = 0.15
-    """Brightness is moved by up to this share of the full range."""
-    gamma: float = 0.4
-    """Intensities are raised to the power exp(±gamma)."""
-    colour: float = 0.15
-    """Each channel's own gain, exp(±colour)."""
-    noise: float = 0.04
-    """Largest standard deviation of added noise, as a share of the full range."""
-    blur: float = 0.2
-    """Share of the crops that are blurred a little."""
-    invert: float = 0.1
-    """Share of the crops with dark and bright exchanged."""
-    unresampled: float = 0.0
-    """Share of the crops that keep their pixels, turned by quarters and mirrored: the others are
-    interpolated, which makes them softer than the images a model will see."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """What is minimised: cross-entropy + dice_weight × Dice."""
-
-    dice_weight: float = 1.0
-    border_weight: float = 10.0
-    """w0 of the paper's eq. 2; needs instance labels. 0: every pixel counts the same."""
-    border_sigma: float = 5.0
-    """σ of eq. 2, in pixels."""
-    border_reach: int = 2
-    """The border channel marks pixels with two objects within this many pixels."""
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """How the weights are moved."""
-
-    optimiser: str = "adamw"
-    """adamw or adam."""
-    learning_rate: float = 4e-4
-    weight_decay: float = 1e-4
-    schedule: str = "cosine"
-    """cosine: down to 1% at the end; constant."""
-    warmup: int = 100
-    """Steps until the full learning rate."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient; 0: not clipped."""
-    ema: float = 0.998
-    """Decay of the moving average of the weights that is validated and shipped; 0: no average."""
-    initialisation: str = "he"
-    """he (He et al. 2015, eq. 10) or torch (the library's own default)."""
-    init_from: str = ""
-    """A checkpoint whose weights training starts from; one of fewer base_features is widened, and
-    one that was widened to more may be narrowed again."""
-    batch_norm: bool = False
-    """Train with batch normalisation, which is folded into the convolutions that are shipped."""
-    batch_size: int = 8
-    epochs: float = 0.0
-    """Passes over the training images, unless `steps` says how long."""
-    steps: int = 0
-    minutes: float = 0.0
-    """Budget; the schedule ends when it is spent. Such a run does not repeat to the bit. It counts
-    steps, over all starts of a run: not reading, validation, pictures and the report."""
-    seed: int = 0
+    kind: Literal["paired", "carvana"] = Field(
+        default="paired",
+        description="paired: two folders with equal file names; carvana: CAR_VIEW.jpg and "
+        "CAR_VIEW_mask.gif",
+    )
+    images: str = Field(default="data/images", description="folder of the images")
+    masks: str = Field(default="data/masks", description="folder of the masks")
+    labels: Literal["binary", "classes", "instances"] = Field(
+        default="binary",
+        description="values in the masks. binary: not 0 is foreground; classes: class indices; "
+        "instances: one value per object",
+    )
+    groups: str = Field(
+        default="",
+        description="CSV file with a column `id`; images of one group stay on one side of the "
+        "split",
+    )
+    group_column: str = Field(default="group", description="column of that file with the group")
+    validation_list: str = Field(
+        default="",
+        description="text file with the ids of the validation images, one per line; without it, "
+        "validation_share applies",
+    )
+    validation_share: Annotated[_Positive, Field(lt=1)] = Field(
+        default=0.12, description="share of the groups that is held out for validation"
+    )
+    balance: Amount = Field(
+        default=0.0,
+        description="0: images are drawn equally often; 1: groups are; values between interpolate",
+    )
+    difficulty_report: str = Field(
+        default="",
+        validation_alias=AliasChoices("difficulty_report", "focus"),
+        description="JSON from `unet evaluate --part training --json`; images with a lower Dice "
+        "are drawn more often",
+    )
+    golden: str = Field(
+        default="",
+        description="image for the golden pair, which the checkpoint contains; by default a "
+        "validation image",
+    )
+    source: str = Field(default="", description="origin of the data, for the model card")
+    licence: str = Field(default="", description="licence of weights and data, for the model card")
 
 
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """What is written down meanwhile, and on what it runs. Only `device` and `autocast` change what
-    a step gives."""
+@dataclass(frozen=True, config=STRICT)
+class AugmentConfig(ConfigBase):
+    """Strengths of the random variations; 0 turns one off."""
 
-    validate_every: int = 400
-    """Steps between validations; the state is saved as often."""
-    previews_per_epoch: int = 0
-    """Pictures of predictions an epoch, beside those of each validation."""
-    workers: int = 0
-    """Processes that draw crops; 0: the training's own."""
-    cache_mb: int = 2048
-    """Prepared images kept in memory."""
-    device: str = "auto"
-    autocast: str = "auto"
-    """auto: bf16 on CUDA, off elsewhere; or bf16, off."""
+    crop: tuple[Count, ...] = Field(
+        default=(160, 160),
+        description="[height, width] of the random crop in pixels; []: the whole image, padded to "
+        "the window",
+    )
+    zoom: tuple[_Positive, _Positive] = Field(
+        default=(0.67, 1.5),
+        description="[smallest, largest] magnification, uniform in the logarithm; [1, 1]: off",
+    )
+    rotate: Amount = Field(default=180.0, description="largest rotation, in degrees")
+    flip: Bool = Field(default=True, description="mirror left and right in half of the crops")
+    elastic: Amount = Field(
+        default=6.0,
+        description="standard deviation of the displacements on a coarse 3x3 grid, in pixels "
+        "(paper, section 3.1: 10)",
+    )
+    gain: Amount = Field(default=0.3, description="contrast is multiplied by up to exp(±gain)")
+    offset: Amount = Field(
+        default=0.15, description="largest change of brightness, as a share of the full range"
+    )
+    gamma: Amount = Field(
+        default=0.4, description="intensities are raised to up to the power exp(±gamma)"
+    )
+    colour: Amount = Field(
+        default=0.15, description="each channel is multiplied by up to exp(±colour)"
+    )
+    noise: Amount = Field(
+        default=0.04,
+        description="largest standard deviation of added noise, as a share of the full range",
+    )
+    blur: Share = Field(default=0.2, description="share of the crops that are slightly blurred")
+    invert: Share = Field(default=0.1, description="share of the crops with inverted intensities")
+    unresampled: Share = Field(
+        default=0.0,
+        validation_alias=AliasChoices("unresampled", "exact"),
+        description="share of the crops that are cut without interpolation, which blurs: only "
+        "mirrored and rotated by multiples of 90 degrees",
+    )
+
+    @field_validator("zoom")
+    @classmethod
+    def _check_zoom(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("must be [smallest, largest]")
+        return value
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """All of it. `name` is the checkpoint's."""
+@dataclass(frozen=True, config=STRICT)
+class LossConfig(ConfigBase):
+    """The loss: cross-entropy + dice_weight × Dice loss."""
 
-    name: str = "model"
+    dice_weight: Amount = Field(default=1.0, description="weight of the Dice loss")
+    border_weight: Amount = Field(
+        default=10.0,
+        description="w0 of eq. 2 in the paper, which needs instance labels; 0: all pixels count "
+        "the same",
+    )
+    border_sigma: _Positive = Field(default=5.0, description="sigma of eq. 2, in pixels")
+    border_reach: Count = Field(
+        default=2,
+        description="the border channel marks pixels that have two objects within this distance, "
+        "in pixels",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimConfig(ConfigBase):
+    """How the weights are trained, and for how long."""
+
+    optimiser: Literal["adamw", "adam"] = Field(default="adamw", description="optimizer")
+    learning_rate: _Positive = Field(default=4e-4, description="highest learning rate")
+    weight_decay: Amount = Field(default=1e-4, description="decay of the weights (adamw)")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="learning rate over time; cosine: down to 1% at the end"
+    )
+    warmup: Count = Field(
+        default=100, description="steps until the learning rate reaches its value"
+    )
+    grad_clip: Amount = Field(
+        default=1.0,
+        validation_alias=AliasChoices("grad_clip", "clip"),
+        description="largest norm of the gradient; 0: no limit",
+    )
+    ema: Annotated[Amount, Field(lt=1)] = Field(
+        default=0.998,
+        description="decay of the moving average of the weights, which is validated and saved; 0: "
+        "no average",
+    )
+    initialisation: Literal["he", "torch"] = Field(
+        default="he",
+        description="initial weights. he: He et al. 2015, eq. 10; torch: the library's default",
+    )
+    init_from: str = Field(
+        default="",
+        validation_alias=AliasChoices("init_from", "start"),
+        description="checkpoint with the initial weights; one with fewer base_features is "
+        "widened, and a widened one can be narrowed",
+    )
+    batch_norm: Bool = Field(
+        default=False,
+        description="train with batch normalization, which is folded into the convolutions of the "
+        "checkpoint",
+    )
+    batch_size: PositiveInt = Field(
+        default=8,
+        validation_alias=AliasChoices("batch_size", "batch"),
+        description="crops per step",
+    )
+    epochs: Amount = Field(
+        default=0.0,
+        description="length of training in passes over the training images, unless steps is set",
+    )
+    steps: Count = Field(
+        default=0, description="length of training in steps; 0: use epochs or minutes"
+    )
+    minutes: Amount = Field(
+        default=0.0,
+        description="time limit, at which the schedule ends; 0: none. Only steps count, over all "
+        "starts of a run. Such a run is not reproducible bit by bit",
+    )
+    seed: Annotated[Count, Field(lt=2**63)] = Field(
+        default=0, description="seed of all random numbers"
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig(ConfigBase):
+    """What is recorded, and the hardware. Only device and autocast change the result of a step."""
+
+    validate_every: PositiveInt = Field(
+        default=400,
+        validation_alias=AliasChoices("validate_every", "every"),
+        description="steps between validations, at which the state is saved too",
+    )
+    previews_per_epoch: Count = Field(
+        default=0,
+        validation_alias=AliasChoices("previews_per_epoch", "pictures"),
+        description="extra images of predictions per epoch; each validation writes some anyway",
+    )
+    workers: Count = Field(
+        default=0, description="processes that prepare crops; 0: the training process does"
+    )
+    cache_mb: Count = Field(default=2048, description="memory for prepared images, in 10^6 bytes")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    autocast: Literal["auto", "bf16", "off"] = Field(
+        default="auto", description="mixed precision; auto: bf16 on CUDA, otherwise off"
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError("must be auto, cpu, cuda or cuda:N")
+        return value
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe(ConfigBase):
+    """All sections. They are valid together."""
+
+    name: str = Field(default="model", description="name of the checkpoint")
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     network: UNetConfig = dataclasses.field(default_factory=UNetConfig)
     preprocess: PreprocessConfig = dataclasses.field(default_factory=PreprocessConfig)
@@ -162,42 +260,21 @@ class Recipe:
     def __post_init__(self) -> None:
         check_name(self.name)
         check_together(self.network, self.preprocess)
-        data, optim = self.data, self.optim
-        _one_of("kind", data.kind, "paired", "carvana")
-        _one_of("labels", data.labels, "binary", "classes", "instances")
-        _one_of("optimiser", optim.optimiser, "adamw", "adam")
-        _one_of("schedule", optim.schedule, "cosine", "constant")
-        _one_of("initialisation", optim.initialisation, "he", "torch")
-        _one_of("autocast", self.run.autocast, "auto", "bf16", "off")
-        if not 0 < data.validation_share < 1:
-            raise ConfigError(f"validation_share must lie in 0..1, not {data.validation_share}")
-        if optim.batch_size < 1 or self.run.validate_every < 1 or optim.learning_rate <= 0:
-            raise ConfigError("batch_size, validate_every and learning_rate must be above 0")
-        if not 0 <= optim.ema < 1:
-            raise ConfigError(f"ema must lie in 0..1, not {optim.ema}")
-        if max(optim.steps, optim.epochs, optim.minutes) <= 0:
-            raise ConfigError("say how long: epochs, steps or minutes")
-        if data.labels == "classes" and self.preprocess.binary:
-            raise ConfigError("labels 'classes' need more than two names in classes")
-        if data.labels != "classes" and not self.preprocess.binary:
-            raise ConfigError(f"labels {data.labels!r} give two classes, not more")
-        if data.labels != "instances" and self.network.out_channels == 2:
-            raise ConfigError("a border channel (out_channels 2) needs labels 'instances'")
-        self._check_numbers()
+        if max(self.optim.steps, self.optim.epochs, self.optim.minutes) <= 0:
+            raise ConfigError("set steps, epochs or minutes")
+        self._check_labels()
         self._check_crop()
-        self._check_variations()
 
-    def _check_numbers(self) -> None:
-        for part in (self.data, self.augment, self.loss, self.optim, self.run):
-            for name, value in vars(part).items():
-                if isinstance(value, int | float) and not 0 <= value < math.inf:
-                    raise ConfigError(f"{name} must be 0 or more, and finite, not {value}")
-        if self.optim.seed >= 2**63:
-            raise ConfigError(f"seed must be below 2^63, not {self.optim.seed}")
-        if self.loss.border_sigma <= 0:
-            raise ConfigError(f"border_sigma must be above 0, not {self.loss.border_sigma}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.run.device):
-            raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {self.run.device!r}")
+    def _check_labels(self) -> None:
+        labels, binary = self.data.labels, self.preprocess.binary
+        if labels == "classes" and binary:
+            raise ConfigError("labels 'classes' needs more than two names in classes")
+        if labels != "classes" and not binary:
+            raise ConfigError(
+                f"labels {labels!r} has two classes, not {len(self.preprocess.classes)}"
+            )
+        if labels != "instances" and self.network.out_channels == 2:
+            raise ConfigError("a border channel (out_channels 2) needs labels 'instances'")
 
     def _check_crop(self) -> None:
         crop, margin = self.augment.crop, self.network.margin
@@ -214,65 +291,46 @@ class Recipe:
                 f"{' plus 12' if margin else ''}, not {list(crop)}"
             )
 
-    def _check_variations(self) -> None:
-        for name in ("blur", "invert", "unresampled"):
-            share = getattr(self.augment, name)
-            if not 0 <= share <= 1:
-                raise ConfigError(f"{name} is a share of the crops, 0..1, not {share}")
-        zoom = self.augment.zoom
-        if len(zoom) != 2 or not 0 < zoom[0] <= zoom[1]:
-            raise ConfigError(f"zoom must be [least, most], both above 0, not {list(zoom)}")
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
     @classmethod
-    def read(cls, path: Path, flags: Mapping[str, Any] | None = None) -> Self:
-        """A recipe from a TOML file, or from the `config.json` of a run, with `flags` over it.
+    def read(cls, path: Path, flags: Mapping[str, str] | None = None) -> Self:
+        """A recipe from a TOML file, or from the `config.json` of a run.
 
         Args:
-            flags: field name -> value.
+            flags: field name -> the text of its flag. They override the file.
 
         Raises:
-            ConfigError: neither of them, an unknown key (named, with the nearest valid one), a
-                value of another type or out of range.
-            OSError: the file cannot be read.
+            ConfigError: the file cannot be read, a key is unknown, or a value is not allowed. The
+                message is one line.
         """
-        is_json = path.suffix == ".json"
+        flags = flags or {}
         try:
-            document = (json if is_json else tomllib).loads(path.read_text("utf-8-sig"))
-        except ValueError as error:  # of both parsers, and of UTF-8
-            raise ConfigError(f"{path} is not {'JSON' if is_json else 'TOML'}: {error}") from error
-        try:
-            return cls._of(document, flags or {})
+            return cls._merge(_read_document(path), flags)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            source = f"{path} with the flags" if flags else path
+            raise ConfigError(f"{source}: {error}") from error
 
     @classmethod
-    def _of(cls, document: Mapping[str, Any], flags: Mapping[str, Any]) -> Self:
-        parts: dict[str, Any] = {}
+    def _merge(cls, document: Mapping[str, Any], flags: Mapping[str, str]) -> Self:
         for key, values in document.items():
             if key != "name" and key not in SECTIONS:
-                raise ConfigError(f"unknown section [{key}]{_nearest(key, SECTIONS)}")
+                raise ConfigError(f"unknown section [{key}]{suggest(key, SECTIONS)}")
             if key in SECTIONS and not isinstance(values, dict):
-                raise ConfigError(f"[{key}] is a section, not a value")
+                raise ConfigError(f"{key} must be a section, [{key}], not {values!r}")
+        sections: dict[str, Any] = {}
         for section, kind in SECTIONS.items():
-            fields = {field.name: field for field in dataclasses.fields(kind)}
             values = rename_old_keys(section, document.get(section, {}))
-            values.update({name: flags[name] for name in fields if name in flags})
-            for name, value in values.items():
-                if name not in fields:
-                    raise ConfigError(
-                        f"[{section}] has no {name!r}{_nearest(name, fields)}; it has "
-                        f"{', '.join(fields)}"
-                    )
-                values[name] = _typed(name, value, fields[name].default)
-            parts[section] = kind(**values)
-        name = flags.get("name", document.get("name", cls.name))
-        return cls(name=_typed("name", name, ""), **parts)
+            for name, field in fields_of(kind).items():
+                if name in flags:
+                    values[name] = _parse_flag(flags[name], field.annotation)
+            try:
+                sections[section] = kind.from_json(values)
+            except ConfigError as error:
+                raise ConfigError(f"[{section}] {error}") from None
+        name = flags.get("name", document.get("name", "model"))
+        return cls(name=name, **sections)
 
 
-SECTIONS: dict[str, type[Any]] = {
+SECTIONS: dict[str, type[ConfigBase]] = {
     "data": DataConfig,
     "network": UNetConfig,
     "preprocess": PreprocessConfig,
@@ -283,106 +341,45 @@ SECTIONS: dict[str, type[Any]] = {
 }
 
 
-OLD_KEYS: dict[str, dict[str, str]] = {
-    "data": {"focus": "difficulty_report"},
-    "augment": {"exact": "unresampled"},
-    "optim": {"start": "init_from", "clip": "grad_clip", "batch": "batch_size"},
-    "run": {"every": "validate_every", "pictures": "previews_per_epoch"},
-}
-"""Section -> old key -> key. Recipes, run folders and flags with old keys are still read."""
-
-
 def rename_old_keys(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a section under the keys of today.
+    """The values of a section, with each old key replaced by its present name.
 
     Raises:
-        ConfigError: a value is given under its old and its new key.
+        ConfigError: a value is given under its old and its present name.
     """
+    present = {
+        old: name
+        for name, field in fields_of(SECTIONS[section]).items()
+        for old in old_names(name, field)
+    }
     renamed: dict[str, Any] = {}
     for key, value in values.items():
-        name = OLD_KEYS.get(section, {}).get(key, key)
+        name = present.get(key, key)
         if name in renamed:
-            raise ConfigError(f"[{section}] has {name!r} twice; its old key is {key!r}")
+            raise ConfigError(f"[{section}] has {name!r} twice; its old name is also read")
         renamed[name] = value
     return renamed
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag a field, grouped by section; what is not given is not set."""
-    parser.add_argument("--name", default=argparse.SUPPRESS, help="of the checkpoint")
-    old_flags = {name: old for keys in OLD_KEYS.values() for old, name in keys.items()}
-    for section, kind in SECTIONS.items():
-        group = parser.add_argument_group(f"[{section}]")
-        for field in dataclasses.fields(kind):
-            group.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                default=argparse.SUPPRESS,
-                type=str if isinstance(field.default, str) else _value,
-                metavar=type(field.default).__name__.upper(),
-                help=f"({str(field.default).replace('%', '%%')})",
-            )
-            if field.name in old_flags:
-                group.add_argument(
-                    f"--{old_flags[field.name]}",
-                    dest=field.name,
-                    default=argparse.SUPPRESS,
-                    type=str if isinstance(field.default, str) else _value,
-                    help=argparse.SUPPRESS,
-                )
+def _read_document(path: Path) -> dict[str, Any]:
+    is_json = path.suffix == ".json"
+    try:
+        text = path.read_text("utf-8-sig")
+        document = json.loads(text) if is_json else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # from either parser, or from UTF-8
+        raise ConfigError(f"is not {'JSON' if is_json else 'TOML'}: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"must be a JSON object, not {type(document).__name__}")
+    return document
 
 
-def given_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `add_flags` that were given."""
-    names = {"name"} | {f.name for kind in SECTIONS.values() for f in dataclasses.fields(kind)}
-    return {name: value for name, value in vars(args).items() if name in names}
-
-
-def _value(text: str) -> Any:
-    """A flag's text as TOML (numbers, booleans, lists), or as itself."""
+def _parse_flag(text: str, annotation: Any) -> Any:
+    """A flag's text as it is if the field is text, otherwise as a TOML value."""
+    if annotation is str or get_origin(annotation) is Literal:
+        return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-def _typed(name: str, value: Any, default: Any) -> Any:
-    """`value` as the type of the field's default."""
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if isinstance(default, str) and isinstance(value, int | float) and type(value) is not bool:
-        return str(value)  # --name 2024
-    if not _is_like(value, default):
-        raise ConfigError(f"{name} must be {_described(default)}, not {value!r}")
-    return _frozen(value)
-
-
-_TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    """Whether it has the default's type; of a list, whether all in it are like the first there."""
-    if isinstance(default, tuple):
-        example = default[0] if default else 0
-        return isinstance(value, list | tuple) and all(_is_like(item, example) for item in value)
-    return type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-
-
-def _described(default: Any) -> str:
-    if not isinstance(default, tuple):
-        return _TYPES[type(default)]
-    example = default[0] if default else 0
-    return f"a list, in which each is {_described(example)}"
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-
-def _one_of(name: str, value: str, *allowed: str) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

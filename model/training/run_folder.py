@@ -21,7 +21,6 @@ no data sets.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import io
 import json
@@ -248,7 +247,7 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
         if section == "run":
             continue
         # a value that recipes did not have yet was its default
-        defaults = _json_types(dataclasses.asdict(kind()))
+        defaults = _json_types(kind().to_json())
         before = defaults | rename_old_keys(section, sections[section])
         for name, value in current[section].items():
             if before[name] != value and (section, name) not in _MAY_CHANGE:

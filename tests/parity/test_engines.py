@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from app.cli.evaluate import http_predictor
-from app.client import Client
 from app.engine.base import Engine
 from app.engine.openvino import OpenVinoEngine, has_bf16
 from app.engine.predictor import engine_predictor
@@ -20,6 +19,7 @@ from model.training.data import Sample, read_image
 from model.transforms import normalize, probabilities
 from model.unet import UNet
 from tests.conftest import FIXTURES, ROOT, drawn_weights, nuclei, serving
+from unet_client import Client
 
 BINARY = ("background", "nucleus")
 CASES = {

@@ -1,31 +1,129 @@
-"""The Python client and the real service understand each other."""
+"""The Python client with the real service."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
 import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
 
-from app.client import Answer, Client, SegmentationFailed
-from tests.conftest import Server, encode, nuclei
+from tests.conftest import ROOT, Server, decode, encode, nuclei
+from unet_client import AsyncClient, Client, SegmentationError, SegmentationResult
+
+README = (ROOT / "clients/python/README.md").read_text()
 
 
-def test_pixels_in_outlines_out(server: Server) -> None:
+def test_array_gives_the_mask_of_the_same_file(server: Server) -> None:
     pixels = nuclei(120, 130)[0]
     with Client(server.url) as client:
-        by_pixels, by_bytes = client.segment(pixels), client.segment(encode(pixels))
-        np.testing.assert_array_equal(by_pixels.image(), by_bytes.image())
-        outlines = client.segment(pixels, output="polygons")
-    found = outlines.polygons()
-    assert found["type"] == "FeatureCollection"
-    assert len(found["features"]) == int(outlines.headers["x-mask-objects"]) > 0
-    assert outlines.content.startswith(b"{")
+        from_array, from_bytes = client.segment(pixels), client.segment(encode(pixels))
+    np.testing.assert_array_equal(from_array.image(), from_bytes.image())
+    assert from_array.coverage == pytest.approx((from_array.image() > 0).mean(), abs=1e-6)
 
 
-def test_many_images_of_which_one_is_none(server: Server) -> None:
+def test_polygons_are_one_per_object(server: Server) -> None:
+    with Client(server.url) as client:
+        result = client.segment(nuclei(120, 130)[0], output="polygons")
+    polygons = result.polygons()
+    assert polygons["type"] == "FeatureCollection"
+    assert len(polygons["features"]) == int(result.headers["x-mask-objects"]) > 0
+
+
+def test_instances_are_labels(server: Server) -> None:
+    with Client(server.url) as client:
+        result = client.segment(nuclei(120, 130)[0], output="instances")
+    assert result.image().dtype == np.uint16
+    assert result.image().max() == int(result.headers["x-mask-objects"]) > 0
+
+
+def test_one_bad_image_of_many_fails_alone(server: Server) -> None:
     images = [*(encode(nuclei(60, 60, seed)[0]) for seed in range(4)), b"not an image"]
     with Client(server.url) as client:
         outcomes = dict(client.segment_many(images))
-    failed = outcomes.pop(b"not an image")
-    assert isinstance(failed, SegmentationFailed)
-    assert failed.status == 422
+    error = outcomes.pop(b"not an image")
+    assert isinstance(error, SegmentationError)
+    assert error.status == 422
     assert len(outcomes) == 4
-    assert all(isinstance(outcome, Answer) for outcome in outcomes.values())
+    assert all(isinstance(outcome, SegmentationResult) for outcome in outcomes.values())
+
+
+def test_model_is_one_of_models(server: Server) -> None:
+    with Client(server.url) as client:
+        assert client.model("nuclei") in client.models()["models"]
+        with pytest.raises(SegmentationError, match="nobody") as caught:
+            client.model("nobody")
+    assert caught.value.status == 404
+    assert caught.value.request_id
+
+
+def test_async_client_gives_the_same_results(server: Server) -> None:
+    image = encode(nuclei(120, 130)[0])
+
+    async def main() -> tuple[SegmentationResult, list[object]]:
+        async with AsyncClient(server.url) as client:
+            many = [outcome async for _, outcome in client.segment_many([image] * 4)]
+            return await client.segment(image), many
+
+    result, many = asyncio.run(main())
+    with Client(server.url) as client:
+        assert client.segment(image).content == result.content
+    for outcome in many:
+        assert isinstance(outcome, SegmentationResult)
+        assert outcome.content == result.content
+
+
+@contextlib.contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """Run an application on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def examples(server: Server) -> list[str]:
+    """The examples of the README, with the URL of the running service."""
+    code = README.replace("http://localhost:8000", server.url)
+    return re.findall(r"```python\n(.*?)```", code, re.DOTALL)
+
+
+def test_readme_example_of_client_works(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("image.png").write_bytes(encode(nuclei(60, 70)[0]))
+    for folder in ("images", "masks"):
+        Path(folder).mkdir()
+    for seed in range(3):
+        Path(f"images/{seed}.png").write_bytes(encode(nuclei(60, 70, seed)[0]))
+    exec(examples(server)[0], {})
+    masks = [Path("mask.png"), *Path("masks").iterdir()]
+    assert len(masks) == 4
+    assert all(decode(mask.read_bytes()).shape == (60, 70) for mask in masks)
+
+
+def test_readme_example_of_async_client_works(server: Server) -> None:
+    namespace: dict[str, FastAPI] = {}
+    exec(examples(server)[1], namespace)
+    with running(namespace["app"]) as url:
+        response = httpx.post(f"{url}/count", content=encode(nuclei(120, 130)[0]), timeout=60)
+        assert response.status_code == 200
+        assert response.json()["objects"] > 0
+        response = httpx.post(f"{url}/count", content=b"not an image", timeout=60)
+        assert response.status_code == 422

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.client import Client, SegmentationFailed
 from model.checkpoint import load_checkpoint
 from model.predict import Predictor
 from model.transforms import to_mask
@@ -241,22 +240,12 @@ def test_an_output_the_model_does_not_have_is_the_requests_own_fault(tmp_path: P
             for query in ({"output": "instances"}, {"threshold": "0.5"}):
                 answer = httpx.post(url, params=query, files=files)
                 assert answer.status_code == 422
-                assert "one class" in answer.json()["detail"]
+                assert "binary models" in answer.json()["detail"]
         mask = Image.open(io.BytesIO(httpx.post(url, files=files[:1]).content))
         assert (mask.mode, mask.size) == ("P", (80, 64))
         assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
         probability = httpx.post(url, params={"output": "probability"}, files=files[:1])
         assert Image.open(io.BytesIO(probability.content)).mode.startswith("I")
-
-
-def test_the_client_for_python(server: Server) -> None:
-    with Client(server.url) as client:
-        answer = client.segment(encode(nuclei(64, 80)[0]))
-        assert answer.coverage == pytest.approx((answer.image() > 0).mean(), abs=1e-6)
-        assert client.model("nuclei") in client.models()["models"]
-        with pytest.raises(SegmentationFailed, match="no model 'nobody'") as caught:
-            client.model("nobody")
-        assert caught.value.status == 404
 
 
 def test_request_id_is_the_clients_if_it_is_sane(post: Post) -> None:

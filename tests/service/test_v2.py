@@ -218,7 +218,7 @@ def test_several_classes(tmp_path: Path) -> None:
         png = httpx.post(f"{server.url}/segment", content=PNG, headers=kind).content
         assert np.array_equal(found["mask"][0], decode(png))
         given = {"threshold": 0.5}  # would change nothing
-        assert_refused(infer(server, files(PNG), parameters=given), 422, "one class")
+        assert_refused(infer(server, files(PNG), parameters=given), 422, "binary models")
 
 
 LONG = np.zeros((1, 1, 1, 3), np.uint8)

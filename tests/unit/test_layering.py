@@ -17,7 +17,7 @@ LAYERS = [
     {"app.main"},
     {"app.api"},
     {"app.inference"},
-    {"app.settings", "app.metrics", "app.logs", "app.client"},
+    {"app.settings", "app.metrics", "app.logs"},
     {"app.batching", "app.imaging", "app.engine"},
     {"app.errors"},
     {"model.training"},

@@ -1,47 +1,44 @@
-"""What is in service: GET /models and GET /models/{name}."""
+"""GET /models and GET /models/{name}: the models and how they are served."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter
 
-from app.api.dependencies import authorized
-from app.api.schemas import PROBLEM
+from app.api.dependencies import ServiceDep
+from app.api.schemas import PROBLEM_RESPONSES
 from app.inference.registry import ModelEntry
 from app.inference.service import Service
 
-router = APIRouter(
-    tags=["models"], dependencies=[Depends(authorized)], responses={401: PROBLEM[401]}
-)
+router = APIRouter(tags=["models"], responses={401: PROBLEM_RESPONSES[401]})
 
 
-@router.get("/models", summary="All models", response_description="What is served.")
-async def models(request: Request) -> dict[str, Any]:
-    """The default model's name, and every model with what it is and how it is served."""
-    service: Service = request.app.state.service
+@router.get("/models", summary="List all models", response_description="The models")
+async def models(service: ServiceDep) -> dict[str, Any]:
+    """The name of the default model, and every model with its properties."""
     return {
         "default": service.registry.default,
         "models": [
-            _describe(name, entry, service) for name, entry in service.registry.entries.items()
+            _describe_model(name, entry, service)
+            for name, entry in service.registry.entries.items()
         ],
     }
 
 
 @router.get(
     "/models/{name}",
-    summary="One model",
-    response_description="What it is, and how it is served.",
-    responses={404: PROBLEM[404]},
+    summary="Describe one model",
+    response_description="The model",
+    responses={status: PROBLEM_RESPONSES[status] for status in (404, "default")},
 )
-async def model(request: Request, name: str) -> dict[str, Any]:
-    """What it is and how it is served; 404 for a name that is not there."""
-    service: Service = request.app.state.service
-    return _describe(name, service.registry.entry(name), service)
+async def model(service: ServiceDep, name: str) -> dict[str, Any]:
+    """The model's properties, and the engine that runs it."""
+    return _describe_model(name, service.registry.entry(name), service)
 
 
-def _describe(name: str, entry: ModelEntry, service: Service) -> dict[str, Any]:
+def _describe_model(name: str, entry: ModelEntry, service: Service) -> dict[str, Any]:
     served = entry.served
     described: dict[str, Any] = {
         "name": name,
@@ -75,6 +72,6 @@ def _describe(name: str, entry: ModelEntry, service: Service) -> dict[str, Any]:
 
 
 def _revision(card: Mapping[str, Any]) -> str | None:
-    """Of the source that wrote the checkpoint: of its import, or of its training."""
+    """The revision of the source code that wrote the checkpoint, by import or by training."""
     revision: str | None = card.get("revision") or card.get("training", {}).get("revision")
     return revision

@@ -1,35 +1,47 @@
-"""POST /segment: one image or several in, masks out."""
+"""POST /segment: images in, masks or other outputs out."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import io
 import json
 import re
 import zipfile
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from app.api.dependencies import (
-    authorized,
-    cancel_on_disconnect,
-    deadline_of,
+    DeadlineDep,
+    ServiceDep,
+    accept_request,
     model_headers,
-    read_body_before,
+    reject_repeated_params,
 )
-from app.api.problems import describe
-from app.api.schemas import PROBLEM, SegmentQuery, segment_query
-from app.api.uploads import Upload, read_uploads
+from app.api.json_text import encode_json
+from app.api.problems import describe_error
+from app.api.schemas import PROBLEM_RESPONSES, SegmentQuery
+from app.api.uploads import Upload, check_not_empty, read_uploads
+from app.batching.deadline import Deadline
 from app.errors import ServiceError
 from app.inference.budget import Allocation
-from app.inference.outputs import Options, Output, Segmentation
+from app.inference.outputs import Options, Output, Rendered, Segmentation
 from app.inference.registry import ServedModel
+from app.inference.segmenter import Segmenter
 from app.inference.service import Service
 
-router = APIRouter(tags=["segmentation"], dependencies=[Depends(authorized)])
+Result = Segmentation | ServiceError
+"""What became of one image."""
+
+_COPIED = 2
+"""Memory for an output that is copied into a document, in multiples of its size."""
+_PARSED = 10
+"""The same for polygons: the Python objects of their JSON take so much more than its text."""
+
+router = APIRouter(tags=["segmentation"])
 
 _BODY = {
     "requestBody": {
@@ -56,52 +68,53 @@ _BODY = {
 
 @router.post(
     "/segment",
-    summary="Segment an image",
+    summary="Segment images",
     response_class=Response,
     responses={
         200: {
-            "description": "One image: a PNG. Several: a zip of PNGs and errors.json.",
+            "description": "For one image a PNG, for several a zip of PNGs and errors.json.",
             "content": {"image/png": {}, "application/zip": {}, "application/json": {}},
         },
-        **PROBLEM,
+        **PROBLEM_RESPONSES,
     },
     openapi_extra=_BODY,
+    dependencies=[Depends(reject_repeated_params)],
 )
 async def segment(
-    request: Request, query: Annotated[SegmentQuery, Depends(segment_query)]
+    request: Request,
+    service: ServiceDep,
+    deadline: DeadlineDep,
+    query: Annotated[SegmentQuery, Query()],
 ) -> Response:
-    """Bytes of an image in, a PNG mask of exactly its upright size out.
+    """POST an image, get a PNG mask of exactly its upright size.
 
-    Send `multipart/form-data` with one or more `file` parts, or the raw image as the body. Either
-    may be packed as `Content-Encoding: gzip` or `deflate`.
+    Send `multipart/form-data` with one or more parts `file`, or the raw image as the body. Either
+    may be compressed, with `Content-Encoding: gzip` or `deflate`.
     """
-    service: Service = request.app.state.service
-    share: Allocation = request.state.share
-    deadline = deadline_of(request)
-    as_json = query.output is Output.POLYGONS or _wants_json(request)
-    service.check_ready()  # before the image is on its way, and again when it is here
-    with service.registry.lease(query.model) as model:
-        options = Options(query.output, query.threshold)
-        service.segmenter.check(model, options)
-        service.segmenter.precheck_admission(model, deadline)
-        max_bytes = int(service.settings.max_upload_mb * 1e6)
-        uploads = await read_body_before(request, deadline, read_uploads(request, max_bytes, share))
-        with service.track_request():
-            joined = as_json or len(uploads) > 1
-            results = await cancel_on_disconnect(
-                request, _segment_all(service, model, uploads, options, deadline, share, joined)
-            )
-            single = results[0] if len(uploads) == 1 else None
-            if isinstance(single, ServiceError):
-                raise single
-            headers = _headers(model, single)
-            if single is not None and not as_json:
-                return Response(single.png, media_type="image/png", headers=headers)
-            if as_json:  # joining takes its time: on another thread
-                content = await asyncio.to_thread(_document, model, uploads, results)
-                return Response(content, media_type="application/json", headers=headers)
-            content = await asyncio.to_thread(_zip, uploads, results)
-            return Response(content, media_type="application/zip", headers=headers)
+    allocation: Allocation = request.state.allocation
+    options = Options((query.output,), query.threshold)
+    check = functools.partial(Segmenter.check, options=options)
+    as_json = query.output is Output.POLYGONS or prefers_json(request.headers.getlist("accept"))
+    async with accept_request(request, service, query.model, deadline, read_uploads, check) as (
+        model,
+        uploads,
+    ):
+        copied = as_json or len(uploads) > 1
+        factor = _PARSED if query.output is Output.POLYGONS else _COPIED if copied else 1
+        results = await _segment_all(service, model, uploads, options, deadline, allocation, factor)
+        _log_images(request, results)
+        single = results[0] if len(results) == 1 else None
+        if isinstance(single, ServiceError):
+            raise single
+        headers = model_headers(model) | (_mask_headers(single) if single else {})
+        if as_json:
+            content = await asyncio.to_thread(_write_json, model, uploads, results)
+            return Response(content, media_type="application/json", headers=headers)
+        if single:
+            rendered = _only_output(single)
+            return Response(rendered.content, media_type=rendered.media_type, headers=headers)
+        content = await asyncio.to_thread(_write_zip, uploads, results)
+        return Response(content, media_type="application/zip", headers=headers)
 
 
 async def _segment_all(
@@ -109,51 +122,60 @@ async def _segment_all(
     model: ServedModel,
     uploads: list[Upload],
     options: Options,
-    deadline: float,
-    share: Allocation,
-    joined: bool,
-) -> list[Segmentation | ServiceError]:
-    """One image after the other, so that a request with many takes turns with everybody's.
+    deadline: Deadline,
+    allocation: Allocation,
+    factor: int,
+) -> list[Result]:
+    """Segment one image after the other, so that a request with many takes turns with others.
 
     Args:
-        joined: afterwards, which copies. Room for that is taken with each image: once all are done,
-            a lack of it would cost those that have theirs, too.
+        factor: the memory to allocate for each output, in multiples of its size. It includes what
+            joining the outputs will need: if that were allocated at the end and were not available,
+            the images that are done would be lost as well.
     """
-    results: list[Segmentation | ServiceError] = []
+    results: list[Result] = []
     for upload in uploads:
         try:
+            check_not_empty(upload)
             result = await service.segmenter.segment(model, upload.data, options, deadline)
-            share.take(2 * result.size if joined else result.size)
+            allocation.grow(factor * result.size)
             results.append(result)
         except ServiceError as error:
             results.append(error)
     return results
 
 
-def _wants_json(request: Request) -> bool:
-    """Whether the client prefers JSON to an image: it names JSON, and nothing it likes better.
+def prefers_json(accept: list[str]) -> bool:
+    """Whether a client prefers JSON to an image (RFC 9110, section 12.5.1).
 
-    A client that names both alike has the image; one that takes anything besides has JSON.
+    It does if it accepts JSON with a higher quality than images, and with at least that of `*/*`.
+
+    Args:
+        accept: the values of its Accept headers.
     """
-    likes = {"application/json": 0.0, "image": 0.0, "anything": 0.0}
-    for each in ",".join(request.headers.getlist("accept")).lower().split(","):
-        kind, *parameters = (part.strip() for part in each.split(";"))
-        quality = next((part[2:] for part in parameters if part.startswith("q=")), "1")
-        if kind in ("image/png", "image/*", "application/zip"):
-            kind = "image"
-        elif kind == "*/*":
-            kind = "anything"
-        if kind in likes and re.fullmatch(r"[01](\.\d*)?", quality):
-            likes[kind] = max(likes[kind], float(quality))
-    json_ = likes["application/json"]
-    return json_ > likes["image"] and json_ >= likes["anything"]
+    quality = {"application/json": 0.0, "image": 0.0, "*/*": 0.0}
+    for item in ",".join(accept).lower().split(","):
+        media_type, *parameters = (part.strip() for part in item.split(";"))
+        given = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        if media_type in ("image/png", "image/*", "application/zip"):
+            media_type = "image"
+        if media_type in quality and re.fullmatch(r"[01](\.\d*)?", given):
+            quality[media_type] = max(quality[media_type], float(given))
+    json_quality = quality["application/json"]
+    return json_quality > quality["image"] and json_quality >= quality["*/*"]
 
 
-def _headers(model: ServedModel, result: Segmentation | None) -> dict[str, str]:
-    """Of the model, and of the mask if there is one alone."""
-    if result is None:
-        return model_headers(model)
-    headers = model_headers(model) | {
+def _log_images(request: Request, results: list[Result]) -> None:
+    fields = request.state.log_fields
+    if len(results) > 1:
+        fields["images"] = len(results)
+    elif isinstance(results[0], Segmentation):
+        fields["size"] = f"{results[0].width}x{results[0].height}"
+
+
+def _mask_headers(result: Segmentation) -> dict[str, str]:
+    """The headers that describe the mask of a single image."""
+    headers = {
         "X-Mask-Coverage": f"{result.coverage:.6f}",
         "X-Mask-Confidence": f"{result.confidence:.6f}",
         "Server-Timing": ", ".join(
@@ -165,21 +187,27 @@ def _headers(model: ServedModel, result: Segmentation | None) -> dict[str, str]:
     return headers
 
 
-def _document(
-    model: ServedModel, uploads: list[Upload], results: list[Segmentation | ServiceError]
-) -> bytes:
-    """JSON: the model, and for each image its statistics with its mask or its outlines."""
-    head = _json({key.lower()[2:]: value for key, value in model_headers(model).items()})
-    images = ",".join(
-        _image_json(name, result) for name, result in zip(_names(uploads), results, strict=True)
-    )
-    return f'{head[:-1]},"images":[{images}]}}'.encode()
+def _only_output(result: Segmentation) -> Rendered:
+    (rendered,) = result.rendered.values()
+    return rendered
 
 
-def _image_json(name: str, result: Segmentation | ServiceError) -> str:
+def _write_json(model: ServedModel, uploads: list[Upload], results: list[Result]) -> bytes:
+    """The model, and the statistics of each image with its mask or its polygons."""
+    document: dict[str, Any] = {
+        name.lower().removeprefix("x-"): value for name, value in model_headers(model).items()
+    }
+    document["images"] = [
+        _describe_image(name, result)
+        for name, result in zip(unique_names(uploads), results, strict=True)
+    ]
+    return encode_json(document)
+
+
+def _describe_image(name: str, result: Result) -> dict[str, Any]:
     if isinstance(result, ServiceError):
-        return _json({"name": name, "error": _error(result)})
-    statistics: dict[str, Any] = {
+        return {"name": name, "error": _describe_failure(result)}
+    described: dict[str, Any] = {
         "name": name,
         "width": result.width,
         "height": result.height,
@@ -190,46 +218,43 @@ def _image_json(name: str, result: Segmentation | ServiceError) -> str:
         },
     }
     if result.objects is not None:
-        statistics["objects"] = result.objects
-    if result.polygons is None:
-        return _json(statistics | {"mask": base64.b64encode(result.png).decode()})
-    return f'{_json(statistics)[:-1]},"polygons":{result.polygons}}}'
+        described["objects"] = result.objects
+    rendered = _only_output(result)
+    if Output.POLYGONS in result.rendered:
+        return described | {"polygons": json.loads(rendered.content)}
+    return described | {"mask": base64.b64encode(rendered.content).decode()}
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _zip(uploads: list[Upload], results: list[Segmentation | ServiceError]) -> bytes:
-    """Every good mask as `<name>.png`, and `errors.json` with the others' names and reasons."""
-    errors = {}
+def _write_zip(uploads: list[Upload], results: list[Result]) -> bytes:
+    """Each output as `<name>.png`, and `errors.json` with the images that failed."""
+    failures = {}
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
-        for name, result in zip(_names(uploads), results, strict=True):
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed
+        for name, result in zip(unique_names(uploads), results, strict=True):
             if isinstance(result, ServiceError):
-                errors[name] = _error(result)
+                failures[name] = _describe_failure(result)
             else:
-                archive.writestr(f"{name}.png", result.png)
-        if errors:
-            archive.writestr("errors.json", json.dumps(errors, indent=2))
+                archive.writestr(f"{name}.png", _only_output(result).content)
+        if failures:
+            archive.writestr("errors.json", json.dumps(failures, indent=2))
     return buffer.getvalue()
 
 
-def _error(error: ServiceError) -> dict[str, Any]:
-    status, detail = describe(error)
+def _describe_failure(error: ServiceError) -> dict[str, Any]:
+    status, detail = describe_error(error)
     return {"status": status, "detail": detail}
 
 
-def _names(uploads: list[Upload]) -> list[str]:
-    """One name each: equal ones get a number, so that no mask overwrites another."""
+def unique_names(uploads: list[Upload]) -> list[str]:
+    """One name per upload; equal names get a number, so that no output overwrites another."""
     names: list[str] = []
-    taken: set[str] = set()
+    used = {"errors"}  # errors.json
     for upload in uploads:
         stem = name = upload.name or "image"
         number = 1
-        while name.lower() in taken or name.lower() == "errors":
+        while name.lower() in used:
             number += 1
             name = f"{stem}-{number}"
-        taken.add(name.lower())
+        used.add(name.lower())
         names.append(name)
     return names

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, as clients of Triton, KServe and others speak it.
+"""The Open Inference Protocol over HTTP, as clients of Triton, KServe and others use it.
 
 Sources: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol and
 .../v2-protocol/binary-tensor-data-extension.
@@ -7,107 +7,46 @@ Sources: https://kserve.github.io/website/docs/concepts/architecture/data-plane/
 from __future__ import annotations
 
 import asyncio
-import re
+import functools
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
-from typing import Any
+from importlib import metadata
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.api.dependencies import (
-    authorized,
-    cancel_on_disconnect,
-    deadline_of,
-    model_headers,
-    read_body_before,
-)
-from app.api.schemas import NO, PROBLEM, Timeout
+from app.api.dependencies import DeadlineDep, ServiceDep, accept_request, model_headers
+from app.api.schemas import PROBLEM_RESPONSES, UNAVAILABLE_RESPONSE
 from app.api.uploads import read_body
-from app.api.v2 import codec as tensors
-from app.api.v2 import model as inference
-from app.errors import ImageError, ImageTooLarge, InvalidRequest, UnknownModel
-from app.inference.budget import Allocation
+from app.api.v2 import codec
+from app.api.v2 import model as tensors
+from app.batching.deadline import Deadline
+from app.errors import ImageError, ImageTooLarge, RequestTooLarge, ResponseTooLarge, UnknownModel
+from app.inference.budget import Allocation, Budget
 from app.inference.registry import ServedModel
 from app.inference.segmenter import Prediction
 from app.inference.service import Service
 
-NAME = "unet-server"
+SERVER_NAME = "unet-server"
 JSON_LENGTH = "Inference-Header-Content-Length"
-"""Header, of requests and of answers: where the JSON ends and binary data begins."""
+"""Header of requests and responses: the length of the JSON, which binary data follows."""
 
-router = APIRouter(prefix="/v2", tags=["inference"], dependencies=[Depends(authorized)])
-health = APIRouter(prefix="/v2/health", tags=["probes"])
+router = APIRouter(prefix="/v2", tags=["inference"])
+health_router = APIRouter(prefix="/v2/health", tags=["probes"])
 
 try:
-    _version = version_of(NAME)
-except PackageNotFoundError:  # run from a folder that was never installed
-    _version = "unknown"
+    _VERSION = metadata.version(SERVER_NAME)
+except metadata.PackageNotFoundError:  # run from a folder that was never installed
+    _VERSION = "unknown"
 
-_PLACES = {
+_PATHS = {
     "model": "/models/{name}",
     "version": "/models/{name}/versions/{version}",
 }
-_OF_A_MODEL: dict[int | str, dict[str, Any]] = {
-    status: PROBLEM[status] for status in (401, 404, 503)
-}
-
-
-def _answer(what: str, cause: str | None) -> JSONResponse:
-    if cause is None:
-        return JSONResponse({what: True})
-    return JSONResponse({what: False, "error": cause}, 503, {"Retry-After": "2"})
-
-
-@health.get("/live", summary="The same as /livez", response_description="Yes.", responses=NO)
-async def live(request: Request) -> Response:
-    """503 with the cause when the engine is hung or lost."""
-    service: Service = request.app.state.service
-    return _answer("live", service.liveness_error())
-
-
-@health.get("/ready", summary="The same as /readyz", response_description="Yes.", responses=NO)
-async def ready(request: Request) -> Response:
-    """200 when requests should come here now."""
-    service: Service = request.app.state.service
-    return _answer("ready", service.readiness_error())
-
-
-@router.get("", summary="The server, in the Open Inference Protocol", responses={401: PROBLEM[401]})
-async def server() -> dict[str, Any]:
-    """Its name, its version, and what it knows beyond the protocol itself."""
-    return {"name": NAME, "version": _version, "extensions": ["binary_tensor_data"]}
-
-
-@router.get(_PLACES["version"], include_in_schema=False)
-@router.get(_PLACES["model"], summary="A model's tensors", responses=_OF_A_MODEL)
-async def metadata(request: Request, name: str) -> dict[str, Any]:
-    """Also below `/versions/{version}`: the first 12 hex digits of the weights' sha256."""
-    with _leased(request, name) as model:
-        return inference.describe(model)
-
-
-@router.get(f"{_PLACES['version']}/ready", include_in_schema=False)
-@router.get(f"{_PLACES['model']}/ready", summary="Is a model ready?", responses=_OF_A_MODEL)
-async def model_ready(request: Request, name: str) -> dict[str, Any]:
-    """200 when it is in service, proven and warm; 503 with the cause when it is not."""
-    service: Service = request.app.state.service
-    with _leased(request, name):
-        service.check_ready()
-        return {"name": name, "ready": True}
-
-
-_BODY = {
-    "parameters": [
-        {
-            "name": JSON_LENGTH,
-            "in": "header",
-            "schema": {"type": "integer"},
-            "description": "where the JSON ends, if binary data follows it",
-        }
-    ],
+_MODEL_RESPONSES = {status: PROBLEM_RESPONSES[status] for status in (401, 404, 503, "default")}
+_INFER_BODY = {
     "requestBody": {
         "required": True,
         "content": {
@@ -116,65 +55,163 @@ _BODY = {
                 "example": {
                     "inputs": [
                         {
-                            "name": inference.IMAGE,
+                            "name": tensors.IMAGE,
                             "datatype": "BYTES",
                             "shape": [1],
                             "data": ["iVBORw0KGgo..."],
                         }
                     ],
-                    "outputs": [{"name": inference.MASK}],
+                    "outputs": [{"name": tensors.MASK}],
                 },
             },
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     },
 }
-
-
-@router.post(f"{_PLACES['version']}/infer", include_in_schema=False)
-@router.post(
-    f"{_PLACES['model']}/infer",
-    summary="Segment images, tensors in and out",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "The outputs: in JSON, or behind it.",
-            "content": {"application/json": {}, "application/octet-stream": {}},
-        },
-        **PROBLEM,
+_INFER_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The outputs, in JSON or as binary data after it.",
+        "content": {"application/json": {}, "application/octet-stream": {}},
     },
-    openapi_extra=_BODY,
+    **PROBLEM_RESPONSES,
+}
+
+JsonLength = Annotated[
+    int | None,
+    Header(
+        alias=JSON_LENGTH,
+        ge=0,
+        le=10**15,
+        description="the length of the JSON in bytes, if binary data follows it",
+    ),
+]
+
+
+def _health_response(member: str, cause: str | None) -> JSONResponse:
+    if cause is None:
+        return JSONResponse({member: True})
+    return JSONResponse({member: False, "error": cause}, 503, {"Retry-After": "2"})
+
+
+@health_router.get(
+    "/live",
+    summary="Liveness probe, the same as /livez",
+    response_description="Healthy",
+    responses=UNAVAILABLE_RESPONSE,
 )
-async def infer(request: Request, name: str, _timeout: Timeout = None) -> Response:
-    """One input, `image`: UINT8 of shape (N, H, W, C), or BYTES of shape (N), encoded images of one
-    size (base64 in JSON). Outputs: `mask`, UINT8 (N, H, W), and `probabilities`, FP32
+async def server_live(service: ServiceDep) -> Response:
+    """503 with the cause when the engine is hung or lost."""
+    return _health_response("live", service.liveness_error())
+
+
+@health_router.get(
+    "/ready",
+    summary="Readiness probe, the same as /readyz",
+    response_description="Healthy",
+    responses=UNAVAILABLE_RESPONSE,
+)
+async def server_ready(service: ServiceDep) -> Response:
+    """200 when requests can be processed."""
+    return _health_response("ready", service.readiness_error())
+
+
+@router.get("", summary="Describe the server", responses={401: PROBLEM_RESPONSES[401]})
+async def server_metadata() -> dict[str, Any]:
+    """Its name, its version, and the extensions of the protocol that it supports."""
+    return {"name": SERVER_NAME, "version": _VERSION, "extensions": ["binary_tensor_data"]}
+
+
+@router.get(_PATHS["model"], summary="Describe a model's tensors", responses=_MODEL_RESPONSES)
+async def model_metadata(service: ServiceDep, name: str) -> dict[str, Any]:
+    """Inputs, outputs and version: the first 12 hex digits of the SHA-256 of the weights."""
+    with _lease_model(service, name) as model:
+        return tensors.describe_tensors(model)
+
+
+@router.get(_PATHS["version"], summary="Describe a version's tensors", responses=_MODEL_RESPONSES)
+async def version_metadata(service: ServiceDep, name: str, version: str) -> dict[str, Any]:
+    """The same for one version; 404 if another version is served."""
+    with _lease_model(service, name, version) as model:
+        return tensors.describe_tensors(model)
+
+
+@router.get(_PATHS["model"] + "/ready", summary="Is a model ready?", responses=_MODEL_RESPONSES)
+async def model_ready(service: ServiceDep, name: str) -> dict[str, Any]:
+    """200 when the model is served; 503 with the cause when it is not."""
+    with _lease_model(service, name):
+        service.check_ready()
+        return {"name": name, "ready": True}
+
+
+@router.get(_PATHS["version"] + "/ready", summary="Is a version ready?", responses=_MODEL_RESPONSES)
+async def version_ready(service: ServiceDep, name: str, version: str) -> dict[str, Any]:
+    """The same for one version; 404 if another version is served."""
+    with _lease_model(service, name, version):
+        service.check_ready()
+        return {"name": name, "ready": True}
+
+
+@router.post(
+    _PATHS["model"] + "/infer",
+    summary="Segment images, as tensors",
+    response_class=Response,
+    responses=_INFER_RESPONSES,
+    openapi_extra=_INFER_BODY,
+)
+async def infer(
+    request: Request,
+    service: ServiceDep,
+    deadline: DeadlineDep,
+    name: str,
+    json_length: JsonLength = None,
+) -> Response:
+    """One input, `image`: UINT8 of shape (N, H, W, C), or BYTES of shape (N): encoded images of one
+    size, as base64 in JSON. Outputs: `mask`, UINT8 (N, H, W), and `probabilities`, FP32
     (N, channels, H, W). Parameters: `threshold` (0..1), `timeout` (microseconds),
-    `binary_data_output`.
+    `binary_data_output`. JSON may hold up to 500,000 values; send larger tensors as binary data.
     """
-    service: Service = request.app.state.service
-    share: Allocation = request.state.share
-    started = asyncio.get_running_loop().time()
-    deadline = deadline_of(request)
-    json_length = _json_length(request)
-    service.check_ready()  # before the images are on their way, and again when they are here
-    with _leased(request, name) as model:
-        service.segmenter.precheck_admission(model, deadline)
-        max_bytes = int(service.settings.max_upload_mb * 1e6)
-        body = await read_body_before(request, deadline, read_body(request, max_bytes, share))
-        with service.track_request():
-            with service.bytes.share() as parsed:
-                takes = tensors.parsing_takes(body, json_length)
-                _check_ever(service, share, takes, "the JSON", "send binary data")
-                parsed.take(takes)
-                asked = inference.read(
-                    model, await asyncio.to_thread(tensors.parse, body, json_length)
-                )
-            del body  # the images hold what they need of it
-            deadline = min(deadline, started + asked.seconds)
-            predictions = await cancel_on_disconnect(
-                request, _predict_all(service, model, asked, deadline, share)
-            )
-            content, length = await asyncio.to_thread(inference.write, model, asked, predictions)
+    return await _infer(request, service, deadline, name, None, json_length)
+
+
+@router.post(
+    _PATHS["version"] + "/infer",
+    summary="Segment images with one version of a model",
+    response_class=Response,
+    responses=_INFER_RESPONSES,
+    openapi_extra=_INFER_BODY,
+)
+async def infer_version(
+    request: Request,
+    service: ServiceDep,
+    deadline: DeadlineDep,
+    name: str,
+    version: str,
+    json_length: JsonLength = None,
+) -> Response:
+    """The same for one version; 404 if another version is served."""
+    return await _infer(request, service, deadline, name, version, json_length)
+
+
+async def _infer(
+    request: Request,
+    service: Service,
+    deadline: Deadline,
+    name: str,
+    version: str | None,
+    json_length: int | None,
+) -> Response:
+    started = time.monotonic()
+    allocation: Allocation = request.state.allocation
+    read = functools.partial(_read_request, budget=service.bytes, json_length=json_length)
+    check = functools.partial(_check_version, version=version)
+    async with accept_request(request, service, name, deadline, read, check) as (model, parsed):
+        inference = tensors.read_inference(model, parsed)
+        deadline = deadline.earlier(Deadline(started + inference.timeout))
+        predictions = await _predict_all(service, model, inference, deadline, allocation)
+        content, length = await asyncio.to_thread(
+            tensors.write_response, model, inference, predictions
+        )
+    request.state.log_fields["images"] = len(inference.images)
     headers = model_headers(model)
     if length is None:
         return Response(content, media_type="application/json", headers=headers)
@@ -182,78 +219,96 @@ async def infer(request: Request, name: str, _timeout: Timeout = None) -> Respon
     return Response(content, media_type="application/octet-stream", headers=headers)
 
 
+async def _read_request(
+    request: Request,
+    max_bytes: int,
+    allocation: Allocation,
+    *,
+    budget: Budget,
+    json_length: int | None,
+) -> codec.InferenceRequest:
+    """Read and parse a body. The memory for parsing is allocated meanwhile.
+
+    Raises:
+        RequestTooLarge: there would never be enough memory to parse it.
+        QueueFull: there is not enough memory now.
+    """
+    body = await read_body(request, max_bytes, allocation)
+    needed = codec.estimate_parse_bytes(body, json_length)
+    _check_fits_budget(budget, allocation, needed, RequestTooLarge, "the JSON", "send binary data")
+    with budget.allocate() as parsing:
+        parsing.grow(needed)
+        return await asyncio.to_thread(codec.parse, body, json_length)
+
+
 async def _predict_all(
     service: Service,
     model: ServedModel,
-    asked: inference.Inference,
-    deadline: float,
-    share: Allocation,
+    inference: tensors.Inference,
+    deadline: Deadline,
+    allocation: Allocation,
 ) -> list[Prediction]:
-    """One image after the other, so that a request with many takes turns with everybody's.
+    """Segment one image after the other, so that a request with many takes turns with others.
 
     Raises:
-        ImageTooLarge: an answer that there would never be room for.
-        QueueFull: there is none now.
-        ServiceError: of the first image that fails; the others are of no use without it.
+        ResponseTooLarge: there would never be enough memory for the response.
+        QueueFull: there is not enough memory now.
+        ServiceError: from the first image that fails; a response needs all images.
     """
-    size = await inference.size(service.segmenter, asked)
-    takes = asked.answer_takes(model, size)
+    size = await tensors.common_size(service.segmenter, inference)
+    needed = tensors.estimate_response_bytes(model, inference, size)
     advice = "ask for fewer images or outputs, or for binary data"
-    _check_ever(service, share, takes, "the answer", advice)
-    share.take(takes)  # nothing is computed that could not be sent
+    _check_fits_budget(service.bytes, allocation, needed, ResponseTooLarge, "the response", advice)
+    allocation.grow(needed)  # before the computation, which would be in vain if this failed
     predictions = []
-    for index, image in enumerate(asked.images):
+    for index, image in enumerate(inference.images):
         try:
             predictions.append(
                 await service.segmenter.predict(
                     model,
                     image,
                     deadline,
-                    threshold=asked.threshold,
-                    probabilities=asked.wants_probabilities,
+                    threshold=inference.threshold,
+                    probabilities=inference.wants_probabilities,
                 )
             )
-        except ImageError as error:
-            raise inference.named(error, index, asked) from error
+        except (ImageError, ImageTooLarge) as error:
+            raise tensors.name_image(error, index, inference) from error
     return predictions
 
 
-def _check_ever(service: Service, share: Allocation, takes: int, what: str, advice: str) -> None:
-    """
-    Raises:
-        ImageTooLarge: there would be no room for it if nobody else were here: to come again later,
-            as `QueueFull` says, would be of no use.
-    """
-    if share.amount + takes > service.bytes.limit:
-        raise ImageTooLarge(
-            f"{what} takes up to {takes / 1e6:.0f} MB of memory, and UNET_QUEUE_MB is "
-            f"{service.bytes.limit / 1e6:g}; {advice}"
+def _check_fits_budget(
+    budget: Budget,
+    allocation: Allocation,
+    needed: int,
+    error: type[RequestTooLarge],
+    what: str,
+    advice: str,
+) -> None:
+    """Raise `error` if a request needs more memory than it would get if it were alone. A retry, as
+    QueueFull suggests, would never succeed."""
+    if allocation.amount + needed > budget.limit:
+        raise error(
+            f"{what} needs up to {needed / 1e6:.0f} MB of memory, UNET_QUEUE_MB is "
+            f"{budget.limit / 1e6:g}; {advice}"
         )
 
 
+def _check_version(model: ServedModel, version: str | None) -> None:
+    served = tensors.model_version(model)
+    if version is not None and version != served:
+        name = model.checkpoint.name
+        raise UnknownModel(f"unknown version {version[:100]!r} of {name!r}; available: {served}")
+
+
 @contextmanager
-def _leased(request: Request, name: str) -> Iterator[ServedModel]:
-    """The model of that name, if it is of the version in the path, where there is one.
+def _lease_model(service: Service, name: str, version: str | None = None) -> Iterator[ServedModel]:
+    """Hold a model while its metadata are read.
 
     Raises:
-        UnknownModel: no such model, or another version of it.
-        Unavailable: it is there, but not (or not yet) fit to serve.
+        UnknownModel: unknown, or another version of it is served.
+        Unavailable: not ready.
     """
-    service: Service = request.app.state.service
-    version = request.path_params.get("version")
     with service.registry.lease(name) as model:
-        if version not in (None, inference.version(model)):
-            raise UnknownModel(
-                f"there is no version {version!r} of {name!r} here; there is "
-                f"{inference.version(model)}"
-            )
+        _check_version(model, version)
         yield model
-
-
-def _json_length(request: Request) -> int | None:
-    given = request.headers.get(JSON_LENGTH)
-    if given is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,15}", given):
-        raise InvalidRequest(f"{JSON_LENGTH} is a number of bytes, not {given[:100]!r}")
-    return int(given)

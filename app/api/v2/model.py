@@ -1,27 +1,27 @@
-"""The Open Inference Protocol's view of a model: which tensors go in, and which come out.
+"""What a model's tensors mean in the Open Inference Protocol.
 
 ::
 
     image          UINT8 (N, H, W, C)             pixels, or
-                   BYTES (N)                      encoded files; all of one size
-    mask           UINT8 (N, H, W)                0 and 255, or the indices of the classes
+                   BYTES (N)                      encoded files, all of one size
+    mask           UINT8 (N, H, W)                0 and 255, or class indices
     probabilities  FP32 (N, out_channels, H, W)   0..1
 
-Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol. Encoded
-images are what OpenVINO Model Server takes as BYTES too. Knows no HTTP.
+Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol. OpenVINO
+Model Server accepts encoded images as BYTES in the same way. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from app.api.v2 import codec as tensors
-from app.errors import ImageError, InvalidRequest
+from app.api.v2 import codec
+from app.errors import ImageError, ImageTooLarge, InvalidRequest
 from app.inference.outputs import Options
 from app.inference.registry import ServedModel
 from app.inference.segmenter import Prediction, Segmenter
@@ -29,21 +29,42 @@ from model.arrays import AnyArray, Shape
 
 IMAGE, MASK, PROBABILITIES = "image", "mask", "probabilities"
 _DATATYPES = {MASK: "UINT8", PROBABILITIES: "FP32"}
-_PASSED_OVER = ("sequence_id", "sequence_start", "sequence_end", "priority")
-"""Parameters of other servers' extensions that change no answer of a model without a memory."""
 
 
-def version(model: ServedModel) -> str:
-    """The first 12 hex digits of the weights' sha256."""
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """A request that is valid for its model.
+
+    Attributes:
+        id: to be returned with the response, if there is one.
+        images: encoded, or (H, W, C) uint8.
+        outputs: the requested ones, or all.
+        threshold: of the mask; None is the model's own.
+        timeout: seconds until the client needs the response; infinite if it did not say.
+    """
+
+    id: str | None
+    images: Sequence[bytes | AnyArray]
+    outputs: Sequence[codec.OutputSpec]
+    threshold: float | None
+    timeout: float
+
+    @property
+    def wants_probabilities(self) -> bool:
+        return any(output.name == PROBABILITIES for output in self.outputs)
+
+
+def model_version(model: ServedModel) -> str:
+    """The first 12 hex digits of the SHA-256 of the weights."""
     return model.id.rpartition("@")[2]
 
 
-def describe(model: ServedModel) -> dict[str, Any]:
-    """The model's metadata."""
+def describe_tensors(model: ServedModel) -> dict[str, Any]:
+    """The metadata of a model."""
     architecture = model.checkpoint.architecture
     return {
         "name": model.checkpoint.name,
-        "versions": [version(model)],
+        "versions": [model_version(model)],
         "platform": model.choices[0].backend,
         "inputs": [
             {"name": IMAGE, "datatype": "UINT8", "shape": [-1, -1, -1, architecture.in_channels]}
@@ -59,103 +80,89 @@ def describe(model: ServedModel) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Inference:
-    """A request that makes sense for its model.
-
-    Attributes:
-        id: to be sent back, if there is one.
-        images: encoded, or (H, W, C) uint8.
-        outputs: those that are asked for, or all.
-        threshold: of the mask; None is the model's own.
-        seconds: until the client wants its answer; infinite if it did not say.
-    """
-
-    id: str | None
-    images: Sequence[bytes | AnyArray]
-    outputs: Sequence[tensors.Wanted]
-    threshold: float | None
-    seconds: float
-
-    @property
-    def wants_probabilities(self) -> bool:
-        return any(wanted.name == PROBABILITIES for wanted in self.outputs)
-
-    def answer_takes(self, model: ServedModel, size: Shape) -> int:
-        """Bytes that the answer takes at most: its arrays, and the body they are copied into."""
-        channels = model.checkpoint.architecture.out_channels
-        shapes = {
-            MASK: (len(self.images), *size),
-            PROBABILITIES: (len(self.images), channels, *size),
-        }
-        return sum(
-            tensors.encoded_size(shapes[each.name], _DATATYPES[each.name], True)
-            + tensors.encoded_size(shapes[each.name], _DATATYPES[each.name], each.binary)
-            for each in self.outputs
-        )
-
-
-def read(model: ServedModel, request: tensors.Request) -> Inference:
-    """What a request asks of the model.
+def read_inference(model: ServedModel, request: codec.InferenceRequest) -> Inference:
+    """Check a request against its model.
 
     Raises:
-        InvalidRequest: tensors or parameters that it does not have.
+        InvalidRequest: tensors or parameters that the model does not have.
     """
     if [tensor.name for tensor in request.inputs] != [IMAGE]:
-        names = ", ".join(_quoted(tensor.name) for tensor in request.inputs[:5]) or "none"
+        names = ", ".join(_quote(tensor.name) for tensor in request.inputs[:5]) or "none"
         raise InvalidRequest(f"the model has one input, {IMAGE!r}; the request has {names}")
     tensor = request.inputs[0]
     if isinstance(tensor.values, np.ndarray):
         channels = model.checkpoint.architecture.in_channels
         if tensor.shape[3] != channels:
             raise InvalidRequest(
-                f"input {IMAGE!r}: shape is (N, H, W, {channels}), not {tensor.shape}"
+                f"input {IMAGE!r}: shape must be (N, H, W, {channels}), not {tensor.shape}"
             )
-    for wanted in request.outputs:
-        if wanted.name not in _DATATYPES:
-            raise InvalidRequest(
-                f"there is no output {_quoted(wanted.name)}; there are {', '.join(_DATATYPES)}"
-            )
-    threshold, seconds = _parameters(request.parameters)
-    Segmenter.check(model, Options(threshold=threshold))
-    everything = [tensors.Wanted(name, request.binary_output) for name in _DATATYPES]
+    for output in request.outputs:
+        if output.name not in _DATATYPES:
+            available = ", ".join(_DATATYPES)
+            raise InvalidRequest(f"unknown output {_quote(output.name)}; available: {available}")
+    parameters = request.parameters
+    Segmenter.check(model, Options(threshold=parameters.threshold))
+    everything = [codec.OutputSpec(name, parameters.binary_data_output) for name in _DATATYPES]
     return Inference(
-        request.id, list(tensor.values), request.outputs or everything, threshold, seconds
+        request.id,
+        list(tensor.values),
+        request.outputs or everything,
+        parameters.threshold,
+        # Triton defines 0 as no timeout.
+        parameters.timeout / 1e6 if parameters.timeout else math.inf,
     )
 
 
-async def size(segmenter: Segmenter, inference: Inference) -> Shape:
-    """(height, width) of all of its images.
+async def common_size(segmenter: Segmenter, inference: Inference) -> Shape:
+    """(height, width) of all images of a request.
 
     Raises:
-        ImageError: one is none, or too large.
-        InvalidRequest: they differ.
+        ImageError, ImageTooLarge: one is not an image, or is too large.
+        InvalidRequest: they differ in size.
     """
-    sizes = []
+    sizes: list[Shape] = []
     for index, image in enumerate(inference.images):
         try:
             sizes.append(await segmenter.size(image))
-        except ImageError as error:
-            raise named(error, index, inference) from error
+        except (ImageError, ImageTooLarge) as error:
+            raise name_image(error, index, inference) from error
         if sizes[-1] != sizes[0]:
-            (height, width), (first, other) = sizes[-1], sizes[0]
+            (height, width), (first_height, first_width) = sizes[-1], sizes[0]
             raise InvalidRequest(
-                f"image {index} is {width} x {height} and the first is {other} x {first}; those of "
-                "one request have one size, since its outputs are one tensor each"
+                f"image {index} is {width} x {height}, the first is {first_width} x "
+                f"{first_height}; the images of a request must have one size, because each output "
+                "is one tensor"
             )
     return sizes[0]
 
 
-def named(error: ImageError, index: int, inference: Inference) -> ImageError:
-    """The same error, saying which image it is of."""
+def name_image(
+    error: ImageError | ImageTooLarge, index: int, inference: Inference
+) -> ImageError | ImageTooLarge:
+    """The same error, with the index of its image if there are several."""
     return type(error)(f"image {index}: {error}") if len(inference.images) > 1 else error
 
 
-def write(
+def estimate_response_bytes(model: ServedModel, inference: Inference, size: Shape) -> int:
+    """The memory that a response takes at most, in bytes: its arrays, and the encoded body."""
+    channels = model.checkpoint.architecture.out_channels
+    shapes = {
+        MASK: (len(inference.images), *size),
+        PROBABILITIES: (len(inference.images), channels, *size),
+    }
+    total = 0
+    for output in inference.outputs:
+        shape, datatype = shapes[output.name], _DATATYPES[output.name]
+        total += codec.array_bytes(shape, datatype)
+        total += codec.estimate_encode_bytes(shape, datatype, output.binary)
+    return total
+
+
+def write_response(
     model: ServedModel, inference: Inference, predictions: Sequence[Prediction]
 ) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of the JSON in it if binary data follows."""
-    head = {"model_name": model.checkpoint.name, "model_version": version(model)}
+    """The body of the response, and the length of the JSON in it if binary data follows."""
+    head = {"model_name": model.checkpoint.name, "model_version": model_version(model)}
     if inference.id is not None:
         head["id"] = inference.id
     arrays: dict[str, list[AnyArray]] = {
@@ -164,33 +171,12 @@ def write(
             each.probabilities for each in predictions if each.probabilities is not None
         ],
     }
-    return tensors.encode(
-        head,
-        [tensors.Output(each.name, arrays[each.name], each.binary) for each in inference.outputs],
-    )
+    outputs = [
+        codec.OutputTensor(output.name, arrays[output.name], output.binary)
+        for output in inference.outputs
+    ]
+    return codec.encode(head, outputs)
 
 
-def _parameters(given: Mapping[str, Any]) -> tuple[float | None, float]:
-    """Threshold, and seconds until the client wants its answer."""
-    if unknown := sorted(set(given) - {"threshold", "timeout", *_PASSED_OVER}):
-        raise InvalidRequest(
-            f"unknown parameter {_quoted(unknown[0])}; there are threshold, timeout and "
-            "binary_data_output"
-        )
-    threshold = given.get("threshold")
-    if threshold is not None and not (_is_number(threshold) and 0 <= threshold <= 1):
-        raise InvalidRequest("parameter threshold is a number in 0..1")
-    microseconds = given.get("timeout")
-    if microseconds is None:
-        return threshold, math.inf
-    if not _is_number(microseconds) or not 0 <= microseconds < 1e15:
-        raise InvalidRequest("parameter timeout is a number of microseconds")
-    return threshold, microseconds / 1e6 or math.inf  # 0 is none, as Triton has it
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return repr(text[:100])

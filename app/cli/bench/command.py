@@ -20,9 +20,11 @@ from app.cli.bench.load import answers, closed_loop
 from app.cli.bench.machine import in_words, machine
 from app.cli.bench.serving import serving
 from app.cli.bench.stages import PHOTO, drawn, encoded, one_window, stage_seconds
+from app.cli.errors import CommandError
+from app.cli.flags import add_flags, explicit_flags
 from app.engine.selection import EngineChoice, choose_engines, resolve
 from app.errors import EngineUnavailable
-from app.settings import Settings, add_flags, given_flags, load_settings
+from app.settings import Settings, load_settings
 from model.checkpoint import SUFFIX, Checkpoint, load_checkpoint, write_atomically
 
 _PRECISIONS = ("fp32", "int8", "bf16", "fp16")
@@ -43,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-http", action="store_true", help="leave the service out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    add_flags(parser, _FLAGS)
+    add_flags(parser, Settings, _FLAGS)
 
 
 def main(args: argparse.Namespace) -> int:
     if not args.seconds > 0 or min(args.clients) < 1:
-        raise ValueError("--seconds and --clients must be above 0")
-    given = given_flags(args, _FLAGS)
+        raise CommandError("--seconds and --clients must be above 0")
+    given = explicit_flags(args, Settings)
     settings = load_settings(**given)
     path = _checkpoint_file(args.model, settings)
     checkpoint = load_checkpoint(path)

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from app.cli.errors import CommandError
+
 _PATIENCE = 300
 """Seconds a service may take to become ready."""
 _MEMORY = re.compile(r"^Vm(RSS|HWM):\s*(\d+) kB", re.MULTILINE)
@@ -65,7 +67,7 @@ def serving(checkpoint: Path, *flags: str) -> Iterator[Running]:
         flags: of `unet serve`, beside these.
 
     Raises:
-        OSError: it did not become ready; with the line of its log that says why.
+        CommandError: it did not become ready; with the line of its log that says why.
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / checkpoint.name).symlink_to(checkpoint.resolve())
@@ -84,7 +86,7 @@ def running(command: Sequence[str], address: str, ready: str) -> Iterator[Runnin
         ready: path that answers 200 once it is.
 
     Raises:
-        OSError: it did not become ready.
+        CommandError: it did not become ready.
     """
     # Who is told to end ends what it started, too.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -100,7 +102,7 @@ def running(command: Sequence[str], address: str, ready: str) -> Iterator[Runnin
                 if process.poll() is not None or time.perf_counter() - start > _PATIENCE:
                     lines = said().strip().splitlines() or ["it said nothing"]
                     why = next((text for text in lines if "ERROR" in text), lines[-1])
-                    raise OSError(f"{' '.join(command[1:4])} did not become ready: {why}")
+                    raise CommandError(f"{' '.join(command[1:4])} did not become ready: {why}")
                 time.sleep(0.01)
             yield Running(found[1], process.pid, time.perf_counter() - start)
         finally:

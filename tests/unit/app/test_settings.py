@@ -1,14 +1,14 @@
-"""Settings that look right and would never do what was meant."""
+"""Settings: which values are allowed, and how the others are reported."""
 
 from __future__ import annotations
 
-import argparse
+import logging
 from pathlib import Path
 
 import pytest
 
 from app.errors import SettingsError
-from app.settings import Settings, add_flags, given_flags, load_settings
+from app.settings import SECTIONS, Settings, load_settings, warn_about_unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,9 @@ def _weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "chrome-extension://abcdefghijklmnop",
     ],
 )
-def test_origins_as_browsers_send_them(origins: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_origin_as_browsers_send_it_is_accepted(
+    origins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("UNET_CORS_ORIGINS", origins)
     assert load_settings().cors_origins == tuple(each.strip() for each in origins.split(","))
 
@@ -52,35 +54,114 @@ def test_origins_as_browsers_send_them(origins: str, monkeypatch: pytest.MonkeyP
         "null",
     ],
 )
-def test_an_origin_that_no_browser_sends_is_refused(
+def test_origin_that_no_browser_sends_is_rejected(
     origin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNET_CORS_ORIGINS", f"https://good.example,{origin}")
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(SettingsError) as caught:
         load_settings()
-    (line,) = str(refused.value).splitlines()
-    assert line.startswith(f"UNET_CORS_ORIGINS='https://good.example,{origin}': {origin} is no")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"UNET_CORS_ORIGINS='https://good.example,{origin}': {origin} is not")
     assert "scheme://host[:port]" in line
 
 
-def test_a_key_that_no_header_carries_is_refused_and_none_is_shown(
+def test_invalid_key_is_rejected_without_showing_keys(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("UNET_API_KEYS", "s3cret-Key,schl\u00fcssel")
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(SettingsError) as caught:
         load_settings()
-    (line,) = str(refused.value).splitlines()
+    (line,) = str(caught.value).splitlines()
     assert line.startswith("UNET_API_KEYS='**********,****\u00fc****': ")
     assert "ASCII" in line
     monkeypatch.setenv("UNET_API_KEYS", "s3cret-Key,with space~")
     assert load_settings().api_keys == ("s3cret-Key", "with space~")
 
 
-def test_flags_show_their_defaults_as_people_write_them() -> None:
-    parser = argparse.ArgumentParser()
-    add_flags(parser, Settings.model_fields)
-    text = " ".join(parser.format_help().split())
-    for default in ("RELOAD, off", "API_KEYS, none", "THREADS, auto", "MAX_WAIT_MS, 0"):
-        assert f"(UNET_{default})" in text
-    given = parser.parse_args(["--max-batch", "3", "--reload", "on"])
-    assert given_flags(given, Settings.model_fields) == {"max_batch": "3", "reload": "on"}
+@pytest.mark.parametrize("value", [",", ", ,", " "])
+def test_blank_keys_do_not_switch_authentication_off(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNET_API_KEYS", value)
+    with pytest.raises(SettingsError, match="must be values separated by commas"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PORT", "http", "must be a valid integer"),
+        ("PORT", "70000", "must be less than or equal to 65535"),
+        ("RELOAD", "perhaps", "must be a boolean (true or false)"),
+        ("ENGINE", "onnx", "must be 'auto', 'torch' or 'openvino'"),
+        ("DEVICE", "tpu", "must be auto, cpu, cuda, cuda:N or cuda:N,cuda:M"),
+        ("DRAIN_S", "nan", "must be a finite number"),
+        ("MAX_BATCH", "0", "must be greater than or equal to 1"),
+        ("WEIGHTS_DIR", "/no/such", "folder /no/such not found"),
+    ],
+)
+def test_invalid_value_is_one_line(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"UNET_{name}", value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"UNET_{name}={value!r}: {says}")
+
+
+def test_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNET_PORT", "wrong")
+    monkeypatch.setenv("UNET_THREADS", "2")
+    settings = load_settings(port="9000", reload="on", max_batch="auto")
+    assert (settings.port, settings.reload, settings.threads) == (9000, True, 2)
+    assert settings.max_batch is None
+
+
+def test_service_link_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes sets UNET_PORT for a Service named "unet"."""
+    monkeypatch.setenv("UNET_PORT", "tcp://10.0.0.1:8000")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    (line,) = str(caught.value).splitlines()
+    assert "UNET_PORT='tcp://10.0.0.1:8000'" in line
+    assert "enableServiceLinks: false" in line
+    assert "rename the Service" in line
+
+
+def warnings_for(caplog: pytest.LogCaptureFixture, **environment: str) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        warn_about_unknown_variables(environment)
+    return caplog.messages
+
+
+def test_unknown_variable_is_a_warning_with_the_nearest_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert warnings_for(caplog, UNET_PROT="80", UNET_PORT="80", PATH="/bin") == [
+        "unknown variable UNET_PROT is ignored (did you mean UNET_PORT?)"
+    ]
+    assert warnings_for(caplog, UNET_QQQQ="1") == ["unknown variable UNET_QQQQ is ignored"]
+
+
+def test_variables_that_kubernetes_sets_are_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    links = {
+        "UNET_SERVICE_HOST": "10.0.0.1",
+        "UNET_SERVICE_PORT": "8000",
+        "UNET_SERVICE_PORT_HTTP": "8000",
+        "UNET_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "UNET_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "UNET_PORT_8000_TCP_PORT": "8000",
+        "UNET_PORT_8000_TCP_PROTO": "tcp",
+        "UNET_GPU_SERVICE_HOST": "10.0.0.2",
+        "UNET_GPU_PORT": "tcp://10.0.0.2:8000",
+    }
+    assert warnings_for(caplog, **links) == []
+    assert len(warnings_for(caplog, UNET_GPU_PORT="8000")) == 1
+
+
+def test_every_setting_has_a_description_and_a_section() -> None:
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(Settings.model_fields)
+    assert all(field.description for field in Settings.model_fields.values())

@@ -15,6 +15,7 @@ from model.checkpoint import (
     parameter_shapes,
     read_manifest,
     save_checkpoint,
+    update_manifest,
     write_atomically,
 )
 from model.config import Calibration, PreprocessConfig, UNetConfig
@@ -203,7 +204,7 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("part", "value", "says"),
     [
-        ("preprocess", {"windows": [[256, 256]]}, "PreprocessConfig has no 'windows'"),
+        ("preprocess", {"windows": [[256, 256]]}, "unknown key 'windows'"),
         ("preprocess", {"window": 256}, "damaged header"),
         ("architecture", [], "damaged header"),
         ("architecture", {"base_features": "64"}, "damaged header"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 import pytest
 
 from app.batching.batcher import Batcher
+from app.batching.deadline import Deadline
 from app.batching.estimates import MARGIN
 from app.errors import DeadlineExceeded, QueueFull
 from tests.devices import Device, Log, ask, until, with_batcher
@@ -26,7 +28,7 @@ def test_what_does_not_fit_is_refused_at_once_with_a_time_to_come_back() -> None
         with pytest.raises(QueueFull) as refused:
             batcher.admit(["k"] * 2)
         assert refused.value.retry_after == pytest.approx(2 * batcher.estimates.seconds())
-        with batcher.admit(["k"] * 2, bounded=False):  # the house's own
+        with batcher.admit(["k"] * 2, ignore_capacity=True):  # the house's own
             assert batcher.reserved == 12
         device.gate.set()
         await asyncio.gather(*held)
@@ -42,7 +44,7 @@ def test_a_giant_takes_a_quarter_of_the_places_and_its_turns() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
         giant = asyncio.create_task(ask(batcher, *range(1000)))
         await until(lambda: len(device.batches) > 2)
-        deadline = asyncio.get_running_loop().time() + 400 * batcher.estimates.seconds()
+        deadline = Deadline.after(400 * batcher.estimates.seconds())
         for n in range(20):  # the estimate knows of turns: 1,000 windows before them are too many
             assert await ask(batcher, ("small", n), deadline=deadline) == [("done", ("small", n))]
         assert not giant.done()
@@ -71,7 +73,7 @@ def test_the_estimate_is_of_the_keys_own_windows() -> None:
             < batcher.estimates.seconds("unseen")
             < batcher.estimates.seconds("large")
         )
-        soon = asyncio.get_running_loop().time() + 1
+        soon = Deadline.after(1)
         with pytest.raises(DeadlineExceeded):
             batcher.admit(["large"] * 40, deadline=soon)
         assert len(await ask(batcher, *range(40), key="small", deadline=soon)) == 40
@@ -95,22 +97,21 @@ def test_deadlines() -> None:
     device, log = Device(), Log()
 
     async def body(batcher: Batcher[Any, Any]) -> None:
-        loop = asyncio.get_running_loop()
         device.seconds = 0.05
         await ask(batcher, *range(8))
         with pytest.raises(DeadlineExceeded) as hopeless:  # 90 windows of 12 ms in 10 ms
-            batcher.admit(["k"] * 90, deadline=loop.time() + 0.01)
+            batcher.admit(["k"] * 90, deadline=Deadline.after(0.01))
         assert hopeless.value.retry_after is None
         with pytest.raises(DeadlineExceeded):
-            batcher.admit(["k"] * 1, deadline=loop.time() - 1)
+            batcher.admit(["k"] * 1, deadline=Deadline.after(-1))
         device.gate.clear()
         first = asyncio.create_task(ask(batcher, *"abcdefgh"))
         await until(lambda: batcher.elapsed() > 0)
         one = batcher.estimates.seconds("k")
         with pytest.raises(DeadlineExceeded) as crowded:  # behind one window of each in its turn
-            batcher.admit(["k"], deadline=loop.time() + 1.5 * one)
+            batcher.admit(["k"], deadline=Deadline.after(1.5 * one))
         assert crowded.value.retry_after == pytest.approx((2 * MARGIN - 1.5) * one, rel=0.2)
-        late = asyncio.create_task(ask(batcher, "late", deadline=loop.time() + 0.3))
+        late = asyncio.create_task(ask(batcher, "late", deadline=Deadline.after(0.3)))
         await asyncio.sleep(0.4)
         device.gate.set()
         with pytest.raises(DeadlineExceeded, match="queue"):
@@ -130,13 +131,13 @@ def test_what_would_be_too_late_is_not_begun() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
         device.seconds = 0.2
         await ask(batcher, "known")
-        one, now = batcher.estimates.seconds(), asyncio.get_running_loop().time()
+        one, now = batcher.estimates.seconds(), time.monotonic()
         device.seconds = 0.4  # the queue will take twice as long as it seems
         others = [asyncio.create_task(ask(batcher, n)) for n in range(2)]
         await until(lambda: batcher.reserved == 2)
         with pytest.raises(DeadlineExceeded, match="too little time"):
-            await ask(batcher, "late", deadline=now + 4.5 * one)
-        assert asyncio.get_running_loop().time() < now + 4.5 * one
+            await ask(batcher, "late", deadline=Deadline(now + 4.5 * one))
+        assert time.monotonic() < now + 4.5 * one
         await asyncio.gather(*others)
 
     with_batcher(body, device, log=log, max_batch=1)
@@ -150,8 +151,8 @@ def test_what_would_be_too_late_behind_the_batch_that_runs_is_not_prepared() -> 
     async def body(batcher: Batcher[Any, Any]) -> None:
         device.seconds = 0.3
         await ask(batcher, "known")
-        one, loop = batcher.estimates.seconds(), asyncio.get_running_loop()
-        with batcher.admit(["k"], deadline=loop.time() + 1.9 * one) as ticket:
+        one = batcher.estimates.seconds()
+        with batcher.admit(["k"], deadline=Deadline.after(1.9 * one)) as ticket:
             first = asyncio.create_task(ask(batcher, "first"))
             await until(lambda: batcher.elapsed() > 0)  # half of one was spent preparing it
             with pytest.raises(DeadlineExceeded, match="too little time"):
@@ -171,7 +172,7 @@ def test_an_image_that_just_fits_is_not_given_up_half_way() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
         device.seconds = 0.2
         await ask(batcher, "known")
-        deadline = asyncio.get_running_loop().time() + 1.3 * 6 * batcher.estimates.seconds()
+        deadline = Deadline.after(1.3 * 6 * batcher.estimates.seconds())
         assert len(await ask(batcher, *range(6), deadline=deadline)) == 6
 
     with_batcher(body, device, log=log, max_batch=1)
@@ -187,7 +188,7 @@ def test_what_is_left_of_an_image_counts_and_not_its_mean_window() -> None:
         for key in ("small", "large"):
             await ask(batcher, 1, key=key)
         keys = ["large"] * 2 + ["small"] * 20
-        deadline = asyncio.get_running_loop().time() + 1.3
+        deadline = Deadline.after(1.3)
         with batcher.admit(keys, deadline=deadline) as ticket:
             await asyncio.gather(*ticket.submit(range(22)))
 
@@ -201,13 +202,12 @@ def test_an_idle_device_is_not_waited_past() -> None:
     busy.seconds_of = idle.seconds_of = {"long": 1.0, "short": 0.01}
 
     async def body(batcher: Batcher[Any, Any]) -> None:
-        loop = asyncio.get_running_loop()
         for key in ("short", "long"):
             await asyncio.gather(*(ask(batcher, n, key=key) for n in range(4)))
         long = asyncio.create_task(ask(batcher, "long", key="long"))
         await until(lambda: batcher.elapsed() > 0)
         for n in range(10):
-            assert await ask(batcher, n, key="short", deadline=loop.time() + 0.6)
+            assert await ask(batcher, n, key="short", deadline=Deadline.after(0.6))
         assert not long.done()
         await long
 
@@ -220,13 +220,12 @@ def test_one_slow_moment_does_not_turn_everybody_away_for_ever() -> None:
     device, log = Device(), Log()
 
     async def body(batcher: Batcher[Any, Any]) -> None:
-        loop = asyncio.get_running_loop()
         device.seconds = 1.0
         await ask(batcher, "slow")
         device.seconds = 0.01
         for _ in range(100):
             with contextlib.suppress(DeadlineExceeded):
-                with batcher.admit(["k"], deadline=loop.time() + 0.5) as ticket:
+                with batcher.admit(["k"], deadline=Deadline.after(0.5)) as ticket:
                     await asyncio.sleep(0.02)  # to decode it; less is left when its turn comes
                     await ticket.submit(["quick"])[0]
                 break
@@ -243,12 +242,11 @@ def test_windows_never_measured_are_not_turned_away_for_ever_either() -> None:
     device = Device(seconds=0.5)
 
     async def body(batcher: Batcher[Any, Any]) -> None:
-        loop = asyncio.get_running_loop()
         await ask(batcher, "large", key="large")
         device.seconds = 0.0
         for _ in range(50):
             with contextlib.suppress(DeadlineExceeded):
-                assert await ask(batcher, 1, key="small", deadline=loop.time() + 0.2)
+                assert await ask(batcher, 1, key="small", deadline=Deadline.after(0.2))
                 return
         pytest.fail("refused fifty times")
 
@@ -260,7 +258,6 @@ def test_a_measurement_that_will_be_renewed_is_not_doubted() -> None:
     device = Device(seconds=0.1)
 
     async def body(batcher: Batcher[Any, Any]) -> None:
-        loop = asyncio.get_running_loop()
         await ask(batcher, "known")
         before = batcher.estimates.seconds("k")
         device.gate.clear()
@@ -268,13 +265,13 @@ def test_a_measurement_that_will_be_renewed_is_not_doubted() -> None:
         await until(lambda: batcher.elapsed() > 0)
         for _ in range(20):
             with pytest.raises(DeadlineExceeded):
-                batcher.admit(["k"], deadline=loop.time() + 0.05)
+                batcher.admit(["k"], deadline=Deadline.after(0.05))
         assert batcher.estimates.seconds("k") == before
         device.gate.set()
         await held
         before = batcher.estimates.seconds("k")
         with pytest.raises(DeadlineExceeded):
-            batcher.admit(["k"], deadline=loop.time() + 0.05)
+            batcher.admit(["k"], deadline=Deadline.after(0.05))
         assert batcher.estimates.seconds("k") < before  # nothing runs now
 
     with_batcher(body, device)

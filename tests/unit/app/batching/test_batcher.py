@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app.batching.batcher import Batcher, Reservation
+from app.batching.deadline import Deadline
 from app.errors import DeadlineExceeded, Unavailable
 from tests.devices import Device, Log, ask, until, with_batcher
 
@@ -171,11 +172,10 @@ def test_one_request_may_have_windows_of_several_keys() -> None:
         assert sorted(device.batches) == [("a", [1, 3]), ("b", [2])]
         # four of its own, and meanwhile four of a and four of b
         needed = 8 * batcher.estimates.seconds("a") + 4 * batcher.estimates.seconds("b")
-        now = asyncio.get_running_loop().time
         with batcher.admit(["a", "b"] * 10):
             with pytest.raises(DeadlineExceeded, match="about"):
-                batcher.admit(["a"] * 4, deadline=now() + 0.9 * needed)
-            with batcher.admit(["a"] * 4, deadline=now() + 2 * needed):
+                batcher.admit(["a"] * 4, deadline=Deadline.after(0.9 * needed))
+            with batcher.admit(["a"] * 4, deadline=Deadline.after(2 * needed)):
                 pass
 
     with_batcher(body, device)

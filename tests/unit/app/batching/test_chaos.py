@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import threading
 import time
@@ -12,6 +11,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from app.batching.batcher import Batcher
+from app.batching.deadline import Deadline
 from app.errors import DeadlineExceeded, QueueFull, Unavailable
 
 TASKS, REQUESTS = 200, 50
@@ -71,7 +71,7 @@ def test_chaos() -> None:
     async def one(batcher: Audited, number: int, request: int, rng: random.Random) -> None:
         key = rng.choice("abc")
         items = [(number, request, key, n) for n in range(rng.choice((1, 1, 1, 2, 5, 20)))]
-        hurry = asyncio.get_running_loop().time() + 0.05 if rng.random() < 0.1 else math.inf
+        hurry = Deadline.after(0.05) if rng.random() < 0.1 else Deadline.never()
 
         async def ask() -> None:
             with batcher.admit([key] * len(items), deadline=hurry) as ticket:

@@ -1,4 +1,4 @@
-"""What `unet evaluate` measures on, and what it refuses before it begins."""
+"""`unet evaluate`: its data, and the mistakes it reports before it measures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluate(folder: Path, model: str, *more: str) -> int:
     return cli.main(["evaluate", str(folder / f"{model}.safetensors"), *data, *more])
 
 
-def test_masks_of_classes_judge_a_model_of_classes(
+def test_masks_of_classes_are_the_default_for_several_classes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "report.json"
@@ -46,22 +46,33 @@ def test_masks_of_classes_judge_a_model_of_classes(
 @pytest.mark.parametrize(
     ("model", "more", "says"),
     [
-        ("three", ["--labels", "binary"], "masks of binary cannot judge a model of 3 classes"),
-        ("three", ["--labels", "instances"], "masks of instances cannot judge"),
-        ("one", ["--labels", "classes"], "masks of classes cannot judge a model of 2 classes"),
-        ("one", ["--config", "model/configs/nuclei.toml"], "leave out the flags"),
-        ("one", ["--part", "training"], "give its --config"),
+        (
+            "three",
+            ["--labels", "binary"],
+            "masks of binary cannot be used for a model with 3 classes",
+        ),
+        ("three", ["--labels", "instances"], "masks of instances cannot be used"),
+        (
+            "one",
+            ["--labels", "classes"],
+            "masks of classes cannot be used for a model with 2 classes",
+        ),
+        ("one", ["--config", "model/configs/nuclei.toml"], "leave out these flags"),
+        ("one", ["--part", "training"], "--part needs --config"),
         ("one", ["--json", "/no/such/report.json"], "/no/such is not a folder"),
         ("one", ["--sheet", "/no/such/sheet.png"], "/no/such is not a folder"),
         ("one", ["--device", "foo"], "--device foo"),
-        ("one", ["--url", "http://localhost:abc"], "does not answer"),
+        ("one", ["--engine", "openvino", "--precision", "fp16"], "--precision fp16"),
+        ("one", ["--url", "http://localhost:1"], "localhost:1"),
+        ("one", ["--url", "http://localhost:abc"], "invalid server URL 'http://localhost:abc'"),
     ],
 )
-def test_what_cannot_be_measured_is_said_before_it_begins(
+def test_mistake_is_one_line_before_anything_is_measured(
     folder: Path, model: str, more: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(folder, model, *more) == 2
     said = capsys.readouterr()
     assert says in said.err
+    assert said.err.startswith("unet: error: ")
     assert said.err.count("\n") == 1
     assert not said.out

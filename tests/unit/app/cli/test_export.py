@@ -1,17 +1,29 @@
-"""`unet export --base-features`: another size, the same masks."""
+"""`unet export --base-features`: another width, the same masks."""
+
+from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from app import cli
-from model.checkpoint import load_checkpoint, read_manifest, save_checkpoint, update_manifest
+from model.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    read_manifest,
+    save_checkpoint,
+    update_manifest,
+)
 from model.config import Calibration
-from model.predict import Predictor
+from model.predict import Predictor, attach_golden
 from tests.conftest import nuclei, write_tiny
 
 
-def test_a_widened_checkpoint_gives_the_same_probabilities(tmp_path, capsys):
+def test_widened_checkpoint_gives_the_same_probabilities(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     narrow = tmp_path / "narrow.safetensors"
     write_tiny(narrow)
     calibration = Calibration({"down_conv.0.first": (0.0, 1.0)}, 3, 0.999, 0.0, 1.0)
@@ -31,28 +43,120 @@ def test_a_widened_checkpoint_gives_the_same_probabilities(tmp_path, capsys):
     assert wide.card["training"] == {
         "steps": 3, "widened": f"from base_features {features}, without further training"
     }  # fmt: skip
-    assert wide.calibration is None  # the steps of 8 bits lie elsewhere now
+    assert wide.calibration is None  # ranges are by layer, but the int8 weights differ
     assert read_manifest(out.parent).keys() == {"wide.safetensors"}
     image = nuclei(90, 70)[0]
-    same = Predictor.of(wide)(image) - Predictor.of(before)(image)
-    assert np.abs(same).max() < 1e-4
+    difference = Predictor.of(wide)(image) - Predictor.of(before)(image)
+    assert np.abs(difference).max() < 1e-4
     assert np.array_equal(wide.golden.image, before.golden.image)
     assert cli.main([*arguments, str(2 * features + 1)]) == 2
     assert "multiple" in capsys.readouterr().err
     assert load_checkpoint(narrow).calibration == calibration
 
 
-def test_a_graph_is_told_by_its_tensors(tmp_path, capsys):
+def test_widened_checkpoint_is_narrowed_to_the_same_probabilities(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, wide = tmp_path / "first.safetensors", tmp_path / "wide.safetensors"
+    write_tiny(first)
+    before = in_fp16(first)
+    features = before.architecture.base_features
+    export = ["export", str(first), "--out", str(wide), "--base-features", str(2 * features)]
+    assert cli.main(export) == 0
+    calibration = Calibration({"down_conv.0.first": (0.0, 1.0)}, 3, 0.999, 0.0, 1.0)
+    save_checkpoint(wide, dataclasses.replace(load_checkpoint(wide), calibration=calibration))
+    update_manifest(wide)
+
+    narrow = tmp_path / "narrow.safetensors"
+    export = ["export", str(wide), "--out", str(narrow), "--base-features", str(features)]
+    assert cli.main(export) == 0
+    after = load_checkpoint(narrow)
+    assert after.id in capsys.readouterr().out
+    assert after.architecture == before.architecture
+    assert after.card["training"] == {
+        "widened": f"from base_features {features}, without further training",
+        "narrowed": f"from base_features {2 * features}, without further training",
+    }
+    assert after.calibration is None
+    for name, array in before.state.items():
+        assert after.state[name].dtype == array.dtype
+        np.testing.assert_array_max_ulp(after.state[name], array, maxulp=1)
+    image = nuclei(90, 70)[0]
+    difference = Predictor.of(after)(image) - Predictor.of(before)(image)
+    assert np.abs(difference).max() < 1e-3
+    assert np.array_equal(after.golden.image, before.golden.image)
+
+
+def test_checkpoint_that_was_not_widened_cannot_be_narrowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiny.safetensors"
+    write_tiny(path)
+    before = path.read_bytes()
+    features = load_checkpoint(path).architecture.base_features
+    assert cli.main(["export", str(path), "--base-features", str(features // 2)]) == 2
+    error = capsys.readouterr().err
+    assert f"tiny cannot be narrowed to base_features {features // 2}" in error
+    assert path.read_bytes() == before
+
+
+def test_width_that_a_checkpoint_already_has_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    write_tiny(path)
+    before = load_checkpoint(path)
+    features = before.architecture.base_features
+    assert cli.main(["export", str(path), "--base-features", str(features)]) == 0
+    after = load_checkpoint(path)
+    assert (after.architecture, after.card) == (before.architecture, before.card)
+    assert all(np.array_equal(after.state[name], array) for name, array in before.state.items())
+
+
+def in_fp16(path: Path) -> Checkpoint:
+    """Round the weights of the checkpoint at `path` to fp16, as training stores them."""
+    checkpoint = load_checkpoint(path)
+    state = {name: array.astype(np.float16) for name, array in checkpoint.state.items()}
+    checkpoint = attach_golden(
+        dataclasses.replace(checkpoint, state=state), checkpoint.golden.image
+    )
+    saved = save_checkpoint(path, checkpoint)
+    update_manifest(path)
+    return saved
+
+
+def test_graph_is_written_and_its_tensors_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, graph = tmp_path / "tiny.safetensors", tmp_path / "tiny.xml"
     write_tiny(path)
     assert cli.main(["export", str(path), "--openvino", str(graph)]) == 0
-    said = "image, uint8 (N, H, W, 3), to probabilities, float32 (N, 1, H, W)"
-    assert capsys.readouterr().out == f"{graph}: {said}\n"
+    tensors = "image, uint8 (N, H, W, 3), to probabilities, float32 (N, 1, H, W)"
+    assert capsys.readouterr().out == f"{graph}: {tensors}\n"
     assert graph.is_file()
 
 
-def test_an_export_of_nothing_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--base-features N, --calibrate RECIPE or --openvino"),
+        (["--openvino", "/no/such/tiny.xml"], "/no/such/tiny.xml cannot be written"),
+        (["--base-features", "8", "--out", "/dev/null/x.safetensors"], "cannot be written"),
+        (["--calibrate", "none.toml"], "none.toml: cannot be read: No such file"),
+    ],
+)
+def test_mistake_is_one_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "tiny.safetensors"
     write_tiny(path)
-    assert cli.main(["export", str(path)]) == 2
-    assert "--base-features N, --calibrate RECIPE, or --openvino" in capsys.readouterr().err
+    assert cli.main(["export", str(path), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("unet: error: ")
+    assert says in line
+
+
+@pytest.mark.parametrize("flag", ["--base-features", "--images"])
+@pytest.mark.parametrize("value", ["0", "-4", "many"])
+def test_number_must_be_positive(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["export", "tiny.safetensors", f"{flag}={value}"])
+    assert f"'{value}' is not a whole number above 0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`unet segment`: what it writes, what it says, and what it leaves behind."""
+"""`unet segment`: its results, its messages, and its end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from app import cli
 from app.cli import segment as local
+from app.errors import GoldenMaskMismatch, OutOfMemory
 from app.inference.service import Service
 from tests.conftest import decode, encode, nuclei
 
@@ -35,7 +36,7 @@ def written(folder: str = "out") -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
 
 
-def test_a_mask_that_cannot_be_written_fails_alone(
+def test_failure_of_one_image_does_not_stop_the_others(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("out/2.png/full").mkdir(parents=True)
@@ -49,50 +50,75 @@ def test_a_mask_that_cannot_be_written_fails_alone(
     assert unwritten == "unet: in/2.png: out/2.png cannot be written: Is a directory"
     assert no_image.startswith("unet: in/3.png: these 12 bytes are not an image")
     assert unread == "unet: in/4.png: No such file or directory"
-    assert last == "2 masks in out/, 3 failed"
+    assert last == "2 written to out/, 3 failed"
 
 
-def test_an_error_of_ours_leaves_nothing_running(
+def test_bug_is_raised_and_the_service_is_stopped(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left: list[tuple[int, float]] = []
+    at_stop: list[tuple[int, float]] = []
     stop = Service.stop
 
-    async def stopping(self: Service) -> None:
-        left.append((self.batcher.reserved, self.batcher.elapsed()))
+    async def record_stop(self: Service) -> None:
+        at_stop.append((self.batcher.reserved, self.batcher.elapsed()))
         await stop(self)
 
-    def broken(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Service, "stop", stopping)
-    monkeypatch.setattr(local, "_write", broken)
+    monkeypatch.setattr(Service, "stop", record_stop)
+    monkeypatch.setattr(local, "write_atomically", fail)
     with pytest.raises(ExceptionGroup):
         cli.main(["segment", str(images), "-o", "out"])
-    assert left == [(0, 0.0)]
+    assert at_stop == [(0, 0.0)]
 
 
-def test_a_run_goes_on_where_it_ended(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("error", [OutOfMemory("no memory"), GoldenMaskMismatch("IoU 0.1")])
+def test_model_that_cannot_be_used_is_one_line(
+    error: Exception,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def fail(self: Service) -> None:
+        raise error
+
+    monkeypatch.setattr(Service, "start_without_probes", fail)
+    assert cli.main(["segment", str(images), "-o", "out"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("unet: error: ")
+    assert str(error) in line
+
+
+def test_misspelt_variable_is_reported(
+    images: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("UNET_THREDS", "1")
+    assert cli.main(["segment", "in/0.png", "-o", "out", "--weights-dir", "no/such"]) == 2
+    assert "UNET_THREDS is ignored (did you mean UNET_THREADS?)" in caplog.text
+
+
+def test_skip_existing_resumes_a_run(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["segment", "in/0.png", "-o", "out"]) == 0
-    assert capsys.readouterr().err == "1 mask in out/\n"
+    assert capsys.readouterr().err == "1 written to out/\n"
     Path("out/0.png").write_bytes(b"of before")
-    for expected in ("4 masks in out/, 1 there before\n", "0 masks in out/, 5 there before\n"):
+    for expected in ("4 written to out/, 1 skipped\n", "0 written to out/, 5 skipped\n"):
         assert cli.main(["segment", "in", "-o", "out", "--skip-existing"]) == 0
         assert capsys.readouterr().err == expected
         assert Path("out/0.png").read_bytes() == b"of before"
         assert len(written()) == 5
 
 
-def test_one_image_into_one_file(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image_is_written_to_one_file(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["segment", "in/0.png", "-o", "deep/mask.png"]) == 0
     assert decode(Path("deep/mask.png").read_bytes()).shape == (60, 70)
-    assert capsys.readouterr().err == "1 mask in deep/mask.png\n"
+    assert capsys.readouterr().err == "1 written to deep/mask.png\n"
     for name in ("cells.json", "cells.geojson"):
         assert cli.main(["segment", "in/0.png", "-o", name, "--output", "polygons"]) == 0
         assert json.loads(Path(name).read_text())["type"] == "FeatureCollection"
 
 
-def test_standard_input_and_output(
+def test_image_is_read_from_stdin_and_written_to_stdout(
     images: Path, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = io.TextIOWrapper(io.BytesIO((images / "0.png").read_bytes()))
@@ -103,7 +129,7 @@ def test_standard_input_and_output(
     assert err == b""
 
 
-def test_mistakes_are_one_line_before_a_model_is_loaded(
+def test_mistake_is_one_line_before_a_model_is_loaded(
     images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "Service", None)
@@ -113,7 +139,10 @@ def test_mistakes_are_one_line_before_a_model_is_loaded(
         (["in", "-o", "note.txt"], "note.txt is a file"),
         (["in", "-o", "mask.png"], "--out mask.png is one file"),
         (["in", "in/0.png", "-o", "in"], "would replace the image"),
-        (["in", "--weights-dir", "no/such"], f"no folder {Path.cwd()}/no/such; set UNET_WEIGHTS"),
+        (
+            ["in", "--weights-dir", "no/such"],
+            f"folder {Path.cwd()}/no/such not found; set UNET_WEIGHTS",
+        ),
     ):
         assert cli.main(["segment", *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()

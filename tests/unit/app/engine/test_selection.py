@@ -86,9 +86,9 @@ PROVEN = Calibration({}, images=9, iou=0.995, dice_loss=0.001, golden_iou=0.99)
     [
         (None, "fp32", "this model has no calibration for int8"),
         (Calibration({}), "fp32", "int8 was measured on no validation image"),
-        (dataclasses.replace(PROVEN, iou=0.93), "fp32", "int8 keeps IoU 0.9300"),
-        (dataclasses.replace(PROVEN, dice_loss=0.003), "fp32", "loses 0.0030 Dice"),
-        (dataclasses.replace(PROVEN, golden_iou=0.97), "fp32", "0.9700 on the golden one"),
+        (dataclasses.replace(PROVEN, iou=0.93), "fp32", "int8 masks have IoU 0.9300"),
+        (dataclasses.replace(PROVEN, dice_loss=0.003), "fp32", "lose 0.0030 Dice"),
+        (dataclasses.replace(PROVEN, golden_iou=0.97), "fp32", "0.9700 on the golden image"),
         (PROVEN, "int8", "on 9 validation images"),
     ],
 )

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.batching.deadline import Deadline
 from app.errors import InvalidRequest
-from app.inference.outputs import Options
+from app.inference.outputs import Options, Output
 from app.inference.service import Service
 from app.settings import Settings
 from model.checkpoint import Golden, load_checkpoint, save_checkpoint
@@ -45,8 +46,8 @@ async def look(service: Service) -> None:
 
 async def mask(service: Service) -> bytes:
     with service.registry.lease(None) as model:
-        deadline = asyncio.get_running_loop().time() + 30
-        return (await service.segmenter.segment(model, IMAGE, Options(), deadline)).png
+        result = await service.segmenter.segment(model, IMAGE, Options(), Deadline.after(30))
+        return result.rendered[Output.MASK].content
 
 
 def with_service(folder: Path, scene: Callable[[Service], Awaitable[None]]) -> None:
@@ -79,9 +80,9 @@ def test_back_to_an_old_file_while_somebody_still_holds_it(
             for version in (versions[1], versions[0]):
                 put(version, tmp_path)
                 await look(service)
-            deadline = asyncio.get_running_loop().time() + 30
+            deadline = Deadline.after(30)
             old = await service.segmenter.segment(held, IMAGE, Options(), deadline)
-            assert old.png == first
+            assert old.rendered[Output.MASK].content == first
         async with asyncio.timeout(30):
             assert await mask(service) == first
         assert len(service.workers[0].engines) == 1
@@ -277,8 +278,8 @@ def test_several_classes_have_no_threshold(tmp_path: Path) -> None:
         await service.registry.load_default()
         with (
             service.registry.lease(None) as model,
-            pytest.raises(InvalidRequest, match="takes the likeliest"),
+            pytest.raises(InvalidRequest, match="only available for binary"),
         ):
-            await service.segmenter.segment(model, IMAGE, Options(threshold=0.9), 0)
+            await service.segmenter.segment(model, IMAGE, Options(threshold=0.9), Deadline.after(0))
 
     with_service(tmp_path, scene)

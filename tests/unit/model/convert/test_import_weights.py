@@ -205,7 +205,7 @@ def test_two_outputs_are_what_is_said_of_them(tmp_path, capsys):
 def test_a_name_that_no_header_can_carry_is_refused(annotated, tmp_path, name, capsys):
     out = tmp_path / "out"
     assert cli.main(["import", str(annotated[1]), "--name", name, "--out", str(out)]) == 2
-    assert "is no name for a model" in capsys.readouterr().err
+    assert "invalid model name" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -1,0 +1,26 @@
+"""Errors of the command line's arguments and files. Knows no command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from model.errors import UserError
+
+
+class CommandError(UserError):
+    """A command cannot do what its arguments ask for. The message is one line."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Report a failure to write a file that the user named.
+
+    Raises:
+        CommandError: an `OSError` was raised inside; the message names the path and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror or error}") from error
