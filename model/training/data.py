@@ -181,7 +181,7 @@ def find_pairs(
         DataError: a folder is missing, the image folder is empty, two images have the same name, or
             an image has no mask or no group.
     """
-    image_files, mask_files = _find_images(images), _find_images(masks)
+    image_files, mask_files = _index_images(images), _index_images(masks)
     if not image_files:
         raise DataError(f"{images} contains no images ({', '.join(IMAGE_SUFFIXES)})")
     missing = sorted(id for id in image_files if id + mask_suffix not in mask_files)
@@ -338,7 +338,7 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _find_images(folder: Path) -> dict[str, Path]:
+def _index_images(folder: Path) -> dict[str, Path]:
     """List a folder's images by file name without suffix.
 
     Raises:

@@ -358,7 +358,7 @@ def _validate_and_save(
         TrainingDiverged: a weight is not finite.
     """
     state = trainer.state()  # first, so that weights that are not finite are not measured
-    scores = _measure(trainer, validation).summary()
+    scores = _measure_ema(trainer, validation).summary()
     run.log_metrics(trainer.steps_done, {**scores, "seconds": trainer.seconds})
     run.save_state(state)  # before the images, which take as long as the validation
     run.save_image("samples.png", _draw_samples(trainer, validation))
@@ -366,7 +366,7 @@ def _validate_and_save(
     return scores
 
 
-def _measure(trainer: Trainer, samples: Iterable[Sample]) -> Report:
+def _measure_ema(trainer: Trainer, samples: Iterable[Sample]) -> Report:
     """Evaluate the moving average of the weights."""
     instances = trainer.recipe.data.labels == "instances"
     predict = from_probabilities(trainer.predictor, trainer.recipe.preprocess, instances=instances)
@@ -393,8 +393,8 @@ def _build_report(
     indices = np.linspace(0, len(training) - 1, len(validation)).astype(int)
     trained_on = (training[index] for index in indices)  # one at a time, to save memory
     return {
-        "validation": _measure(trainer, validation).summary(),
-        "training": _measure(trainer, trained_on).summary(),
+        "validation": _measure_ema(trainer, validation).summary(),
+        "training": _measure_ema(trainer, trained_on).summary(),
         "images": {"training": len(training), "validation": len(validation)},
         "steps": trainer.steps_done,
         "hours": round(trainer.seconds / 3600, 3),
