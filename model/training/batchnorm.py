@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from model.unet import DoubleConvolution, UNet
 
 _MOMENTUM = 0.05
-"""Of the running statistics: they average about twenty batches."""
+"""Weight of a new batch in the running statistics, which average about twenty batches."""
 _EPSILON = 1e-5
 
 

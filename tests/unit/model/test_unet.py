@@ -20,7 +20,7 @@ class Plain(nn.Module):
         self.state = state
         self.padding = padding
 
-    def double(self, x: torch.Tensor, name: str) -> torch.Tensor:
+    def convolve_twice(self, x: torch.Tensor, name: str) -> torch.Tensor:
         for each in ("first", "second"):
             weight, bias = self.state[f"{name}.{each}.weight"], self.state[f"{name}.{each}.bias"]
             x = torch.relu(torch.conv2d(x, weight, bias, padding=self.padding))
@@ -29,10 +29,10 @@ class Plain(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skips = []
         for level in range(4):
-            x = self.double(x, f"down_conv.{level}")
+            x = self.convolve_twice(x, f"down_conv.{level}")
             skips.append(x)
             x = torch.max_pool2d(x, 2)
-        x = self.double(x, "middle_conv")
+        x = self.convolve_twice(x, "middle_conv")
         for level in range(4):
             name = f"up_sample.{level}.up"
             x = torch.conv_transpose2d(
@@ -41,7 +41,7 @@ class Plain(nn.Module):
             skip = skips.pop()
             top, left = (skip.shape[2] - x.shape[2]) // 2, (skip.shape[3] - x.shape[3]) // 2
             skip = skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
-            x = self.double(torch.cat((x, skip), 1), f"up_conv.{level}")
+            x = self.convolve_twice(torch.cat((x, skip), 1), f"up_conv.{level}")
         return torch.conv2d(x, self.state["final_conv.weight"], self.state["final_conv.bias"])
 
 

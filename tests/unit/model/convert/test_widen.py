@@ -80,7 +80,9 @@ def test_checkpoint_is_narrowed_to_what_it_was_widened_from(
     assert again.architecture == first.architecture
     for name, array in first.state.items():
         assert again.state[name].dtype == dtype
-        np.testing.assert_allclose(again.state[name], array, rtol=np.finfo(dtype).eps, atol=1e-7)
+        np.testing.assert_allclose(
+            again.state[name], array, rtol=float(np.finfo(dtype).eps), atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("base_features", [1, 2, 4])

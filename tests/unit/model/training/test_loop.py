@@ -33,7 +33,6 @@ from model.training.run_folder import open_run
 from model.training.trainer import Trainer
 from tests.conftest import FIXTURES, ROOT
 
-
 # Workers are forked while TensorBoard's thread runs, of which Python 3.12 warns.
 ignore_fork_warning = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 

@@ -26,7 +26,8 @@ def plain_equation_2(labels: Int32Array, w0: float, sigma: float) -> npt.NDArray
         [ndimage.distance_transform_edt(labels != k) for k in np.unique(labels) if k]
     )
     d1, d2 = np.sort(distances, axis=0)[:2]
-    return 1 + w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2)) * (labels == 0)
+    weights = 1 + w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2)) * (labels == 0)
+    return np.asarray(weights, np.float64)
 
 
 def test_border_weights_follow_the_paper() -> None:
