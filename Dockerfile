@@ -1,6 +1,8 @@
 # Two images from one file:
 #   docker build -t unet-server .                    CPU, without torch
 #   docker build -t unet-server:cuda --target cuda . NVIDIA GPUs (run with --gpus all)
+# Run it with --stop-timeout 30: by default docker stop kills the container after 10 seconds, and
+# accepted requests have UNET_DRAIN_S (20) to finish.
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
@@ -8,12 +10,13 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
-# The dependencies first: they change rarely, and their layer is most of the image.
+# Dependencies come first: their layer is most of the image and rarely changes.
 COPY requirements requirements
 RUN pip install -r requirements/serve.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY model model
+COPY clients clients
 COPY clients/python/unet_client clients/python/unet_client
 RUN pip install --no-deps .
 
@@ -31,8 +34,9 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /srv
 EXPOSE 8000
 STOPSIGNAL SIGTERM
+COPY deploy/healthcheck.py ./
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"UNET_PORT\"]}/readyz', timeout=2)"]
+    CMD ["python", "-I", "/srv/healthcheck.py"]
 CMD ["unet", "serve"]
 
 FROM base AS cuda
@@ -40,7 +44,7 @@ COPY --from=build-cuda /opt/venv /opt/venv
 COPY weights weights
 USER 10001
 
-# The last stage is what a plain `docker build` makes.
+# A plain `docker build` makes the last stage.
 FROM base AS cpu
 COPY --from=build /opt/venv /opt/venv
 COPY weights weights

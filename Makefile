@@ -1,43 +1,83 @@
-# Two commands do everything on a fresh machine: make serve, make test.
+# Two commands are enough on a new machine: make serve, make test.
 PYTHON ?= python3
-# HOST= and PORT= behind make win over all of this. A HOST of the environment is not meant for us:
-# conda sets one, and so do some shells.
+# HOST= and PORT= on make's command line override these. HOST is not read from the environment:
+# conda and some shells set it to something else.
 HOST := $(or $(UNET_HOST),127.0.0.1)
 PORT := $(or $(UNET_PORT),$(PORT),8000)
+
 BIN := .venv/bin
-READY := .venv/ready
+INSTALL := $(BIN)/pip install
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+REQUIREMENTS := pyproject.toml requirements/serve.txt requirements/torch.txt
 
-.PHONY: help setup serve test lint format bench clean
+# TORCH=yes or no: whether `make serve` installs torch. By default it does where the NVIDIA driver
+# has a device.
+ifndef TORCH
+TORCH := $(shell { ls /dev/nvidia[0-9]* || nvidia-smi -L | grep GPU; } >/dev/null 2>&1 && echo yes || echo no)
+endif
+ifneq ($(TORCH),yes)
+ifneq ($(TORCH),no)
+$(error TORCH=$(TORCH): use yes or no)
+endif
+endif
 
-help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+# These files record what .venv contains. Where everything is installed, `make serve` uses that.
+EVERYTHING := .venv/ready
+SERVING := $(or $(wildcard $(EVERYTHING)),.venv/ready-to-serve-torch-$(TORCH))
 
-setup: $(READY)  ## the environment, once
+.PHONY: help setup serve test test-unit lint format bench clean
 
-$(READY): pyproject.toml requirements/serve.txt requirements/torch.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "unet-server needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-serve: $(READY)  ## serve the shipped weights (HOST=, PORT=)
+setup: $(EVERYTHING)  ## install everything into .venv: serving, training, tests
+
+serve: $(SERVING)  ## serve the shipped weights (HOST=, PORT=, TORCH=yes|no)
 	UNET_LOG_FORMAT=$${UNET_LOG_FORMAT:-text} $(BIN)/unet serve --host $(HOST) --port $(PORT)
 
-test: $(READY)  ## the whole suite
+# A crash or a hang prints the tracebacks of all threads, also in servers that tests start.
+test test-unit: export PYTHONFAULTHANDLER := 1
+
+test: $(EVERYTHING)  ## run all tests
 	$(BIN)/python -m pytest
 
-lint: $(READY)  ## ruff and mypy --strict
+test-unit: $(EVERYTHING)  ## run the tests that start no server and no browser
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_phrases.py
 
-format: $(READY)  ## let ruff format
+format: $(EVERYTHING)  ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure this machine (benchmarks/README.md)
+bench: $(SERVING)  ## measure this machine (benchmarks/README.md)
 	$(BIN)/unet bench
 
-clean:  ## remove the environment and caches
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+clean:  ## remove .venv, build outputs and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info clients/python/build clients/python/*.egg-info
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "unet-server needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "==> Creating the environment .venv"
+	$(PYTHON) -m venv .venv
+
+.venv/ready-to-serve-torch-no: pyproject.toml requirements/serve.txt | $(BIN)/pip
+	@echo "==> Installing what serving on a CPU needs: about 0.5 GB, without torch (TORCH=yes adds it)"
+	$(INSTALL) -r requirements/serve.txt
+	$(INSTALL) --no-deps -e .
+	@touch $@
+
+.venv/ready-to-serve-torch-yes: $(REQUIREMENTS) | $(BIN)/pip
+	@echo "==> Installing what serving on CUDA needs: about 6 GB, with torch (TORCH=no leaves it out)"
+	$(INSTALL) -e .
+	@touch $@
+
+$(EVERYTHING): $(REQUIREMENTS) | $(BIN)/pip
+	@echo "==> Installing everything, for serving, training and tests: about 6.5 GB"
+	$(INSTALL) -e '.[dev]'
+	@touch $@

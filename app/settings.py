@@ -141,7 +141,11 @@ class Settings(BaseSettings):
     @field_validator("weights_dir")
     @classmethod
     def _check_folder(cls, value: Path) -> Path:
-        if not value.is_dir():
+        try:
+            is_folder = value.is_dir()
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror}") from error
+        if not is_folder:
             raise ValueError(
                 f"folder {value.absolute()} not found; set {PREFIX}WEIGHTS_DIR or --weights-dir "
                 "to the folder of the checkpoints"

@@ -109,7 +109,7 @@ def describe_error(error: ValidationError, names: list[str]) -> str:
 
 
 def requirement(details: ErrorDetails) -> str:
-    """What pydantic says about a value, as a text that starts with "must"."""
+    """Pydantic's message about a value, as text that starts with "must"."""
     text = details["msg"].removeprefix("Value error, ")
     text = re.sub(r"^(Input|String|Tuple|Value) should ", "must ", text)
     text = re.sub(r"(, unable to|, got a| after validation).*", "", text)

@@ -1,4 +1,4 @@
-"""Shared fixtures: a real process of the service on a real port, and images drawn on the spot."""
+"""Shared fixtures: a service in its own process on a free port, and synthetic images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Server:
         raise AssertionError("not ready:\n" + "\n".join(self.lines))
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of one sample of /metrics; 0 while it has none."""
+        """The value of one sample of /metrics; 0 if it is missing."""
         wanted = {f'{key}="{value}"' for key, value in labels.items()}
         for line in httpx.get(f"{self.url}/metrics").text.splitlines():
             match = re.fullmatch(rf"{name}(?:{{(.*)}})? (\S+)", line)
@@ -69,7 +69,7 @@ class Server:
 def serving(
     *flags: str, ready: bool = True, program: Sequence[str] = ("-m", "app.cli"), **environment: str
 ) -> Iterator[Server]:
-    """Start the service on a free port; it is killed at the end if it is still there."""
+    """Start the service on a free port, and kill it at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, *program, "serve", "--port", "0", *flags],
         cwd=ROOT,
@@ -108,13 +108,13 @@ def serving(
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """One service with the shipped weights, shared by all tests that leave it as it was."""
+    """One service with the shipped weights, shared by all tests that do not change its state."""
     with serving() as running:
         yield running
 
 
 def nuclei(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A drawn field of nuclei: image (H, W) uint8 with shot noise, labels (H, W) uint16."""
+    """A synthetic field of nuclei: image (H, W) uint8 with shot noise, labels (H, W) uint16."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     image = np.full((height, width), 12.0)
@@ -213,10 +213,10 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def decode_tensors(body: bytes, length: int | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """An answer of /v2, as its client reads it: the document, and the tensors by name.
+    """Parse a response of /v2 as a client does: the JSON document, and the tensors by name.
 
     Args:
-        length: of the document, where binary data follow it.
+        length: bytes of the JSON where binary data follow it.
     """
     document = json.loads(body if length is None else body[:length])
     rest, found = b"" if length is None else body[length:], {}
@@ -254,7 +254,7 @@ def post(server: Server) -> Post:
 
 
 def drawn_weights(architecture: UNetConfig, seed: int) -> dict[str, np.ndarray]:
-    """He-initialised, so that activations keep their size through all layers."""
+    """He-initialised weights, so that activations keep their size through all layers."""
     from model.checkpoint import parameter_shapes
 
     rng = np.random.default_rng(seed)
@@ -267,9 +267,11 @@ def drawn_weights(architecture: UNetConfig, seed: int) -> dict[str, np.ndarray]:
 
 
 def write_tiny(path: Path, seed: int = 0, classes: int = 1, resize: bool = False) -> str:
-    """A small untrained checkpoint of 64×64 and 128×128 windows (of 64×48 in mode "resize"), with
-    its golden pair and its entry in the manifest; a service with it does hundreds of images a
-    second. Returns its id."""
+    """Write a small untrained checkpoint, its golden pair and its manifest entry; return its id.
+
+    Windows are 64×64 and 128×128 (64×48 in mode "resize"). A service with it segments hundreds of
+    images per second.
+    """
     from model.checkpoint import Checkpoint, save_checkpoint, update_manifest
     from model.config import PreprocessConfig, UNetConfig
     from model.predict import attach_golden
@@ -290,7 +292,7 @@ def write_tiny(path: Path, seed: int = 0, classes: int = 1, resize: bool = False
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights folder with the small checkpoint alone, under the default model's name."""
+    """A weights folder that holds only the small checkpoint, named like the default model."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(folder / "nuclei.safetensors")
     return folder

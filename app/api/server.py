@@ -8,7 +8,7 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -33,13 +33,23 @@ class Server(uvicorn.Server):
     Retry-After, and every accepted request is answered: with 503 if UNET_DRAIN_S is too short.
     Then the sockets close.
 
+    Args:
+        on_ready: called once with host and port, as soon as the default model is served.
+
     Attributes:
         interrupted: stopped by Ctrl-C.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        on_ready: Callable[[str, int], None] | None = None,
+    ) -> None:
         super().__init__(config)
         self.service = service
+        self._on_ready = on_ready
+        self._background: list[asyncio.Task[None]] = []
         self.interrupted = False
         self._draining = False
         self._drain_task: asyncio.Task[None] | None = None
@@ -48,11 +58,12 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():
             self._loop = asyncio.get_running_loop()
-            failure = self._loop.create_task(self._exit_on_failure())
+            self._background.append(self._loop.create_task(self._exit_on_failure()))
             try:
                 yield
             finally:
-                failure.cancel()
+                for task in self._background:
+                    task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Noted here, since what a re-raised Ctrl-C becomes depends on what asyncio awaits then.
@@ -96,11 +107,22 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for server in self.servers:
             for listening in server.sockets:
-                log.info("listening on %s", format_url(*listening.getsockname()[:2]))
+                host, port = listening.getsockname()[:2]
+                log.info("listening on %s", format_url(host, port))
+        if self._on_ready is not None and self.servers:
+            report = self._report_ready(self._on_ready, host, port)
+            self._background.append(self._loop.create_task(report))
+
+    async def _report_ready(
+        self, on_ready: Callable[[str, int], None], host: str, port: int
+    ) -> None:
+        while not self.service.started:  # noqa: ASYNC110 (the service has no event for it)
+            await asyncio.sleep(0.05)
+        on_ready(host, port)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. The host `::` accepts IPv4 as well.
+    """Open a listening TCP socket. The host `::` accepts IPv4 as well.
 
     Args:
         port: 0 takes a free one.

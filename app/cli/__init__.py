@@ -15,8 +15,7 @@ import select
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from model.errors import UserError
 
@@ -44,6 +43,19 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class _PrintVersion(argparse.Action):
+    """Imports the metadata of packages only where it is needed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"unet-server {version('unet-server')}")
+        except PackageNotFoundError:
+            print("unet-server, not installed as a package")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of `unet`, and one per command, which has no arguments of its own yet."""
     parser = _Parser(prog="unet", description=__doc__.split("\n")[0])
-    parser.add_argument("--version", action="version", version=f"unet-server {_version()}")
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
     debug = "show the traceback of every error"
     parser.add_argument("--debug", action="store_true", help=debug)
     group = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -96,13 +108,6 @@ def _build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argume
             "--debug", action="store_true", default=argparse.SUPPRESS, help=debug
         )
     return parser, commands
-
-
-def _version() -> str:
-    try:
-        return version("unet-server")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _is_stdout_closed() -> bool:

@@ -13,6 +13,30 @@ class CommandError(UserError):
     """A command cannot do what its arguments ask for. The message is one line."""
 
 
+def check_parent_folder(path: Path) -> None:
+    """Check, before a long computation, that its result can have this path.
+
+    Raises:
+        CommandError: the folder of `path` does not exist.
+    """
+    with reading(path.parent):
+        if not path.parent.is_dir():
+            raise CommandError(f"{path}: {path.parent} is not a folder")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Report a failure to read a file or a folder that the user named.
+
+    Raises:
+        CommandError: an `OSError` was raised inside; the message names the path and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Report a failure to write a file that the user named.

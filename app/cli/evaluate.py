@@ -9,13 +9,14 @@ import argparse
 import dataclasses
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from app.cli.errors import CommandError, writing
+from app.cli.errors import CommandError, check_parent_folder, writing
 from app.engine.predictor import engine_predictor
 from app.engine.selection import build_engine, choose_engines
 from app.errors import EngineUnavailable
@@ -82,8 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     for path in filter(None, (args.json, args.sheet)):
-        if not path.parent.is_dir():
-            raise CommandError(f"{path}: {path.parent} is not a folder")
+        check_parent_folder(path)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
+        raise CommandError(f"--device {args.device}: must be auto, cpu, cuda or cuda:N")
     try:
         with _open_subject(args) as subject:
             _measure(args, subject)

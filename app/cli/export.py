@@ -111,6 +111,7 @@ def _write_graph(checkpoint: Checkpoint, path: Path) -> None:
         path.touch()  # OpenVINO does not say why it cannot write a file
     architecture = checkpoint.architecture
     graph = build_graph(architecture, checkpoint.preprocess, checkpoint.state)
+    graph.outputs[0].get_tensor().set_names({"probabilities"})
     ov.save_model(graph, path)
     lost = f" - {2 * architecture.margin}" if architecture.margin else ""
     print(

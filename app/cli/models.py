@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from app.cli.errors import CommandError
+from app.cli.errors import CommandError, reading
 from app.cli.flags import add_flags, explicit_flags
 from app.settings import Settings, load_settings
 from model.checkpoint import SUFFIX, load_checkpoint
@@ -40,10 +40,11 @@ def _find_checkpoints(path: Path) -> list[Path]:
     Raises:
         CommandError: the path does not exist, or the folder has no checkpoint.
     """
-    if not path.exists():
-        raise CommandError(f"{path} does not exist")
-    if not path.is_dir():
-        return [path]
+    with reading(path):
+        if not path.exists():
+            raise CommandError(f"{path} does not exist")
+        if not path.is_dir():
+            return [path]
     paths = sorted(path.glob(f"*{SUFFIX}"))
     if not paths:
         raise CommandError(f"{path} holds no {SUFFIX} files")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from app.cli.errors import CommandError
+from app.cli.errors import CommandError, reading, writing
 from model.pixels import IMAGE_SUFFIXES
 
 STANDARD = Path("-")
@@ -66,22 +66,31 @@ def _find_images(paths: Sequence[Path], out: Path) -> list[_InputImage]:
     """Each image once, even if several paths lead to it.
 
     Raises:
-        CommandError: a path does not exist.
+        CommandError: a path does not exist, or cannot be read.
     """
     found: dict[Path, _InputImage] = {}
     for path in paths:
-        if path == STANDARD:
-            found[path] = _InputImage(path, Path("stdin"))
-        elif path.is_dir():
-            for image in _list_folder(path, out):
+        with reading(path):
+            for image in _expand(path, out):
                 # A symbolic link is an image of its own, so its last part is not resolved.
                 found.setdefault(image.file.parent.resolve() / image.file.name, image)
-        elif path.exists():
-            image = _InputImage(path, Path(path.name))
-            found.setdefault(path.parent.resolve() / path.name, image)
-        else:
-            raise CommandError(f"{path} does not exist")
     return list(found.values())
+
+
+def _expand(path: Path, out: Path) -> Iterator[_InputImage]:
+    """The image at a path, or those in a folder.
+
+    Raises:
+        CommandError: the path does not exist.
+    """
+    if path == STANDARD:
+        yield _InputImage(path, Path("stdin"))
+    elif path.is_dir():
+        yield from _list_folder(path, out)
+    elif path.exists():
+        yield _InputImage(path, Path(path.name))
+    else:
+        raise CommandError(f"{path} does not exist")
 
 
 def _list_folder(folder: Path, out: Path) -> Iterator[_InputImage]:
@@ -172,7 +181,8 @@ def _check_folder(folder: Path, out: Path) -> None:
     Raises:
         CommandError: the folder cannot be created or written to.
     """
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with writing(out):
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise CommandError(f"--out {out}: {nearest} is a file, not a folder")
     if not os.access(nearest, os.W_OK):

@@ -215,7 +215,7 @@ class OptimConfig(ConfigBase):
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig(ConfigBase):
-    """What is recorded, and the hardware. Only device and autocast change the result of a step."""
+    """Records and hardware. Of these, only device and autocast change the result of a step."""
 
     validate_every: PositiveInt = Field(
         default=400,

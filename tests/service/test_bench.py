@@ -14,6 +14,7 @@ from app.cli.bench.engines import batches
 from app.cli.bench.serving import running
 from app.cli.bench.stages import drawn
 from app.cli.bench.timing import timed
+from app.cli.errors import CommandError
 from model.config import UNetConfig
 from model.convert.flops import count_flops
 
@@ -104,5 +105,5 @@ def test_a_drawn_image_is_dark_with_bright_spots():
 
 def test_a_service_that_ends_says_why():
     command = [sys.executable, "-c", "raise SystemExit('no weights here')"]
-    with pytest.raises(OSError, match="no weights here"), running(command, "at (.*)", "/"):
+    with pytest.raises(CommandError, match="no weights here"), running(command, "at (.*)", "/"):
         pass

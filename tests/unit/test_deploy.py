@@ -1,4 +1,4 @@
-"""What the manifests and the compose file take for granted of the service and its image."""
+"""The manifests, the compose file and the Dockerfile agree with the service and with each other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def image_environment() -> dict[str, str]:
     return dict(re.findall(r"\b(UNET_\w+)=(\S+)", DOCKERFILE))
 
 
-def test_probes_ask_for_what_each_is_there_for(container):
+def test_probes_use_their_routes_on_the_port_of_the_image(container: Any) -> None:
     paths = {
         kind: container[f"{kind}Probe"]["httpGet"]["path"]
         for kind in ("startup", "readiness", "liveness")
@@ -47,7 +47,7 @@ def test_probes_ask_for_what_each_is_there_for(container):
     assert manifest("cpu/service")["spec"]["ports"][0]["targetPort"] == port["name"]
 
 
-def test_what_is_accepted_is_answered_before_the_kill(pod, container):
+def test_grace_periods_are_longer_than_the_drain(pod: Any, container: Any) -> None:
     before = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] >= before + DRAIN_S + 5
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -55,33 +55,64 @@ def test_what_is_accepted_is_answered_before_the_kill(pod, container):
     assert float(grace.removesuffix("s")) >= DRAIN_S + 5
 
 
-def test_the_user_is_the_images_and_nothing_more_is_allowed(pod, container):
+@pytest.mark.parametrize("name", ["Dockerfile", "README.md", "docs/deploy.md"])
+def test_documented_stop_timeout_is_longer_than_the_drain(name: str) -> None:
+    timeouts = re.findall(r"--stop-timeout (\d+)", (ROOT / name).read_text())
+    assert timeouts
+    assert all(float(seconds) >= DRAIN_S + 5 for seconds in timeouts)
+
+
+def test_every_documented_docker_run_sets_the_stop_timeout() -> None:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for command in re.findall(r"docker run .*unet-server", path.read_text()):
+            assert "--stop-timeout" in command, path
+
+
+def test_health_check_runs_a_file_of_the_image() -> None:
+    (script,) = re.findall(r'CMD \["python", "-I", "/srv/(\S+)"\]', DOCKERFILE)
+    assert (ROOT / "deploy" / script).exists()
+    assert f"COPY deploy/{script} ./\n" in DOCKERFILE
+    assert f"!deploy/{script}" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_pods_run_as_the_user_of_the_image_and_cannot_write_its_root(
+    pod: Any, container: Any
+) -> None:
     (user,) = set(re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE))
     assert pod["securityContext"]["runAsUser"] == int(user)
     assert container["securityContext"]["readOnlyRootFilesystem"]
-    assert not pod["enableServiceLinks"]  # else UNET_..._PORT of services come in
+
+
+def test_service_links_are_disabled(pod: Any) -> None:
+    assert not pod["enableServiceLinks"]  # they would set UNET_..._PORT for other services
 
 
 @pytest.mark.parametrize("name", ["cpu/deployment", "cuda/gpu"])
-def test_environment_is_of_settings_that_exist(name):
+def test_environment_contains_valid_settings(name: str) -> None:
     (container,) = manifest(name)["spec"]["template"]["spec"]["containers"]
     given = {item["name"].removeprefix(PREFIX).lower(): item["value"] for item in container["env"]}
     Settings.model_validate({"weights_dir": ROOT, **given})
     assert given.keys() <= Settings.model_fields.keys()
 
 
-def test_cpus_are_whole_and_all_the_pods_own(container):
+def test_cpu_request_equals_its_limit_in_whole_cpus(container: Any) -> None:
     resources = container["resources"]
     assert resources["requests"]["cpu"] == resources["limits"]["cpu"]
     assert int(resources["limits"]["cpu"]) >= 1
 
 
-def test_everything_is_applied_and_selects_the_pods():
+def test_kustomization_lists_every_manifest() -> None:
     listed = set(manifest("cpu/kustomization")["resources"])
     assert listed == {path.name for path in MANIFESTS} - {"kustomization.yaml"}
+
+
+def test_selectors_match_the_pods() -> None:
     labels = manifest("cpu/deployment")["spec"]["template"]["metadata"]["labels"]
     assert manifest("cpu/deployment")["spec"]["selector"]["matchLabels"] == labels
     assert manifest("cpu/service")["spec"]["selector"] == labels
     assert manifest("cpu/disruption-budget")["spec"]["selector"]["matchLabels"] == labels
-    patched = manifest("cuda/gpu")["spec"]["template"]["spec"]["containers"][0]["name"]
-    assert patched == "unet-server"
+
+
+def test_cuda_patch_applies_to_the_container_of_the_deployment(container: Any) -> None:
+    (patched,) = manifest("cuda/gpu")["spec"]["template"]["spec"]["containers"]
+    assert patched["name"] == container["name"]

@@ -1,13 +1,56 @@
-"""What `make serve` hands on of its command line and its environment."""
+"""The commands of each target of the Makefile, read from `make --dry-run`."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+
+SERVING, CUDA, EVERYTHING = "-r requirements/serve.txt", "install -e .", "install -e '.[dev]'"
+READY_TO_SERVE, READY = "ready-to-serve-torch-no", "ready"
+
+
+def dry_run(folder: Path, *arguments: str, **environment: str) -> str:
+    """The commands that make would run, one per line."""
+    run = subprocess.run(
+        ["make", "--dry-run", *arguments],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def installs(commands: str) -> list[str]:
+    """The sets of packages that these commands install."""
+    lines = [line.rstrip() for line in commands.splitlines() if "pip install" in line]
+    return [what for what in (SERVING, CUDA, EVERYTHING) for line in lines if line.endswith(what)]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The files the Makefile depends on, all of the same age, without an environment."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements").mkdir()
+    for name in ("pyproject.toml", "requirements/serve.txt", "requirements/torch.txt"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000, 1000))
+    return tmp_path
+
+
+def create_environment(clone: Path, stamp: str, modified: int = 2000) -> None:
+    """An environment for which `stamp` records what was installed into it."""
+    (clone / ".venv/bin").mkdir(parents=True, exist_ok=True)
+    (clone / ".venv/bin/pip").touch()
+    (clone / ".venv" / stamp).touch()
+    os.utime(clone / ".venv" / stamp, (modified, modified))
 
 
 @pytest.mark.parametrize(
@@ -21,15 +64,110 @@ from tests.conftest import ROOT
         (["HOST=::1", "PORT=9003"], {"UNET_HOST": "0.0.0.0", "UNET_PORT": "9001"}, "::1", "9003"),
     ],
 )
-def test_where_it_listens(
+def test_serve_listens_on_the_chosen_address(
     arguments: list[str], environment: dict[str, str], host: str, port: str
 ) -> None:
-    said = subprocess.run(
-        ["make", "--dry-run", "serve", *arguments],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-        check=True,
+    commands = dry_run(ROOT, "serve", *arguments, **environment)
+    assert f"unet serve --host {host} --port {port}\n" in commands
+
+
+@pytest.mark.parametrize(
+    ("target", "torch", "expected"),
+    [
+        ("serve", "no", SERVING),
+        ("serve", "yes", CUDA),
+        ("bench", "no", SERVING),
+        ("test", "no", EVERYTHING),
+        ("test-unit", "no", EVERYTHING),
+        ("lint", "no", EVERYTHING),
+        ("setup", "no", EVERYTHING),
+    ],
+)
+def test_target_installs_only_what_it_needs(
+    clone: Path, target: str, torch: str, expected: str
+) -> None:
+    commands = dry_run(clone, target, f"TORCH={torch}")
+    assert "-m venv .venv" in commands
+    assert installs(commands) == [expected]
+
+
+def test_package_is_installed_without_its_dependencies_where_torch_is_left_out(
+    clone: Path,
+) -> None:
+    assert "pip install --no-deps -e ." in dry_run(clone, "serve", "TORCH=no")
+
+
+def test_serve_installs_torch_where_the_driver_lists_a_device(clone: Path) -> None:
+    driver = clone / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\n")
+    driver.chmod(0o755)
+    path = f"{clone}:{os.environ['PATH']}"
+    assert installs(dry_run(clone, "serve", PATH=path)) == [CUDA]
+    assert installs(dry_run(clone, "serve", "TORCH=no", PATH=path)) == [SERVING]
+    assert installs(dry_run(clone, "serve", PATH=path, TORCH="no")) == [SERVING]
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="this machine has a device")
+@pytest.mark.parametrize("output", ["exit 9", "echo No devices were found"])
+def test_serve_leaves_torch_out_where_the_driver_lists_no_device(clone: Path, output: str) -> None:
+    driver = clone / "nvidia-smi"
+    driver.write_text(f"#!/bin/sh\n{output}\n")
+    driver.chmod(0o755)
+    commands = dry_run(clone, "serve", PATH=f"{clone}:{os.environ['PATH']}")
+    assert installs(commands) == [SERVING]
+
+
+@pytest.mark.parametrize("value", ["maybe", "", "yes no"])
+def test_unknown_value_of_torch_is_rejected(clone: Path, value: str) -> None:
+    run = subprocess.run(
+        ["make", "--dry-run", "serve", f"TORCH={value}"], cwd=clone, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert f"TORCH={value}: use yes or no" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("stamp", "target"), [(READY_TO_SERVE, "serve"), (READY, "serve"), (READY, "test")]
+)
+def test_current_environment_is_used_as_it_is(clone: Path, stamp: str, target: str) -> None:
+    create_environment(clone, stamp)
+    commands = dry_run(clone, target, "TORCH=no")
+    assert installs(commands) == []
+    assert "venv .venv" not in commands
+
+
+@pytest.mark.parametrize("target", ["test", "test-unit", "lint", "serve TORCH=yes"])
+def test_environment_for_serving_is_completed_not_rebuilt(clone: Path, target: str) -> None:
+    create_environment(clone, READY_TO_SERVE)
+    commands = dry_run(clone, *target.split())
+    assert len(installs(commands)) == 1
+    assert "venv .venv" not in commands
+    assert "rm " not in commands
+
+
+@pytest.mark.parametrize(
+    ("stamp", "changed", "expected"),
+    [
+        (READY_TO_SERVE, "requirements/serve.txt", [SERVING]),
+        (READY_TO_SERVE, "pyproject.toml", [SERVING]),
+        (READY_TO_SERVE, "requirements/torch.txt", []),
+        (READY, "requirements/torch.txt", [EVERYTHING]),
+        (READY, "requirements/serve.txt", [EVERYTHING]),
+    ],
+)
+def test_changed_requirements_are_installed_again(
+    clone: Path, stamp: str, changed: str, expected: list[str]
+) -> None:
+    create_environment(clone, stamp)
+    os.utime(clone / changed, (3000, 3000))
+    commands = dry_run(clone, "serve", "TORCH=no")
+    assert installs(commands) == expected
+    assert "venv .venv" not in commands
+
+
+def test_help_lists_every_target(clone: Path) -> None:
+    listed = subprocess.run(
+        ["make", "help"], cwd=clone, capture_output=True, text=True, check=True
     ).stdout
-    assert f"unet serve --host {host} --port {port}\n" in said
+    targets = {line.split()[0] for line in listed.splitlines()}
+    assert {"serve", "test", "test-unit", "lint", "format", "setup", "bench"} <= targets

@@ -20,7 +20,7 @@ from app.cli.bench.load import answers, closed_loop
 from app.cli.bench.machine import in_words, machine
 from app.cli.bench.serving import serving
 from app.cli.bench.stages import PHOTO, drawn, encoded, one_window, stage_seconds
-from app.cli.errors import CommandError
+from app.cli.errors import CommandError, check_parent_folder, writing
 from app.cli.flags import add_flags, explicit_flags
 from app.engine.selection import EngineChoice, choose_engines, resolve
 from app.errors import EngineUnavailable
@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     if not args.seconds > 0 or min(args.clients) < 1:
         raise CommandError("--seconds and --clients must be above 0")
+    if args.json:
+        check_parent_folder(args.json)
     given = explicit_flags(args, Settings)
     settings = load_settings(**given)
     path = _checkpoint_file(args.model, settings)
@@ -82,7 +84,8 @@ def main(args: argparse.Namespace) -> int:
         )
         _print_service(report["service"])
     if args.json:
-        write_atomically(args.json, (json.dumps(report, indent=2) + "\n").encode())
+        with writing(args.json):
+            write_atomically(args.json, (json.dumps(report, indent=2) + "\n").encode())
     return 0
 
 

@@ -98,6 +98,7 @@ def test_blank_keys_do_not_switch_authentication_off(
         ("DRAIN_S", "nan", "must be a finite number"),
         ("MAX_BATCH", "0", "must be greater than or equal to 1"),
         ("WEIGHTS_DIR", "/no/such", "folder /no/such not found"),
+        ("WEIGHTS_DIR", "x" * 300, "cannot be read: File name too long"),
     ],
 )
 def test_invalid_value_is_one_line(

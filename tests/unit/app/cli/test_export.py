@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import openvino as ov
 import pytest
 
 from app import cli
@@ -131,7 +132,9 @@ def test_graph_is_written_and_its_tensors_are_printed(
     assert cli.main(["export", str(path), "--openvino", str(graph)]) == 0
     tensors = "image, uint8 (N, H, W, 3), to probabilities, float32 (N, 1, H, W)"
     assert capsys.readouterr().out == f"{graph}: {tensors}\n"
-    assert graph.is_file()
+    written = ov.Core().read_model(graph)
+    assert written.inputs[0].names == {"image"}
+    assert written.outputs[0].names == {"probabilities"}
 
 
 @pytest.mark.parametrize(

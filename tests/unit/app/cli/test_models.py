@@ -34,6 +34,7 @@ def test_missing_models_are_one_line(
     monkeypatch.delenv("UNET_WEIGHTS_DIR", raising=False)
     for arguments, says in (
         (["/no/such"], "/no/such does not exist"),
+        (["x" * 300], "cannot be read: File name too long"),
         ([str(tmp_path)], f"{tmp_path} holds no .safetensors files"),
         ([], f"UNET_WEIGHTS_DIR='weights': folder {tmp_path}/weights not found; set UNET_W"),
     ):

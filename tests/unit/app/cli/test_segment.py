@@ -60,7 +60,7 @@ def test_bug_is_raised_and_the_service_is_stopped(
     stop = Service.stop
 
     async def record_stop(self: Service) -> None:
-        at_stop.append((self.batcher.reserved, self.batcher.elapsed()))
+        at_stop.append((self.batcher.statistics().reserved, self.batcher.elapsed()))
         await stop(self)
 
     def fail(*_: object) -> None:
@@ -136,6 +136,8 @@ def test_mistake_is_one_line_before_a_model_is_loaded(
     Path("note.txt").touch()
     for arguments, says in (
         (["no/such.png"], "no/such.png does not exist"),
+        ([f"{'x' * 300}.png"], "cannot be read: File name too long"),
+        (["in", "-o", "x" * 300], "cannot be written: File name too long"),
         (["in", "-o", "note.txt"], "note.txt is a file"),
         (["in", "-o", "mask.png"], "--out mask.png is one file"),
         (["in", "in/0.png", "-o", "in"], "would replace the image"),
