@@ -231,7 +231,8 @@ class Calibration(ConfigBase):
         change = "lose" if self.dice_loss >= 0 else "gain"
         return (
             f"int8 masks have IoU {self.iou:.4f} with fp32 and {change} {abs(self.dice_loss):.4f} "
-            f"Dice on {self.images} validation images, IoU {self.golden_iou:.4f} on the golden image"
+            f"Dice on {self.images} validation images, IoU {self.golden_iou:.4f} on the golden "
+            "image"
         )
 
 
