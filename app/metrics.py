@@ -117,6 +117,9 @@ class Metrics(Observer):
     def batch_capped(self, runner: str, key: Hashable, cap: int) -> None:
         self.batch_cap.labels(runner, str(key)).set(cap)
 
+    def batch_cap_removed(self, runner: str, key: Hashable) -> None:
+        self.batch_cap.remove(runner, str(key))
+
     def request_rejected(self, reason: str) -> None:
         self.rejected.labels(reason).inc()
 

@@ -1,4 +1,4 @@
-"""Devices of plain Python, and a batcher that must leave nothing behind."""
+"""Devices in plain Python for tests of the batcher, and checks that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,12 +15,22 @@ from app.errors import OutOfMemory
 
 
 class Device:
-    """Gives back what it gets, tagged; can be slow, short of memory, or broken."""
+    """A runner that returns ("done", payload) for each payload.
+
+    Attributes:
+        seconds: that `run` takes; `prepare` takes half of it.
+        seconds_of: that `run` takes for some keys instead.
+        memory: the most payloads it can run at once.
+        poison: the errors that some payloads cause.
+        batches: key and payloads of every batch that was run.
+        gate: `run` waits until it is set.
+        timeline: ("prepare" or "run", start, end) of every call.
+    """
 
     def __init__(self, name: str = "device", seconds: float = 0.0) -> None:
         self.name = name
         self.seconds = seconds
-        self.seconds_of: dict[Hashable, float] = {}  # keys that take another time
+        self.seconds_of: dict[Hashable, float] = {}
         self.memory = 10**9
         self.poison: dict[Any, Exception] = {}
         self.batches: list[tuple[Hashable, list[Any]]] = []
@@ -28,12 +38,12 @@ class Device:
         self.gate.set()
         self.timeline: list[tuple[str, float, float]] = []
 
-    def prepare(self, key: Hashable, items: Sequence[Any]) -> list[Any]:
+    def prepare(self, key: Hashable, payloads: Sequence[Any]) -> list[Any]:
         start = time.monotonic()
         if self.seconds:
             time.sleep(self.seconds / 2)
         self.timeline.append(("prepare", start, time.monotonic()))
-        return list(items)
+        return list(payloads)
 
     def run(self, key: Hashable, staged: list[Any]) -> list[Any]:
         start = time.monotonic()
@@ -41,22 +51,27 @@ class Device:
         self.batches.append((key, staged))
         time.sleep(self.seconds_of.get(key, self.seconds))
         if len(staged) > self.memory:
-            raise OutOfMemory("no room")
-        for item in staged:
-            if item in self.poison:
-                raise self.poison[item]
+            raise OutOfMemory("not enough memory")
+        for payload in staged:
+            if payload in self.poison:
+                raise self.poison[payload]
         self.timeline.append(("run", start, time.monotonic()))
-        return [("done", item) for item in staged]
+        return [("done", payload) for payload in staged]
 
 
-class Log(Observer):
+class Recorder(Observer):
+    """Records events.
+
+    Attributes:
+        events: how often each happened, by name and reason.
+        sizes: of the batches that have run.
+        caps: batch limits after running out of memory, by runner and key.
+    """
+
     def __init__(self) -> None:
         self.events: Counter[str] = Counter()
         self.sizes: list[int] = []
         self.caps: dict[tuple[str, Hashable], int] = {}
-
-    def batch_capped(self, runner: str, key: Hashable, cap: int) -> None:
-        self.caps[runner, key] = cap
 
     def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None:
         self.sizes.append(size)
@@ -64,8 +79,14 @@ class Log(Observer):
     def batch_failed(self, runner: str, error: BaseException) -> None:
         self.events[f"failed {type(error).__name__}"] += 1
 
+    def batch_capped(self, runner: str, key: Hashable, cap: int) -> None:
+        self.caps[runner, key] = cap
+
+    def batch_cap_removed(self, runner: str, key: Hashable) -> None:
+        del self.caps[runner, key]
+
     def request_rejected(self, reason: str) -> None:
-        self.events[f"refused {reason}"] += 1
+        self.events[f"rejected {reason}"] += 1
 
     def windows_dropped(self, reason: str, windows: int) -> None:
         self.events[f"dropped {reason}"] += windows
@@ -74,14 +95,16 @@ class Log(Observer):
 Body = Callable[[Batcher[Any, Any]], Awaitable[None]]
 
 
-def with_batcher(body: Body, *devices: Device, log: Log | None = None, **options: Any) -> None:
-    """Run `body` with a started batcher; afterwards nothing may be left behind."""
+def with_batcher(
+    body: Body, *devices: Device, recorder: Recorder | None = None, **options: Any
+) -> None:
+    """Run `body` with a started batcher, then check that nothing is left behind."""
 
     async def scene() -> None:
         before = asyncio.all_tasks()
         options.setdefault("max_batch", 4)
         options.setdefault("capacity", 100)
-        batcher: Batcher[Any, Any] = Batcher(devices, observer=log, **options)
+        batcher: Batcher[Any, Any] = Batcher(devices, observer=recorder, **options)
         await batcher.start()
         try:
             await asyncio.wait_for(body(batcher), 30)
@@ -96,20 +119,32 @@ def with_batcher(body: Body, *devices: Device, log: Log | None = None, **options
 
 
 def assert_nothing_left(batcher: Batcher[Any, Any]) -> None:
-    assert (batcher.waiting, batcher.in_flight, batcher.reserved) == (0, 0, 0)
-    assert not batcher._tickets
-    assert not batcher._held
-    assert not list(batcher._queue)
+    """No request, window or unsettled future is left in the batcher."""
+    now = batcher.statistics()
+    assert (now.requests, now.reserved, now.waiting, now.in_flight) == (0, 0, 0, 0)
+    assert now.settled == now.submitted
 
 
-async def ask(
-    batcher: Batcher[Any, Any], *items: Any, key: Hashable = "k", **admit: Any
+async def request(
+    batcher: Batcher[Any, Any], *payloads: Any, key: Hashable = "k", **admit: Any
 ) -> list[Any]:
-    with batcher.admit([key] * len(items), **admit) as ticket:
-        return [await future for future in ticket.submit(items)]
+    """Send one request with a window per payload, and return its results."""
+    with batcher.admit([key] * len(payloads), **admit) as reservation:
+        return [await future for future in reservation.submit(payloads)]
 
 
 async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, for at most ten seconds."""
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def until_reserved(batcher: Batcher[Any, Any], windows: int) -> None:
+    """Wait until so many windows are reserved."""
+    await until(lambda: batcher.statistics().reserved == windows)
+
+
+async def until_running(batcher: Batcher[Any, Any]) -> None:
+    """Wait until a batch is on a device."""
+    await until(lambda: batcher.elapsed() > 0)

@@ -1,4 +1,4 @@
-"""What routes need before they compute: service, authentication, deadline, an accepted request."""
+"""Dependencies of the routes: service, authentication, deadline, and acceptance of a request."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def http_status(error: errors.ServiceError) -> int:
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
 
 
-def describe_error(error: errors.ServiceError) -> tuple[int, str]:
+def classify_error(error: errors.ServiceError) -> tuple[int, str]:
     """The status of an error, and its message if clients may see it."""
     status = http_status(error)
     if isinstance(error, errors.EngineError):
@@ -80,7 +80,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(errors.ServiceError)
     async def handle_service_error(request: Request, error: errors.ServiceError) -> JSONResponse:
-        status, detail = describe_error(error)
+        status, detail = classify_error(error)
         if isinstance(error, errors.EngineError):
             log.error("%s: %s", type(error).__name__, error)
         return problem_response(request, status, detail, _error_headers(error, status))

@@ -56,10 +56,11 @@ class Connection(H11Protocol):
 
     def _check_idle(self) -> None:
         """Drop the connection if the client has made no progress since the last check."""
+        unsent = self.transport.get_write_buffer_size()
         computing = self.cycle is not None and not self.cycle.response_complete
         waits_for_client = not computing or self.flow.write_paused
-        kept_alive = self.timeout_keep_alive_task is not None
-        state = self.cycle, self.transport.get_write_buffer_size()
+        kept_alive = self.timeout_keep_alive_task is not None and not unsent
+        state = self.cycle, unsent
         if state == self._last_state and waits_for_client and not kept_alive:
             self.transport.abort()
             return

@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. The host `::` accepts IPv4 as well.
+    """Open a listening TCP socket. The host `::` accepts IPv4 as well.
 
     Args:
         port: 0 takes a free one.

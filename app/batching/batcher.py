@@ -3,23 +3,27 @@
 ::
 
     admit ──▶ Reservation ──submit──▶ fair queue ──▶ batch ──▶ prepare ──▶ run ──▶ futures
-      └▶ QueueFull, DeadlineExceeded, Unavailable         (a lane for each device)
+      └▶ QueueFull, DeadlineExceeded, Unavailable          (one worker per device)
 
-- **Bounded.** A request reserves its windows before it is decoded; what does not fit is refused
-  at once. None takes more than a quarter of the places: with its turns alone it delays nobody more.
-- **Work-conserving.** A batch is formed of what waits at the moment a device is free. While it
-  runs the next one is prepared, but only once it is full: until then it can still grow.
-- **Fair.** Requests take turns window by window, keys batch by batch; estimates count these turns.
-- **Contained.** What a window raises fails its own request alone (`app.batching.device_worker`).
+- **Bounded.** A request reserves one slot per window before its image is decoded. If the slots are
+  not free it is rejected at once. A request takes at most a quarter of the slots, however many
+  windows it has: since requests take turns, more windows do not delay the others more.
+- **Work-conserving.** A batch is formed from the windows that wait at the moment a device is free.
+  While it runs, the next one is prepared as soon as it is full: until then it can still grow.
+- **Fair.** Requests take turns window by window, keys batch by batch. Estimates count these turns.
+- **Isolated.** An error of a window fails only its own request (`app.batching.device_worker`).
 
-Knows keys, items, runners and time; no torch, no images, no HTTP. All state belongs to the event
-loop's thread: there is no lock. Every future is settled by `_settle`, once, whatever happens.
+Knows keys, payloads, runners and time; no torch, no images, no HTTP. All state belongs to the event
+loop's thread, so that no lock is needed. Only `_settle` gives a future its outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NoReturn, Self, TypeVar
@@ -30,65 +34,113 @@ from app.batching.estimates import Estimates
 from app.batching.fair_queue import FairQueue
 from app.errors import DeadlineExceeded, DeviceLost, QueueFull, Unavailable
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+PayloadT = TypeVar("PayloadT")
+ResultT = TypeVar("ResultT")
 
 
-class _Entry(Generic[Item, Result]):
-    """One window: its item, the request it belongs to, and who waits for it."""
+@dataclasses.dataclass(frozen=True)
+class BatcherStatistics:
+    """A snapshot of the batcher.
 
-    __slots__ = ("future", "item", "key", "since", "ticket")
+    Attributes:
+        capacity: slots for windows.
+        requests: admitted and not released.
+        reserved: windows of these requests without a result.
+        waiting: windows in the queue.
+        in_flight: windows being prepared or run.
+        submitted: windows since the start.
+        settled: windows since the start whose futures were given an outcome.
+    """
 
-    def __init__(self, ticket: Reservation[Item, Result], key: Hashable, item: Item) -> None:
-        self.ticket = ticket
+    capacity: int
+    requests: int
+    reserved: int
+    waiting: int
+    in_flight: int
+    submitted: int
+    settled: int
+
+
+class _QueuedWindow(Generic[PayloadT, ResultT]):
+    """One window of a reservation, from `submit` until its future is done."""
+
+    __slots__ = ("future", "key", "payload", "queued_at", "reservation")
+
+    def __init__(
+        self, reservation: Reservation[PayloadT, ResultT], key: Hashable, payload: PayloadT
+    ) -> None:
+        self.reservation = reservation
         self.key = key
-        self.item = item
-        self.since = ticket._batcher._now()
-        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.payload = payload
+        self.queued_at = time.monotonic()
+        self.future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
 
     @property
     def wanted(self) -> bool:
-        return not self.ticket.left
+        return not self.reservation.released
 
 
-class Reservation(Generic[Item, Result]):
-    """The right of one request to some windows; a context manager.
+class Reservation(Generic[PayloadT, ResultT]):
+    """The slots of one request, one per window; a context manager.
 
-    Leaving it, for whatever reason, drops its windows that still wait and frees its places.
+    Leaving it discards the windows that still wait and frees the slots.
+
+    Attributes:
+        deadline: of the request.
+        pending: windows without a result, by key. Each occupies a slot.
+        unsubmitted: keys of the windows that are reserved and not submitted.
+        released: the request has left.
+        submitted_at, last_settled_at: on the clock of `time.monotonic`.
+        infer_seconds: time during which at least one of the windows was on a device.
     """
 
     def __init__(
-        self, batcher: Batcher[Item, Result], keys: Sequence[Hashable], deadline: Deadline
+        self, batcher: Batcher[PayloadT, ResultT], keys: Sequence[Hashable], deadline: Deadline
     ) -> None:
-        self.kinds = Counter(keys)  # reserved and not settled yet; each takes a place
         self.deadline = deadline
-        self.unused = deque(keys)  # reserved and not submitted yet
-        self.left = False
-        self.submitted_at = self.settled_at = 0.0
-        self.infer_seconds = 0.0  # during which some of its windows were on a device
+        self.pending = Counter(keys)
+        self.unsubmitted = deque(keys)
+        self.released = False
+        self.submitted_at = self.last_settled_at = 0.0
+        self.infer_seconds = 0.0
         self._ran_until = 0.0
         self._batcher = batcher
 
     @property
     def queue_seconds(self) -> float:
-        """From `submit` to the last result, less `infer_seconds`."""
-        return max(0.0, self.settled_at - self.submitted_at - self.infer_seconds)
+        """Seconds from `submit` to the last result, without `infer_seconds`."""
+        return max(0.0, self.last_settled_at - self.submitted_at - self.infer_seconds)
 
-    def submit(self, items: Sequence[Item]) -> list[asyncio.Future[Result]]:
-        """Queue windows, in the order of the keys they were reserved by; one future each.
+    def submit(self, payloads: Sequence[PayloadT]) -> list[asyncio.Future[ResultT]]:
+        """Queue windows in the order of the keys they were reserved by.
+
+        Returns:
+            One future per window.
 
         Raises:
-            ValueError: more windows than were reserved, or the ticket was left already.
+            ValueError: more windows than are reserved, or the reservation was released.
         """
-        if self.left or len(items) > len(self.unused):
-            raise ValueError(f"{len(items)} windows on a ticket with {len(self.unused)} left")
-        entries = [_Entry(self, self.unused.popleft(), item) for item in items]
-        self.submitted_at = self.submitted_at or self._batcher._now()
-        self._batcher._enqueue(self, entries)
-        return [entry.future for entry in entries]
+        if self.released:
+            raise ValueError("the reservation was released")
+        if len(payloads) > len(self.unsubmitted):
+            raise ValueError(f"{len(payloads)} windows for {len(self.unsubmitted)} reserved slots")
+        if not self.submitted_at:
+            self.submitted_at = time.monotonic()
+        windows = [_QueuedWindow(self, self.unsubmitted.popleft(), each) for each in payloads]
+        self._batcher._submit(self, windows)
+        return [window.future for window in windows]
 
-    def ran(self, start: float, end: float) -> None:
-        """Some of its windows were on a device; time that two devices shared counts once."""
+    def settle(self, key: Hashable) -> None:
+        """Free the slot of a window that has its outcome."""
+        self.pending[key] -= 1
+        if not self.pending[key]:
+            del self.pending[key]
+        self.last_settled_at = time.monotonic()
+
+    def record_run(self, start: float, end: float) -> None:
+        """Count the time of a batch. Time during which two devices ran counts once."""
         self.infer_seconds += max(0.0, end - max(start, self._ran_until))
         self._ran_until = max(end, self._ran_until)
 
@@ -96,18 +148,18 @@ class Reservation(Generic[Item, Result]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._batcher._leave(self)
+        self._batcher._release(self)
 
 
-class Batcher(Generic[Item, Result]):
-    """See the module.
+class Batcher(Generic[PayloadT, ResultT]):
+    """Admits requests, forms batches of their windows, and runs them on the devices.
 
     Args:
         runners: the devices.
-        max_batch: windows at once, or a function of the key.
-        capacity: places for windows that are admitted and not settled.
-        max_wait: seconds a batch waits to be filled, from the first window of its key; 0: none.
-        observer: told of what happens.
+        max_batch: windows per batch, or a function of the key.
+        capacity: slots for windows that are admitted and have no result.
+        max_wait: seconds that a batch waits to be filled, from the first window of its key.
+        observer: receives events.
     """
 
     def __init__(
@@ -120,44 +172,51 @@ class Batcher(Generic[Item, Result]):
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Observer()
-        self._lanes = [DeviceWorker(runner, self._observer) for runner in runners]
-        self.estimates = Estimates(self._lanes)
+        self._workers = [DeviceWorker(runner, self._observer) for runner in runners]
+        self.estimates = Estimates(self._workers)
         self._max_batch = max_batch if callable(max_batch) else lambda key: max_batch
         self._capacity = capacity
-        self._most = max(1, capacity // 4)  # places of one request
+        self._max_per_request = max(1, capacity // 4)  # slots
         self._max_wait = max_wait
-        self._queue: FairQueue[Reservation[Item, Result], _Entry[Item, Result]] = FairQueue()
-        self._tickets: set[Reservation[Item, Result]] = set()
-        self._all_left = asyncio.Event()
-        self._all_left.set()
+        self._queue: FairQueue[Reservation[PayloadT, ResultT], _QueuedWindow[PayloadT, ResultT]] = (
+            FairQueue()
+        )
+        self._reservations: set[Reservation[PayloadT, ResultT]] = set()
+        self._all_released = asyncio.Event()
+        self._all_released.set()
         self._tasks: list[asyncio.Task[None]] = []
-        self._held: set[_Entry[Item, Result]] = set()  # taken from the queue and not settled
+        self._in_flight: set[_QueuedWindow[PayloadT, ResultT]] = set()
+        self._submitted = self._settled = 0
         self.draining = False
 
-    @property
-    def reserved(self) -> int:
-        """Windows of every admitted request that are not settled yet."""
-        return sum(ticket.kinds.total() for ticket in self._tickets)
+    def statistics(self) -> BatcherStatistics:
+        """Count what the batcher holds at the moment."""
+        return BatcherStatistics(
+            capacity=self._capacity,
+            requests=len(self._reservations),
+            reserved=sum(each.pending.total() for each in self._reservations),
+            waiting=len(self._queue),
+            in_flight=len(self._in_flight),
+            submitted=self._submitted,
+            settled=self._settled,
+        )
 
     @property
-    def waiting(self) -> int:
-        """Windows in the queue."""
-        return len(self._queue)
-
-    @property
-    def in_flight(self) -> int:
-        """Windows that are prepared or run."""
-        return len(self._held)
-
-    @property
-    def dead(self) -> Unavailable | None:
+    def failure(self) -> Unavailable | None:
         """Why nothing can be computed any more: the last device is lost."""
-        lost = [lane.lost for lane in self._lanes]
-        return Unavailable(f"the engine is lost: {lost[-1]}") if all(lost) else None
+        failures = [worker.failure for worker in self._workers]
+        return Unavailable(f"the engine is lost: {failures[-1]}") if all(failures) else None
 
     def elapsed(self) -> float:
-        """Seconds that the longest-running batch has been on its device; 0 when all are free."""
-        return max(lane.elapsed() for lane in self._lanes)
+        """Seconds that the longest-running batch has been on its device; 0 if none runs."""
+        return max(worker.elapsed() for worker in self._workers)
+
+    def forget(self, matches: Callable[[Any], bool]) -> None:
+        """Drop what was measured for the keys that match; no request uses them any more."""
+        for worker in self._workers:
+            worker.forget(matches)
+
+    # --- admission ---
 
     def admit(
         self,
@@ -165,200 +224,274 @@ class Batcher(Generic[Item, Result]):
         *,
         deadline: Deadline | None = None,
         ignore_capacity: bool = False,
-    ) -> Reservation[Item, Result]:
-        """Reserve a slot for a window of each key.
+    ) -> Reservation[PayloadT, ResultT]:
+        """Reserve one slot per window.
 
         Args:
             keys: one per window.
             deadline: when the request needs its last window; None is never.
-            ignore_capacity: admit even if the queue is full, as the service does with its own work.
+            ignore_capacity: admit even if the queue is full. For the service's own work.
 
         Raises:
-            Unavailable: draining, or every device is lost.
-            QueueFull, DeadlineExceeded: no room or, as measured, no time; with `retry_after`.
+            Unavailable: the batcher is draining, or every device is lost.
+            QueueFull: the slots are not free.
+            DeadlineExceeded: the deadline has passed or, as measured, cannot be met.
         """
         deadline = deadline or Deadline.never()
         if self.draining:
-            self._refuse("draining", Unavailable("the service is stopping"))
-        if dead := self.dead:
-            self._refuse("dead", dead)
-        ticket: Reservation[Item, Result] = Reservation(self, keys, deadline)
-        windows = len(keys)
-        taken = sum(min(each.kinds.total(), self._most) for each in self._tickets)
-        if (
-            not ignore_capacity
-            and (excess := taken + min(windows, self._most) - self._capacity) > 0
-        ):
-            text = f"{taken} of {self._capacity} places are taken, and this image needs {windows}"
-            self._refuse(
-                "queue_full", QueueFull(text, retry_after=excess * self.estimates.seconds())
-            )
-        left = deadline.remaining()
-        turns = sum(self.estimates.turns(each.kinds, windows) for each in self._tickets)
-        late = turns + (alone := self.estimates.allow(ticket.kinds)) - left
-        if late > 0 or left <= 0:
-            self.estimates.doubt(ticket.kinds, left, but=[entry.key for entry in self._held])
-            text = f"it would take about {turns + alone:.1f} s; {left:.1f} s are left"
-            again = late if alone < left else None  # one that is too large will not fit later
-            self._refuse("deadline", DeadlineExceeded(text, retry_after=again))
-        self._tickets.add(ticket)
-        self._all_left.clear()
-        return ticket
+            self._reject("draining", Unavailable("the service is stopping"))
+        if self.failure is not None:
+            self._reject("dead", self.failure)
+        if not ignore_capacity:
+            self._check_capacity(len(keys))
+        self._check_deadline(Counter(keys), deadline)
+        reservation: Reservation[PayloadT, ResultT] = Reservation(self, keys, deadline)
+        self._reservations.add(reservation)
+        self._all_released.clear()
+        return reservation
 
-    def _refuse(self, reason: str, error: Exception) -> NoReturn:
+    def _check_capacity(self, windows: int) -> None:
+        needed = min(windows, self._max_per_request)
+        used = sum(min(each.pending.total(), self._max_per_request) for each in self._reservations)
+        excess = used + needed - self._capacity
+        if excess > 0:
+            message = f"queue full: {used} of {self._capacity} slots used, {needed} needed"
+            retry_after = excess * self.estimates.seconds()
+            self._reject("queue_full", QueueFull(message, retry_after=retry_after))
+
+    def _check_deadline(self, windows: Counter[Hashable], deadline: Deadline) -> None:
+        remaining = deadline.remaining()
+        if remaining <= 0:
+            self._reject("deadline", DeadlineExceeded("the deadline has passed"))
+        own = self.estimates.estimate(windows)
+        total = own + sum(
+            self.estimates.interleaved_cost(each.pending, windows.total())
+            for each in self._reservations
+        )
+        if total <= remaining:
+            return
+        self.estimates.discount(windows, remaining, exclude=self._keys_in_flight())
+        # A request that is too large for its deadline will not fit later either.
+        retry_after = total - remaining if own < remaining else None
+        message = f"estimated {total:.1f} s exceeds the {remaining:.1f} s remaining"
+        self._reject("deadline", DeadlineExceeded(message, retry_after=retry_after))
+
+    def _reject(self, reason: str, error: Exception) -> NoReturn:
         self._observer.request_rejected(reason)
         raise error
 
-    def _leave(self, ticket: Reservation[Item, Result]) -> None:
-        """Free a request's places; what runs is computed for nobody."""
-        ticket.left = True
-        self._tickets.discard(ticket)
-        if not self._tickets:
-            self._all_left.set()
-        self._drop(ticket, "cancelled", asyncio.CancelledError())
+    # --- from the queue to the futures ---
+
+    def _submit(
+        self,
+        reservation: Reservation[PayloadT, ResultT],
+        windows: Sequence[_QueuedWindow[PayloadT, ResultT]],
+    ) -> None:
+        """Queue windows that are new."""
+        self._submitted += len(windows)
+        self._enqueue(reservation, windows)
 
     def _enqueue(
-        self, ticket: Reservation[Item, Result], entries: list[_Entry[Item, Result]]
+        self,
+        reservation: Reservation[PayloadT, ResultT],
+        windows: Sequence[_QueuedWindow[PayloadT, ResultT]],
     ) -> None:
-        for entry in entries:
-            self._queue.put(ticket, entry.key, [entry])
-        if dead := self.dead:
-            self._drop(ticket, "dead", dead)
-        for lane in self._lanes:
-            lane.wake.set()
+        for window in windows:
+            self._queue.put(reservation, window.key, [window])
+        if self.failure is not None:
+            self._discard_waiting(reservation, "dead", self.failure)
+        self._wake_workers()
 
-    def _form(self, lane: DeviceWorker, key: Hashable) -> list[_Entry[Item, Result]]:
-        """The next batch of a key; on the way those are dropped whose results would be too late."""
-        soonest = min(each.running_yet() for each in self._lanes if each.lost is None)
-        held = Counter((entry.ticket, entry.key) for entry in self._held)
+    def _ready_key(
+        self, worker: DeviceWorker, *, busy: bool
+    ) -> tuple[Hashable | None, float | None]:
+        """Find the key whose windows should form the worker's next batch now.
 
-        def in_time(ticket: Reservation[Item, Result]) -> bool:
-            to_do = {kind: count - held[ticket, kind] for kind, count in ticket.kinds.items()}
-            left = ticket.deadline.remaining()
-            if soonest + self.estimates.allow(to_do) < left:
+        A key is ready if it fills a batch, or if its first window has waited for `max_wait` and
+        the worker is not busy. If no key is ready, the second value is the seconds until one will
+        be, or None if only an event can change that.
+
+        Args:
+            busy: a batch is running on the worker.
+        """
+        now = time.monotonic()
+        # An available device starts a full batch at once; a busy one would only prepare it.
+        leave_to_others = busy and any(each.available for each in self._workers)
+        shortest_wait = None
+        for key in self._queue:
+            first_queued_at = min(window.queued_at for window in self._queue.heads(key))
+            wait = first_queued_at + self._max_wait - now
+            full = self._queue.size(key) >= worker.max_batch(key, self._max_batch(key))
+            if full and not leave_to_others:
+                return key, None
+            if wait <= 0:
+                # It has waited long enough: the keys after it do not overtake it.
+                return (None, None) if busy else (key, None)
+            shortest_wait = wait if shortest_wait is None else min(wait, shortest_wait)
+        return None, shortest_wait
+
+    async def _next_key(
+        self, worker: DeviceWorker, running: asyncio.Task[None] | None
+    ) -> Hashable | None:
+        """Wait until a key is ready for the worker; None if its device is lost."""
+        while worker.failure is None:
+            worker.wake.clear()
+            worker.idle = True
+            busy = running is not None and not running.done()
+            key, wait = self._ready_key(worker, busy=busy)
+            if key is not None:
+                worker.idle = False
+                self._wake_workers()  # one that left this key to this worker may take the next
+                return key
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(worker.wake.wait(), wait)
+        return None
+
+    def _form_batch(
+        self, worker: DeviceWorker, key: Hashable
+    ) -> list[_QueuedWindow[PayloadT, ResultT]]:
+        """Take the next batch of a key from the queue, and drop requests that would be late."""
+        in_flight = Counter((window.reservation, window.key) for window in self._in_flight)
+        earliest_start = min(each.remaining() for each in self._workers if each.failure is None)
+
+        def in_time(reservation: Reservation[PayloadT, ResultT]) -> bool:
+            to_run = {
+                each: count - in_flight[reservation, each]
+                for each, count in reservation.pending.items()
+            }
+            remaining = reservation.deadline.remaining()
+            estimated = earliest_start + self.estimates.estimate(to_run)
+            if estimated < remaining:
                 return True
-            self.estimates.doubt(to_do, left, but=[entry.key for entry in self._held])
-            self._drop(ticket, "expired", DeadlineExceeded("the queue left it too little time"))
+            self.estimates.discount(to_run, remaining, exclude=self._keys_in_flight())
+            message = (
+                f"dropped from the queue: estimated {estimated:.1f} s exceeds the "
+                f"{max(0.0, remaining):.1f} s remaining"
+            )
+            self._discard_waiting(reservation, "expired", DeadlineExceeded(message))
             return False
 
-        batch = self._queue.take(key, lane.cap(key, self._max_batch(key)), in_time)
-        self._held.update(batch)
+        batch = self._queue.take(key, worker.max_batch(key, self._max_batch(key)), in_time)
+        self._in_flight.update(batch)
         return batch
 
-    def _drop(self, ticket: Reservation[Item, Result], reason: str, error: BaseException) -> None:
-        """Take a request's waiting windows out of the queue, before they cost anything."""
-        dropped = self._queue.discard(ticket)
-        for entry in dropped:
-            self._settle(entry, error)
-        if dropped:
-            self._observer.windows_dropped(reason, len(dropped))
-
-    def _settle(self, entry: _Entry[Item, Result], outcome: Result | BaseException) -> None:
-        """The only place where a future gets its outcome, once; its place is free again."""
-        self._held.discard(entry)
-        entry.ticket.kinds -= Counter([entry.key])
-        entry.ticket.settled_at = self._now()
-        if entry.future.done():  # whoever awaited it was cancelled
-            return
-        if isinstance(outcome, asyncio.CancelledError):
-            entry.future.cancel()
-        elif isinstance(outcome, BaseException):
-            entry.future.set_exception(outcome)
-            entry.future.exception()  # counts as seen: after a first failure nobody asks for more
-        else:
-            entry.future.set_result(outcome)
-
-    async def start(self) -> None:
-        """Begin to serve the queue."""
-        self._tasks = [asyncio.create_task(self._serve(lane)) for lane in self._lanes]
-
-    async def drain(self) -> None:
-        """Admit nothing more; return when every admitted request has left."""
-        self.draining = True
-        await self._all_left.wait()
-
-    async def close(self) -> None:
-        """Stop; whatever is not settled yet fails. A hung device is left behind."""
-        self.draining = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for lane in self._lanes:
-            lane.end()
-        stopped = Unavailable("the service has stopped")
-        for entry in list(self._held):
-            self._settle(entry, stopped)
-        for ticket in list(self._tickets):
-            self._drop(ticket, "stopped", stopped)
-
-    async def _serve(self, lane: DeviceWorker) -> None:
-        """Form, prepare, run: for one device, until it is lost or the batcher is closed."""
+    async def _serve(self, worker: DeviceWorker) -> None:
+        """Form, prepare and run batches on one device until it is lost or the batcher is closed."""
         running: asyncio.Task[None] | None = None
         try:
-            while (key := await self._next(lane, running)) is not None:
-                if batch := self._form(lane, key):
-                    staged = await lane.prepare(key, batch)
-                    if running is not None:
-                        await running
-                    running = asyncio.create_task(self._run(lane, key, batch, staged))
-                    running.add_done_callback(lambda _: lane.wake.set())
-                    await asyncio.sleep(0)  # it begins: `_form` asks for how long it will run
+            while (key := await self._next_key(worker, running)) is not None:
+                batch = self._form_batch(worker, key)
+                if not batch:
+                    continue
+                staged = await worker.prepare(key, batch)
+                if running is not None:
+                    await running
+                running = asyncio.create_task(self._run(worker, key, batch, staged))
+                running.add_done_callback(lambda _: worker.wake.set())
+                await asyncio.sleep(0)  # let it start: `_form_batch` asks how long it will run
         except asyncio.CancelledError:
             if running is not None:
                 running.cancel()
             raise
-        except Exception as error:  # a bug of ours: a lost device, never one that is waited for
-            lane.lost = DeviceLost(repr(error))
+        except Exception as error:  # a bug: fail this device, so that no request waits forever
+            log.exception("unexpected error in the batcher")
+            worker.failure = DeviceLost(repr(error))
         finally:
             if running is not None:
                 await asyncio.gather(running, return_exceptions=True)
-            if dead := self.dead:
-                for ticket in list(self._tickets):
-                    self._drop(ticket, "dead", dead)
-
-    async def _next(
-        self, lane: DeviceWorker, running: asyncio.Task[None] | None
-    ) -> Hashable | None:
-        """The key with a full batch, or that waited enough for a free device; None: it is lost."""
-        while lane.lost is None:
-            lane.wake.clear()
-            lane.waits = True
-            free, now, patience = running is None or running.done(), self._now(), None
-            behind = not free and any(each.free for each in self._lanes)  # they begin at once
-            for key in self._queue:
-                left = min(entry.since for entry in self._queue.heads(key)) + self._max_wait - now
-                full = self._queue.size(key) >= lane.cap(key, self._max_batch(key))
-                if (full and not behind) or (free and left <= 0):
-                    lane.waits = False
-                    for each in self._lanes:
-                        each.wake.set()
-                    return key
-                if left <= 0:
-                    break  # its turn, once the device is free: the others do not pass it
-                patience = left if patience is None else min(left, patience)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(lane.wake.wait(), patience)
-        return None
+            if self.failure is not None:
+                for reservation in list(self._reservations):
+                    self._discard_waiting(reservation, "dead", self.failure)
 
     async def _run(
-        self, lane: DeviceWorker, key: Hashable, batch: Sequence[_Entry[Item, Result]], staged: Any
+        self,
+        worker: DeviceWorker,
+        key: Hashable,
+        batch: Sequence[_QueuedWindow[PayloadT, ResultT]],
+        staged: Any,
     ) -> None:
         """Compute a batch and settle its windows."""
-        started = self._now()
+        started = time.monotonic()
         try:
-            async for entry, outcome in lane.compute(key, batch, staged):
-                entry.ticket.ran(started, self._now())
-                if isinstance(outcome, DeviceLost) and entry.wanted:
-                    self._held.discard(entry)
-                    self._enqueue(entry.ticket, [entry])  # for another device
+            async for window, outcome in worker.compute(key, batch, staged):
+                window.reservation.record_run(started, time.monotonic())
+                if isinstance(outcome, DeviceLost) and window.wanted:
+                    self._in_flight.discard(window)
+                    self._enqueue(window.reservation, [window])  # for another device
                     continue
-                self._settle(entry, outcome)
-                if isinstance(outcome, Exception):  # half an image is of no use to anybody
-                    self._drop(entry.ticket, "failed", outcome)
-        except Exception as error:
-            lane.lost = DeviceLost(repr(error))
-            for entry in self._held.intersection(batch):
-                self._settle(entry, lane.lost)
+                self._settle(window, outcome)
+                if isinstance(outcome, Exception):  # the other windows are useless without it
+                    self._discard_waiting(window.reservation, "failed", outcome)
+        except Exception as error:  # a bug, as in `_serve`
+            log.exception("unexpected error in the batcher")
+            worker.failure = DeviceLost(repr(error))
+            for window in self._in_flight.intersection(batch):
+                self._settle(window, worker.failure)
 
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+    def _settle(
+        self, window: _QueuedWindow[PayloadT, ResultT], outcome: ResultT | BaseException
+    ) -> None:
+        """Give a window its outcome and free its slot. Every future is settled here, once."""
+        self._in_flight.discard(window)
+        self._settled += 1
+        window.reservation.settle(window.key)
+        if window.future.done():  # cancelled by the task that awaited it
+            return
+        if isinstance(outcome, asyncio.CancelledError):
+            window.future.cancel()
+        elif isinstance(outcome, BaseException):
+            window.future.set_exception(outcome)
+            # Mark it as retrieved: a request awaits no more futures after its first failure.
+            window.future.exception()
+        else:
+            window.future.set_result(outcome)
+
+    def _release(self, reservation: Reservation[PayloadT, ResultT]) -> None:
+        """Free a request's slots. A batch that runs already still computes its windows."""
+        reservation.released = True
+        self._reservations.discard(reservation)
+        if not self._reservations:
+            self._all_released.set()
+        self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())
+
+    def _discard_waiting(
+        self, reservation: Reservation[PayloadT, ResultT], reason: str, error: BaseException
+    ) -> None:
+        """Remove a request's waiting windows from the queue; their futures get the error."""
+        discarded = self._queue.discard(reservation)
+        for window in discarded:
+            self._settle(window, error)
+        if discarded:
+            self._observer.windows_dropped(reason, len(discarded))
+
+    def _keys_in_flight(self) -> set[Hashable]:
+        return {window.key for window in self._in_flight}
+
+    def _wake_workers(self) -> None:
+        for worker in self._workers:
+            worker.wake.set()
+
+    # --- start and end ---
+
+    async def start(self) -> None:
+        """Begin to serve the queue."""
+        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self._workers]
+
+    async def drain(self) -> None:
+        """Admit no more requests, and return when every admitted one has left."""
+        self.draining = True
+        await self._all_released.wait()
+
+    async def close(self) -> None:
+        """Stop. Windows without a result fail; the threads of a hung device are left behind."""
+        self.draining = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self._workers:
+            worker.stop()
+        stopped = Unavailable("the service has stopped")
+        for window in list(self._in_flight):
+            self._settle(window, stopped)
+        for reservation in list(self._reservations):
+            self._discard_waiting(reservation, "stopped", stopped)

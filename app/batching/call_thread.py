@@ -1,4 +1,4 @@
-"""A thread for blocking calls, awaited from an event loop."""
+"""A thread for blocking calls that an event loop awaits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ T = TypeVar("T")
 
 
 class CallThread:
-    """One thread that makes blocking calls, in their order.
+    """One thread that makes blocking calls, one after the other.
 
-    Always the same one, because OpenMP pools and CUDA contexts belong to a thread. And not an
-    executor's, because those are joined when the process ends: a hung device would keep it from
-    ending.
+    Every call runs on the same thread, because OpenMP pools and CUDA contexts belong to a thread.
+    It is not the thread of an executor: Python joins those at exit, and a hung device would keep
+    the process from ending.
+
+    Args:
+        name: of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -25,7 +28,13 @@ class CallThread:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(*args)` on the thread; cancelling the wait does not stop the call."""
+        """Run `function(*args)` on the thread and return its result.
+
+        Cancelling this does not stop the function.
+
+        Raises:
+            Exception: what the function raised.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -37,19 +46,22 @@ class CallThread:
             outcome: tuple[Callable[[Any], None], Any]
             try:
                 outcome = future.set_result, function(*args)
-            except BaseException as error:  # it belongs to whoever awaits the call
+            except BaseException as error:  # the caller gets it, whatever it is
                 outcome = future.set_exception, error
-            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop was closed: the caller is gone
                 loop.call_soon_threadsafe(settle, *outcome)
 
         self._calls.put(work)
         return await future
 
-    def end(self) -> None:
-        """Let the thread go once it has made the calls it was given."""
+    def stop(self) -> None:
+        """End the thread after the calls that are already queued. Does not wait for that."""
         self._calls.put(None)
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while True:
+            call = self._calls.get()
+            if call is None:
+                return
             call()
-            del call  # or the last batch's buffers would live until the next
+            del call  # otherwise the last batch's buffers would live until the next call

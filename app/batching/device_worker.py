@@ -1,193 +1,199 @@
-"""One device, as the batcher sees it: a batch in, an outcome for each of its windows out.
+"""One device as the batcher sees it: a batch in, an outcome for each of its windows out.
 
-A failure stays with its owner: a batch that raises is split and tried again, down to the window
-at fault. Running out of memory halves the batches of that key, for good. Knows runners and
-batches; nothing of the queue, of requests, or of where outcomes go.
+An error stays with the window that caused it: a batch that raises is split and tried again, down
+to that window. Running out of memory lowers the batch limit of that key. Knows runners and batches;
+no queue and no requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Hashable, Iterable, Sequence
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from app.batching.call_thread import CallThread
+from app.batching.estimates import Measurements
 from app.errors import DeviceLost, EngineError, OutOfMemory
-
-_SMOOTHING = 0.2
-"""Weight of the newest batch in the measured seconds that a window takes."""
-_DOUBT = 0.95
-"""What a measurement counts for less, each time it alone turned somebody away."""
 
 
 class Runner(Protocol):
-    """A device. Its calls block, each on a thread of its own, so that they overlap."""
+    """A device. Its two methods block; each has a thread of its own, so that they overlap."""
 
     name: str
 
-    def prepare(self, key: Any, items: Sequence[Any]) -> Any:
-        """Bring the items into the form `run` takes: cut, stack, copy."""
+    def prepare(self, key: Any, payloads: Sequence[Any], /) -> Any:
+        """Turn the payloads into the form that `run` takes: cut, stack, copy to the device."""
 
-    def run(self, key: Any, staged: Any) -> Sequence[Any]:
-        """One result an item, in their order."""
+    def run(self, key: Any, staged: Any, /) -> Sequence[Any]:
+        """Return one result per payload, in their order."""
 
 
 class Observer:
-    """Told of what happens, on the event loop; must not block. This one does not listen."""
+    """Receives events on the event loop; its methods must not block. This base ignores them."""
 
     def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None:
-        """A batch gave its results."""
+        """A batch has run."""
 
     def batch_failed(self, runner: str, error: BaseException) -> None:
-        """A batch raised; it will be split, if it can be."""
+        """A batch raised an error. It is split if it can be."""
 
     def batch_capped(self, runner: str, key: Hashable, cap: int) -> None:
-        """The device ran out of memory: batches of this key are no larger from now on."""
+        """The device ran out of memory; batches of this key now have at most `cap` windows."""
+
+    def batch_cap_removed(self, runner: str, key: Hashable) -> None:
+        """The key is not used any more."""
 
     def request_rejected(self, reason: str) -> None:
-        """A request was not admitted: queue_full, deadline, draining, dead."""
+        """A request was not admitted: queue_full, deadline, draining or dead."""
 
     def windows_dropped(self, reason: str, windows: int) -> None:
-        """Waiting windows left the queue uncomputed: cancelled, expired, failed, dead, stopped."""
+        """Windows left the queue without a result: cancelled, expired, failed, dead or stopped."""
 
 
-class Work(Protocol):
+class BatchItem(Protocol):
     """One window of a batch."""
 
     @property
-    def item(self) -> Any:
-        """What the runner takes."""
+    def payload(self) -> Any:
+        """The runner's input for this window."""
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody still waits for it."""
+        """Whether its request still waits for the result."""
 
 
-Window = TypeVar("Window", bound=Work)
+ItemT = TypeVar("ItemT", bound=BatchItem)
+
+
+@dataclasses.dataclass
+class _RunningBatch:
+    """The batch on the device.
+
+    Attributes:
+        started: on the clock of `time.monotonic`.
+        expected: seconds that it should take, as measured.
+        measured: whether to record how long it takes.
+    """
+
+    key: Hashable
+    started: float
+    expected: float
+    measured: bool = True
 
 
 class DeviceWorker:
-    """A runner, its two threads, and what is known of it.
+    """A runner with its two threads.
 
     Attributes:
-        waits: for its next batch; none is being prepared.
-        caps: largest batch by key, where running out of memory has lowered it.
-        lost: why the device will never answer again.
-        wake: set when there may be something to do.
+        runner: the device.
+        idle: no batch is being prepared for it.
+        failure: why the device cannot compute any more; None if it can.
+        wake: set when there may be something for it to do.
+        measurements: seconds that its batches took.
     """
 
     def __init__(self, runner: Runner, observer: Observer) -> None:
         self.runner = runner
-        self.waits = False
-        self._since: float | None = None
-        self.caps: dict[Hashable, int] = {}
-        self.lost: DeviceLost | None = None
+        self.idle = False
+        self.failure: DeviceLost | None = None
         self.wake = asyncio.Event()
-        self._seconds: dict[Hashable, float] = {}
-        self._trust: dict[Hashable, float] = {}
-        self._expected = 0.0
+        self.measurements = Measurements()
+        self._batch: _RunningBatch | None = None
+        self._caps: dict[Hashable, int] = {}
         self._observer = observer
-        self._preparing = CallThread(f"{runner.name} prepare")
-        self._running = CallThread(f"{runner.name} run")
-
-    def cap(self, key: Hashable, most: int) -> int:
-        """Windows of this key that a batch may hold."""
-        return min(most, self.caps.get(key, sys.maxsize))
-
-    def seconds(self, key: Hashable | None) -> float | None:
-        """That a window takes, measured; the mean of all keys for one not seen yet, or for none."""
-        known = self._seconds
-        if not known:
-            return None
-        measured = known[key] if key in known else sum(known.values()) / len(known)
-        return measured * self._trust.get(key, 1.0)
-
-    def doubt(self, keys: Iterable[Hashable]) -> None:
-        """Trust the measured seconds of these keys less, until the next batch of them is measured.
-
-        Who is refused because of them is no batch that could correct them: after one slow moment
-        of the machine everybody with a short deadline would be refused for ever.
-        """
-        for key in keys:
-            self._trust[key] = self._trust.get(key, 1.0) * _DOUBT
+        self._prepare_thread = CallThread(f"{runner.name} prepare")
+        self._run_thread = CallThread(f"{runner.name} run")
 
     @property
-    def free(self) -> bool:
-        """Whether it would begin a batch at once."""
-        return self.waits and self._since is None and self.lost is None
+    def available(self) -> bool:
+        """Whether it would start a batch at once."""
+        return self.idle and self._batch is None and self.failure is None
+
+    def max_batch(self, key: Hashable, limit: int) -> int:
+        """The most windows of a key in one batch: `limit`, or less where memory was too small."""
+        return min(limit, self._caps.get(key, limit))
 
     def elapsed(self) -> float:
-        """Seconds that the batch has been on the device; 0 when there is none."""
-        return 0.0 if self._since is None else asyncio.get_running_loop().time() - self._since
+        """Seconds that a batch has been on the device; 0 if there is none."""
+        return 0.0 if self._batch is None else time.monotonic() - self._batch.started
 
-    def running_yet(self) -> float:
-        """Seconds until that batch should be done, as measured; 0 when there is none."""
-        return 0.0 if self._since is None else max(0.0, self._expected - self.elapsed())
+    def remaining(self) -> float:
+        """Seconds until that batch should be done, as measured; 0 if there is none."""
+        return 0.0 if self._batch is None else max(0.0, self._batch.expected - self.elapsed())
 
-    def end(self) -> None:
-        """Let the threads go; a hung one is left behind."""
-        self._preparing.end()
-        self._running.end()
+    def forget(self, matches: Callable[[Any], bool]) -> None:
+        """Drop what is known about the keys that match."""
+        self.measurements.forget(matches)
+        for key in [key for key in self._caps if matches(key)]:
+            del self._caps[key]
+            self._observer.batch_cap_removed(self.runner.name, key)
+        if self._batch is not None and matches(self._batch.key):
+            self._batch.measured = False
 
-    async def prepare(self, key: Hashable, batch: Sequence[Work]) -> Any:
-        """What the runner's `run` takes; or the exception, which `compute` takes as its own."""
+    def stop(self) -> None:
+        """End the threads. A hung one is left behind."""
+        self._prepare_thread.stop()
+        self._run_thread.stop()
+
+    async def prepare(self, key: Hashable, batch: Sequence[BatchItem]) -> Any:
+        """Return what the runner's `run` takes, or the exception of the runner's `prepare`, which
+        `compute` handles like one of `run`."""
         try:
-            items = [window.item for window in batch]
-            return await self._preparing.call(self.runner.prepare, key, items)
+            payloads = [item.payload for item in batch]
+            return await self._prepare_thread.call(self.runner.prepare, key, payloads)
         except Exception as error:
             return error
 
     async def compute(
-        self, key: Hashable, batch: Sequence[Window], staged: Any
-    ) -> AsyncIterator[tuple[Window, Any]]:
+        self, key: Hashable, batch: Sequence[ItemT], staged: Any
+    ) -> AsyncIterator[tuple[ItemT, Any]]:
         """Run a prepared batch.
 
         Yields:
-            Every window once, with its result or with the exception that is its own.
-            `DeviceLost` is nobody's own: another device may compute that window.
+            Every item once, with its result or its exception. `DeviceLost` is not the item's
+            fault: another device may compute it.
         """
         try:
-            for window, result in zip(batch, await self._run(key, batch, staged), strict=True):
-                yield window, result
+            for item, result in zip(batch, await self._run(key, batch, staged), strict=True):
+                yield item, result
         except DeviceLost as error:
-            self.lost = error
+            self.failure = error
             self._observer.batch_failed(self.runner.name, error)
-            for window in batch:
-                yield window, error
+            for item in batch:
+                yield item, error
         except Exception as error:
             self._observer.batch_failed(self.runner.name, error)
             half = len(batch) // 2
-            if not half:
-                yield batch[0], error
+            if half == 0 or not any(item.wanted for item in batch):
+                for item in batch:
+                    yield item, error
                 return
             if isinstance(error, OutOfMemory):
-                self.caps[key] = self.cap(key, half)
-                self._observer.batch_capped(self.runner.name, key, self.caps[key])
+                self._caps[key] = self.max_batch(key, half)
+                self._observer.batch_capped(self.runner.name, key, self._caps[key])
             for part in (batch[:half], batch[half:]):
                 async for outcome in self.compute(key, part, await self.prepare(key, part)):
                     yield outcome
 
-    async def _run(self, key: Hashable, batch: Sequence[Work], staged: Any) -> Sequence[Any]:
-        if self.lost is not None:
-            raise self.lost
-        if not any(window.wanted for window in batch):
+    async def _run(self, key: Hashable, batch: Sequence[BatchItem], staged: Any) -> Sequence[Any]:
+        if self.failure is not None:
+            raise self.failure
+        if not any(item.wanted for item in batch):
             return [asyncio.CancelledError()] * len(batch)
         if isinstance(staged, Exception):
             raise staged
-        loop = asyncio.get_running_loop()
-        self._since = loop.time()
-        self._expected = len(batch) * (self.seconds(key) or 0.0)
+        expected = len(batch) * (self.measurements.seconds(key) or 0.0)
+        running = self._batch = _RunningBatch(key, time.monotonic(), expected)
         try:
-            results = await self._running.call(self.runner.run, key, staged)
-            if len(results) != len(batch):
-                raise EngineError(f"{len(results)} results for {len(batch)} windows")
+            results = await self._run_thread.call(self.runner.run, key, staged)
             seconds = self.elapsed()
         finally:
-            self._since = None
-        newest = seconds / len(batch)
-        known = self._seconds.setdefault(key, newest)
-        self._seconds[key] = known + _SMOOTHING * (newest - known)
-        self._trust.pop(key, None)
+            self._batch = None
+        if len(results) != len(batch):
+            raise EngineError(f"{len(results)} results for {len(batch)} windows")
+        if running.measured:
+            self.measurements.record(key, seconds / len(batch))
         self._observer.batch_done(self.runner.name, key, len(batch), seconds)
         return results

@@ -1,49 +1,114 @@
-"""How long windows will take, judged by how long they took. Knows devices and time; no
-requests."""
+"""How long windows will take, estimated from how long windows took. Knows no requests."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
-from app.batching.device_worker import DeviceWorker
-
+_SMOOTHING = 0.2
+"""Weight of the newest batch in the average."""
+_DISCOUNT = 0.95
+"""Factor on the confidence in a measurement, each time a request is rejected because of it alone.
+"""
 MARGIN = 1.1
-"""Of every estimate: a queue that is filled to the last second is late half of the time."""
+"""Factor on every estimate. Without it, a queue filled to the last second would miss half of its
+deadlines."""
+
+
+class Measurements:
+    """Seconds that one device takes per window, by key: an exponential moving average."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Hashable, float] = {}
+        self._confidence: dict[Hashable, float] = {}
+
+    def record(self, key: Hashable, seconds: float) -> None:
+        """Add the seconds per window of a batch that has just run."""
+        average = self._seconds.setdefault(key, seconds)
+        self._seconds[key] = average + _SMOOTHING * (seconds - average)
+        self._confidence.pop(key, None)
+
+    def seconds(self, key: Hashable | None = None) -> float | None:
+        """Seconds per window of a key; for None and for a key that was never measured, the mean
+        over the keys. None if nothing was measured."""
+        known = self._seconds
+        if not known:
+            return None
+        seconds = known[key] if key in known else sum(known.values()) / len(known)
+        return seconds * self._confidence.get(key, 1.0)
+
+    def discount(self, keys: Iterable[Hashable]) -> None:
+        """Lower the confidence in the measurements of these keys until they are measured again.
+
+        A rejected request does not run, so it cannot correct the measurement that rejected it.
+        Without this, one slow batch would cause every request with a short deadline to be rejected
+        forever.
+        """
+        for key in keys:
+            self._confidence[key] = self._confidence.get(key, 1.0) * _DISCOUNT
+
+    def forget(self, matches: Callable[[Any], bool]) -> None:
+        """Drop the keys that match."""
+        for known in (self._seconds, self._confidence):
+            for key in [key for key in known if matches(key)]:
+                del known[key]
+
+
+class MeasuredDevice(Protocol):
+    """A device as far as estimates are concerned."""
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why it cannot compute any more; None if it can."""
+
+    @property
+    def measurements(self) -> Measurements:
+        """How long its batches took."""
 
 
 class Estimates:
-    """Of all devices together.
+    """Estimates for all devices together.
 
     Args:
-        device_workers: the devices; those that are lost do not count.
+        devices: those that have failed do not count.
     """
 
-    def __init__(self, device_workers: Sequence[DeviceWorker]) -> None:
-        self._lanes = device_workers
+    def __init__(self, devices: Sequence[MeasuredDevice]) -> None:
+        self._devices = devices
 
     def seconds(self, key: Hashable | None = None) -> float:
-        """That a window of this key (or any) takes, measured; 0 before the first batch."""
-        measured = [lane.seconds(key) for lane in self._lanes if lane.lost is None]
-        rate = sum(1 / seconds for seconds in measured if seconds)
-        return 1 / rate if rate else 0.0
+        """Seconds per window of a key, or over all keys; 0 before the first batch."""
+        working = (each for each in self._devices if each.failure is None)
+        measured = [each.measurements.seconds(key) for each in working]
+        windows_per_second = sum(1 / seconds for seconds in measured if seconds)
+        return 1 / windows_per_second if windows_per_second else 0.0
 
-    def allow(self, kinds: Mapping[Hashable, int]) -> float:
-        """Seconds to allow for so many windows of each key."""
-        return MARGIN * sum(count * self.seconds(key) for key, count in kinds.items())
+    def estimate(self, windows: Mapping[Hashable, int]) -> float:
+        """Seconds for that many windows of each key, with a margin."""
+        return MARGIN * sum(count * self.seconds(key) for key, count in windows.items())
 
-    def turns(self, kinds: Counter[Hashable], windows: int) -> float:
-        """Seconds to allow for what of these goes before the last of somebody else's `windows`:
-        taking turns they have had as many by then, of each key, or all there are."""
-        return self.allow(kinds) * min(1.0, windows * len(kinds) / max(1, kinds.total()))
+    def interleaved_cost(self, pending: Counter[Hashable], windows: int) -> float:
+        """Seconds that the pending windows of another request add to a request of `windows`.
 
-    def doubt(self, kinds: Mapping[Hashable, int], left: float, but: Iterable[Hashable]) -> None:
-        """Somebody is turned away; if for these windows alone, what was measured is doubted.
+        Since requests take turns, by its last window at most as many of the other request's
+        windows have run, of each key.
+        """
+        share = windows * len(pending) / max(1, pending.total())
+        return self.estimate(pending) * min(1.0, share)
+
+    def discount(
+        self, windows: Mapping[Hashable, int], remaining: float, exclude: Collection[Hashable]
+    ) -> None:
+        """Lower the confidence in measurements because of which a request is rejected.
+
+        Does nothing if other requests in the queue, or a deadline that has passed, are the reason.
 
         Args:
-            left: seconds until the deadline.
-            but: keys that are being measured again at the moment.
+            windows: of the rejected request, by key.
+            remaining: seconds until its deadline.
+            exclude: keys that are being measured at the moment.
         """
-        if self.allow(kinds) > left > 0:
-            for lane in self._lanes:
-                lane.doubt(kinds.keys() - set(but))
+        if self.estimate(windows) > remaining > 0:
+            for each in self._devices:
+                each.measurements.discount(windows.keys() - set(exclude))

@@ -1,8 +1,8 @@
-"""A queue in which everybody takes turns. Plain data: no futures, no time, no event loop.
+"""A queue in which requests take turns. Plain data: no futures, no time, no event loop.
 
-Windows wait under a key (only equal keys share a batch) and belong to an owner (their request).
-Within a key the owners take turns, window by window; the keys take turns, batch by batch. So an
-image of a thousand windows delays its neighbour's single one by one window, not by a thousand.
+Entries wait under a key (only equal keys share a batch) and belong to an owner (a request). Within
+a key the owners take turns, entry by entry; the keys take turns, batch by batch. A request with a
+thousand windows delays another request's only window by one window, not by a thousand.
 """
 
 from __future__ import annotations
@@ -11,71 +11,74 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-Owner = TypeVar("Owner", bound=Hashable)
-Entry = TypeVar("Entry")
+OwnerT = TypeVar("OwnerT", bound=Hashable)
+EntryT = TypeVar("EntryT")
 
 
-class FairQueue(Generic[Owner, Entry]):
-    """key -> owners, next in turn first -> their entries, in order."""
+class FairQueue(Generic[OwnerT, EntryT]):
+    """Entries by key and owner."""
 
     def __init__(self) -> None:
-        self._keys: OrderedDict[Hashable, OrderedDict[Owner, deque[Entry]]] = OrderedDict()
+        # Keys and owners are in the order of their turns.
+        self._keys: OrderedDict[Hashable, OrderedDict[OwnerT, deque[EntryT]]] = OrderedDict()
         self._sizes: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
         return sum(self._sizes.values())
 
     def __iter__(self) -> Iterator[Hashable]:
-        """Keys with waiting entries, the one whose turn it is first."""
+        """The keys that have entries, next in turn first."""
         return iter(self._keys)
 
     def size(self, key: Hashable) -> int:
-        """Entries that wait under one key."""
+        """The number of entries under one key."""
         return self._sizes.get(key, 0)
 
-    def heads(self, key: Hashable) -> Iterator[Entry]:
-        """The first waiting entry of each owner, under one key."""
-        return (line[0] for line in self._keys[key].values())
+    def heads(self, key: Hashable) -> Iterator[EntryT]:
+        """The first entry of each owner under one key."""
+        return (entries[0] for entries in self._keys[key].values())
 
-    def put(self, owner: Owner, key: Hashable, entries: Iterable[Entry]) -> None:
-        """Append entries to an owner's line; a new owner is the last in turn."""
-        line = self._keys.setdefault(key, OrderedDict()).setdefault(owner, deque())
-        before = len(line)
-        line.extend(entries)
-        self._sizes[key] = self.size(key) + len(line) - before
-        self._tidy(owner, key)
+    def put(self, owner: OwnerT, key: Hashable, entries: Iterable[EntryT]) -> None:
+        """Append entries to those of an owner. A new owner is the last in turn."""
+        queued = self._keys.setdefault(key, OrderedDict()).setdefault(owner, deque())
+        before = len(queued)
+        queued.extend(entries)
+        self._sizes[key] = self.size(key) + len(queued) - before
+        self._remove_if_empty(owner, key)
 
-    def take(self, key: Hashable, most: int, wanted: Callable[[Owner], bool]) -> list[Entry]:
-        """Up to `most` entries of one key: one of each owner in turn, then the next round.
+    def take(self, key: Hashable, limit: int, accept: Callable[[OwnerT], bool]) -> list[EntryT]:
+        """Take up to `limit` entries of one key: one from each owner in turn, round by round.
 
-        `wanted` is asked before each turn; it may discard the owner, and says False if it did.
+        Args:
+            accept: called before each turn of an owner. Returns False if it has discarded the
+                owner, which is then skipped.
         """
-        taken: list[Entry] = []
-        while len(taken) < most and (owners := self._keys.get(key)):
-            owner, line = next(iter(owners.items()))
-            if not wanted(owner):
+        taken: list[EntryT] = []
+        while len(taken) < limit and key in self._keys:
+            owners = self._keys[key]
+            owner, entries = next(iter(owners.items()))
+            if not accept(owner):
                 continue
-            taken.append(line.popleft())
+            taken.append(entries.popleft())
             self._sizes[key] -= 1
             owners.move_to_end(owner)
-            self._tidy(owner, key)
+            self._remove_if_empty(owner, key)
         if key in self._keys:
             self._keys.move_to_end(key)
         return taken
 
-    def discard(self, owner: Owner) -> list[Entry]:
-        """Take everything of one owner out, under whatever key it waits."""
-        taken: list[Entry] = []
+    def discard(self, owner: OwnerT) -> list[EntryT]:
+        """Remove and return all entries of one owner, under every key."""
+        removed: list[EntryT] = []
         for key in [key for key, owners in self._keys.items() if owner in owners]:
-            line = self._keys[key][owner]
-            taken += line
-            self._sizes[key] -= len(line)
-            line.clear()
-            self._tidy(owner, key)
-        return taken
+            entries = self._keys[key][owner]
+            removed += entries
+            self._sizes[key] -= len(entries)
+            entries.clear()
+            self._remove_if_empty(owner, key)
+        return removed
 
-    def _tidy(self, owner: Owner, key: Hashable) -> None:
-        """No empty lines and no empty keys stay behind."""
+    def _remove_if_empty(self, owner: OwnerT, key: Hashable) -> None:
         owners = self._keys[key]
         if not owners[owner]:
             del owners[owner]

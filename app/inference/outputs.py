@@ -51,7 +51,7 @@ class Output(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a client asks for. All outputs of an image come from one inference.
+    """The outputs that a client asks for. All of them come from one inference.
 
     Attributes:
         outputs: at least one.
@@ -114,7 +114,7 @@ class Segmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What the model says about one image; every output is made from it.
+    """The model's result for one image, from which every output is made.
 
     Attributes:
         probabilities: (C, H, W) of the upright image if an output needs full probabilities, else

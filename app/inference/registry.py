@@ -1,8 +1,8 @@
-"""The models in service: loading, proving, swapping and freeing them.
+"""The models that the service has: loading, checking, replacing and freeing them.
 
-A model is served only after it reproduced its golden mask through the very path that requests
-take. A changed file is loaded beside the old one, and takes its place between two batches; a bad
-file leaves the old one where it is.
+A model is served only after it has reproduced its golden mask by the path that requests take. A
+changed file is loaded beside the model it replaces, which is served until then; a bad file leaves
+that model in service. Knows no HTTP and no queue.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from app.batching.call_thread import CallThread
 from app.engine.device_engines import BatchKey, DeviceEngines
 from app.engine.selection import EngineChoice, build_engine, resolve
 from app.errors import GoldenMaskMismatch, Unavailable, UnknownModel
 from app.metrics import Metrics
+from model.arrays import ByteArray
 from model.checkpoint import MANIFEST, SUFFIX, Checkpoint, load_checkpoint
 from model.config import GOLDEN_IOU, check_name
 from model.evaluation.metrics import Overlap
@@ -30,24 +29,27 @@ from model.windows import WindowPlan, plan_windows
 
 log = logging.getLogger(__name__)
 
-_RELOAD_SECONDS = 1.0
+_SCAN_SECONDS = 1.0
 
 _loads = itertools.count(1)
 
-Stamp = tuple[int, ...]
+Fingerprint = tuple[int, ...]
+"""Changes when a checkpoint or its manifest does."""
 
 
 @dataclasses.dataclass
 class ServedModel:
-    """A model that engines are ready for.
+    """A model whose engines are ready.
 
     Attributes:
-        checkpoint: without its weights; those are the engines' now.
-        choices: the engine it runs on, one a device.
-        golden_iou: what its proof gave.
-        users: requests that hold it at the moment; it is freed after the last.
-        engine_id: names its engines. Not `id`: a file may come back while requests still hold the
-            model it was before, and they must not share engines that one of them frees.
+        checkpoint: without its weights, which only the engines hold.
+        choices: the engine it runs on, one per device.
+        golden_iou: of its golden mask with the mask it gave.
+        users: requests that use it at the moment. A model that was replaced is freed after the
+            last one.
+        engine_id: names its engines. Not the same as `id`: if a file is replaced by another and
+            then put back, requests may still use the first model, and must not share engines with
+            the third.
     """
 
     checkpoint: Checkpoint
@@ -61,6 +63,7 @@ class ServedModel:
 
     @property
     def id(self) -> str:
+        """name@hash."""
         return self.checkpoint.id
 
     def plan(self, height: int, width: int) -> WindowPlan:
@@ -70,39 +73,43 @@ class ServedModel:
         return plan_windows(height, width, self.checkpoint.architecture, self.checkpoint.preprocess)
 
     def keys(self, plan: WindowPlan) -> list[BatchKey]:
-        """Of its windows, in their order."""
+        """The batch key of each window of the plan."""
         return [BatchKey(self.engine_id, window.shape) for window in plan.windows]
 
 
 @dataclasses.dataclass
 class ModelEntry:
-    """A name clients may ask for, and what became of its file.
+    """A checkpoint file and the model that was loaded from it.
 
     Attributes:
-        stamp: of the file as it was loaded last, or tried.
-        seen: of the file at the last look.
+        path: of the file; its stem is the name of the model.
+        loaded: fingerprint of the file when it was last loaded, successfully or not.
+        scanned: fingerprint of the file at the last scan.
+        served: the model in service, if there is one.
+        error: why the file could not be loaded, if it could not.
     """
 
     path: Path
-    stamp: Stamp | None = None
-    seen: Stamp | None = None
+    loaded: Fingerprint | None = None
+    scanned: Fingerprint | None = None
     served: ServedModel | None = None
     error: str | None = None
 
 
-GoldenMaskFn = Callable[[ServedModel], Awaitable[np.ndarray[tuple[int, int], np.dtype[np.uint8]]]]
+GoldenMaskFn = Callable[[ServedModel], Awaitable[ByteArray]]
 
 
 class Registry:
-    """Names -> models.
+    """The models by name.
 
     Args:
-        folder: of the checkpoints.
-        default: name of the model that serves when none is asked for.
-        choices: one a device.
-        workers: the devices, in the order of `choices`.
-        prove: gives the mask of a model's golden image by the path of requests.
-        metrics: where models and reloads are shown.
+        folder: with the checkpoints.
+        default: name of the model that is used if a request names none.
+        choices: one per device.
+        devices: in the order of `choices`.
+        golden_mask: segments a model's golden image by the path of requests.
+        on_free: called with the `engine_id` of a model whose engines were freed.
+        metrics: shows models and reloads.
     """
 
     def __init__(
@@ -110,37 +117,43 @@ class Registry:
         folder: Path,
         default: str,
         choices: Sequence[EngineChoice],
-        workers: Sequence[DeviceEngines],
-        prove: GoldenMaskFn,
+        devices: Sequence[DeviceEngines],
+        golden_mask: GoldenMaskFn,
+        on_free: Callable[[str], object],
         metrics: Metrics,
     ) -> None:
         self.folder = folder
         self.default = default
         self.entries = {path.stem: ModelEntry(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
         self._choices = choices
-        self._workers = workers
-        self._prove = prove
+        self._devices = devices
+        self._golden_mask = golden_mask
+        self._on_free = on_free
         self._metrics = metrics
-        # Not an executor: those are joined at the end, and a model takes long to load.
+        # Not an executor: Python joins its threads at exit, and a model takes long to load.
         self._thread = CallThread("models")
 
     def entry(self, name: str) -> ModelEntry:
-        """
+        """The entry of a model.
+
         Raises:
-            UnknownModel: no checkpoint of that name.
+            UnknownModel: there is no checkpoint of that name.
         """
         if name not in self.entries:
-            known = ", ".join(sorted(self.entries))
-            raise UnknownModel(f"there is no model {name!r} here; there is {known}")
+            available = ", ".join(sorted(self.entries))
+            raise UnknownModel(f"unknown model {name!r}; available: {available}")
         return self.entries[name]
 
     @contextmanager
     def lease(self, name: str | None) -> Iterator[ServedModel]:
-        """Hold the model of that name (None: the default) while a request uses it.
+        """Use a model: it is not freed before the end of the block.
+
+        Args:
+            name: of the model; None is the default model.
 
         Raises:
-            UnknownModel: no checkpoint of that name.
-            Unavailable: it is there, but not (or not yet) fit to serve.
+            UnknownModel: there is no checkpoint of that name.
+            Unavailable: the model is still loading, or could not be loaded.
         """
         entry = self.entry(self.default if name is None else name)
         served = entry.served
@@ -155,11 +168,12 @@ class Registry:
                 self._free(served)
 
     async def load_default(self) -> None:
-        """Load and prove the default model.
+        """Load the default model.
 
         Raises:
-            CheckpointError, ConfigError, EngineUnavailable, GoldenMaskMismatch: it cannot serve.
-            ServiceError: what its proof met instead of a mask.
+            CheckpointError, ConfigError, EngineUnavailable, GoldenMaskMismatch: it cannot be
+                served.
+            ServiceError: its golden image could not be segmented.
         """
         entry = self.entries[self.default]
         try:
@@ -169,51 +183,63 @@ class Registry:
             raise
 
     async def load_others(self) -> None:
-        """Load what is not loaded yet; a file that is no good is reported and left out."""
+        """Load the models that are not loaded. One that cannot be served is reported."""
         for entry in list(self.entries.values()):
             if entry.served is None and entry.error is None:
-                await self._try(entry)
+                await self._reload(entry)
 
     async def watch(self) -> None:
-        """Take in changed and new files, for ever."""
+        """Scan the folder every second. Does not return."""
         while True:
-            await asyncio.sleep(_RELOAD_SECONDS)
+            await asyncio.sleep(_SCAN_SECONDS)
             await self.scan()
 
     async def scan(self) -> None:
-        """Take in files that are new or changed, and have not changed since the last look: one
-        that is being copied is left alone. A model whose file is gone goes on serving."""
+        """Load files that are new or changed.
+
+        A file that has changed since the last scan is left for the next one: it may still be
+        copied. A model whose file was deleted stays in service.
+        """
         for path in await asyncio.to_thread(lambda: sorted(self.folder.glob(f"*{SUFFIX}"))):
             self.entries.setdefault(path.stem, ModelEntry(path))
         for name, entry in list(self.entries.items()):
-            last, entry.seen = entry.seen, _stamp(entry.path)
-            if entry.seen is None and entry.served is None and name != self.default:
-                del self.entries[name]
-            elif entry.seen not in (None, entry.stamp) and entry.seen == last:
-                await self._try(entry)
+            previous = entry.scanned
+            entry.scanned = _fingerprint(entry.path)
+            if entry.scanned is None:
+                if entry.served is None and name != self.default:
+                    del self.entries[name]
+            elif entry.scanned == previous and entry.scanned != entry.loaded:
+                result = await self._reload(entry)
+                if result is not None:
+                    self._metrics.reloads.labels(result).inc()
 
     def close(self) -> None:
-        self._thread.end()
+        """Free every model."""
+        self._thread.stop()
         for entry in self.entries.values():
             if entry.served is not None:
                 self._free(entry.served)
                 entry.served = None
 
-    async def _try(self, entry: ModelEntry) -> None:
+    async def _reload(self, entry: ModelEntry) -> str | None:
+        """Load a model; if that fails, report it and keep the model in service.
+
+        Returns:
+            "accepted", "rejected", or None if the checkpoint is the one in service.
+        """
         before = entry.served
         try:
             await self._load(entry)
-        except Exception as error:  # whatever a file does, the other models go on serving
+        except Exception as error:  # no file may affect the other models
             entry.error = str(error)
-            self._metrics.reloads.labels("rejected").inc()
-            log.error("model %s is not taken in: %s", entry.path.stem, error)
-        else:
-            if entry.served is not before:
-                self._metrics.reloads.labels("accepted").inc()
+            log.error("model %s rejected: %s", entry.path.stem, error)
+            return "rejected"
+        return None if entry.served is before else "accepted"
 
     async def _load(self, entry: ModelEntry) -> None:
-        # Before reading: a file that changes meanwhile has another stamp, and is read again.
-        entry.stamp = _stamp(entry.path)
+        """Load a model, check its golden mask, and replace the one in service."""
+        # Before reading: if the file changes meanwhile, the next scan sees another fingerprint.
+        entry.loaded = _fingerprint(entry.path)
         check_name(entry.path.stem)
         checkpoint = await self._thread.call(load_checkpoint, entry.path)
         if entry.served is not None and entry.served.checkpoint.sha256 == checkpoint.sha256:
@@ -223,13 +249,7 @@ class Registry:
         served = ServedModel(dataclasses.replace(checkpoint, state={}), choices)
         try:
             await self._thread.call(self._build, checkpoint, served)
-            mask = await self._prove(served)
-            served.golden_iou = Overlap.of_classes(mask, checkpoint.golden.mask).iou
-            if served.golden_iou < GOLDEN_IOU:
-                raise GoldenMaskMismatch(
-                    f"{entry.path} does not reproduce its golden mask: IoU "
-                    f"{served.golden_iou:.3f}, at least {GOLDEN_IOU} is asked for"
-                )
+            await self._check_golden_mask(served, entry.path)
         except BaseException:
             self._free(served)
             raise
@@ -239,16 +259,31 @@ class Registry:
             self._free(old)
 
     def _build(self, checkpoint: Checkpoint, served: ServedModel) -> None:
-        for choice, worker in zip(served.choices, self._workers, strict=True):
+        for choice, device in zip(served.choices, self._devices, strict=True):
             engine = build_engine(choice, checkpoint)
             engine.warm()
-            worker.engines[served.engine_id] = engine
+            device.engines[served.engine_id] = engine
+
+    async def _check_golden_mask(self, served: ServedModel, path: Path) -> None:
+        """Set `golden_iou`.
+
+        Raises:
+            GoldenMaskMismatch: it is too low.
+        """
+        mask = await self._golden_mask(served)
+        served.golden_iou = Overlap.of_classes(mask, served.checkpoint.golden.mask).iou
+        if served.golden_iou < GOLDEN_IOU:
+            raise GoldenMaskMismatch(
+                f"{path} does not reproduce its golden mask: IoU {served.golden_iou:.3f}, at least "
+                f"{GOLDEN_IOU} is required"
+            )
 
     def _free(self, served: ServedModel) -> None:
-        for worker in self._workers:
-            engine = worker.engines.pop(served.engine_id, None)
+        for device in self._devices:
+            engine = device.engines.pop(served.engine_id, None)
             if engine is not None:
                 engine.close()
+        self._on_free(served.engine_id)
 
     def _announce(self, served: ServedModel, old: ServedModel | None) -> None:
         info = self._metrics.model_info
@@ -273,22 +308,23 @@ def _labels(served: ServedModel, choice: EngineChoice) -> tuple[str, ...]:
     return name, served.id, choice.backend, choice.device, choice.precision
 
 
-def _stamp(path: Path) -> Stamp | None:
-    """What changes when a file or its manifest does; None when the file is gone.
+def _fingerprint(path: Path) -> Fingerprint | None:
+    """The fingerprint of a checkpoint; None if the file does not exist.
 
-    The manifest is written after the file. Seen between the two, a checkpoint has the wrong hash;
-    with the manifest's own change it is looked at again. A link may be turned to another file of
-    the same size and time: its number and the time of its entry tell them apart.
+    It includes the manifest, which is written after the checkpoint: a checkpoint that is read
+    between the two does not match its hash, and must be read again once the manifest has changed.
     """
     try:
-        stamp = _changes(path)
+        fingerprint = _file_fingerprint(path)
     except OSError:
         return None
     with contextlib.suppress(OSError):
-        stamp += _changes(path.parent / MANIFEST)
-    return stamp
+        fingerprint += _file_fingerprint(path.parent / MANIFEST)
+    return fingerprint
 
 
-def _changes(path: Path) -> Stamp:
+def _file_fingerprint(path: Path) -> Fingerprint:
+    """Inode and change time as well as time and size: a link may be turned to another file that
+    has the same time and size."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size

@@ -1,8 +1,8 @@
-"""The house, assembled: what is built from the settings, in which order it starts and ends.
+"""The service without HTTP: it builds the parts from the settings, starts them and stops them.
 
-Start: listen (so that probes are answered), load, warm every shape, reproduce the golden mask,
-ready; then the other models. End: not ready at once, no new work, every accepted request
-answered, then the engines are freed.
+Start: load the default model, warm up every window shape, reproduce the golden mask; then the
+service is ready, and loads the other models. Probes are answered meanwhile. Stop: the service is
+not ready any more and accepts no work, answers every accepted request, and frees the engines.
 """
 
 from __future__ import annotations
@@ -38,10 +38,18 @@ _ENGINE_FAILED = 70
 
 
 class Service:
-    """Everything behind the routes.
+    """Everything that the routes use.
+
+    Args:
+        settings: of the process.
+
+    Attributes:
+        failed: set when the default model cannot be served and never will be.
+        draining: no more work is accepted.
 
     Raises:
-        SettingsError, EngineUnavailable: the settings ask for what is not there.
+        SettingsError, EngineUnavailable: the settings name a model, a device or an engine that
+            this machine does not have.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -55,27 +63,27 @@ class Service:
             max_batch=settings.max_batch,
         )
         self.metrics = Metrics()
-        self.workers = [DeviceEngines(choice.device) for choice in choices]
+        self.devices = [DeviceEngines(choice.device) for choice in choices]
         on_cpu = choices[0].device == "cpu"
         self.batcher: Batcher[WindowJob, FloatArray] = Batcher(
-            self.workers,
-            max_batch=self._max_batch,
+            self.devices,
+            max_batch=self.devices[0].max_batch,
             capacity=settings.queue_windows or (_QUEUE_ON_CPU if on_cpu else _QUEUE_ON_CUDA),
             max_wait=settings.max_wait_ms / 1000,
             observer=self.metrics,
         )
-        # Decoding and encoding run beside the engine; more threads than CPUs would only contend.
+        # For decoding and encoding; more threads than CPUs would only compete with the engine.
         self.pool = ThreadPoolExecutor(settings.threads or cpu_quota(), "images")
-        memory_refused = self.metrics.rejected.labels("memory").inc
+        count_rejected = self.metrics.rejected.labels("memory").inc
         self.pixels = Budget(
             1e6 * max(settings.queue_megapixels, settings.max_megapixels),
             "megapixels of decoded images",
-            memory_refused,
+            count_rejected,
         )
         self.bytes = Budget(
             1e6 * max(settings.queue_mb, settings.max_upload_mb),
-            "MB of uploads and answers",
-            memory_refused,
+            "MB of uploads and responses",
+            count_rejected,
         )
         self.segmenter = Segmenter(
             self.batcher,
@@ -88,13 +96,13 @@ class Service:
             settings.weights_dir,
             settings.model,
             choices,
-            self.workers,
-            self.segmenter.golden_mask,
-            self.metrics,
+            self.devices,
+            golden_mask=self.segmenter.golden_mask,
+            on_free=self._forget_measurements,
+            metrics=self.metrics,
         )
         self.choices = choices
         self.failed = asyncio.Event()
-        """Set when the start failed for good: nothing will ever be served."""
         self.draining = False
         self._accepted: set[asyncio.Task[object]] = set()
         self._all_answered = asyncio.Event()
@@ -103,30 +111,31 @@ class Service:
         self._register_gauges()
 
     async def start(self) -> None:
-        """Begin to load; returns at once, so that the probes are answered meanwhile."""
+        """Begin to load models. Returns at once, so that probes are answered meanwhile."""
         await self.batcher.start()
         self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watchdog())]
 
     async def start_without_probes(self) -> None:
-        """Load the default model and nothing else, without probes; returns when it is ready.
+        """Load the default model alone, and return when it is ready.
 
         Raises:
-            CheckpointError, ConfigError, EngineUnavailable, GoldenMaskMismatch: it cannot serve.
-            ServiceError: what its proof met instead of a mask.
+            CheckpointError, ConfigError, EngineUnavailable, GoldenMaskMismatch: it cannot be
+                served.
+            ServiceError: its golden image could not be segmented.
         """
         await self.batcher.start()
         await self.registry.load_default()
 
     @contextmanager
     def track_request(self) -> Iterator[None]:
-        """A request that is here in full: a drain waits until it is answered, all its images.
+        """Accept the request of the current task; a drain waits until the block ends.
 
         Raises:
-            Unavailable: no request is taken now.
+            Unavailable: the service is not ready.
         """
         self.check_ready()
         task = asyncio.current_task()
-        assert task is not None  # whoever calls this runs on the loop
+        assert task is not None
         self._accepted.add(task)
         self._all_answered.clear()
         try:
@@ -137,20 +146,19 @@ class Service:
                 self._all_answered.set()
 
     async def drain(self) -> None:
-        """No new work from now on; returns when every accepted request is settled."""
+        """Accept no more requests, and return when every accepted one is answered."""
         self.draining = True
         await self._all_answered.wait()
         await self.batcher.drain()
 
     def cancel_accepted(self) -> int:
-        """Cancel the accepted requests that are not answered, each of which then answers 503
-        (`ServerErrorMiddleware`); returns how many they were."""
+        """Cancel the accepted requests that are not answered, and return their number."""
         for task in self._accepted:
             task.cancel()
         return len(self._accepted)
 
     async def stop(self) -> None:
-        """After the last request: end the tasks and free the engines."""
+        """End the tasks and free the engines."""
         self.draining = True
         for task in self._tasks:
             task.cancel()
@@ -161,23 +169,22 @@ class Service:
 
     @property
     def started(self) -> bool:
-        """The default model was loaded, warmed and proven."""
+        """Whether the default model has reproduced its golden mask."""
         return self.registry.entries[self.settings.model].served is not None
 
     def liveness_error(self) -> str | None:
-        """Why an orchestrator should restart this process; None while it is sound."""
-        running = self.batcher.elapsed()
-        if running > self.settings.watchdog_s:
+        """Why the process should be restarted; None if it should not."""
+        elapsed = self.batcher.elapsed()
+        if elapsed > self.settings.watchdog_s:
             return (
-                f"the engine is hung: a batch has been running for {running:.0f} s, longer than "
+                f"the engine is hung: a batch has been running for {elapsed:.0f} s, longer than "
                 f"UNET_WATCHDOG_S={self.settings.watchdog_s:g}"
             )
-        if dead := self.batcher.dead:
-            return str(dead)
-        return None
+        failure = self.batcher.failure
+        return None if failure is None else str(failure)
 
     def readiness_error(self) -> str | None:
-        """Why no request should come here now; None when the default model is proven."""
+        """Why requests should not be sent here now; None if they should."""
         if self.draining:
             return "draining: the service is about to stop"
         if not self.started:
@@ -190,12 +197,14 @@ class Service:
         return self.liveness_error()
 
     def check_ready(self) -> None:
-        """
+        """Check that the service accepts requests.
+
         Raises:
-            Unavailable: no request should come here now.
+            Unavailable: it does not; the message is `readiness_error`.
         """
-        if cause := self.readiness_error():
-            raise Unavailable(cause, retry_after=2)
+        error = self.readiness_error()
+        if error is not None:
+            raise Unavailable(error, retry_after=2)
 
     async def _load(self) -> None:
         try:
@@ -207,40 +216,50 @@ class Service:
                 return
         try:
             await asyncio.to_thread(preload_instance_modules)
-        except ImportError as error:  # masks are made without it
-            log.error("objects cannot be told apart: %s", error)
+        except ImportError as error:  # the other outputs do not need these modules
+            log.error("instances and polygons are not available: %s", error)
         await self.registry.load_others()
         if self.settings.reload:
             await self.registry.watch()
 
     async def _watchdog(self) -> None:
-        """Leave the process, if told to, when the engine is hung or lost."""
+        """Exit when the engine is hung or lost, if UNET_EXIT_ON_ENGINE_FAILURE is set."""
         while self.settings.exit_on_engine_failure:
             await asyncio.sleep(min(1.0, self.settings.watchdog_s / 4))
-            if cause := self.liveness_error():
-                log.critical("leaving: %s", cause)
+            error = self.liveness_error()
+            if error is not None:
+                log.critical("exiting: %s", error)
                 logging.shutdown()
                 os._exit(_ENGINE_FAILED)  # a hung thread cannot be joined
 
-    def _max_batch(self, key: BatchKey) -> int:
-        return self.workers[0].max_batch(key)
+    def _forget_measurements(self, engine_id: str) -> None:
+        """Estimates and metrics are about models that exist."""
+
+        def is_of_engine(key: BatchKey) -> bool:
+            return key.model == engine_id
+
+        self.batcher.forget(is_of_engine)
 
     def _register_gauges(self) -> None:
         gauge, batcher = self.metrics.add_gauge, self.batcher
-        gauge("windows_waiting", "Windows in the queue.", lambda: batcher.waiting)
-        gauge("windows_in_flight", "Windows on a device.", lambda: batcher.in_flight)
-        gauge("windows_reserved", "Windows of all admitted requests.", lambda: batcher.reserved)
+        gauge("windows_waiting", "Windows in the queue.", lambda: batcher.statistics().waiting)
+        gauge("windows_in_flight", "Windows on a device.", lambda: batcher.statistics().in_flight)
+        gauge(
+            "windows_reserved",
+            "Windows of admitted requests without a result.",
+            lambda: batcher.statistics().reserved,
+        )
         gauge(
             "engine_windows_per_second",
-            "Measured rate, 0 before it.",
-            lambda: 1 / seconds if (seconds := batcher.estimates.seconds()) else 0.0,
+            "Measured rate; 0 before the first batch.",
+            self._windows_per_second,
         )
         gauge("batch_running_seconds", "Age of the running batch.", batcher.elapsed)
-        gauge("held_pixels", "Decoded images held.", lambda: self.pixels.used)
-        gauge("held_bytes", "Uploads and answers held.", lambda: self.bytes.used)
+        gauge("held_pixels", "Pixels of the decoded images in memory.", lambda: self.pixels.used)
+        gauge("held_bytes", "Bytes of uploads and responses in memory.", lambda: self.bytes.used)
         self.metrics.add_labeled_gauge(
             "gpu_memory_used_bytes",
-            "In use on a CUDA device.",
+            "Memory in use on a CUDA device.",
             "device",
             {
                 choice.device: functools.partial(used_bytes, choice.device)
@@ -248,13 +267,15 @@ class Service:
                 if choice.device.startswith("cuda")
             },
         )
-        gauge("ready", "1 when requests are served.", lambda: float(self.readiness_error() is None))
+        gauge("ready", "1 if requests are served.", lambda: float(self.readiness_error() is None))
+
+    def _windows_per_second(self) -> float:
+        seconds = self.batcher.estimates.seconds()
+        return 1 / seconds if seconds else 0.0
 
 
 def _check_model(folder: Path, name: str) -> None:
-    there = sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
-    if name not in there:
-        raise SettingsError(
-            f"UNET_MODEL={name!r}: {folder} holds "
-            + (f"{', '.join(there)}" if there else f"no {SUFFIX} files")
-        )
+    available = sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
+    if name not in available:
+        names = ", ".join(available) if available else f"no {SUFFIX} files"
+        raise SettingsError(f"UNET_MODEL={name!r}: {folder} holds {names}")

@@ -1,7 +1,8 @@
-"""`unet serve` with an engine that fails where a window is all white; how, says FAULT.
+"""`unet serve` with an engine that fails. The variable FAULT names the fault.
 
-hang: never returns · lost: the device is gone · nan: not a number · error: it raises ·
-memory: out of memory for more than two windows at once · slow: a tenth of a second a batch
+For windows that are all white: hang (it never returns), lost (the device is gone), nan (the result
+is not a number), error (it raises). For all windows: memory (out of memory for batches of more than
+two), slow (a tenth of a second per batch). For the start: load (loading a model never ends).
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ FAULT = os.environ["FAULT"]
 run = OpenVinoEngine.run
 
 
-def faulty(self: OpenVinoEngine, windows: np.ndarray) -> Any:
+def run_with_fault(self: OpenVinoEngine, windows: np.ndarray) -> Any:
     if FAULT == "slow":
         time.sleep(0.1)
     if FAULT == "memory" and len(windows) > 2:
-        raise OutOfMemory("no room for more than two")
+        raise OutOfMemory("not enough memory for more than two windows")
     result = run(self, windows)
     if any(window.min() == 255 for window in windows):
         match FAULT:
@@ -43,7 +44,13 @@ def faulty(self: OpenVinoEngine, windows: np.ndarray) -> Any:
     return result
 
 
-OpenVinoEngine.run = faulty  # type: ignore[method-assign]
+def warm_forever(self: OpenVinoEngine) -> None:
+    time.sleep(3600)
+
+
+OpenVinoEngine.run = run_with_fault  # type: ignore[method-assign]
+if FAULT == "load":
+    OpenVinoEngine.warm = warm_forever  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     sys.exit(cli.main())

@@ -17,7 +17,7 @@ from app.cli.bench.stages import draw_image
 from app.cli.bench.timing import measure_seconds
 from app.cli.errors import CommandError
 from model.config import UNetConfig
-from model.convert.flops import flops
+from model.convert.flops import count_flops
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_the_report_has_every_figure(
     assert len(engine["peak_flops_per_second"]) == 2
     assert [run["window"] for run in engine["runs"]] == [[64, 64], [128, 128]]
     for run in engine["runs"]:
-        work = flops(UNetConfig(base_features=4), *run["window"])
+        work = count_flops(UNetConfig(base_features=4), *run["window"])
         assert run["flops_per_second"] == pytest.approx(run["images_per_second"] * work)
         assert run["roofline_fraction"] == pytest.approx(
             run["flops_per_second"] / np.mean(engine["peak_flops_per_second"])

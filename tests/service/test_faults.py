@@ -1,4 +1,4 @@
-"""An engine that fails: the fault stays with its image, or the process says that it is lost."""
+"""An engine that fails: the error stays with its image, or the probes report the engine as lost."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ def post(server: Server, data: bytes, **query: object) -> httpx.Response:
     )
 
 
-def faulty(fault: str, weights: Path, **environment: str):  # type: ignore[no-untyped-def]
+def faulty(
+    fault: str, weights: Path, **environment: str
+) -> contextlib.AbstractContextManager[Server]:
+    """Start the service with an engine that has this fault."""
     return serving(program=DRIVER, FAULT=fault, UNET_WEIGHTS_DIR=str(weights), **environment)
 
 
 @pytest.mark.parametrize("fault", ["nan", "error"])
-def test_only_the_culprit_fails_in_a_shared_batch(fault: str, tiny: Path) -> None:
+def test_only_the_image_at_fault_fails_in_a_shared_batch(fault: str, tiny: Path) -> None:
     with faulty(fault, tiny, UNET_MAX_BATCH="8", UNET_MAX_WAIT_MS="200") as server:
         alone = post(server, GOOD).content
         with ThreadPoolExecutor(8) as clients:
@@ -56,7 +59,7 @@ def test_only_the_culprit_fails_in_a_shared_batch(fault: str, tiny: Path) -> Non
         assert server.metric("unet_windows_reserved") == 0
 
 
-def test_out_of_memory_costs_nobody_an_answer(tiny: Path) -> None:
+def test_out_of_memory_fails_no_request(tiny: Path) -> None:
     with faulty("memory", tiny, UNET_MAX_BATCH="8", UNET_MAX_WAIT_MS="200") as server:
         with ThreadPoolExecutor(8) as clients:
             answers = list(clients.map(lambda _: post(server, GOOD), range(16)))
@@ -65,19 +68,19 @@ def test_out_of_memory_costs_nobody_an_answer(tiny: Path) -> None:
         assert server.metric("unet_batch_failures_total", error="OutOfMemory") >= 1
 
 
-def test_a_lost_device_is_not_alive_and_says_why(tiny: Path) -> None:
+def test_lost_device_fails_the_probes_with_its_cause(tiny: Path) -> None:
     with faulty("lost", tiny) as server:
         assert_problem(post(server, POISON), 503)
         for probe in ("/livez", "/readyz"):
             answer = httpx.get(server.url + probe)
             assert answer.status_code == 503
             assert "illegal memory access" in answer.json()["cause"]
-        refused = post(server, GOOD)
-        assert_problem(refused, 503)
-        assert int(refused.headers["retry-after"]) >= 1
+        rejected = post(server, GOOD)
+        assert_problem(rejected, 503)
+        assert int(rejected.headers["retry-after"]) >= 1
 
 
-def test_a_hung_engine_is_found_by_the_watchdog(tiny: Path) -> None:
+def test_hung_engine_fails_the_liveness_probe(tiny: Path) -> None:
     with faulty("hang", tiny, UNET_WATCHDOG_S="1", UNET_REQUEST_TIMEOUT_S="5") as server:
         hung = threading.Thread(target=post, args=(server, POISON))
         hung.start()
@@ -91,8 +94,8 @@ def test_a_hung_engine_is_found_by_the_watchdog(tiny: Path) -> None:
         assert server.stop(seconds=15) != 0
 
 
-def test_what_a_drain_has_no_time_for_is_told_so(tiny: Path) -> None:
-    """Requests that wait, and an upload that never ends: each has its 503 before the end."""
+def test_requests_that_a_drain_has_no_time_for_get_503(tiny: Path) -> None:
+    """Requests in the queue as well as an upload that never ends."""
     with faulty("hang", tiny, UNET_DRAIN_S="1") as server, ThreadPoolExecutor(5) as clients:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), 20) as endless:
@@ -100,13 +103,13 @@ def test_what_a_drain_has_no_time_for_is_told_so(tiny: Path) -> None:
                 b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
                 b"Content-Length: 1000\r\n\r\n\x89PNG"
             )
-            asked = [clients.submit(post, server, POISON) for _ in range(5)]
+            requests = [clients.submit(post, server, POISON) for _ in range(5)]
             while server.metric("unet_windows_reserved") < 5:
                 time.sleep(0.02)
             signalled = time.monotonic()
             server.process.terminate()
-            for each in asked:
-                answer = each.result()
+            for request in requests:
+                answer = request.result()
                 problem = assert_problem(answer, 503)
                 assert "stopped" in problem["detail"]
                 assert int(answer.headers["retry-after"]) >= 1
@@ -116,21 +119,21 @@ def test_what_a_drain_has_no_time_for_is_told_so(tiny: Path) -> None:
         assert b"x-request-id:" in head.lower()
         assert server.process.wait(10) == -signal.SIGTERM
         assert time.monotonic() - signalled < 10
-    told = "\n".join(server.lines)
-    assert "Traceback" not in told
-    assert len(re.findall("UNET_DRAIN_S=1 passed: 5 requests", told)) == 1
-    assert len(re.findall("POST /segment 503", told)) == 6
+    logged = "\n".join(server.lines)
+    assert "Traceback" not in logged
+    assert len(re.findall(r"drain timeout \(1 s\): 5 requests aborted with 503", logged)) == 1
+    assert len(re.findall("POST /segment 503", logged)) == 6
 
 
 @pytest.mark.parametrize("fault", ["hang", "lost"])
-def test_the_process_leaves_if_told_to(fault: str, tiny: Path) -> None:
+def test_process_exits_on_engine_failure_if_set(fault: str, tiny: Path) -> None:
     settings = {"UNET_EXIT_ON_ENGINE_FAILURE": "on", "UNET_WATCHDOG_S": "1"}
     with faulty(fault, tiny, **settings) as server:
         client = threading.Thread(target=_post_quietly, args=(server,))
         client.start()
         assert server.process.wait(15) == 70
         client.join()
-        assert any("leaving" in line for line in server.lines)
+        assert any("exiting" in line for line in server.lines)
 
 
 def _post_quietly(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""POST /segment against a real process: what comes back for what goes in."""
+"""POST /segment against a real process: responses for valid images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import io
 import json
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -22,7 +22,7 @@ from model.transforms import to_mask
 from tests.conftest import ROOT, Post, Server, decode, encode, nuclei, serving, write_tiny
 
 
-def test_mask_of_drawn_nuclei_is_right(post: Post) -> None:
+def test_mask_of_synthetic_nuclei_is_accurate(post: Post) -> None:
     image, labels = nuclei(300, 410)
     response = post(encode(image))
     assert response.status_code == 200
@@ -40,8 +40,8 @@ def test_mask_of_drawn_nuclei_is_right(post: Post) -> None:
         assert f"{stage};dur=" in response.headers["server-timing"]
 
 
-def test_service_and_reference_agree() -> None:
-    """The mask over HTTP is the mask of the network in plain torch, but for rounding."""
+def test_mask_matches_the_torch_reference() -> None:
+    """The mask over HTTP is that of the network in plain torch, except for rounding."""
     checkpoint = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
     image, _ = nuclei(230, 700, seed=1)
     with serving(UNET_PRECISION="fp32") as server:
@@ -64,27 +64,30 @@ def test_multipart_and_raw_body_give_the_same_mask(server: Server, post: Post) -
 
 
 @pytest.mark.parametrize(
-    ("coding", "pack"), [("gzip", gzip.compress), ("Deflate", zlib.compress), ("identity", bytes)]
+    ("coding", "compress"),
+    [("gzip", gzip.compress), ("Deflate", zlib.compress), ("identity", bytes)],
 )
-def test_a_body_may_be_packed(server: Server, post: Post, coding: str, pack: Any) -> None:
+def test_body_may_be_compressed(
+    server: Server, post: Post, coding: str, compress: Callable[[bytes], bytes]
+) -> None:
     image = encode(nuclei(100, 120)[0])
     plain, headers = post(image).content, {"Content-Encoding": coding}
-    assert post(pack(image), headers=headers).content == plain
+    assert post(compress(image), headers=headers).content == plain
     form = httpx.Request("POST", server.url, files={"file": ("a.png", image)})
     headers["Content-Type"] = form.headers["Content-Type"]
-    assert post(pack(form.read()), headers=headers).content == plain
+    assert post(compress(form.read()), headers=headers).content == plain
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (17, 3), (256, 256), (511, 513)])
-def test_any_size(post: Post, size: tuple[int, int]) -> None:
+def test_mask_has_the_size_of_the_image(post: Post, size: tuple[int, int]) -> None:
     height, width = size
     response = post(encode(np.full(size, 90, np.uint8)))
     assert response.status_code == 200
     assert decode(response.content).shape == (height, width)
 
 
-def test_upright_size_and_content(post: Post) -> None:
-    """EXIF orientation 6: the camera was turned; the mask is as people see the image."""
+def test_exif_orientation_applies(post: Post) -> None:
+    """Orientation 6: the image is stored rotated; the mask is that of the upright image."""
     image, _ = nuclei(96, 160, seed=2)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -95,7 +98,7 @@ def test_upright_size_and_content(post: Post) -> None:
     assert (mask != plain).mean() < 0.01
 
 
-def test_sixteen_bit_by_its_real_range(post: Post) -> None:
+def test_16_bit_image_uses_its_full_range(post: Post) -> None:
     image, _ = nuclei(200, 200, seed=3)
     eight = decode(post(encode(image)).content)
     sixteen = decode(post(encode(image.astype(np.uint16) * 16, "TIFF")).content)  # a 12-bit camera
@@ -103,7 +106,7 @@ def test_sixteen_bit_by_its_real_range(post: Post) -> None:
     assert (eight != sixteen).mean() < 0.005
 
 
-def test_outputs(server: Server, post: Post) -> None:
+def test_outputs_agree_with_the_mask(server: Server, post: Post) -> None:
     image, labels = nuclei(128, 144, seed=4)
     png = encode(image)
     mask = decode(post(png).content)
@@ -126,7 +129,7 @@ def test_outputs(server: Server, post: Post) -> None:
     assert alpha[mask > 0].mean() > 128 > alpha[mask == 0].mean()
 
 
-def test_polygons_are_geojson_of_the_same_objects(server: Server, post: Post) -> None:
+def test_polygons_are_geojson_of_the_instances(server: Server, post: Post) -> None:
     png = encode(nuclei(128, 144, seed=4)[0])
     response = post(png, output="polygons")
     assert response.headers["content-type"] == "application/json"
@@ -154,14 +157,14 @@ def test_polygons_are_geojson_of_the_same_objects(server: Server, post: Post) ->
     assert two[1]["error"]["status"] == 422
 
 
-def test_threshold(post: Post) -> None:
+def test_higher_threshold_gives_smaller_mask(post: Post) -> None:
     png = encode(nuclei(128, 128, seed=5)[0])
     areas = [(decode(post(png, threshold=t).content) > 0).mean() for t in (0, 0.2, 0.8)]
     assert areas[0] == 1.0
     assert areas[0] > areas[1] > areas[2] > 0
 
 
-def test_several_files_come_back_as_a_zip_and_the_good_survive_the_bad(server: Server) -> None:
+def test_zip_has_good_masks_and_errors_of_bad_files(server: Server) -> None:
     good = encode(nuclei(64, 80)[0])
     response = httpx.post(
         f"{server.url}/segment",
@@ -170,6 +173,7 @@ def test_several_files_come_back_as_a_zip_and_the_good_survive_the_bad(server: S
             ("file", ("a.png", good)),
             ("file", ("../../etc/b.png", good)),
             ("file", ("broken.png", b"no image")),
+            ("file", ("empty.png", b"")),
         ],
     )
     assert response.status_code == 200
@@ -179,11 +183,12 @@ def test_several_files_come_back_as_a_zip_and_the_good_survive_the_bad(server: S
     assert archive.read("a.png") == archive.read("b.png")
     assert decode(archive.read("a.png")).shape == (64, 80)
     errors = json.loads(archive.read("errors.json"))
-    assert list(errors) == ["broken"]
-    assert errors["broken"]["status"] == 422
+    assert list(errors) == ["broken", "empty"]
+    assert errors["broken"]["status"] == errors["empty"]["status"] == 422
+    assert "empty file" in errors["empty"]["detail"]
 
 
-def test_json(server: Server) -> None:
+def test_json_has_statistics_and_the_mask(server: Server) -> None:
     image = encode(nuclei(64, 80)[0])
     response = httpx.post(
         f"{server.url}/segment",
@@ -196,7 +201,7 @@ def test_json(server: Server) -> None:
     assert (mask > 0).mean() == pytest.approx(only["coverage"])
 
 
-def test_one_image_has_its_headers_whatever_it_comes_as(post: Post) -> None:
+def test_single_image_has_mask_headers_in_every_format(post: Post) -> None:
     png = encode(nuclei(64, 80)[0])
     for answer in (
         post(png, headers={"Accept": "application/json"}),
@@ -225,13 +230,13 @@ def test_one_image_has_its_headers_whatever_it_comes_as(post: Post) -> None:
         ("application/problem+json", "image/png"),
     ],
 )
-def test_json_is_for_those_who_prefer_it(post: Post, accept: str, kind: str) -> None:
+def test_accept_header_chooses_json_or_png(post: Post, accept: str, kind: str) -> None:
     answer = post(encode(np.zeros((8, 8), np.uint8)), headers={"Accept": accept})
     assert answer.headers["content-type"] == kind
 
 
-def test_an_output_the_model_does_not_have_is_the_requests_own_fault(tmp_path: Path) -> None:
-    """Of several images too: nothing is computed, and no archive of errors comes back."""
+def test_output_that_the_model_does_not_have_is_422(tmp_path: Path) -> None:
+    """For several images too: nothing is computed, and no zip of errors is returned."""
     write_tiny(tmp_path / "nuclei.safetensors", classes=3)
     png = encode(nuclei(64, 80)[0])
     with serving(UNET_WEIGHTS_DIR=str(tmp_path)) as server:
@@ -248,7 +253,7 @@ def test_an_output_the_model_does_not_have_is_the_requests_own_fault(tmp_path: P
         assert Image.open(io.BytesIO(probability.content)).mode.startswith("I")
 
 
-def test_request_id_is_the_clients_if_it_is_sane(post: Post) -> None:
+def test_valid_request_id_is_echoed(post: Post) -> None:
     png = encode(np.zeros((8, 8), np.uint8))
     assert post(png, headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
     made = post(png, headers={"X-Request-ID": "a b\tc" * 50}).headers["x-request-id"]
@@ -256,10 +261,8 @@ def test_request_id_is_the_clients_if_it_is_sane(post: Post) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 3])
-def test_a_model_that_resizes_answers_at_the_size_of_the_image(
-    tmp_path: Path, classes: int
-) -> None:
-    """Its mask is cut from the probabilities that it sends; larger, smaller and flat images."""
+def test_resizing_model_returns_the_size_of_the_image(tmp_path: Path, classes: int) -> None:
+    """The mask matches the probabilities that are sent, for larger, smaller and flat images."""
     write_tiny(tmp_path / "nuclei.safetensors", classes=classes, resize=True)
     with serving(UNET_WEIGHTS_DIR=str(tmp_path), UNET_PRECISION="fp32") as server:
 

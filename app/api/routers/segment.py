@@ -22,7 +22,7 @@ from app.api.dependencies import (
     reject_repeated_params,
 )
 from app.api.json_text import encode_json
-from app.api.problems import describe_error
+from app.api.problems import classify_error
 from app.api.schemas import PROBLEM_RESPONSES, SegmentQuery
 from app.api.uploads import Upload, check_not_empty, read_uploads
 from app.batching.deadline import Deadline
@@ -34,7 +34,7 @@ from app.inference.segmenter import Segmenter
 from app.inference.service import Service
 
 Result = Segmentation | ServiceError
-"""What became of one image."""
+"""The outcome for one image."""
 
 _COPIED = 2
 """Memory for an output that is copied into a document, in multiples of its size."""
@@ -101,7 +101,9 @@ async def segment(
     ):
         copied = as_json or len(uploads) > 1
         factor = _PARSED if query.output is Output.POLYGONS else _COPIED if copied else 1
-        results = await _segment_all(service, model, uploads, options, deadline, allocation, factor)
+        results = await _segment_uploads(
+            service, model, uploads, options, deadline, allocation, factor
+        )
         _log_images(request, results)
         single = results[0] if len(results) == 1 else None
         if isinstance(single, ServiceError):
@@ -117,7 +119,7 @@ async def segment(
         return Response(content, media_type="application/zip", headers=headers)
 
 
-async def _segment_all(
+async def _segment_uploads(
     service: Service,
     model: ServedModel,
     uploads: list[Upload],
@@ -241,7 +243,7 @@ def _write_zip(uploads: list[Upload], results: list[Result]) -> bytes:
 
 
 def _describe_failure(error: ServiceError) -> dict[str, Any]:
-    status, detail = describe_error(error)
+    status, detail = classify_error(error)
     return {"status": status, "detail": detail}
 
 

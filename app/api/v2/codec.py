@@ -36,14 +36,14 @@ MAX_BATCH = 1000
 _MAX_ID = 1000
 _MAX_TENSORS = 100
 _MAX_DIMENSION = 2**31
-_VALUES_PER_LIST = 4
-"""What a list or an object counts for: it takes the time and memory of so many values."""
+_VALUES_PER_MEMBER = 4
+"""Values that a list, an object or a name counts for: it takes as much time and memory."""
 _BYTES_PER_PARSED_VALUE = 128
 """Memory that pydantic, Python and NumPy together use for a value in JSON, at most (measured)."""
 _ITEM_BYTES = {"UINT8": 1, "FP32": 4}
-_BYTES_PER_WRITTEN_VALUE = {"UINT8": 8 + 4, "FP32": 2 * (24 + 8) + 16}
-"""Memory for a value in the JSON of a response: its places in lists and its Python object, and its
-characters (255 and a comma; nine digits, sign, point, exponent and a comma)."""
+_BYTES_PER_WRITTEN_VALUE = {"UINT8": 1 + 4 * 4, "FP32": 4 + 4 * 16}
+"""Memory for a value in the JSON of a response: a copy of it, and its characters (255 and a comma;
+nine digits, sign, point, exponent and a comma) in blocks, joined twice, and encoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class RequestParameters(ParametersModel):
 
 @dataclasses.dataclass(frozen=True)
 class InferenceRequest:
-    """What a client asks for.
+    """An inference request, as the client sent it.
 
     Attributes:
         id: to be returned with the response, if there is one.
@@ -145,12 +145,13 @@ _Rows = Annotated[list[_Columns], Field(fail_fast=True)]
 _Images = Annotated[list[_Rows], Field(fail_fast=True)]
 
 
-def _layout(data: Any) -> str:
+def _choose_layout(data: Any) -> str:
     return "nested" if isinstance(data, list) and data and isinstance(data[0], list) else "flat"
 
 
 _Pixels = Annotated[
-    Annotated[_Bytes, Tag("flat")] | Annotated[_Images, Tag("nested")], Discriminator(_layout)
+    Annotated[_Bytes, Tag("flat")] | Annotated[_Images, Tag("nested")],
+    Discriminator(_choose_layout),
 ]
 
 
@@ -203,11 +204,11 @@ def estimate_parse_bytes(body: bytes, json_length: int | None) -> int:
     length = len(body) if json_length is None else json_length
     if length > len(body):
         raise InvalidRequest(f"the JSON is declared as {length} bytes, the body has {len(body)}")
-    values = sum(body.count(mark, 0, length) for mark in (b",", b":"))
-    values += _VALUES_PER_LIST * sum(body.count(mark, 0, length) for mark in (b"[", b"{"))
+    members = sum(body.count(mark, 0, length) for mark in (b"[", b"{", b":"))
+    values = body.count(b",", 0, length) + _VALUES_PER_MEMBER * members
     if values > MAX_JSON_VALUES:
         raise RequestTooLarge(
-            f"the JSON has about {values} values (a list counts as {_VALUES_PER_LIST}), at most "
+            f"the JSON has about {values} values (a list counts as {_VALUES_PER_MEMBER}), at most "
             f"{MAX_JSON_VALUES} are allowed; send larger tensors as binary data"
         )
     return values * _BYTES_PER_PARSED_VALUE + 2 * length
@@ -280,17 +281,11 @@ def _describe_output(output: OutputTensor) -> dict[str, Any]:
     if output.binary:
         size = array_bytes(output.shape, output.datatype)
         return described | {"parameters": {"binary_data_size": size}}
-    values: list[int | float] = []
-    for array in output.arrays:
-        numbers = array.ravel().tolist()
-        if output.datatype == "FP32":  # nine digits restore a float32 (IEEE 754, section 5.12.2)
-            numbers = [float(f"{number:.9g}") for number in numbers]
-        values += numbers
-    return described | {"data": values}
+    return described | {"data": np.stack(output.arrays)}
 
 
 class _BinaryData:
-    """The bytes after the JSON, taken in order.
+    """The bytes after the JSON, read in order.
 
     Args:
         announced: the request says where its JSON ends.

@@ -1,4 +1,4 @@
-"""What a model's tensors mean in the Open Inference Protocol.
+"""The tensors of a model in the Open Inference Protocol.
 
 ::
 

@@ -1,4 +1,4 @@
-"""What surrounds every request, around applications that misbehave."""
+"""The middleware around every request, with applications that fail in all ways."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from starlette.requests import ClientDisconnect
 
 from app import logs
 from app.api.middleware import (
-    CLIENT_LEFT,
+    CLIENT_DISCONNECTED,
     AbsoluteTargetMiddleware,
     AccessLogMiddleware,
+    LingeringCloseMiddleware,
+    MemoryBudgetMiddleware,
     ServerErrorMiddleware,
 )
+from app.inference.budget import Budget
 from app.main import create_app
 from app.metrics import Metrics
 from app.settings import Settings
 
 
 def call(app: Any, path: str = "/x", **headers: str) -> tuple[list[dict[str, Any]], Metrics]:
-    """What `app` inside the middleware sends."""
+    """Send a request to `app` inside the middleware; return the messages that it sends."""
     metrics, sent = Metrics(), []
 
     async def receive() -> dict[str, Any]:
@@ -39,30 +42,40 @@ def call(app: Any, path: str = "/x", **headers: str) -> tuple[list[dict[str, Any
         "type": "http",
         "method": "GET",
         "path": path,
+        "client": ("192.0.2.7", 1234),
         "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
     }
     asyncio.run(AccessLogMiddleware(ServerErrorMiddleware(app), metrics)(scope, receive, send))
     return sent, metrics
 
 
-def counted(metrics: Metrics, status: int) -> float | None:
+def count_requests(metrics: Metrics, status: int) -> float | None:
     labels = {"route": "unmatched", "status": str(status)}
     return metrics.registry.get_sample_value("unet_requests_total", labels)
 
 
-def test_a_bug_of_ours_has_an_id_a_count_and_its_lines_in_the_log(
+def request(app: Any, method: str, path: str, **headers: str) -> httpx.Response:
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.request(method, path, headers=headers)
+
+    return asyncio.run(send())
+
+
+def test_unhandled_exception_is_500_with_id_count_and_log_lines(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ids = []
 
-    class Remember(logging.Handler):
+    class RememberId(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             ids.append(logs.request_id.get())
 
     async def broken(scope: Any, receive: Any, send: Any) -> None:
-        raise KeyError("secret of ours")
+        raise KeyError("internal secret")
 
-    handler = Remember()
+    handler = RememberId()
     logging.getLogger("app.access").addHandler(handler)
     with caplog.at_level(logging.INFO):
         sent, metrics = call(broken, **{"x-request-id": "mine"})
@@ -72,56 +85,64 @@ def test_a_bug_of_ours_has_an_id_a_count_and_its_lines_in_the_log(
     problem = json.loads(sent[1]["body"])
     assert problem["request_id"] == "mine"
     assert "secret" not in problem["detail"]
-    assert "secret of ours" in caplog.text
-    assert ids == ["mine", "mine"]  # the error, and the line of the request
-    assert counted(metrics, 500) == 1
+    assert "internal secret" in caplog.text
+    assert ids == ["mine", "mine"]  # the exception, and the line of the request
+    assert count_requests(metrics, 500) == 1
 
 
-async def ask(app: Any, method: str, path: str, **headers: str) -> httpx.Response:
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-        return await client.request(method, path, headers=headers)
+def test_log_line_has_client_and_fields_of_the_route(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["log_fields"]["model"] = "nuclei@0123"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    with caplog.at_level(logging.INFO):
+        call(app, "/segment")
+    (record,) = caplog.records
+    fields = record.fields  # type: ignore[attr-defined]
+    assert fields["client"] == "192.0.2.7"
+    assert fields["model"] == "nuclei@0123"
+    assert (fields["path"], fields["status"]) == ("/segment", 200)
+    assert "client=192.0.2.7 model=nuclei@0123" in record.getMessage()
 
 
 @pytest.mark.parametrize("origins", [("https://lab.example",), ("*",)])
-def test_another_page_may_read_of_a_bug_of_ours(origins: tuple[str, ...], tiny: Path) -> None:
+def test_errors_have_cors_headers(origins: tuple[str, ...], tiny: Path) -> None:
     app = create_app(Settings(cors_origins=origins, weights_dir=tiny))
 
     @app.get("/broken")
     async def broken() -> None:
-        raise KeyError("secret of ours")
+        raise KeyError("internal secret")
 
     for path, status in (("/broken", 500), ("/nowhere", 404), ("/readyz", 503), ("/", 200)):
-        answer = asyncio.run(ask(app, "GET", path, Origin="https://lab.example"))
-        assert answer.status_code == status
-        assert answer.headers["access-control-allow-origin"] in origins
-        assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
-        assert answer.headers["x-request-id"]
-        assert answer.headers["x-content-type-options"] == "nosniff"
+        response = request(app, "GET", path, Origin="https://lab.example")
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] in origins
+        assert "X-Request-ID" in response.headers["access-control-expose-headers"]
+        assert response.headers["x-request-id"]
+        assert response.headers["x-content-type-options"] == "nosniff"
         if status in (404, 500):
-            assert answer.json()["request_id"] == answer.headers["x-request-id"]
+            assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
-def test_a_page_that_may_not_ask_is_told_so_with_a_problem(tiny: Path) -> None:
+def test_preflight_of_another_origin_is_rejected(tiny: Path) -> None:
     app = create_app(Settings(cors_origins=("https://lab.example",), weights_dir=tiny))
 
     def preflight(origin: str) -> httpx.Response:
-        wanted = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-        return asyncio.run(ask(app, "OPTIONS", "/segment", **wanted))
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        return request(app, "OPTIONS", "/segment", **headers)
 
     allowed = preflight("https://lab.example")
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "https://lab.example"
-    refused = preflight("https://other.example")
-    assert refused.status_code == 400
-    assert refused.headers["content-type"] == "application/problem+json"
-    assert "access-control-allow-origin" not in refused.headers
-    assert "Origin" in refused.headers["vary"]
-    assert refused.json()["request_id"] == refused.headers["x-request-id"]
-    assert "origin" in refused.json()["detail"]
+    rejected = preflight("https://other.example")
+    assert rejected.status_code == 400
+    assert "access-control-allow-origin" not in rejected.headers
+    assert "Origin" in rejected.headers["vary"]
+    assert rejected.headers["x-request-id"]
+    assert "origin" in rejected.text
 
 
-def test_a_server_that_ends_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_request_cancelled_by_the_shutdown_is_503(caplog: pytest.LogCaptureFixture) -> None:
     async def cancelled(scope: Any, receive: Any, send: Any) -> None:
         raise asyncio.CancelledError
 
@@ -132,7 +153,7 @@ def test_a_server_that_ends_says_so(caplog: pytest.LogCaptureFixture) -> None:
     assert headers[b"x-request-id"] == b"mine"
     assert int(headers[b"retry-after"]) >= 1
     assert json.loads(sent[1]["body"])["request_id"] == "mine"
-    assert counted(metrics, 503) == 1
+    assert count_requests(metrics, 503) == 1
     assert "Traceback" not in caplog.text
 
 
@@ -146,7 +167,7 @@ def test_a_server_that_ends_says_so(caplog: pytest.LogCaptureFixture) -> None:
         (b"*", "*", b"header.example"),
     ],
 )
-def test_a_target_with_its_host_is_its_path(target: bytes, path: str, host: bytes) -> None:
+def test_absolute_target_becomes_its_path(target: bytes, path: str, host: bytes) -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -171,38 +192,40 @@ def test_a_target_with_its_host_is_its_path(target: bytes, path: str, host: byte
         ("/static/app.js", "/static"),
         ("/static/nothing/there.js", "/static"),
         ("/livez", "/livez"),
+        ("/openapi.json", "/openapi.json"),
         ("/staticity", "unmatched"),
     ],
 )
-def test_requests_are_counted_by_their_route(path: str, route: str, tiny: Path) -> None:
+def test_requests_are_counted_by_route(path: str, route: str, tiny: Path) -> None:
     app = create_app(Settings(weights_dir=tiny))
-    status = str(asyncio.run(ask(app, "GET", path)).status_code)
+    status = request(app, "GET", path).status_code
     registry = app.state.service.metrics.registry
-    labels = {"route": route, "status": status}
+    labels = {"route": route, "status": str(status)}
     assert registry.get_sample_value("unet_requests_total", labels) == 1
+    labels["status"] = f"{status // 100}xx"
+    assert registry.get_sample_value("unet_request_seconds_count", labels) == 1
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/favicon.ico", "/static/app.js"])
-def test_a_browser_asks_whether_the_page_is_still_the_same(path: str, tiny: Path) -> None:
+def test_static_files_are_revalidated(path: str, tiny: Path) -> None:
     app = create_app(Settings(weights_dir=tiny))
-    first = asyncio.run(ask(app, "GET", path))
+    first = request(app, "GET", path)
     assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
-    tag = {"If-None-Match": first.headers["etag"]}
-    second = asyncio.run(ask(app, "GET", path, **tag))
+    second = request(app, "GET", path, **{"If-None-Match": first.headers["etag"]})
     assert (second.status_code, second.headers["cache-control"]) == (304, "no-cache")
 
 
-def test_a_client_that_left_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    async def left(scope: Any, receive: Any, send: Any) -> None:
+def test_client_disconnect_is_not_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def disconnected(scope: Any, receive: Any, send: Any) -> None:
         raise ClientDisconnect
 
-    sent, metrics = call(left)
+    sent, metrics = call(disconnected)
     assert sent == []
-    assert counted(metrics, CLIENT_LEFT) == 1
+    assert count_requests(metrics, CLIENT_DISCONNECTED) == 1
     assert "Traceback" not in caplog.text
 
 
-def test_an_answer_that_breaks_off_is_left_to_the_server() -> None:
+def test_exception_after_the_head_of_the_response_reaches_the_server() -> None:
     async def half(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise EOFError
@@ -211,11 +234,42 @@ def test_an_answer_that_breaks_off_is_left_to_the_server() -> None:
         call(half)
 
 
-def test_a_line_of_text_stays_a_line() -> None:
-    record = logging.LogRecord(
-        "x", logging.INFO, "", 0, "GET %s", ("/\n00:00 ERROR \x1b[2J\x9b",), None
-    )
-    line = logs.TextFormatter().format(record)
-    assert len(line.splitlines()) == 1
-    assert not {"\x1b", "\x9b"} & set(line)
-    assert "\\n00:00 ERROR \\x1b" in line
+@pytest.mark.parametrize(("max_bytes", "dropped", "closes"), [(1000, 50, False), (25, 30, True)])
+def test_rest_of_a_rejected_body_is_read_within_bounds(
+    max_bytes: int, dropped: int, closes: bool
+) -> None:
+    remaining = 50
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal remaining
+        remaining -= 10
+        return {"type": "http.request", "body": b"." * 10, "more_body": remaining > 0}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def reject(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": []})
+
+    scope = {"type": "http", "headers": [(b"content-length", b"50")]}
+    asyncio.run(LingeringCloseMiddleware(reject, max_bytes=max_bytes)(scope, receive, send))
+    assert 50 - remaining == dropped
+    assert ((b"connection", b"close") in sent[0]["headers"]) == closes
+
+
+def test_response_is_sent_in_chunks_while_it_is_allocated() -> None:
+    budget = Budget(100, "bytes", lambda: None)
+    used: list[tuple[bytes, float]] = []
+
+    async def send(message: Any) -> None:
+        used.append((message["body"], budget.used))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["allocation"].grow(10)
+        await send({"type": "http.response.body", "body": b"0123456789"})
+
+    middleware = MemoryBudgetMiddleware(app, budget, chunk_bytes=4)
+    asyncio.run(middleware({"type": "http"}, None, send))  # type: ignore[arg-type]
+    assert used == [(b"0123", 10), (b"4567", 10), (b"89", 10)]
+    assert budget.used == 0

@@ -1,4 +1,4 @@
-"""The socket that connections come in by."""
+"""The listening socket."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import socket
 
 import pytest
 
-from app.api.server import listen
+from app.api.server import format_url, listen
 from app.errors import SettingsError
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_answers_are_not_held_back(host: str) -> None:
-    """Nagle's algorithm would: an answer is two packets, its head and its body."""
+def test_tcp_nodelay_is_set(host: str) -> None:
+    """A response is two packets, head and body. Nagle's algorithm would delay the second."""
     with (
         listen(host, 0) as listening,
         socket.create_connection(listening.getsockname()[:2]),
@@ -21,8 +21,22 @@ def test_answers_are_not_held_back(host: str) -> None:
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_port_in_use_is_a_settings_error() -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"UNET_PORT={port}: Address already in use"):
             listen("127.0.0.1", port)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_ipv6_any_address_accepts_both_families() -> None:
+    with listen("::", 0) as listening:
+        port = listening.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, port), 5), listening.accept()[0]:
+                pass
+
+
+def test_url_of_an_ipv6_address_has_brackets() -> None:
+    assert format_url("::", 8000) == "http://[::]:8000"
+    assert format_url("127.0.0.1", 80) == "http://127.0.0.1:80"

@@ -1,15 +1,16 @@
-"""Names of files, as clients send them."""
+"""The names and the content of uploaded files."""
 
 from __future__ import annotations
 
 import pytest
 
-from app.api.routers.segment import _names
-from app.api.uploads import Upload, _safe_stem
+from app.api.routers.segment import unique_names
+from app.api.uploads import Upload, check_not_empty, safe_stem
+from app.errors import InvalidRequest
 
 
 @pytest.mark.parametrize(
-    ("sent", "stem"),
+    ("filename", "stem"),
     [
         ("cell.png", "cell"),
         ("../../etc/passwd", "passwd"),
@@ -24,13 +25,19 @@ from app.api.uploads import Upload, _safe_stem
         ('quo"te.png', "quo_te"),
     ],
 )
-def test_a_client_cannot_choose_more_than_a_name(sent: str, stem: str) -> None:
-    assert _safe_stem(sent) == stem
+def test_stem_is_safe_as_a_file_name(filename: str, stem: str) -> None:
+    assert safe_stem(filename) == stem
 
 
-def test_equal_names_are_numbered_and_none_is_lost() -> None:
+def test_equal_names_are_numbered() -> None:
     uploads = [Upload(name, b"") for name in ("a", "A", "a", "", "", "errors", "a-2")]
-    names = _names(uploads)
+    names = unique_names(uploads)
     assert len({name.lower() for name in names}) == len(uploads)
     assert names[0] == "a"
     assert "errors" not in names
+
+
+def test_empty_file_is_invalid() -> None:
+    with pytest.raises(InvalidRequest, match="empty file"):
+        check_not_empty(Upload("a", b""))
+    check_not_empty(Upload("a", b"."))

@@ -60,7 +60,7 @@ def test_bug_is_raised_and_the_service_is_stopped(
     stop = Service.stop
 
     async def record_stop(self: Service) -> None:
-        at_stop.append((self.batcher.reserved, self.batcher.elapsed()))
+        at_stop.append((self.batcher.statistics().reserved, self.batcher.elapsed()))
         await stop(self)
 
     def fail(*_: object) -> None:

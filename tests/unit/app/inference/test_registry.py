@@ -1,4 +1,4 @@
-"""Models that come, change, go bad and go: what is served meanwhile. Without HTTP."""
+"""Models that are added, changed, damaged and deleted, and what is served meanwhile."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import asyncio
 import dataclasses
 import os
 import shutil
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from app.batching.deadline import Deadline
-from app.errors import InvalidRequest
+from app.errors import Unavailable, UnknownModel
 from app.inference.outputs import Options, Output
+from app.inference.registry import ServedModel
 from app.inference.service import Service
-from app.settings import Settings
 from model.checkpoint import Golden, load_checkpoint, save_checkpoint
 from model.errors import CheckpointError
 from tests.conftest import encode, nuclei, write_tiny
+from tests.in_process import read_metric, with_service
 
 IMAGE = encode(nuclei(60, 60)[0])
 
@@ -34,93 +34,84 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def put(version: Path, folder: Path) -> None:
+    """Copy a checkpoint and its manifest."""
     for file in version.iterdir():
         shutil.copy(file, folder)
 
 
-async def look(service: Service) -> None:
-    """Twice: a file is taken in once it has stayed the same."""
+async def scan_twice(service: Service) -> None:
+    """A changed file is loaded at the second scan that sees it."""
     await service.registry.scan()
     await service.registry.scan()
 
 
-async def mask(service: Service) -> bytes:
+async def segment_with(service: Service, model: ServedModel) -> bytes:
+    result = await service.segmenter.segment(model, IMAGE, Options(), Deadline.after(30))
+    return result.rendered[Output.MASK].content
+
+
+async def segment(service: Service) -> bytes:
+    """The mask by the default model."""
     with service.registry.lease(None) as model:
-        result = await service.segmenter.segment(model, IMAGE, Options(), Deadline.after(30))
-        return result.rendered[Output.MASK].content
-
-
-def with_service(folder: Path, scene: Callable[[Service], Awaitable[None]]) -> None:
-    async def run() -> None:
-        service = Service(Settings(weights_dir=folder, queue_windows=4))
-        await service.batcher.start()
-        try:
-            await scene(service)
-        finally:
-            await service.stop()
-
-    asyncio.run(run())
+        return await segment_with(service, model)
 
 
 def reloads(service: Service, result: str) -> float:
-    labels = {"result": result}
-    return service.metrics.registry.get_sample_value("unet_reloads_total", labels) or 0.0
+    return read_metric(service, "unet_reloads_total", result=result)
 
 
-def test_back_to_an_old_file_while_somebody_still_holds_it(
+def test_file_that_is_put_back_gets_engines_of_its_own(
     versions: list[Path], tmp_path: Path
 ) -> None:
-    """A, then B, then A again: who leaves the first A must not take the second one's engines."""
+    """A, then B, then A again: freeing the first A must not free the engines of the second."""
     put(versions[0], tmp_path)
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         await service.registry.load_default()
-        first = await mask(service)
-        with service.registry.lease(None) as held:
+        first = await segment(service)
+        with service.registry.lease(None) as leased:
             for version in (versions[1], versions[0]):
                 put(version, tmp_path)
-                await look(service)
-            deadline = Deadline.after(30)
-            old = await service.segmenter.segment(held, IMAGE, Options(), deadline)
-            assert old.rendered[Output.MASK].content == first
+                await scan_twice(service)
+            assert await segment_with(service, leased) == first
         async with asyncio.timeout(30):
-            assert await mask(service) == first
-        assert len(service.workers[0].engines) == 1
+            assert await segment(service) == first
+        assert len(service.devices[0].engines) == 1
         assert service.readiness_error() is None
 
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False)
 
 
-def test_a_bad_file_is_told_until_a_good_one_is_there_again(
+def test_bad_file_is_reported_until_a_good_one_replaces_it(
     versions: list[Path], tmp_path: Path
 ) -> None:
     put(versions[0], tmp_path)
     path = tmp_path / "nuclei.safetensors"
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         await service.registry.load_default()
         entry = service.registry.entries["nuclei"]
-        first = await mask(service)
+        first = await segment(service)
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        await look(service)
+        await scan_twice(service)
         assert "nuclei.safetensors" in str(entry.error)
-        assert await mask(service) == first
-        await look(service)
-        assert reloads(service, "rejected") == 1  # once, not at every look
+        assert await segment(service) == first
+        await scan_twice(service)
+        assert reloads(service, "rejected") == 1  # not at every scan
         path.write_bytes(whole)
-        await look(service)
+        await scan_twice(service)
         assert entry.error is None
-        assert reloads(service, "accepted") == 0  # it was served all the time
+        assert reloads(service, "accepted") == 0  # the model was in service all the time
 
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False)
 
 
-def test_a_file_that_is_being_copied_is_left_alone(versions: list[Path], tmp_path: Path) -> None:
+def test_file_that_is_being_copied_is_not_loaded(versions: list[Path], tmp_path: Path) -> None:
     put(versions[0], tmp_path)
     path = tmp_path / "nuclei.safetensors"
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         await service.registry.load_default()
         whole = (versions[1] / path.name).read_bytes()
         shutil.copy(versions[1] / "manifest.json", tmp_path)
@@ -131,30 +122,32 @@ def test_a_file_that_is_being_copied_is_left_alone(versions: list[Path], tmp_pat
         assert service.registry.entries["nuclei"].served.checkpoint.sha256  # type: ignore[union-attr]
         assert (reloads(service, "accepted"), reloads(service, "rejected")) == (1, 0)
 
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False)
 
 
-def test_a_manifest_that_comes_later(versions: list[Path], tmp_path: Path) -> None:
+def test_checkpoint_is_loaded_again_when_its_manifest_changes(
+    versions: list[Path], tmp_path: Path
+) -> None:
     put(versions[0], tmp_path)
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         await service.registry.load_default()
         entry = service.registry.entries["nuclei"]
         before = entry.served
         shutil.copy(versions[1] / "nuclei.safetensors", tmp_path)
-        await look(service)
+        await scan_twice(service)
         assert entry.served is before
         assert "manifest" in str(entry.error)
         shutil.copy(versions[1] / "manifest.json", tmp_path)
-        await look(service)
+        await scan_twice(service)
         assert entry.served is not before
         assert entry.error is None
 
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False)
 
 
-def test_links_that_are_turned_to_another_folder(versions: list[Path], tmp_path: Path) -> None:
-    """As volumes of Kubernetes change: a link to a folder is replaced, sizes and times alike."""
+def test_link_to_another_folder_is_seen_as_a_change(versions: list[Path], tmp_path: Path) -> None:
+    """Kubernetes updates a volume by replacing a link to a folder. Sizes and times may be equal."""
     for folder in versions[:2]:
         for file in folder.iterdir():
             os.utime(file, (1, 1))
@@ -164,81 +157,77 @@ def test_links_that_are_turned_to_another_folder(versions: list[Path], tmp_path:
     for file in versions[0].iterdir():
         (mount / file.name).symlink_to(Path("..data") / file.name)
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         await service.registry.load_default()
-        before = await mask(service)
+        before = await segment(service)
         (mount / "..new").symlink_to(versions[1])
         (mount / "..new").replace(mount / "..data")
-        await look(service)
+        await scan_twice(service)
         assert service.registry.entries["nuclei"].error is None
-        assert await mask(service) != before
+        assert await segment(service) != before
 
-    with_service(mount, scene)
+    with_service(mount, body, load=False)
 
 
-def test_a_model_whose_file_is_gone_goes_on_serving(versions: list[Path], tmp_path: Path) -> None:
+def test_model_whose_file_is_deleted_stays_in_service(versions: list[Path], tmp_path: Path) -> None:
     put(versions[0], tmp_path)
-    (tmp_path / "other.safetensors").write_bytes(b"no good")
+    (tmp_path / "other.safetensors").write_bytes(b"not a checkpoint")
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         await service.registry.load_default()
         await service.registry.load_others()
         assert service.registry.entries["other"].error
-        before = await mask(service)
+        before = await segment(service)
         await asyncio.to_thread(shutil.rmtree, tmp_path)
         tmp_path.mkdir()  # noqa: ASYNC240
-        await look(service)
-        assert await mask(service) == before
+        await scan_twice(service)
+        assert await segment(service) == before
         assert list(service.registry.entries) == ["nuclei"]
         put(versions[2], tmp_path)
-        await look(service)
-        assert await mask(service) != before
+        await scan_twice(service)
+        assert await segment(service) != before
 
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False)
 
 
-def test_a_default_that_was_no_good_at_the_start_can_be_mended(
-    versions: list[Path], tmp_path: Path
-) -> None:
+def test_bad_default_model_can_be_replaced(versions: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "nuclei.safetensors"
-    path.write_bytes(b"no good")
+    path.write_bytes(b"not a checkpoint")
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         with pytest.raises(CheckpointError, match="nuclei"):
             await service.registry.load_default()
         assert "cannot be served" in str(service.readiness_error())
         assert not service.started
         put(versions[0], tmp_path)
-        await look(service)
+        await scan_twice(service)
         assert service.readiness_error() is None
         assert service.started
 
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False)
 
 
-def test_a_new_model_is_proven_while_the_queue_is_full(
+def test_golden_mask_is_checked_while_the_queue_is_full(
     versions: list[Path], tmp_path: Path
 ) -> None:
     put(versions[0], tmp_path)
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         await service.registry.load_default()
-        held = service.registry.entries["nuclei"].served
-        assert held is not None
-        (key,) = held.keys(held.plan(60, 60))
-        tickets = [service.batcher.admit([key] * 1) for _ in range(4)]
+        before = service.registry.entries["nuclei"].served
+        reservations = [service.batcher.admit(["other"]) for _ in range(4)]
         put(versions[1], tmp_path)
-        await look(service)
+        await scan_twice(service)
         assert service.registry.entries["nuclei"].error is None
-        assert service.registry.entries["nuclei"].served is not held
-        for ticket in tickets:
-            ticket.__exit__()
+        assert service.registry.entries["nuclei"].served is not before
+        for reservation in reservations:
+            reservation.__exit__()
 
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False, queue_windows=4)
 
 
-def test_a_model_that_mistakes_its_classes_is_never_served(tmp_path: Path) -> None:
-    """All that is not background is found, as something else."""
+def test_model_that_confuses_its_classes_is_not_served(tmp_path: Path) -> None:
+    """It finds everything that is not background, but as another class."""
     path = tmp_path / "nuclei.safetensors"
     write_tiny(path, classes=3)
     good = load_checkpoint(path)
@@ -246,7 +235,7 @@ def test_a_model_that_mistakes_its_classes_is_never_served(tmp_path: Path) -> No
     assert mask.any()
     swapped = np.array([0, 2, 1], np.uint8)[mask]
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         await service.registry.load_others()
         entries = service.registry.entries
         assert entries["good"].error is None
@@ -255,31 +244,55 @@ def test_a_model_that_mistakes_its_classes_is_never_served(tmp_path: Path) -> No
     save_checkpoint(tmp_path / "good.safetensors", good)
     wrong = dataclasses.replace(good, golden=Golden(image, swapped))
     save_checkpoint(tmp_path / "bad.safetensors", wrong)
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False)
 
 
-def test_a_name_that_no_header_can_carry_is_not_taken_in(
-    versions: list[Path], tmp_path: Path
-) -> None:
+def test_model_whose_name_fits_no_header_is_rejected(versions: list[Path], tmp_path: Path) -> None:
     put(versions[0], tmp_path)
     shutil.copy(tmp_path / "nuclei.safetensors", tmp_path / "клетка.safetensors")
 
-    async def scene(service: Service) -> None:
+    async def body(service: Service) -> None:
         await service.registry.load_others()
-        assert "is no name for a model" in str(service.registry.entries["клетка"].error)
+        assert "клетка" in str(service.registry.entries["клетка"].error)
+        assert service.registry.entries["клетка"].served is None
 
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False)
 
 
-def test_several_classes_have_no_threshold(tmp_path: Path) -> None:
-    write_tiny(tmp_path / "nuclei.safetensors", classes=3)
+def test_unknown_model_names_those_that_are_available(versions: list[Path], tmp_path: Path) -> None:
+    put(versions[0], tmp_path)
+    (tmp_path / "other.safetensors").write_bytes(b"not a checkpoint")
 
-    async def scene(service: Service) -> None:
-        await service.registry.load_default()
-        with (
-            service.registry.lease(None) as model,
-            pytest.raises(InvalidRequest, match="only available for binary"),
-        ):
-            await service.segmenter.segment(model, IMAGE, Options(threshold=0.9), Deadline.after(0))
+    async def body(service: Service) -> None:
+        with pytest.raises(UnknownModel) as unknown, service.registry.lease("nothing"):
+            pass
+        assert str(unknown.value) == "unknown model 'nothing'; available: nuclei, other"
+        with pytest.raises(Unavailable, match="other is still loading"):
+            service.registry.lease("other").__enter__()
 
-    with_service(tmp_path, scene)
+    with_service(tmp_path, body, load=False)
+
+
+def test_freed_models_do_not_count_in_estimates_and_metrics(
+    versions: list[Path], tmp_path: Path
+) -> None:
+    put(versions[0], tmp_path)
+
+    async def body(service: Service) -> None:
+        estimates = service.batcher.estimates
+        with service.registry.lease(None) as old:
+            await segment(service)
+            keys = set(old.keys(old.plan(60, 60)))
+            put(versions[1], tmp_path)
+            await scan_twice(service)
+            # The old model is still leased, so its own measurements are used.
+            assert all(estimates.seconds(key) != estimates.seconds() for key in keys)
+        # They are gone with the model: an unknown key counts as the mean of all known ones.
+        assert all(estimates.seconds(key) == estimates.seconds() for key in keys)
+        with service.registry.lease(None) as new:
+            (key,) = set(new.keys(new.plan(*new.checkpoint.golden.image.shape[:2])))
+        assert estimates.seconds() == estimates.seconds(key) > 0
+        rate = read_metric(service, "unet_engine_windows_per_second")
+        assert rate == 1 / estimates.seconds(key)
+
+    with_service(tmp_path, body)

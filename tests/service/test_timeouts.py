@@ -1,4 +1,4 @@
-"""Clients that are slow, or that never finish: what they can hold is bounded, in bytes and time."""
+"""Clients that are slow or never finish: limits on the bytes and the time that they occupy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from tests.service.test_bad_input import assert_problem
 
 IMAGE = encode(nuclei(60, 60)[0])
 PNG = {"Content-Type": "image/png"}
-IMPATIENT = (
-    "import sys, app.api.protocol as c; from app.cli import main;"
-    "c.Connection.patience = {}; sys.exit(main())"
-)
+SHORT_IDLE_TIMEOUT = """
+import functools, sys
+from app.api.protocol import Connection
+from app.cli import main, serve
+serve.Connection = functools.partial(Connection, idle_timeout={})
+sys.exit(main())
+"""
 
 
 @contextlib.contextmanager
@@ -44,7 +47,7 @@ def head(length: int, *more: str) -> bytes:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Until the server hangs up."""
+    """Read until the server closes the connection."""
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
@@ -55,38 +58,38 @@ def wait_for(server: Server, name: str, value: float) -> None:
         time.sleep(0.02)
 
 
-def test_a_request_that_never_ends_has_its_deadline(tiny: Path) -> None:
+def test_upload_that_never_ends_gets_504(tiny: Path) -> None:
     with serving(UNET_WEIGHTS_DIR=str(tiny)) as server, connected(server) as connection:
         connection.sendall(head(1000, "X-Request-Timeout: 0.5") + IMAGE[:10])
         wait_for(server, "unet_held_bytes", 10)
-        answer = read_all(connection)  # it hangs up: what is missing may never come
+        answer = read_all(connection)  # the server closes it: the rest may never be sent
         assert answer.startswith(b"HTTP/1.1 504")
         assert b"connection: close" in answer.lower()
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == 504
         wait_for(server, "unet_held_bytes", 0)
 
 
-def test_the_uploads_of_all_together_are_bounded(tiny: Path) -> None:
+def test_uploads_of_all_requests_are_bounded(tiny: Path) -> None:
     with (
         serving(UNET_WEIGHTS_DIR=str(tiny), UNET_QUEUE_MB="1", UNET_MAX_UPLOAD_MB="1") as server,
-        connected(server) as hoarder,
+        connected(server) as holder,
     ):
-        hoarder.sendall(head(990_000) + b"\0" * 900_000)
+        holder.sendall(head(990_000) + b"\0" * 900_000)
         wait_for(server, "unet_held_bytes", 900_000)
-        refused = httpx.post(f"{server.url}/segment", content=b"\0" * 500_000, headers=PNG)
-        assert_problem(refused, 429)
-        assert int(refused.headers["retry-after"]) >= 1
+        rejected = httpx.post(f"{server.url}/segment", content=b"\0" * 500_000, headers=PNG)
+        assert_problem(rejected, 429)
+        assert int(rejected.headers["retry-after"]) >= 1
         assert server.metric("unet_rejected_total", reason="memory") == 1
         assert httpx.post(f"{server.url}/segment", content=IMAGE, headers=PNG).status_code == 200
-        hoarder.close()
+        holder.close()
         wait_for(server, "unet_held_bytes", 0)
         assert_problem(
             httpx.post(f"{server.url}/segment", content=b"\0" * 500_000, headers=PNG), 422
         )
 
 
-def test_an_answer_that_does_not_fit_is_refused_and_the_others_are_kept(tiny: Path) -> None:
-    """Probabilities of noise, 16 bits deep, take more than the 0.7 MB that the noise takes."""
+def test_output_that_does_not_fit_is_rejected_and_the_others_are_kept(tiny: Path) -> None:
+    """16-bit probabilities of noise take more than the 0.7 MB of the noise itself."""
     noise = np.random.default_rng(0).integers(0, 256, (840, 840), np.uint8)
     limits = {"UNET_QUEUE_MB": "1", "UNET_MAX_UPLOAD_MB": "1", "UNET_QUEUE_WINDOWS": "1000"}
     with serving(UNET_WEIGHTS_DIR=str(tiny), **limits) as server:
@@ -105,7 +108,7 @@ def test_an_answer_that_does_not_fit_is_refused_and_the_others_are_kept(tiny: Pa
         wait_for(server, "unet_held_bytes", 0)
 
 
-def test_answers_that_fit_but_for_their_joining_cost_the_last_ones_alone(tiny: Path) -> None:
+def test_memory_for_the_zip_is_counted_with_each_output(tiny: Path) -> None:
     noise = encode(np.random.default_rng(0).integers(0, 256, (200, 200), np.uint8))
     limits = {"UNET_QUEUE_MB": "1", "UNET_MAX_UPLOAD_MB": "1", "UNET_QUEUE_WINDOWS": "1000"}
     with serving(UNET_WEIGHTS_DIR=str(tiny), **limits) as server:
@@ -132,36 +135,41 @@ def test_answers_that_fit_but_for_their_joining_cost_the_last_ones_alone(tiny: P
         wait_for(server, "unet_held_bytes", 0)
 
 
-def test_a_client_that_does_not_read_its_answer_is_dropped(tiny: Path) -> None:
-    """Its answer counts as held until then."""
+def test_client_that_does_not_read_its_response_is_dropped(tiny: Path) -> None:
+    """Until then the response counts as used memory."""
     image = encode(np.random.default_rng(0).integers(0, 256, (2300, 2300), np.uint8))
-    program = ("-c", IMPATIENT.format(1.0))
+    program = ("-c", SHORT_IDLE_TIMEOUT.format(1.0))
     with (
-        serving(program=program, UNET_WEIGHTS_DIR=str(tiny), UNET_QUEUE_WINDOWS="1000") as server,
-        connected(server) as deaf,
+        serving(
+            program=program,
+            UNET_WEIGHTS_DIR=str(tiny),
+            UNET_QUEUE_WINDOWS="1000",
+            UNET_REQUEST_TIMEOUT_S="200",
+        ) as server,
+        connected(server) as client,
     ):
         request = head(len(image)).replace(b"/segment", b"/segment?output=cutout")
-        deaf.sendall(request + image)
-        until = time.monotonic() + 20
+        client.sendall(request + image)
+        until = time.monotonic() + 200
         while server.metric("unet_images_total", model="nuclei") == 0:
             assert time.monotonic() < until
             time.sleep(0.02)
         assert server.metric("unet_held_bytes") > len(image)
         wait_for(server, "unet_held_bytes", 0)
-        answer = read_all(deaf)  # what was on its way; the rest was given up
+        answer = read_all(client)  # what was sent already
         declared = re.search(rb"content-length: (\d+)", answer)
         assert declared is not None
         assert len(answer) < int(declared[1])
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow"])
-def test_a_connection_that_asks_nothing_is_dropped(tiny: Path, begun: bytes) -> None:
-    program = ("-c", IMPATIENT.format(0.5))
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Slow"])
+def test_connection_without_a_complete_request_is_dropped(tiny: Path, sent: bytes) -> None:
+    program = ("-c", SHORT_IDLE_TIMEOUT.format(0.5))
     with (
         serving(program=program, UNET_WEIGHTS_DIR=str(tiny)) as server,
         connected(server) as connection,
     ):
-        connection.sendall(begun)
+        connection.sendall(sent)
         started = time.monotonic()
         with contextlib.suppress(ConnectionResetError):
             assert connection.recv(100) == b""
@@ -169,8 +177,8 @@ def test_a_connection_that_asks_nothing_is_dropped(tiny: Path, begun: bytes) -> 
         assert httpx.get(f"{server.url}/livez").status_code == 200
 
 
-def test_a_refused_upload_is_heard_out_and_then_hung_up_on(tiny: Path) -> None:
-    """A client that goes on and on reads its 413, and cannot send for ever."""
+def test_client_that_sends_too_much_can_read_413_before_it_is_disconnected(tiny: Path) -> None:
+    """It cannot send forever, and what it sends does not stay in memory."""
     with serving(UNET_WEIGHTS_DIR=str(tiny)) as server, connected(server) as endless:
         before = server.metric("process_resident_memory_bytes")
         endless.sendall(
@@ -178,29 +186,28 @@ def test_a_refused_upload_is_heard_out_and_then_hung_up_on(tiny: Path) -> None:
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
         chunk = b"100000\r\n" + b"\0" * 0x100000 + b"\r\n"
-        with pytest.raises(ConnectionError):  # noqa: PT012, it is hung up on some time
+        with pytest.raises(ConnectionError):  # noqa: PT012, some later chunk fails
             for _ in range(1000):
                 endless.sendall(chunk)
         assert server.metric("unet_requests_total", route="/segment", status="413") == 1
         assert server.metric("process_resident_memory_bytes") - before < 150e6
 
 
-def test_many_images_of_one_request_outlive_the_signal(tiny: Path) -> None:
-    """A drain waits for requests, not for images: the later ones of a request are not refused."""
+def test_drain_waits_for_all_images_of_a_request(tiny: Path) -> None:
     with serving(UNET_WEIGHTS_DIR=str(tiny)) as server, ThreadPoolExecutor(1) as client:
         files = [("file", (f"{n}.png", IMAGE)) for n in range(200)]
-        asked = client.submit(httpx.post, f"{server.url}/segment", files=files, timeout=30)
+        request = client.submit(httpx.post, f"{server.url}/segment", files=files, timeout=30)
         until = time.monotonic() + 10
         while server.metric("unet_images_total", model="nuclei") < 3:
             assert time.monotonic() < until
         server.process.terminate()
-        archive = zipfile.ZipFile(io.BytesIO(asked.result().content))
+        archive = zipfile.ZipFile(io.BytesIO(request.result().content))
         assert len(archive.namelist()) == 200
         assert "errors.json" not in archive.namelist()
         assert server.process.wait(10) is not None
 
 
-def test_what_is_no_http_is_answered_with_a_problem_too(server: Server) -> None:
+def test_malformed_http_gets_a_problem_document(server: Server) -> None:
     with connected(server) as connection:
         connection.sendall(b"\x16\x03\x01\x02\x00\r\n\r\n")
         first, _, body = read_all(connection).partition(b"\r\n\r\n")
@@ -223,7 +230,7 @@ CHUNKED = b"POST /segment HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
         (CHUNKED.replace(b"POST /segment", b"HEAD /livez") + b"\r\nno chunk\r\n", "/livez"),
     ],
 )
-def test_what_is_no_http_has_an_id_a_count_and_its_line_in_the_log(
+def test_malformed_http_has_an_id_a_count_and_a_log_line(
     sent: bytes, route: str, tiny: Path
 ) -> None:
     quiet = {"UNET_WEIGHTS_DIR": str(tiny), "UNET_LOG_FORMAT": "json", "UNET_LOG_LEVEL": "debug"}
@@ -231,9 +238,9 @@ def test_what_is_no_http_has_an_id_a_count_and_its_line_in_the_log(
         connection.sendall(sent)
         first, _, body = read_all(connection).partition(b"\r\n\r\n")
         assert first.startswith(b"HTTP/1.1 400 ")
-        told = re.search(rb"\r\nx-request-id: (\S+)", first, re.IGNORECASE)
-        assert told is not None
-        identifier = told[1].decode()
+        given = re.search(rb"\r\nx-request-id: (\S+)", first, re.IGNORECASE)
+        assert given is not None
+        identifier = given[1].decode()
         if not sent.startswith(b"HEAD"):
             assert json.loads(body)["request_id"] == identifier
         assert (b"X-Request-ID: mine" in sent) == (identifier == "mine")
@@ -247,8 +254,8 @@ def test_what_is_no_http_has_an_id_a_count_and_its_line_in_the_log(
     assert not any("exception" in json.loads(line) for line in server.lines)
 
 
-def test_a_target_with_its_host_is_a_target_too(server: Server) -> None:
-    """RFC 9112, section 3.2.2: a server must accept the form that proxies are sent."""
+def test_absolute_target_is_accepted(server: Server) -> None:
+    """RFC 9112, section 3.2.2: proxies are sent this form, and servers must accept it."""
     for target, status in ((b"http://x:1/livez", 200), (b"http://x/segment?wrong=1", 422)):
         with connected(server) as connection:
             request = head(len(IMAGE), "Connection: close").replace(b"/segment", target) + IMAGE
@@ -258,7 +265,7 @@ def test_a_target_with_its_host_is_a_target_too(server: Server) -> None:
             assert read_all(connection).startswith(b"HTTP/1.1 %d " % status)
 
 
-def test_requests_in_one_go_are_answered_in_order_after_an_error_too(server: Server) -> None:
+def test_pipelined_requests_are_answered_in_order_after_an_error(server: Server) -> None:
     wrong = head(len(IMAGE)).replace(b"/segment", b"/segment?wrong=1") + IMAGE
     with connected(server) as connection:
         connection.sendall(wrong + head(len(IMAGE), "Connection: close") + IMAGE)

@@ -1,0 +1,190 @@
+"""Authentication, deadlines, query parameters, and cancellation when a client disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI, Query
+from starlette.requests import ClientDisconnect, Request
+
+from app.api.dependencies import (
+    DeadlineDep,
+    cancel_on_disconnect,
+    reject_repeated_params,
+    require_api_key,
+)
+from app.api.problems import install_handlers
+from app.api.schemas import SegmentQuery
+
+KEYS = ("one", "two")
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    made = FastAPI()
+    settings = SimpleNamespace(api_keys=KEYS, request_timeout_s=30.0)
+    made.state.service = SimpleNamespace(settings=settings)
+    install_handlers(made)
+
+    @made.get("/key", dependencies=[Depends(require_api_key)])
+    async def key() -> None:
+        return None
+
+    @made.get("/deadline")
+    async def deadline(deadline: DeadlineDep) -> float:
+        return deadline.remaining()
+
+    @made.get("/query", dependencies=[Depends(reject_repeated_params)])
+    async def query(query: Annotated[SegmentQuery, Query()]) -> SegmentQuery:
+        return query
+
+    return made
+
+
+def get(app: FastAPI, path: str, **headers: str) -> httpx.Response:
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.run(send())
+
+
+@pytest.mark.parametrize(
+    ("bearer", "header", "status"),
+    [
+        ("Bearer one", None, 200),
+        ("bearer two", None, 200),
+        (None, "two", 200),
+        ("Bearer of-a-gateway", "two", 200),
+        ("Bearer two", "of-a-gateway", 200),
+        ("Basic one", None, 401),
+        ("Bearer three", "four", 401),
+        ("Bearer", None, 401),
+        (None, "", 401),
+        (None, "éé", 401),
+        (None, None, 401),
+    ],
+)
+def test_either_header_may_carry_a_valid_key(
+    app: FastAPI, bearer: str | None, header: str | None, status: int
+) -> None:
+    given = {"Authorization": bearer, "X-API-Key": header}
+    headers = {name: value.encode() for name, value in given.items() if value is not None}
+    response = get(app, "/key", **headers)  # type: ignore[arg-type]
+    assert response.status_code == status
+    if status == 401:
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_timeout_header_shortens_the_deadline(app: FastAPI) -> None:
+    assert 29 < get(app, "/deadline").json() <= 30
+    assert 1 < get(app, "/deadline", **{"X-Request-Timeout": "2.5"}).json() <= 2.5
+    assert 29 < get(app, "/deadline", **{"X-Request-Timeout": "1e9"}).json() <= 30
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e400", "soon", ""])
+def test_timeout_header_must_be_positive_and_finite(app: FastAPI, value: str) -> None:
+    response = get(app, "/deadline", **{"X-Request-Timeout": value})
+    assert response.status_code == 422
+    assert "X-Request-Timeout" in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("treshold=1", "unknown parameter 'treshold'; available: model, threshold, output"),
+        ("threshold=1&threshold=1", "threshold is given 2 times; send it once"),
+        ("threshold=2", "query.threshold: Input should be less than or equal to 1, not '2'"),
+    ],
+)
+def test_query_errors_name_the_parameter(app: FastAPI, query: str, detail: str) -> None:
+    response = get(app, f"/query?{query}")
+    assert response.status_code == 422
+    assert detail in response.json()["detail"]
+
+
+def disconnecting(event: asyncio.Event) -> Request:
+    async def receive() -> dict[str, Any]:
+        await event.wait()
+        return {"type": "http.disconnect"}
+
+    return Request({"type": "http"}, receive)
+
+
+def run(test: Callable[[asyncio.Event], Any]) -> None:
+    async def main() -> None:
+        await test(asyncio.Event())
+        (remaining,) = asyncio.all_tasks()  # the watcher has ended
+        assert remaining is asyncio.current_task()
+        assert remaining.cancelling() == 0
+
+    asyncio.run(main())
+
+
+def test_block_ends_normally_while_the_client_is_connected() -> None:
+    async def test(left: asyncio.Event) -> None:
+        async with cancel_on_disconnect(disconnecting(left)):
+            await asyncio.sleep(0)
+
+    run(test)
+
+
+def test_disconnect_cancels_the_block() -> None:
+    async def test(left: asyncio.Event) -> None:
+        cleaned_up = False
+
+        async def compute() -> None:
+            nonlocal cleaned_up
+            left.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cleaned_up = True
+
+        with pytest.raises(ClientDisconnect):
+            async with cancel_on_disconnect(disconnecting(left)):
+                await compute()
+        assert cleaned_up
+
+    run(test)
+
+
+def test_disconnect_at_the_end_of_the_block_does_not_cancel_later() -> None:
+    async def test(left: asyncio.Event) -> None:
+        async with cancel_on_disconnect(disconnecting(left)):
+            await asyncio.sleep(0)
+            left.set()
+        await asyncio.sleep(0)
+
+    run(test)
+
+
+def test_error_of_the_block_is_raised_as_it_is() -> None:
+    async def test(left: asyncio.Event) -> None:
+        with pytest.raises(KeyError):
+            async with cancel_on_disconnect(disconnecting(left)):
+                raise KeyError
+
+    run(test)
+
+
+def test_cancellation_by_the_server_is_not_a_disconnect() -> None:
+    async def test(left: asyncio.Event) -> None:
+        async def handle() -> None:
+            async with cancel_on_disconnect(disconnecting(left)):
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(handle())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(test)

@@ -1,0 +1,271 @@
+"""One image through the pipeline: its steps, its results, and what is left after an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.batching.deadline import Deadline
+from app.engine.device_engines import BatchKey
+from app.errors import CorruptImage, DeadlineExceeded, ImageTooLarge, InvalidRequest, QueueFull
+from app.imaging.decode import inspect
+from app.inference.outputs import Options, Output, Segmentation
+from app.inference.registry import ServedModel
+from app.inference.segmenter import ImageJob, Segmenter, StageTimer
+from app.inference.service import Service
+from model.arrays import FloatArray
+from tests.conftest import decode, encode, nuclei, write_tiny
+from tests.in_process import read_metric, with_service
+
+PIXELS = nuclei(150, 200)[0]
+IMAGE = encode(PIXELS)
+TRUNCATED = IMAGE[: len(IMAGE) // 2]
+
+
+async def segment(
+    service: Service, *outputs: Output, deadline: Deadline | None = None, data: bytes = IMAGE
+) -> Segmentation:
+    options = Options(outputs or (Output.MASK,))
+    with service.registry.lease(None) as model:
+        return await service.segmenter.segment(model, data, options, deadline or Deadline.after(30))
+
+
+def assert_nothing_held(service: Service) -> None:
+    now = service.batcher.statistics()
+    assert (now.requests, now.reserved, now.waiting) == (0, 0, 0)
+    assert service.pixels.used == 0
+
+
+@pytest.fixture(scope="module")
+def resized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder with a model that resizes images."""
+    folder = tmp_path_factory.mktemp("resized")
+    write_tiny(folder / "nuclei.safetensors", resize=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classes")
+    write_tiny(folder / "nuclei.safetensors", classes=3)
+    return folder
+
+
+@pytest.mark.parametrize("weights", ["tiny", "resized"])
+def test_several_outputs_come_from_one_inference(
+    weights: str, request: pytest.FixtureRequest
+) -> None:
+    async def body(service: Service) -> None:
+        alone = {output: await segment(service, output) for output in Output}
+        before = read_metric(service, "unet_batch_windows_sum")
+        together = await segment(service, *Output)
+        with service.registry.lease(None) as model:
+            windows = model.plan(*PIXELS.shape).count
+        assert read_metric(service, "unet_batch_windows_sum") - before == windows
+        assert read_metric(service, "unet_images_total", model="nuclei") == len(Output) + 1
+        for output, single in alone.items():
+            assert together.rendered[output] == single.rendered[output]
+        assert together.objects == alone[Output.INSTANCES].objects
+
+    with_service(request.getfixturevalue(weights), body)
+
+
+def test_prediction_is_the_mask_of_the_same_image(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        mask = decode((await segment(service)).rendered[Output.MASK].content)
+        with service.registry.lease(None) as model:
+            for image in (IMAGE, PIXELS):
+                predicted = await service.segmenter.predict(model, image, Deadline.after(30))
+                np.testing.assert_array_equal(predicted.mask, mask)
+                assert predicted.probabilities is not None
+                assert predicted.probabilities.shape == (1, *PIXELS.shape)
+                np.testing.assert_array_equal(predicted.probabilities[0] >= 0.5, mask > 0)
+            alone = await service.segmenter.predict(
+                model, PIXELS, Deadline.after(30), probabilities=False
+            )
+            assert alone.probabilities is None
+
+    with_service(tiny, body)
+
+
+def test_threshold_of_the_request_replaces_that_of_the_model(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        with service.registry.lease(None) as model:
+            for threshold, coverage in ((0.0, 1.0), (1.0, 0.0)):
+                options = Options(threshold=threshold)
+                result = await service.segmenter.segment(model, IMAGE, options, Deadline.after(30))
+                assert result.coverage == coverage
+
+    with_service(tiny, body)
+
+
+def test_stages_are_measured_in_their_order(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        result = await segment(service)
+        assert list(result.seconds) == ["decode", "queue", "infer", "stitch", "encode"]
+        assert all(seconds >= 0 for seconds in result.seconds.values())
+        assert read_metric(service, "unet_stage_seconds_count", stage="encode") == 1
+        assert read_metric(service, "unet_pixels_total", model="nuclei") == PIXELS.size
+
+    with_service(tiny, body)
+
+
+def test_last_window_and_the_rendering_take_one_turn_of_a_thread(tiny: Path) -> None:
+    """Each change of thread holds up the engine when all cores are busy."""
+
+    class CountingPool(ThreadPoolExecutor):
+        calls = 0
+
+        def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.calls += 1
+            return super().submit(*args, **kwargs)
+
+    async def body(service: Service) -> None:
+        with CountingPool(1) as pool, service.registry.lease(None) as model:
+            segmenter = Segmenter(
+                service.batcher,
+                pool,
+                max_pixels=10**6,
+                pixels=service.pixels,
+                metrics=service.metrics,
+            )
+            windows = model.plan(*PIXELS.shape).count
+            assert windows > 1
+            await segmenter.segment(model, IMAGE, Options((Output.POLYGONS,)), Deadline.after(30))
+            assert pool.calls == 2 + windows  # inspect, decode, and one call per window
+
+    with_service(tiny, body)
+
+
+def test_decoded_image_is_kept_only_if_an_output_shows_it(resized: Path) -> None:
+    async def body(service: Service) -> None:
+        with service.registry.lease(None) as model:
+            header = inspect(IMAGE, max_pixels=10**6)
+            for needs_image in (False, True):
+                job = ImageJob(model, IMAGE, lambda decision: decision, needs_image=needs_image)
+                pixels, image = job.decode(header)
+                assert pixels.shape == (64, 48, 3)
+                assert (image is not None) == needs_image
+
+    with_service(resized, body)
+
+
+def test_only_instances_blend_every_channel_of_a_binary_model(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        with service.registry.lease(None) as model:
+            architecture = dataclasses.replace(model.checkpoint.architecture, out_channels=2)
+            checkpoint = dataclasses.replace(model.checkpoint, architecture=architecture)
+            with_borders = ServedModel(checkpoint, model.choices)
+            assert ImageJob(with_borders, IMAGE, str).channels == 1
+            assert ImageJob(with_borders, IMAGE, str, needs_all_channels=True).channels == 2
+
+    with_service(tiny, body)
+
+
+def test_full_queue_rejects_an_image_before_it_is_decoded(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        with pytest.raises(CorruptImage):
+            await segment(service, data=TRUNCATED)
+        reservations = [service.batcher.admit(["other"]) for _ in range(4)]
+        with pytest.raises(QueueFull):
+            await segment(service, data=TRUNCATED)
+        with service.registry.lease(None) as model, pytest.raises(QueueFull):
+            service.segmenter.precheck_admission(model, Deadline.never())
+        for reservation in reservations:
+            reservation.__exit__()
+        assert_nothing_held(service)
+
+    with_service(tiny, body, queue_windows=4)
+
+
+def test_pixels_of_all_requests_are_bounded(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        with service.pixels.allocate() as others:
+            others.grow(int(service.pixels.limit) - PIXELS.size + 1)
+            with pytest.raises(QueueFull, match="megapixels"):
+                await segment(service)
+        assert_nothing_held(service)
+        assert (await segment(service)).width == 200
+        assert read_metric(service, "unet_rejected_total", reason="memory") == 1
+
+    with_service(tiny, body)
+
+
+def test_missed_deadline_is_counted_and_leaves_nothing_behind(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(service: Service) -> None:
+        gate = threading.Event()
+        (device,) = service.devices
+        run = device.run
+
+        def run_later(key: BatchKey, staged: Any) -> Sequence[FloatArray]:
+            assert gate.wait(20)
+            return run(key, staged)
+
+        monkeypatch.setattr(device, "run", run_later)
+        with pytest.raises(DeadlineExceeded, match="before the mask was ready"):
+            await segment(service, deadline=Deadline.after(0.3))
+        assert_nothing_held(service)
+        assert read_metric(service, "unet_rejected_total", reason="deadline") == 1
+        gate.set()
+        assert (await segment(service)).width == 200
+
+    with_service(tiny, body)
+
+
+def test_size_is_that_of_the_upright_image_and_bounded(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        for image in (IMAGE, PIXELS):
+            assert await service.segmenter.size(image) == PIXELS.shape
+        for large in (encode(np.zeros((200, 200), np.uint8)), np.zeros((200, 200), np.uint8)):
+            with pytest.raises(ImageTooLarge):
+                await service.segmenter.size(large)
+
+    with_service(tiny, body, max_megapixels=0.035)
+
+
+def test_golden_mask_ignores_the_queue_and_is_not_counted(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        reservations = [service.batcher.admit(["other"]) for _ in range(4)]
+        with service.registry.lease(None) as model:
+            mask = await service.segmenter.golden_mask(model)
+            np.testing.assert_array_equal(mask, model.checkpoint.golden.mask)
+        for reservation in reservations:
+            reservation.__exit__()
+        assert read_metric(service, "unet_images_total", model="nuclei") == 0
+
+    with_service(tiny, body, queue_windows=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (Options(threshold=0.9), "threshold is only available for binary models"),
+        (Options((Output.MASK, Output.INSTANCES)), "output=instances is only available for"),
+    ],
+)
+def test_models_of_several_classes_have_no_threshold_and_no_instances(
+    options: Options, says: str, three_classes: Path
+) -> None:
+    async def body(service: Service) -> None:
+        with service.registry.lease(None) as model, pytest.raises(InvalidRequest, match=says):
+            await service.segmenter.segment(model, IMAGE, options, Deadline.after(30))
+
+    with_service(three_classes, body)
+
+
+def test_timer_adds_nothing_between_restart_and_record() -> None:
+    timer = StageTimer()
+    timer.record("first")
+    timer.restart()
+    timer.record("second")
+    assert list(timer.seconds) == ["first", "second"]
+    assert 0 <= timer.seconds["second"] < 1

@@ -1,0 +1,114 @@
+"""The service without HTTP: when it is ready and alive, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.engine.device_engines import BatchKey
+from app.errors import DeviceLost, SettingsError, Unavailable
+from app.inference.service import Service
+from app.settings import Settings
+from model.arrays import FloatArray
+from tests.devices import until
+from tests.in_process import read_metric, with_service
+
+
+def test_default_model_that_does_not_exist_aborts_startup(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"UNET_MODEL='cells': .* holds nuclei$"):
+        Service(Settings(weights_dir=tiny, model="cells"))
+    with pytest.raises(SettingsError, match=r"holds no \.safetensors files$"):
+        Service(Settings(weights_dir=tmp_path))
+
+
+def test_service_is_ready_once_the_default_model_is_loaded(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        assert service.readiness_error() == "starting: nuclei is loading"
+        assert service.liveness_error() is None
+        assert not service.started
+        with pytest.raises(Unavailable, match="is loading"):
+            service.check_ready()
+        await service.start()
+        await until(lambda: service.started)
+        assert service.readiness_error() is None
+        assert read_metric(service, "unet_ready") == 1
+
+    with_service(tiny, body, load=False)
+
+
+def test_bad_default_model_is_why_the_service_is_not_ready(tmp_path: Path) -> None:
+    (tmp_path / "nuclei.safetensors").write_bytes(b"not a checkpoint")
+
+    async def body(service: Service) -> None:
+        await service.start()
+        await service.failed.wait()
+        assert "the default model cannot be served" in str(service.readiness_error())
+        assert service.liveness_error() is None
+
+    with_service(tmp_path, body, load=False)
+
+
+def test_drain_waits_for_accepted_requests_and_accepts_no_more(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        end = asyncio.Event()
+
+        async def handle_request() -> None:
+            with service.track_request():
+                await end.wait()
+
+        request = asyncio.create_task(handle_request())
+        await asyncio.sleep(0)
+        drain = asyncio.create_task(service.drain())
+        await asyncio.sleep(0.01)
+        assert not drain.done()
+        assert service.readiness_error() == "draining: the service is about to stop"
+        with pytest.raises(Unavailable), service.track_request():
+            pass
+        end.set()
+        await asyncio.gather(request, drain)
+
+    with_service(tiny, body)
+
+
+def test_cancel_accepted_ends_the_requests_that_are_not_answered(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        async def handle_request(seconds: float) -> None:
+            with service.track_request():
+                await asyncio.sleep(seconds)
+
+        requests = [asyncio.create_task(handle_request(seconds)) for seconds in (0, 60, 60)]
+        await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+        assert service.cancel_accepted() == 2
+        await asyncio.gather(*requests, return_exceptions=True)
+        assert [request.cancelled() for request in requests] == [False, True, True]
+        await service.drain()
+
+    with_service(tiny, body)
+
+
+def test_hung_or_lost_engine_is_not_alive(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(service: Service) -> None:
+        gate = threading.Event()
+        (device,) = service.devices
+
+        def hang(key: BatchKey, staged: Any) -> Sequence[FloatArray]:
+            assert gate.wait(20)
+            raise DeviceLost("illegal address")
+
+        monkeypatch.setattr(device, "run", hang)
+        with service.registry.lease(None) as model:
+            golden = asyncio.create_task(service.segmenter.golden_mask(model))
+            await until(lambda: service.liveness_error() is not None)
+            assert "the engine is hung" in str(service.liveness_error())
+            assert "the engine is hung" in str(service.readiness_error())
+            gate.set()
+            with pytest.raises(Unavailable):
+                await golden
+        assert service.liveness_error() == "the engine is lost: illegal address"
+
+    with_service(tiny, body, watchdog_s=0.1)
