@@ -23,11 +23,11 @@ _LIBRARIES = ("openvino", "torch", "numpy", "pillow", "fastapi", "uvicorn")
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
     """Describe CPU, memory, system, versions and revision; and the GPU, if `device` is one."""
-    cpu = _read_text("/proc/cpuinfo")
+    cpu = _read_file("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.*)", cpu, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*: (.*)", cpu, re.MULTILINE)
     has = set(flags[1].split()) if flags else set()
-    memory = re.search(r"^MemTotal:\s*(\d+) kB", _read_text("/proc/meminfo"), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*(\d+) kB", _read_file("/proc/meminfo"), re.MULTILINE)
     versions = {name: _version(name) for name in _LIBRARIES}
     machine: dict[str, Any] = {
         "cpu": model[1] if model else platform.processor() or platform.machine(),
@@ -62,7 +62,7 @@ def machine_summary(machine: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _read_text(path: str) -> str:
+def _read_file(path: str) -> str:
     with contextlib.suppress(OSError):
         return Path(path).read_text()
     return ""
