@@ -10,7 +10,7 @@ import dataclasses
 import time
 from typing import Any
 
-from app.imaging.decode import Header, decode, inspect
+from app.imaging.decode import ImageHeader, decode, inspect
 from app.imaging.workers.shared import SharedBlock, StoredArray
 from app.inference.outputs import Decision, Options, render
 from model.arrays import AnyArray
@@ -96,7 +96,7 @@ def decode_image(
     # An image that is resized anyway may be decoded at a fraction of its size.
     smaller = preprocess.mode == "resize" and image is None
     size = preprocess.resized if smaller else None
-    decoded = decode(data.read(), Header(**header), at_least=size)
+    decoded = decode(data.read(), ImageHeader(**header), at_least=size)
     result = {"pixels": _prepare_to(pixels, decoded, preprocess)}
     if image is not None:
         stored = image.store(decoded)
