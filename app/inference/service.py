@@ -269,6 +269,8 @@ class Service:
             self._windows_per_second,
         )
         gauge("batch_running_seconds", "Age of the running batch.", batcher.elapsed)
+        gauge("image_workers", "Image workers that take calls.", lambda: self.workers.running)
+        gauge("image_workers_busy", "Image workers with a call.", lambda: self.workers.busy)
         gauge("held_pixels", "Pixels of the decoded images in memory.", lambda: self.pixels.used)
         gauge("held_bytes", "Bytes of uploads and responses in memory.", lambda: self.bytes.used)
         self.metrics.add_labeled_gauge(

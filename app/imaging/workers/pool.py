@@ -348,7 +348,18 @@ class WorkerPool:
         self._changed = asyncio.Semaphore(0)
         """Released for each worker that becomes idle. One that ends while idle leaves it as it is,
         so that its count is at least the number of idle workers."""
+        self._running: set[ImageWorker] = set()
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def running(self) -> int:
+        """Number of processes that take calls."""
+        return len(self._running)
+
+    @property
+    def busy(self) -> int:
+        """Number of processes that are making a call."""
+        return sum(worker.busy for worker in self._running)
 
     def start(self) -> None:
         """Begin to start the processes. Calls wait for the first one."""
@@ -423,11 +434,13 @@ class WorkerPool:
             self.failure = None
             if restart:
                 self._on_restart()
+            self._running.add(worker)
             self._give_back(worker)
             start = time.monotonic()
             try:
                 reason = await worker.wait()
             finally:
+                self._running.remove(worker)
                 if worker in self._idle:
                     self._idle.remove(worker)
                 await worker.close()
