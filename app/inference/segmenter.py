@@ -31,8 +31,9 @@ from app.batching.deadline import Deadline
 from app.engine.device_engines import WindowJob
 from app.errors import InvalidRequest
 from app.imaging.bounds import check_size
-from app.imaging.workers.pool import CallLimit, WorkerPool
+from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache, SharedBlock, StoredArray
+from app.imaging.workers.worker import CallLimit
 from app.inference.budget import Budget
 from app.inference.outputs import Options, Output, Rendered, Segmentation
 from app.inference.registry import ServedModel

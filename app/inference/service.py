@@ -20,8 +20,9 @@ from app.batching.batcher import Batcher
 from app.engine.device_engines import BatchKey, DeviceEngines, WindowJob
 from app.engine.memory import used_bytes
 from app.engine.selection import choose_engines, cpu_quota
-from app.errors import SettingsError, Unavailable
-from app.imaging.workers.pool import CallLimit, WorkerPool
+from app.errors import ServiceError, SettingsError, Unavailable
+from app.imaging.workers.pool import WorkerPool
+from app.imaging.workers.worker import CallLimit
 from app.inference import steps
 from app.inference.budget import Budget
 from app.inference.outputs import preload_instance_modules
@@ -229,8 +230,12 @@ class Service:
                 self.failed.set()
                 return
         try:
-            await self.workers.call_each(preload_instance_modules, _PRELOAD)
-        except RuntimeError as error:  # the other outputs do not need these modules
+            await self.workers.call_each(_PRELOAD, preload_instance_modules)
+        except (
+            RuntimeError,
+            ConnectionError,
+            ServiceError,
+        ) as error:  # the other outputs do not need these modules
             log.error("instances and polygons are not available: %s", error)
         await self.registry.load_others()
         if self.settings.reload:

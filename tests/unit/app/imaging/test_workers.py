@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 
 from app.errors import CorruptImage, UnprocessableImage
-from app.imaging.workers import child, pool, shared
-from app.imaging.workers.pool import CallLimit, KillReason, WorkerPool
+from app.imaging.workers import child, shared, worker
+from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache
+from app.imaging.workers.worker import CallLimit, KillReason
 from tests.conftest import ROOT
 from tests.devices import until
 from tests.unit.app.imaging import worker_calls as calls
@@ -162,7 +164,7 @@ def test_call_that_allocates_too_much_is_killed() -> None:
 
 @linux
 def test_process_that_keeps_memory_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "_LEAK_BYTES", 30_000_000)
+    monkeypatch.setattr(worker, "_LEAK_BYTES", 30_000_000)
 
     async def body(workers: Workers) -> None:
         pid = await workers.pid()
@@ -196,6 +198,26 @@ def test_idle_process_that_is_killed_is_replaced() -> None:
         await until(lambda: workers.restarts == 1)
         assert await workers.pid() != pid
         assert workers.kills == {"crash": 1}
+
+    with_workers(body)
+
+
+def test_call_is_not_lost_when_its_process_ended_before() -> None:
+    async def body(workers: Workers) -> None:
+        pid = await workers.pid()
+        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):  # until it ended; the pool does not know yet
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert await workers.pid() != pid
+
+    with_workers(body)
+
+
+def test_worker_does_not_know_the_settings_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNET_API_KEYS", "secret")
+
+    async def body(workers: Workers) -> None:
+        assert await workers.call(LIMIT, os.getenv, "UNET_API_KEYS") is None
 
     with_workers(body)
 

@@ -16,7 +16,7 @@ from app.batching.deadline import Deadline
 from app.engine.device_engines import BatchKey
 from app.errors import CorruptImage, DeadlineExceeded, ImageTooLarge, InvalidRequest, QueueFull
 from app.imaging.workers import shared
-from app.imaging.workers.pool import CallLimit
+from app.imaging.workers.worker import CallLimit
 from app.inference import steps
 from app.inference.outputs import Options, Output, Segmentation
 from app.inference.registry import ServedModel
