@@ -17,6 +17,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from app.errors import CorruptImage, InsufficientBitDepth, ServiceError, UnsupportedImage
 from app.imaging import formats, tiff
 from app.imaging.bounds import check_size
+from app.imaging.structure import check_structure
 from model.arrays import AnyArray, ByteArray
 from model.pixels import MIN_IS_WHITE, PHOTOMETRIC, to_array
 
@@ -62,8 +63,9 @@ def inspect(data: bytes, *, max_pixels: int) -> Header:
     Raises:
         CorruptImage: not an image.
         UnsupportedImage: an image, of a format that is not accepted, or a TIFF of such a kind.
-        ImageTooLarge: more than `max_pixels`.
+        ImageTooLarge: more than `max_pixels`, or parts beyond the bounds of `check_structure`.
     """
+    check_structure(data)
     with _opened(data) as image:
         if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_misread(image):
             raise _unsupported_tiff(tiff.kind(data) or "this kind")
