@@ -123,7 +123,7 @@ def check_structure(data: bytes) -> None:
         if data.startswith(signature):
             try:
                 check(data, _Count())
-            except (struct.error, IndexError):  # the file is truncated
+            except (struct.error, IndexError):  # the file is truncated or damaged
                 return
 
 
@@ -177,7 +177,7 @@ def _check_png(data: bytes, count: _Count) -> None:
             count.add("PNG chunks of pixels")
         else:
             count.add("PNG other chunks")
-            count.add("PNG bytes of metadata", length)
+            count.add("PNG bytes of metadata", min(length, len(data) - at))
         at += 12 + length
 
 
@@ -222,19 +222,23 @@ def _check_tiff(data: bytes, count: _Count) -> None:
     word, entries_word, start = ("Q", "Q", 8) if big else ("I", "H", 4)
     entry = struct.Struct(f"{order}HH{word}{word}")
     (at,) = struct.unpack_from(order + word, data, start)
-    visited = set()
+    visited: set[int] = set()
     while at and at not in visited:
+        tags_at = at + struct.calcsize(order + entries_word)
+        tags = 0
+        if tags_at <= len(data):
+            (tags,) = struct.unpack_from(order + entries_word, data, at)
+        end = tags_at + tags * entry.size
+        if end > len(data) and visited:
+            return  # only the first directory matters
+        if end > len(data):
+            raise CorruptImage("the first directory of the TIFF lies outside the file")
         visited.add(at)
-        if at > len(data):
-            raise CorruptImage("a directory of the TIFF lies outside the file")
         count.add("TIFF directories")
-        (tags,) = struct.unpack_from(order + entries_word, data, at)
         count["TIFF tags of a directory"] = count["TIFF strips or tiles of a directory"] = 0
         count.add("TIFF tags of a directory", tags)
         count.add("TIFF tags", tags)
-        at += struct.calcsize(order + entries_word)
-        end = at + tags * entry.size
-        for tag, kind, values, value in entry.iter_unpack(data[at:end]):
+        for tag, kind, values, value in entry.iter_unpack(data[tags_at:end]):
             _check_tag(tag, values * _TIFF_BYTES.get(kind, 1), value, entry, len(data), count)
             if tag in _TIFF_SEGMENTS:
                 count.add("TIFF strips or tiles of a directory", values)
@@ -255,7 +259,7 @@ def _check_tag(
         return
     if tag in _TIFF_LAYOUT:
         if offset + size > end:
-            raise CorruptImage(f"tag {tag} of the TIFF lies outside the file")
+            raise CorruptImage(f"the value of tag {tag} of the TIFF lies outside the file")
     elif offset + size <= end:
         count.add("TIFF bytes of metadata", size)
 
@@ -283,7 +287,7 @@ def _check_webp(data: bytes, count: _Count) -> None:
                 count["WebP pixels of a side"] = 0
                 count.add("WebP pixels of a side", side)
         elif kind not in _WEBP_PIXELS:
-            count.add("WebP bytes of metadata", length)
+            count.add("WebP bytes of metadata", min(length, len(data) - at))
         at += 8 + length + length % 2
 
 
