@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
+from app.api.acceptor import Acceptor, connection_limit, raise_file_limit
+from app.api.protocol import Connection, too_many_connections
 from app.errors import SettingsError
 from app.inference.service import Service
 from app.settings import PREFIX
@@ -104,7 +108,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        limit = connection_limit(raise_file_limit())
+        await super().startup([])
+        self.servers = [self._accept(listening, limit) for listening in sockets or []]
         for server in self.servers:
             for listening in server.sockets:
                 host, port = listening.getsockname()[:2]
@@ -112,6 +118,21 @@ class Server(uvicorn.Server):
         if self._on_ready is not None and self.servers:
             report = self._report_ready(self._on_ready, host, port)
             self._background.append(self._loop.create_task(report))
+
+    def _accept(self, listening: socket.socket, limit: int) -> Any:
+        """Accept connections in place of `asyncio.Server`, whose interface uvicorn uses."""
+        return Acceptor(
+            listening,
+            functools.partial(
+                cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class),
+                self.config,
+                self.server_state,
+                self.lifespan.state,
+            ),
+            cast(Collection[Connection], self.server_state.connections),
+            limit,
+            functools.partial(too_many_connections, self.service.metrics),
+        )
 
     async def _report_ready(
         self, on_ready: Callable[[str, int], None], host: str, port: int
