@@ -45,6 +45,8 @@ _PIECE_BYTES = 4096
 byte take it 4 µs per byte (measured)."""
 _TURN_SECONDS = 0.005
 """Time after which a connection lets others have their turn."""
+_LINGER_SECONDS = 1.0
+"""Time for a client to read its rejection."""
 _RESET_CHECK_SECONDS = 0.05
 """Between two checks whether a client that sends no more has disconnected."""
 
@@ -149,6 +151,7 @@ class Connection(H11Protocol):
         self._unread = bytearray()
         self._next_turn: asyncio.Handle | None = None
         self._half_closed = False
+        self._rejected = False
         self._reset_check: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -175,6 +178,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Keep what arrived, and parse it in pieces: tiny chunks take h11 a long time."""
+        if self._rejected:
+            return
         self._unread += data
         if self._next_turn is None:
             self._parse_unread()
@@ -215,6 +220,8 @@ class Connection(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection open for the response (RFC 9112, section 9.6)."""
         self._half_closed = True
+        if self._rejected:
+            return False
         if self._next_turn is None:
             self._end_input()
         return True
@@ -253,6 +260,20 @@ class Connection(H11Protocol):
             self.transport.abort()
             return
         self._reset_check = self.loop.call_later(_RESET_CHECK_SECONDS, self._check_reset)
+
+    def _close_after_reading(self) -> None:
+        """Close the connection after a rejection.
+
+        Closing it while the client still sends would reset it, and the rejection would be lost.
+        """
+        self._rejected = True
+        self._unread.clear()
+        if self._half_closed:
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.transport.resume_reading()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     def _check_idle(self) -> None:
         """Drop the connection if the client has made no progress since the last check."""
@@ -293,7 +314,7 @@ class Connection(H11Protocol):
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self._close_after_reading()
         if started:  # the application sees a disconnect, and records the request
             scope["state"][RESPONSE_STATUS_KEY] = status
             self.cycle.disconnected = True
