@@ -47,8 +47,10 @@ _TURN_SECONDS = 0.005
 """Time after which a connection lets others have their turn."""
 _LINGER_SECONDS = 1.0
 """Time for a client to read its rejection."""
+_PROBE_SECONDS = 0.5
+"""Time without a response after which a client that sends no more is probed."""
 _RESET_CHECK_SECONDS = 0.05
-"""Between two checks whether a client that sends no more has disconnected."""
+"""Time between two checks whether a client that was probed has disconnected."""
 
 _REJECTIONS = {
     400: "not a valid HTTP/1.1 request, or its head is too large",
@@ -232,13 +234,13 @@ class Connection(H11Protocol):
             return
         if self._awaits_response():
             if self._reset_check is None:
-                self._watch_for_reset()
+                self._reset_check = self.loop.call_later(_PROBE_SECONDS, self._probe_client)
         elif self._is_processing() or self.conn.trailing_data[0]:
             self.send_400_response("incomplete")
         else:
             self.transport.close()
 
-    def _watch_for_reset(self) -> None:
+    def _probe_client(self) -> None:
         """Find out whether the client has closed its connection, or only the half it sends by.
 
         Both look the same until something is sent: a closed connection is then reset. An interim

@@ -128,9 +128,9 @@ async def _inflate_body(
     decompressor = zlib.decompressobj(_ZLIB_WINDOW_BITS[coding])
     inflated = 0
     async for chunk in body:
-        if decompressor.eof:
+        if chunk and decompressor.eof:
             raise InvalidRequest(f"the body is not valid {coding}: it has trailing data")
-        rest, full = chunk, True
+        rest, full = chunk, bool(chunk)
         while rest or full:
             try:
                 piece = await asyncio.to_thread(decompressor.decompress, rest, _PIECE_BYTES)

@@ -126,7 +126,10 @@ def test_half_closed_client_gets_the_responses_to_its_requests() -> None:
         assert received.count(answer) == 1
 
 
-def test_half_closed_client_gets_a_response_that_takes_time() -> None:
+def test_half_closed_client_gets_a_response_that_takes_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.api.protocol._PROBE_SECONDS", IDLE_TIMEOUT)
     received = exchange(GET, half_close=True, app=slow_app)
     assert received.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
     assert received.endswith(b"ok")
