@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import logging
 import signal
 import socket
@@ -115,6 +116,7 @@ class Server(uvicorn.Server):
             for listening in server.sockets:
                 host, port = listening.getsockname()[:2]
                 log.info("listening on %s", format_url(host, port))
+        self._background.append(self._loop.create_task(self._freeze_objects()))
         if self._on_ready is not None and self.servers:
             report = self._report_ready(self._on_ready, host, port)
             self._background.append(self._loop.create_task(report))
@@ -134,11 +136,22 @@ class Server(uvicorn.Server):
             functools.partial(too_many_connections, self.service.metrics),
         )
 
+    async def _wait_started(self) -> None:
+        while not self.service.started:  # noqa: ASYNC110 (the service has no event for it)
+            await asyncio.sleep(0.05)
+
+    async def _freeze_objects(self) -> None:
+        """Hide the modules and the models from the garbage collector once they are loaded.
+
+        A full collection stops all threads, and would visit them each time: for 0.15 s (measured).
+        """
+        await self._wait_started()
+        gc.freeze()
+
     async def _report_ready(
         self, on_ready: Callable[[str, int], None], host: str, port: int
     ) -> None:
-        while not self.service.started:  # noqa: ASYNC110 (the service has no event for it)
-            await asyncio.sleep(0.05)
+        await self._wait_started()
         on_ready(host, port)
 
 

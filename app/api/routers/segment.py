@@ -145,7 +145,10 @@ async def _segment_uploads(
             allocation.grow(factor * result.size)
             results.append(result)
         except ServiceError as error:
-            results.append(error)
+            # A traceback refers to this list. Only the garbage collector would free them, and it
+            # stops all threads.
+            error.__cause__ = error.__context__ = None
+            results.append(error.with_traceback(None))
     return results
 
 
