@@ -86,6 +86,8 @@ class Acceptor:
         """Stop accepting, and close the listening socket once the loop no longer watches it."""
         self._task.cancel()
         self._task.add_done_callback(lambda _: self._listening.close())
+        for connection in list(self._lingering):
+            self._close_rejected(connection)
 
     async def wait_closed(self) -> None:
         """Wait until the connections that were accepted are open."""
@@ -143,15 +145,13 @@ class Acceptor:
             connection.close()
             return
         if len(self._lingering) >= _MAX_LINGERING:
-            oldest = next(iter(self._lingering))
-            self._lingering[oldest].cancel()
-            self._close_rejected(oldest)
+            self._close_rejected(next(iter(self._lingering)))
         self._lingering[connection] = self._loop.call_later(
             _LINGER_SECONDS, self._close_rejected, connection
         )
 
     def _close_rejected(self, connection: socket.socket) -> None:
-        del self._lingering[connection]
+        self._lingering.pop(connection).cancel()
         connection.close()
 
     def _warn(self, message: str, detail: object) -> None:

@@ -245,9 +245,9 @@ def test_value_error_names_its_place() -> None:
 
 def test_json_that_is_too_long_fails_before_parsing() -> None:
     body = b'{"id": "' + b"a" * MAX_JSON_BYTES + b'"}'
-    with pytest.raises(RequestTooLarge, match="16.0 MB, 16 are allowed"):
+    with pytest.raises(RequestTooLarge, match="16 are allowed"):
         estimate_parse_bytes(body, None)
-    assert estimate_parse_bytes(body, 8) < 1000  # the rest is binary data
+    assert estimate_parse_bytes(body, 8) < 10_000  # the rest is binary data
 
 
 def test_too_many_values_fail_before_parsing() -> None:
