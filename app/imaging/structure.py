@@ -23,6 +23,8 @@ exceeded. Formats that are not in the table pass.
 | TIFF | tags of a directory | 1,024 |
 | TIFF | tags | 262,144 |
 | TIFF | strips or tiles of a directory | 131,072 |
+| TIFF | strips or tiles | 524,288 |
+| TIFF | JPEG scans of a strip or tile | 64 |
 | BMP | pixels with RLE | 4,194,304: Pillow's decoder is written in Python |
 | BMP | bytes of RLE | 2 per pixel and row, and 1,024 |
 | WebP | chunks | 20,000 |
@@ -61,6 +63,8 @@ _BOUNDS = {
     "TIFF tags of a directory": 1024,
     "TIFF tags": 262_144,
     "TIFF strips or tiles of a directory": 131_072,
+    "TIFF strips or tiles": 524_288,
+    "TIFF JPEG scans of a strip or tile": 64,
     "TIFF bytes of metadata": 64 << 20,
     "BMP pixels with RLE": 1 << 22,
     "WebP chunks": 20_000,
@@ -83,6 +87,12 @@ _PNG_PIXELS = (b"IDAT", b"fdAT", b"fcTL")
 
 _TIFF_SEGMENTS = (273, 324)
 """StripOffsets and TileOffsets: they have one value per strip or tile."""
+_TIFF_COMPRESSION, _TIFF_JPEG = 259, (6, 7)
+_TIFF_JPEG_LAYOUT = (_TIFF_COMPRESSION, 273, 279, 324, 325)
+_TIFF_INTEGERS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_SCAN = b"\xff\xda"
+_OVERLAP = 2
+"""Largest ratio of the bytes of all strips or tiles to those of the file, for JPEGs."""
 _TIFF_LAYOUT = frozenset(
     {*(256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 320, 322, 323, 324, 325, 338, 339)}
 )
@@ -219,15 +229,13 @@ def _skip_gif_blocks(data: bytes, at: int, part: str, count: _Count) -> int:
 def _check_tiff(data: bytes, count: _Count) -> None:
     order = "<" if data.startswith(b"II") else ">"
     big = data[2:4] in (b"+\0", b"\0+")
-    word, entries_word, start = ("Q", "Q", 8) if big else ("I", "H", 4)
-    entry = struct.Struct(f"{order}HH{word}{word}")
-    (at,) = struct.unpack_from(order + word, data, start)
+    entry = struct.Struct(f"{order}HHQ8s" if big else f"{order}HHI4s")
+    word, entries = (struct.Struct(order + each) for each in ("QQ" if big else "IH"))
     visited: set[int] = set()
+    (at,) = word.unpack_from(data, 8 if big else 4)
     while at and at not in visited:
-        tags_at = at + struct.calcsize(order + entries_word)
-        tags = 0
-        if tags_at <= len(data):
-            (tags,) = struct.unpack_from(order + entries_word, data, at)
+        tags_at = at + entries.size
+        tags = entries.unpack_from(data, at)[0] if tags_at <= len(data) else 0
         end = tags_at + tags * entry.size
         if end > len(data) and visited:
             return  # only the first directory matters
@@ -238,30 +246,69 @@ def _check_tiff(data: bytes, count: _Count) -> None:
         count["TIFF tags of a directory"] = count["TIFF strips or tiles of a directory"] = 0
         count.add("TIFF tags of a directory", tags)
         count.add("TIFF tags", tags)
-        for tag, kind, values, value in entry.iter_unpack(data[tags_at:end]):
-            _check_tag(tag, values * _TIFF_BYTES.get(kind, 1), value, entry, len(data), count)
+        layout: dict[int, tuple[int, ...]] = {}
+        for tag, kind, values, field in entry.iter_unpack(data[tags_at:end]):
             if tag in _TIFF_SEGMENTS:
                 count.add("TIFF strips or tiles of a directory", values)
-        (at,) = struct.unpack_from(order + word, data, end)
+                count.add("TIFF strips or tiles", values)
+            _check_tag(data, tag, values * _TIFF_BYTES.get(kind, 1), field, word, count)
+            if tag in _TIFF_JPEG_LAYOUT:
+                layout[tag] = _read_tag(data, kind, values, field, order, word)
+        if layout.get(_TIFF_COMPRESSION, (1,))[0] in _TIFF_JPEG:
+            _check_tiff_scans(data, layout, count)
+        at = word.unpack_from(data, end)[0] if end + word.size <= len(data) else 0
 
 
 def _check_tag(
-    tag: int, size: int, offset: int, entry: struct.Struct, end: int, count: _Count
+    data: bytes, tag: int, size: int, field: bytes, word: struct.Struct, count: _Count
 ) -> None:
-    """Check the value of a tag, which lies elsewhere in the file if it does not fit into the entry.
+    """Check the value of a tag, which lies elsewhere in the file if it does not fit into its field.
 
     Args:
         size: bytes of the value.
-        offset: where it is, unless it fits.
-        end: length of the file.
+        word: an offset.
     """
-    if size <= (entry.size - 4) // 2:
+    if size <= len(field):
         return
+    end = word.unpack(field)[0] + size
     if tag in _TIFF_LAYOUT:
-        if offset + size > end:
+        if end > len(data):
             raise CorruptImage(f"the value of tag {tag} of the TIFF lies outside the file")
-    elif offset + size <= end:
+    elif end <= len(data):
         count.add("TIFF bytes of metadata", size)
+
+
+def _read_tag(
+    data: bytes, kind: int, values: int, field: bytes, order: str, word: struct.Struct
+) -> tuple[int, ...]:
+    """The values of a tag whose place was checked; none if they are not unsigned integers."""
+    if kind not in _TIFF_INTEGERS or values > _BOUNDS["TIFF strips or tiles of a directory"]:
+        return (0,)
+    numbers = struct.Struct(f"{order}{values}{_TIFF_INTEGERS[kind]}")
+    if numbers.size <= len(field):
+        return numbers.unpack_from(field) or (0,)
+    return numbers.unpack_from(data, word.unpack(field)[0])
+
+
+def _check_tiff_scans(data: bytes, layout: dict[int, tuple[int, ...]], count: _Count) -> None:
+    """Count the scans of the JPEGs in strips or tiles.
+
+    The marker of a scan does not occur within one (T.81, section B.1.1.5). Strips that overlap are
+    read again each time, so their sizes are added up.
+    """
+    for offsets_tag, sizes_tag in ((273, 279), (324, 325)):
+        offsets, sizes = layout.get(offsets_tag, ()), layout.get(sizes_tag, ())
+        if len(offsets) == 1 and not sizes:  # libtiff guesses the size
+            sizes = (len(data),)
+        for offset, size in set(zip(offsets, sizes, strict=False)):
+            end = min(offset + size, len(data))
+            count["TIFF bytes of JPEG"] += max(0, end - offset)
+            if count["TIFF bytes of JPEG"] > _OVERLAP * len(data):
+                raise CorruptImage("the strips or tiles of the TIFF overlap")
+            count["TIFF JPEG scans of a strip or tile"] = 0
+            for start in range(offset, end, _SEARCHED_BYTES):
+                stop = min(end, start + _SEARCHED_BYTES + 1)
+                count.add("TIFF JPEG scans of a strip or tile", data.count(_SCAN, start, stop))
 
 
 def _check_bmp(data: bytes, count: _Count) -> None:

@@ -141,6 +141,43 @@ def test_file_beyond_a_bound_is_too_large(data: bytes) -> None:
     assert time.perf_counter() - start < 1
 
 
+def tiff_of_strips(
+    strips: list[bytes], compression: int, order: str = "<", copies: int = 1
+) -> bytes:
+    """A TIFF of strips that follow its directory; each is listed `copies` times."""
+    number = len(strips) * copies
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HIH", 42, 8, 3)
+    arrays_at = len(head) + 3 * 12 + 4
+    place = arrays_at + 2 * 4 * number
+    offsets, sizes = [], []
+    for strip in strips:
+        offsets += [place - index for index in range(copies)]
+        sizes += [len(strip)] * copies
+        place += len(strip)
+    arrays = struct.pack(f"{order}{number}I", *offsets) + struct.pack(f"{order}{number}I", *sizes)
+    tags = struct.pack(order + "HHIHH", 259, 3, 1, compression, 0)
+    for tag, values, at in ((273, offsets, arrays_at), (279, sizes, arrays_at + 4 * number)):
+        tags += struct.pack(order + "HHII", tag, 4, number, at if number > 1 else values[0])
+    return head + tags + bytes(4) + arrays + b"".join(strips)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_scans_of_jpegs_in_a_tiff_are_counted(order: str) -> None:
+    plain = encode(GREY, "JPEG")
+    check_structure(tiff_of_strips([many_scans(40)], 7, order))
+    check_structure(tiff_of_strips([many_scans(7000)], 1, order))  # they only look like scans
+    check_structure(tiff_of_strips([plain] * 1000, 7, order))
+    for strips in ([many_scans(7000)], [plain, plain, many_scans(7000)]):
+        with pytest.raises(ImageTooLarge, match="more than 64 JPEG scans"):
+            check_structure(tiff_of_strips(strips, 7, order))
+
+
+def test_strips_that_overlap_are_corrupt() -> None:
+    """Each would be decoded."""
+    with pytest.raises(CorruptImage, match="overlap"):
+        check_structure(tiff_of_strips([encode(GREY, "JPEG") + bytes(10_000)], 7, copies=100))
+
+
 @pytest.mark.parametrize("offset", [52, 1 << 40, 1 << 63, (1 << 64) - 1])
 def test_tag_outside_a_big_tiff_is_corrupt(offset: int) -> None:
     with pytest.raises(CorruptImage, match="outside the file"):
