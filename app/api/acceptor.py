@@ -34,7 +34,7 @@ _LOG_SECONDS = 10.0
 
 
 class ManagedConnection(Protocol):
-    """What a connection lets the acceptor do."""
+    """The part of a connection that the acceptor uses."""
 
     @property
     def idle_since(self) -> float | None:
