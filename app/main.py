@@ -18,6 +18,7 @@ from app.api.middleware import (
     AccessLogMiddleware,
     LingeringCloseMiddleware,
     MemoryBudgetMiddleware,
+    PlainErrorMiddleware,
     ServerErrorMiddleware,
 )
 from app.api.problems import install_handlers
@@ -120,6 +121,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
+    app.add_middleware(PlainErrorMiddleware)
     app.add_middleware(AccessLogMiddleware, metrics=service.metrics)
     app.add_middleware(AbsoluteTargetMiddleware)
     return app

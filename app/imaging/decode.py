@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from app.errors import CorruptImage, ServiceError, UnsupportedImage
 from app.imaging import bounds, formats
+from app.imaging.structure import check_structure
 from model.arrays import AnyArray
 from model.pixels import SIDEWAYS, is_tiff, read_orientation, read_pixels, turn
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 Image.MAX_IMAGE_PIXELS = None  # `app.imaging.bounds` has a limit, as an error and not a warning
 
 _PILLOW_READERS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # the JPEG reader opens MPO too
-_ACCEPTED = "JPEG, PNG, TIFF, WebP, BMP and GIF"
+_ACCEPTED = "JPEG, PNG, TIFF, WebP, BMP or GIF"
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 """The chunk a PNG ends with: no data, and always the same checksum."""
 
@@ -54,8 +55,10 @@ def inspect(data: bytes, *, max_pixels: int) -> ImageHeader:
     Raises:
         CorruptImage: not an image.
         UnsupportedImage: an image of a format, or a TIFF of a kind, that is not accepted.
-        ImageTooLarge: more than `max_pixels`, or more bytes than they may have.
+        ImageTooLarge: more than `max_pixels`, more bytes than they may have, or parts beyond the
+            bounds of `check_structure`.
     """
+    check_structure(data)
     if is_tiff(data):
         with _image_errors(data):
             layout = _open_tiff(data).layout()
