@@ -462,7 +462,7 @@ class Segmenter:
 
 
 def decoding_limit(pixels: int, deadline: Deadline) -> CallLimit:
-    """What decoding and preparing an image of so many pixels may take.
+    """The limits of decoding and preparing an image of so many pixels.
 
     Measured: up to 0.04 s per megapixel, and 22 bytes per pixel.
     """
@@ -471,7 +471,7 @@ def decoding_limit(pixels: int, deadline: Deadline) -> CallLimit:
 
 
 def rendering_limit(pixels: int, deadline: Deadline) -> CallLimit:
-    """What deciding on the mask and rendering the outputs may take.
+    """The limits of deciding on the mask and rendering the outputs.
 
     Measured: up to 0.12 s per megapixel without objects, and 36 bytes per pixel.
     """

@@ -29,7 +29,7 @@ from app.errors import ServiceError
 from app.imaging.workers.shared import unpack
 
 LENGTH = struct.Struct("!I")
-"""What precedes each message: its length in bytes."""
+"""Precedes each message: its length in bytes."""
 MAX_BLOCKS = 8
 """Shared blocks that a call can have."""
 PR_SET_PDEATHSIG = 1

@@ -135,7 +135,7 @@ class BlockCache:
             block.close()
 
     def close(self) -> None:
-        """Free all blocks that nobody uses."""
+        """Free all blocks that are not in use."""
         while self._free:
             self._free.pop().close()
 

@@ -58,7 +58,7 @@ class KillReason(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class CallLimit:
-    """What a call may take.
+    """The limits of a call.
 
     Attributes:
         step: begins the message of an error: "decoding".
@@ -93,7 +93,7 @@ class ImageWorker:
     """One process. It makes one call at a time. Use `start` to create one.
 
     Attributes:
-        kill_reason: set as soon as it has ended or was told to.
+        kill_reason: set as soon as it has ended or was killed.
         used: it was given a call.
     """
 

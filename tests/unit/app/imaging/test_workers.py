@@ -70,6 +70,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def kill_and_wait(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):  # asyncio has reaped it
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
 def test_call_runs_in_another_process_and_returns_json() -> None:
     async def body(workers: Workers) -> None:
         assert await workers.pid() != os.getpid()
@@ -205,9 +211,7 @@ def test_idle_process_that_is_killed_is_replaced() -> None:
 def test_call_is_not_lost_when_its_process_ended_before() -> None:
     async def body(workers: Workers) -> None:
         pid = await workers.pid()
-        os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):  # until it ended; the pool does not know yet
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        kill_and_wait(pid)  # the pool has not noticed yet
         assert await workers.pid() != pid
 
     with_workers(body)

@@ -1,4 +1,4 @@
-"""What the tests of image workers run in them."""
+"""Functions that the tests of image workers run in them."""
 
 from __future__ import annotations
 
