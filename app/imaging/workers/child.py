@@ -22,7 +22,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from app.errors import ServiceError
@@ -33,7 +32,6 @@ LENGTH = struct.Struct("!I")
 MAX_BLOCKS = 8
 """Shared blocks that a call can have."""
 PR_SET_PDEATHSIG = 1
-_HAS_PROC = sys.platform == "linux"
 
 
 def main() -> None:
@@ -47,16 +45,20 @@ def main() -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     end_with_parent(int(parent))
+    if hasattr(os, "SCHED_BATCH"):  # when it wakes up, it does not preempt the engine
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for module in modules:
         importlib.import_module(module)
     with socket.socket(fileno=int(fd)) as connection:
-        send(connection, {"result": None})
+        memory = MemoryUse()
+        send(connection, {"result": None}, memory.resident)
         while (call := receive(connection)) is not None:
-            reply = run(*call)
+            reply = run(memory, *call)
             del call  # closes the blocks
-            send(connection, reply)
+            memory.update()
+            send(connection, reply, memory.resident)
 
 
 def end_with_parent(parent: int) -> None:
@@ -83,6 +85,33 @@ def end_with_input() -> None:
     threading.Thread(target=wait_for_end, daemon=True).start()
 
 
+class MemoryUse:
+    """The memory of this process, from /proc/self/statm (proc(5)). Zeros where that is missing.
+
+    Attributes:
+        resident: bytes, without what is shared with other processes or with files.
+        allocated: bytes of data and stack.
+    """
+
+    def __init__(self) -> None:
+        self.resident = self.allocated = 0
+        self._fd = os.open("/proc/self/statm", os.O_RDONLY) if sys.platform == "linux" else None
+        self.update()
+
+    def update(self) -> None:
+        """Read the present values."""
+        if self._fd is not None:
+            pages = [int(field) for field in os.pread(self._fd, 200, 0).split()]
+            self.resident = (pages[1] - pages[2]) * resource.getpagesize()
+            self.allocated = pages[5] * resource.getpagesize()
+
+    def limit(self, extra: int) -> None:
+        """Let this process allocate `extra` bytes more. Shared blocks do not count."""
+        if self._fd is not None:
+            limit = self.allocated + extra
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+
+
 def receive(connection: socket.socket) -> Any:
     """The next call: the bytes it may allocate, the function and its arguments; None at the end."""
     data, fds, _, _ = socket.recv_fds(connection, 1 << 16, MAX_BLOCKS)
@@ -91,13 +120,15 @@ def receive(connection: socket.socket) -> Any:
     return unpack(data[LENGTH.size :], fds) if data else None
 
 
-def send(connection: socket.socket, reply: dict[str, Any]) -> None:
-    """Send a reply with the resident memory of this process in bytes; 0 if it is not known."""
-    data = json.dumps(reply | {"resident": _read_resident()}).encode()
+def send(connection: socket.socket, reply: dict[str, Any], resident: int) -> None:
+    """Send a reply with the resident memory of this process."""
+    data = json.dumps(reply | {"resident": resident}).encode()
     connection.sendall(LENGTH.pack(len(data)) + data)
 
 
-def run(max_bytes: int, function: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
+def run(
+    memory: MemoryUse, max_bytes: int, function: Callable[..., Any], args: tuple[Any, ...]
+) -> dict[str, Any]:
     """Make a call and return its reply, which has one of the keys
 
     - result: as JSON,
@@ -105,7 +136,7 @@ def run(max_bytes: int, function: Callable[..., Any], args: tuple[Any, ...]) -> 
     - memory: the call tried to allocate more than `max_bytes`,
     - bug: the traceback of any other exception.
     """
-    _limit_memory(max_bytes)
+    memory.limit(max_bytes)
     try:
         return {"result": function(*args)}
     except Exception as error:
@@ -122,24 +153,6 @@ def _is_caused_by_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _limit_memory(extra: int) -> None:
-    """Let this process allocate `extra` bytes more than it has. Shared blocks do not count."""
-    if _HAS_PROC:
-        limit = _read_statm(5) + extra
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
-
-
-def _read_resident() -> int:
-    """Resident memory without what is shared with other processes or with files."""
-    return _read_statm(1) - _read_statm(2) if _HAS_PROC else 0
-
-
-def _read_statm(field: int) -> int:
-    """A field of /proc/self/statm in bytes: 1 resident, 2 shared, 5 data and stack (proc(5))."""
-    pages = Path("/proc/self/statm").read_bytes().split()[field]
-    return int(pages) * resource.getpagesize()
 
 
 if __name__ == "__main__":

@@ -217,6 +217,14 @@ def test_call_is_not_lost_when_its_process_ended_before() -> None:
     with_workers(body)
 
 
+@linux
+def test_worker_does_not_preempt_the_engine() -> None:
+    async def body(workers: Workers) -> None:
+        assert await workers.call(LIMIT, os.sched_getscheduler, 0) == os.SCHED_BATCH
+
+    with_workers(body)
+
+
 def test_worker_does_not_know_the_settings_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNET_API_KEYS", "secret")
 
