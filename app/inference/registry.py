@@ -332,6 +332,5 @@ def _file_fingerprint(path: Path) -> Fingerprint:
 
 
 def _public_message(error: Exception) -> str:
-    """What clients may read about a model that could not be loaded. Other errors may quote a
-    library or a device, and go to the log only."""
+    """The reason that clients may read. Errors of libraries and devices go to the log only."""
     return str(error) if isinstance(error, UserError) else "loading failed; see the server log"
