@@ -156,7 +156,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} does not match {MANIFEST}: its sha256 starts with {sha256[:12]}, not "
             f"{recorded[:12]}; download it again, or update the manifest if you changed the file"
         )
-    header = _header(path, content)
+    header = _read_header(path, content)
     try:
         tensors = load(content)
         if header["digest"] != _digest(tensors):
@@ -186,10 +186,10 @@ def read_manifest(folder: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the manifest is damaged.
     """
-    return {name: entry["sha256"] for name, entry in _entries(folder / MANIFEST).items()}
+    return {name: entry["sha256"] for name, entry in _read_entries(folder / MANIFEST).items()}
 
 
-def record(path: Path) -> None:
+def update_manifest(path: Path) -> None:
     """Add the file at `path` to the manifest in its folder.
 
     Raises:
@@ -198,12 +198,12 @@ def record(path: Path) -> None:
     """
     content = path.read_bytes()
     manifest = path.parent / MANIFEST
-    entries = _entries(manifest)
+    entries = _read_entries(manifest)
     entries[path.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     write_atomically(manifest, (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _entries(manifest: Path) -> dict[str, dict[str, Any]]:
+def _read_entries(manifest: Path) -> dict[str, dict[str, Any]]:
     try:
         entries: dict[str, dict[str, Any]] = json.loads(manifest.read_text())
         if not all(isinstance(entry["sha256"], str) for entry in entries.values()):
@@ -235,8 +235,8 @@ def git_revision() -> str:
     """Return the checked-out commit, with `+` if files changed since; "unknown" outside git."""
     root = Path(__file__).parent
     try:
-        revision = _git("rev-parse", "--short=12", "HEAD", cwd=root)
-        return revision + ("+" if _git("status", "--porcelain", "-uno", cwd=root) else "")
+        revision = _run_git("rev-parse", "--short=12", "HEAD", cwd=root)
+        return revision + ("+" if _run_git("status", "--porcelain", "-uno", cwd=root) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -265,13 +265,13 @@ def parameter_shapes(config: UNetConfig) -> Iterator[tuple[str, tuple[int, ...]]
     yield from conv("final_conv", config.out_channels, widths[0], 1, 1)
 
 
-def _git(*arguments: str, cwd: Path) -> str:
+def _run_git(*arguments: str, cwd: Path) -> str:
     return subprocess.run(
         ["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True
     ).stdout.strip()
 
 
-def _header(path: Path, content: bytes) -> dict[str, str]:
+def _read_header(path: Path, content: bytes) -> dict[str, str]:
     """Read the metadata of a safetensors file: 8 bytes of length, then JSON."""
     if not content:
         raise CheckpointError(f"{path} is empty")

@@ -228,9 +228,11 @@ class Calibration(ConfigBase):
     def __str__(self) -> str:
         if not self.images:
             return "int8 was measured on no validation image with foreground"
+        change = "lose" if self.dice_loss >= 0 else "gain"
         return (
-            f"int8 masks have IoU {self.iou:.4f} with fp32 and lose {self.dice_loss:.4f} Dice on "
-            f"{self.images} validation images, IoU {self.golden_iou:.4f} on the golden image"
+            f"int8 masks have IoU {self.iou:.4f} with fp32 and {change} {abs(self.dice_loss):.4f} "
+            f"Dice on {self.images} validation images, IoU {self.golden_iou:.4f} on the golden "
+            "image"
         )
 
 

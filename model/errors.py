@@ -7,7 +7,8 @@ The tree, each branch with the arrow of the data flow that raises it::
     ├── CheckpointError      file -> checkpoint
     ├── DataError            files -> images and labels
     ├── TrainingDiverged     step -> weights: the loss, its gradient or the weights are not finite
-    └── TrainingOutOfMemory  batch -> step: a batch, or what it needs, does not fit into memory
+    ├── TrainingOutOfMemory  batch -> step: a batch, or what it needs, does not fit into memory
+    └── WriteError           results -> files: a file or folder of a run cannot be written
 
 `app/errors.py` adds the service's own. The command line prints a `UserError` as one line and exits
 with status 2; any other exception is a traceback and status 1.
@@ -37,3 +38,7 @@ class TrainingDiverged(UserError):
 
 class TrainingOutOfMemory(UserError):
     """A batch, or what it needs beside it, does not fit into memory."""
+
+
+class WriteError(UserError):
+    """A file or folder of a training run cannot be written; the message names it and the reason."""

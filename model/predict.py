@@ -62,7 +62,7 @@ class Predictor:
             batch = batch.contiguous(memory_format=torch.channels_last)
             return probabilities(self.network(batch), self.preprocess).cpu().numpy()
 
-        with _evaluating(self.network):
+        with _evaluation_mode(self.network):
             return sliding_window_inference(image, self.network.config, self.preprocess, compute)
 
 
@@ -80,7 +80,7 @@ def attach_golden(checkpoint: Checkpoint, image: AnyArray) -> Checkpoint:
 
 
 @contextmanager
-def _evaluating(network: UNet) -> Iterator[None]:
+def _evaluation_mode(network: UNet) -> Iterator[None]:
     training = network.training
     network.eval()
     try:

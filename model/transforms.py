@@ -6,11 +6,11 @@ exactly what it was trained on. The steps, in the order of the data::
     decoded image (H, W) or (H, W, 3), uint8 or uint16
       -> prepare        uint8 (H, W, C): intensities, colour, and the resize of mode "resize"
       -> model.windows  uint8 windows, copied to a device
-      -> normalise      float (N, C, h, w): on the device
+      -> normalize      float (N, C, h, w): on the device
       -> UNet           logits
       -> probabilities  float in 0..1: on the device
       -> model.windows  blended
-      -> restore        to the image's own size (mode "resize")
+      -> resize_to_image  to the image's own size (mode "resize")
       -> to_mask        uint8 (H, W); `mask_and_confidence` does the last two steps
 
 `normalize` and `probabilities` only call methods of the tensors they are given, so this module does

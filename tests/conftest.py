@@ -272,7 +272,7 @@ def write_tiny(path: Path, seed: int = 0, classes: int = 1, resize: bool = False
     Windows are 64×64 and 128×128 (64×48 in mode "resize"). A service with it segments hundreds of
     images per second.
     """
-    from model.checkpoint import Checkpoint, record, save_checkpoint
+    from model.checkpoint import Checkpoint, save_checkpoint, update_manifest
     from model.config import PreprocessConfig, UNetConfig
     from model.predict import attach_golden
 
@@ -286,7 +286,7 @@ def write_tiny(path: Path, seed: int = 0, classes: int = 1, resize: bool = False
     preprocess = PreprocessConfig(**(whole if resize else cut), **(several if classes > 1 else {}))
     draft = Checkpoint(path.stem, architecture, preprocess, drawn_weights(architecture, seed))
     saved = save_checkpoint(path, attach_golden(draft, nuclei(100, 100, seed)[0]))
-    record(path)
+    update_manifest(path)
     return saved.id
 
 

@@ -25,7 +25,7 @@ from model.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from model.config import PreprocessConfig
 from model.evaluation.evaluate import Predict, Prediction, evaluate, from_probabilities
 from model.training.data import PairedDataset, open_dataset, split_dataset
-from model.training.plots import worst_sheet
+from model.training.plots import make_worst_sheet
 from model.training.recipe import DataConfig, Recipe
 from unet_client import Client, UnetClientError, encode_image
 
@@ -137,7 +137,7 @@ def _measure(args: argparse.Namespace, subject: _Subject) -> None:
             write_atomically(args.json, text.encode())
     if args.sheet:
         buffer = io.BytesIO()
-        worst_sheet(report, predict, dataset).save(buffer, "PNG")
+        make_worst_sheet(report, predict, dataset).save(buffer, "PNG")
         with writing(args.sheet):
             write_atomically(args.sheet, buffer.getvalue())
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from app.cli.errors import CommandError, writing
 from app.engine.calibrate import calibrate
-from model.checkpoint import Checkpoint, load_checkpoint, record, save_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_manifest
 from model.training.data import open_dataset, split_dataset
 from model.training.recipe import Recipe
 
@@ -93,7 +93,7 @@ def _save(checkpoint: Checkpoint, path: Path) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         saved = save_checkpoint(path, checkpoint)
-        record(path)
+        update_manifest(path)
     line = f"{path}: {saved.id}"
     if calibration := saved.calibration:
         default = "int8" if calibration.validated else "fp32"

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.cli.errors import CommandError, writing
 from model.arrays import AnyArray
-from model.checkpoint import SUFFIX, Checkpoint, git_revision, record, save_checkpoint
+from model.checkpoint import SUFFIX, Checkpoint, git_revision, save_checkpoint, update_manifest
 from model.config import PreprocessConfig, UNetConfig, check_name
 from model.convert.import_weights import (
     State,
@@ -146,7 +146,7 @@ def main(args: argparse.Namespace) -> int:
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         saved = save_checkpoint(path, checkpoint)
-        record(path)
+        update_manifest(path)
     print(f"{path}: {saved.id}, serve it with: unet serve --model {saved.name}")
     return 0
 

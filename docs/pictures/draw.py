@@ -21,7 +21,7 @@ from model.checkpoint import load_checkpoint
 from model.instances import label_instances
 from model.predict import Predictor
 from model.training.data import read_image
-from model.training.plots import compare, contact_sheet, draw_curves
+from model.training.plots import draw_comparison, draw_curves, make_contact_sheet
 from model.transforms import prepare, to_mask
 
 HERE = Path(__file__).parent
@@ -84,8 +84,8 @@ def draw_contact_sheet() -> None:
             truth = mask
             if "truth" in caption:
                 truth = np.asarray(Image.open(ROOT / "tests/fixtures/mask2d.tif"))
-            entries.append((f"{name}: {caption}", compare(image, truth, mask)))
-    contact_sheet(entries).save(HERE / "contact-sheet.jpg", quality=88)
+            entries.append((f"{name}: {caption}", draw_comparison(image, truth, mask)))
+    make_contact_sheet(entries).save(HERE / "contact-sheet.jpg", quality=88)
 
 
 if __name__ == "__main__":

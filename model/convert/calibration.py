@@ -1,14 +1,12 @@
-"""What int8 needs to know of a network: the ranges of its activations on images like its own.
+"""Measure the ranges of activations, from which an int8 engine is built.
 
-The reference runs in fp32 and every convolution's output is looked at. Knows no engine: what is
-done with the ranges is the engine's affair (`app.engine.openvino`), and `unet export --calibrate`
-(`app.cli.export`) measures what it costs.
+The fp32 reference runs on images, and the output of every convolution is observed. Knows no engine:
+`app.engine.openvino` uses the ranges, and `app.engine.calibrate` measures what int8 costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,43 +15,36 @@ from model.arrays import AnyArray
 from model.predict import Predictor
 
 TAIL = 1e-4
-"""Share of a layer's values beyond its range, which are clipped: the 99.99th percentile. A range
-as wide as the single largest value would spend the 256 levels on what hardly ever occurs."""
+"""Fraction of a layer's values at each end that lie outside its range and are clipped. A range up
+to the largest value would spend most of the 256 levels on values that hardly ever occur."""
 
-_QUANTISED = (".first", ".second", ".up")
+_QUANTIZED = (".first", ".second", ".up")
+"""Ends of the names of the layers that compute in int8."""
 
 
 def activation_ranges(
     predictor: Predictor, images: Iterable[AnyArray]
 ) -> dict[str, tuple[float, float]]:
-    """Convolution -> (low, high) of its output, behind the ReLU where there is one.
+    """Measure the range of each convolution's output, after its ReLU if it has one.
 
-    The widest over the images, each without its own outermost `TAIL`.
+    Each image's range leaves out the outermost `TAIL` of the values. The result is the widest range
+    over the images.
 
     Args:
-        predictor: of the checkpoint.
-        images: decoded, (H, W) or (H, W, 3); forty of them are enough.
+        predictor: of the checkpoint, in fp32.
+        images: decoded, (H, W) or (H, W, 3), uint8 or uint16; forty are enough.
+
+    Returns:
+        Layer -> (low, high), rounded to four significant digits.
 
     Raises:
-        ValueError: no images.
+        ValueError: there are no images.
     """
     ranges: dict[str, tuple[float, float]] = {}
-
-    def watch(name: str, layer: nn.Module) -> Any:
-        def look(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            values = output.flatten() if name.endswith(".up") else output.flatten().relu()
-            count = max(1, int(TAIL * values.numel()))
-            high = values.topk(count).values[-1].item()
-            low = -(-values).topk(count).values[-1].item()
-            before = ranges.get(name, (low, high))
-            ranges[name] = (min(low, before[0]), max(high, before[1]))
-
-        return layer.register_forward_hook(look)
-
     hooks = [
-        watch(name, layer)
+        layer.register_forward_hook(_make_range_hook(name, ranges))
         for name, layer in predictor.network.named_modules()
-        if name.endswith(_QUANTISED)
+        if name.endswith(_QUANTIZED)
     ]
     try:
         for image in images:
@@ -62,10 +53,27 @@ def activation_ranges(
         for hook in hooks:
             hook.remove()
     if not ranges:
-        raise ValueError("no images to calibrate on")
-    # Rounded, so that the table stays a few hundred bytes; a range may be a little off.
-    return {name: (_round(low), _round(high)) for name, (low, high) in ranges.items()}
+        raise ValueError("calibration needs at least one image")
+    # Fewer digits keep the checkpoint's header small; the precision of a range hardly matters.
+    return {name: (_round_digits(low), _round_digits(high)) for name, (low, high) in ranges.items()}
 
 
-def _round(value: float) -> float:
+def _make_range_hook(
+    name: str, ranges: dict[str, tuple[float, float]]
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """Create a forward hook that widens `ranges[name]` to a layer's output."""
+
+    def widen_range(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        values = output.flatten() if name.endswith(".up") else output.flatten().relu()
+        count = max(1, int(TAIL * values.numel()))
+        high = values.topk(count).values[-1].item()
+        low = -(-values).topk(count).values[-1].item()
+        before = ranges.get(name, (low, high))
+        ranges[name] = (min(low, before[0]), max(high, before[1]))
+
+    return widen_range
+
+
+def _round_digits(value: float) -> float:
+    """Round to four significant digits."""
     return float(np.format_float_positional(value, precision=4, unique=False, fractional=False))

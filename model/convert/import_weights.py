@@ -1,15 +1,16 @@
-"""`unet import`: a foreign state dict becomes a self-describing checkpoint.
+"""Convert a state dict from elsewhere into the state dict of `model.unet.UNet`.
 
-Read with `weights_only=True`, so that nothing in the file is executed. Two sources are known:
+Files are read with `weights_only=True`, so no code in them is executed. Two architectures are
+recognised:
 
-- the annotated implementation (labml.ai), whose names and arithmetic are ours;
-- milesial/Pytorch-UNet with transposed convolutions (`bilinear=False`). It normalises batches,
-  which at inference is a factor and an offset a channel and folds into the convolution before; it
-  concatenates the skip first, which is a permutation of input channels; and its two-class softmax
-  is a sigmoid of the difference. So the mapping is exact. `bilinear=True` has no counterpart here
-  and is refused.
+- the annotated implementation (labml.ai), which has the same names and arithmetic;
+- milesial/Pytorch-UNet with transposed convolutions (`bilinear=False`). Its batch normalization is
+  a factor and an offset per channel at inference, and is folded into the preceding convolution. It
+  concatenates the skip first, so input channels are permuted. A softmax over two classes equals a
+  sigmoid of the difference. The conversion is therefore exact. `bilinear=True` has no equivalent
+  here and is rejected.
 
-Weights keep their 32 bits unless 16 hold the same, so that the logits are the same.
+Knows files and tensors; no command line.
 """
 
 from __future__ import annotations
@@ -31,93 +32,117 @@ from model.config import UNetConfig
 from model.errors import CheckpointError, ConfigError
 
 State = dict[str, Tensor]
+"""Tensors by state-dict name."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+"""Keys under which training scripts save a state dict beside other things."""
+_RUN_STATE_KEYS = ({"network", "ema", "optimizer"}, {"network", "average", "optimiser"})
+"""Keys of the state.pt of a training run, present and old."""
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a foreign file, whatever they are wrapped in.
+    """Read the tensors of a file, in fp32.
+
+    Args:
+        path: of torch (.pth, .pt) or safetensors; the state dict may be wrapped in a dictionary.
+
+    Returns:
+        Tensors by name, without the prefix `module.` of `DataParallel`.
 
     Raises:
-        CheckpointError: unreadable, or not a state dict.
+        CheckpointError: the file cannot be read, contains pickled objects or no state dict, or a
+            value is not finite.
     """
-    try:
-        if path.suffix == SUFFIX:
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
+    content = _load_file(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} contains a {type(content).__name__}, not a state dict")
+    if any(keys <= content.keys() for keys in _RUN_STATE_KEYS):
         raise CheckpointError(
-            f"{path} holds more than tensors, which is not opened here; save its state_dict() alone"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a file of torch or safetensors: {error}") from error
-    if isinstance(content, Mapping) and {"network", "average", "optimiser"} <= content.keys():
-        raise CheckpointError(
-            f"{path} is the state of a run: go on with it by unet train; what it writes at its end "
-            "is a checkpoint already"
+            f"{path} is the state of a training run; resume the run with unet train, which writes "
+            "a checkpoint"
         )
     for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+        if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     state = {
         str(name).removeprefix("module."): tensor.float()
         for name, tensor in content.items()
         if isinstance(tensor, Tensor)
     }
     if not state:
-        raise CheckpointError(f"{path} holds no tensors")
+        raise CheckpointError(f"{path} contains no tensors")
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {name} has values that are not finite")
     return state
 
 
-def to_unet_state_dict(state: State) -> State:
-    """The tensors under our names.
+def _load_file(path: Path) -> Any:
+    """Load a file of torch or safetensors without executing anything in it.
 
     Raises:
-        CheckpointError: an architecture that cannot be mapped; the message says why.
+        CheckpointError: the file cannot be read, contains pickled objects, or has another format.
+    """
+    try:
+        if path.suffix == SUFFIX:
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} contains pickled objects, which are never loaded; save only its state_dict()"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a torch or safetensors file: {error}") from error
+
+
+def to_unet_state_dict(state: State) -> State:
+    """Rename and convert tensors to the state dict of `model.unet.UNet`.
+
+    Raises:
+        CheckpointError: the architecture is not recognised or has no equivalent.
     """
     if "inc.double_conv.0.weight" in state:
         return _convert_milesial(state)
     if "down_conv.0.first.weight" in state:
         return state
     raise CheckpointError(
-        f"no architecture that is known here: its first tensor is {next(iter(state))!r}; known are "
-        "the annotated implementation's ('down_conv.0.first.weight') and milesial/Pytorch-UNet's"
+        f"unrecognised architecture: the first tensor is {next(iter(state))!r}; recognised are the "
+        "annotated implementation ('down_conv.0.first.weight') and milesial/Pytorch-UNet "
+        "('inc.double_conv.0.weight')"
     )
 
 
 def infer_architecture(state: State) -> UNetConfig:
-    """The architecture that tensors under our names belong to (padding=1, which leaves no trace).
+    """Infer the architecture from a state dict of `model.unet.UNet`.
+
+    The padding leaves no trace in the tensors; it is assumed to be 1.
 
     Raises:
-        CheckpointError: they belong to none.
+        CheckpointError: a tensor is missing, unknown, or has another shape.
     """
     try:
         base, channels = state["down_conv.0.first.weight"].shape[:2]
         config = UNetConfig(channels, state["final_conv.weight"].shape[0], base)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"the state dict is incomplete: {error}") from error
-    wanted = dict(parameter_shapes(config))
-    for name in sorted(wanted.keys() | state.keys()):
+    expected = dict(parameter_shapes(config))
+    for name in sorted(expected.keys() | state.keys()):
         found = tuple(state[name].shape) if name in state else "absent"
-        if wanted.get(name, "absent") != found:
+        if expected.get(name, "absent") != found:
             raise CheckpointError(
-                f"this is no U-Net of base_features={base}: {name} should be "
-                f"{wanted.get(name, 'absent')}, and is {found}"
+                f"not a U-Net with base_features={base}: {name} should be "
+                f"{expected.get(name, 'absent')}, but is {found}"
             )
     return config
 
 
 def softmax_as_sigmoid(state: State) -> State:
-    """Two outputs, background and foreground under a softmax, as one under a sigmoid: the softmax
-    of two logits is the sigmoid of their difference."""
+    """Replace a softmax over background and foreground by an equal sigmoid of one output.
+
+    The softmax of two logits is the sigmoid of their difference.
+    """
     weight, bias = state["final_conv.weight"], state["final_conv.bias"]
     return {
         **state,
@@ -127,45 +152,62 @@ def softmax_as_sigmoid(state: State) -> State:
 
 
 def _convert_milesial(state: State) -> State:
+    """Convert the state dict of milesial/Pytorch-UNet.
+
+    Raises:
+        CheckpointError: it up-samples bilinearly, or a tensor is missing.
+    """
     if not any(name.startswith("up1.up.") for name in state):
         raise CheckpointError(
-            "milesial/Pytorch-UNet with bilinear up-sampling cannot be mapped: this network "
+            "milesial/Pytorch-UNet with bilinear up-sampling cannot be converted: this network "
             "up-samples by transposed convolutions; train it with bilinear=False"
         )
-    ours: State = {}
+    converted: State = {}
     stages = ["inc", "down1.maxpool_conv.1", "down2.maxpool_conv.1", "down3.maxpool_conv.1"]
     for level, stage in enumerate(stages):
-        _fold(state, f"{stage}.double_conv", ours, f"down_conv.{level}")
-    _fold(state, "down4.maxpool_conv.1.double_conv", ours, "middle_conv")
+        converted |= _convert_double_conv(state, f"{stage}.double_conv", f"down_conv.{level}")
+    converted |= _convert_double_conv(state, "down4.maxpool_conv.1.double_conv", "middle_conv")
     for level in range(4):
         for kind in ("weight", "bias"):
-            ours[f"up_sample.{level}.up.{kind}"] = _require(state, f"up{level + 1}.up.{kind}")
-        _fold(state, f"up{level + 1}.conv.double_conv", ours, f"up_conv.{level}")
-        # theirs: skip first, then the up-sampled half; ours the other way round
-        first = ours[f"up_conv.{level}.first.weight"]
-        skip, upsampled = first.chunk(2, dim=1)
-        ours[f"up_conv.{level}.first.weight"] = torch.cat([upsampled, skip], dim=1)
+            name = f"up_sample.{level}.up.{kind}"
+            converted[name] = _get_tensor(state, f"up{level + 1}.up.{kind}")
+        source = f"up{level + 1}.conv.double_conv"
+        converted |= _convert_double_conv(state, source, f"up_conv.{level}")
+        # milesial concatenates the skip first, `UNet` the up-sampled half
+        first = f"up_conv.{level}.first.weight"
+        skip, upsampled = converted[first].chunk(2, dim=1)
+        converted[first] = torch.cat([upsampled, skip], dim=1)
     for kind in ("weight", "bias"):
-        ours[f"final_conv.{kind}"] = _require(state, f"outc.conv.{kind}")
-    return softmax_as_sigmoid(ours) if len(ours["final_conv.bias"]) == 2 else ours
+        converted[f"final_conv.{kind}"] = _get_tensor(state, f"outc.conv.{kind}")
+    is_softmax = len(converted["final_conv.bias"]) == 2
+    return softmax_as_sigmoid(converted) if is_softmax else converted
 
 
-def _fold(state: State, theirs: str, ours: State, name: str) -> None:
-    """Two convolutions, each with the batch normalisation after it: y = γ(x - μ)/√(σ² + ε) + β."""
-    for place, which in ((0, "first"), (3, "second")):
-        weight = _require(state, f"{theirs}.{place}.weight")
-        bias = state.get(f"{theirs}.{place}.bias", torch.zeros(len(weight)))
-        norm = f"{theirs}.{place + 1}"
+def _convert_double_conv(state: State, source: str, target: str) -> State:
+    """Convert two convolutions, and fold the batch normalization after each into it.
+
+    y = γ(x - μ)/√(σ² + ε) + β, with torch's default ε.
+
+    Args:
+        source, target: prefixes of the names in `state` and in the result.
+    """
+    converted: State = {}
+    for index, layer in ((0, "first"), (3, "second")):
+        weight = _get_tensor(state, f"{source}.{index}.weight")
+        bias = state.get(f"{source}.{index}.bias", torch.zeros(len(weight)))
+        norm = f"{source}.{index + 1}"
         scale = (
-            _require(state, f"{norm}.weight")
-            / (_require(state, f"{norm}.running_var") + 1e-5).sqrt()
+            _get_tensor(state, f"{norm}.weight")
+            / (_get_tensor(state, f"{norm}.running_var") + 1e-5).sqrt()
         )
-        shift = _require(state, f"{norm}.bias") - _require(state, f"{norm}.running_mean") * scale
-        ours[f"{name}.{which}.weight"] = weight * scale.view(-1, 1, 1, 1)
-        ours[f"{name}.{which}.bias"] = bias * scale + shift
+        mean = _get_tensor(state, f"{norm}.running_mean")
+        shift = _get_tensor(state, f"{norm}.bias") - mean * scale
+        converted[f"{target}.{layer}.weight"] = weight * scale.view(-1, 1, 1, 1)
+        converted[f"{target}.{layer}.bias"] = bias * scale + shift
+    return converted
 
 
-def _require(state: State, name: str) -> Tensor:
+def _get_tensor(state: State, name: str) -> Tensor:
     try:
         return state[name]
     except KeyError:
@@ -173,7 +215,14 @@ def _require(state: State, name: str) -> Tensor:
 
 
 def draw_synthetic_image(channels: int) -> ByteArray:
-    """Blobs on a dark ground: a golden image needs no meaning, only what the network reacts to."""
+    """Draw bright blobs on a dark background, for a golden pair without an image.
+
+    Args:
+        channels: 1 for grey; otherwise RGB.
+
+    Returns:
+        (256, 256) or (256, 256, 3) uint8, always the same.
+    """
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:256, :256]
     field = np.zeros((256, 256))
@@ -184,12 +233,16 @@ def draw_synthetic_image(channels: int) -> ByteArray:
 
 
 def choose_precision(state: State, half: bool) -> dict[str, AnyArray]:
-    """In 16 bits where these hold the weights as they are, or if `half` asks to round them."""
+    """Convert weights to fp16 if that loses nothing or `half` asks for it; otherwise to fp32.
+
+    Raises:
+        ConfigError: `half` is set and a value is too large for fp16.
+    """
     rounded = {name: tensor.half() for name, tensor in state.items()}
     if half:
         for name, tensor in rounded.items():
             if not tensor.isfinite().all():
-                raise ConfigError(f"--half: {name} has values that 16 bits cannot hold")
+                raise ConfigError(f"--half: {name} has values that are too large for fp16")
     elif any((tensor.float() != state[name]).any() for name, tensor in rounded.items()):
         rounded = state
     return {name: tensor.numpy() for name, tensor in rounded.items()}

@@ -1,7 +1,7 @@
-"""How good a model is on a data set, whoever computes the masks.
+"""Measure a model on a data set, whatever computes its masks.
 
-`evaluate(predict, dataset)` takes any function from a decoded image to a `Prediction`, so the same
-code measures the network, an engine, and a running service. Knows no HTTP.
+`evaluate(predict, dataset)` takes any function from a decoded image to a `Prediction`. The same
+code measures the reference network, an engine and a running service. Knows no torch, no HTTP.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from model.transforms import to_mask
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A decoded pair.
+    """An image with its labels, decoded.
 
     Attributes:
+        id: name of the image.
         image: (H, W) or (H, W, 3), uint8 or uint16.
-        labels: (H, W) int32: 0 and 1, class indices, or instance labels (0, then one an object).
+        labels: (H, W) int32: 0 and 1, class indices, or instances (0, then one value per object).
     """
 
     id: str
@@ -36,11 +37,12 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a predictor says of one image.
+    """A predictor's result for an image.
 
     Attributes:
-        mask: (H, W) uint8; binary: not 0 is foreground; else class indices.
-        instances: (H, W) labels, one an object; None if it does not tell objects apart.
+        mask: (H, W) uint8. Binary models: everything that is not 0 is foreground. Others: class
+            indices.
+        instances: (H, W), one value per object; None if objects are not separated.
     """
 
     mask: ByteArray
@@ -48,6 +50,7 @@ class Prediction:
 
 
 Predict = Callable[[AnyArray], Prediction]
+"""Decoded image -> prediction."""
 
 
 def from_probabilities(
@@ -56,7 +59,13 @@ def from_probabilities(
     *,
     instances: bool = False,
 ) -> Predict:
-    """A predictor from what gives (C, H, W) probabilities, `model.predict.Predictor` for one."""
+    """Create a predictor from a function that computes probabilities.
+
+    Args:
+        function: decoded image -> probabilities (C, H, W), such as `model.predict.Predictor`.
+        preprocess: of the model.
+        instances: separate objects as well.
+    """
 
     def predict(image: AnyArray) -> Prediction:
         probabilities = function(image)
@@ -68,7 +77,14 @@ def from_probabilities(
 
 @dataclasses.dataclass(frozen=True)
 class ImageScore:
-    """One image: the overlap of each class but the background, contours, objects."""
+    """The scores of one image.
+
+    Attributes:
+        id: of the sample.
+        overlaps: of each class except the background.
+        boundary_f1: of the foreground's contours.
+        matches: of the objects, or None if they were not compared.
+    """
 
     id: str
     overlaps: tuple[Overlap, ...]
@@ -77,14 +93,16 @@ class ImageScore:
 
     @property
     def dice(self) -> float:
-        """The mean over the classes."""
+        """Mean Dice of the classes."""
         return float(np.mean([overlap.dice for overlap in self.overlaps]))
 
     @property
     def iou(self) -> float:
+        """Mean IoU of the classes."""
         return float(np.mean([overlap.iou for overlap in self.overlaps]))
 
     def to_json(self) -> dict[str, Any]:
+        """Return all scores of the image."""
         record: dict[str, Any] = {
             "id": self.id,
             "dice": self.dice,
@@ -104,23 +122,26 @@ class ImageScore:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All images of a data set."""
+    """The scores of all images of a data set."""
 
     images: tuple[ImageScore, ...]
 
     def summary(self) -> dict[str, Any]:
-        """Means over the images, and pooled figures (all pixels, all objects, in one count)."""
+        """Return means over the images, and pooled scores.
+
+        Pooled scores count all pixels, or all objects, of the data set together.
+        """
         pooled = [
             sum(overlaps, start=Overlap())
             for overlaps in zip(*(score.overlaps for score in self.images), strict=True)
         ]
         record: dict[str, Any] = {
             "images": len(self.images),
-            "dice": _mean(score.dice for score in self.images),
-            "iou": _mean(score.iou for score in self.images),
-            "pooled_dice": _mean(overlap.dice for overlap in pooled),
-            "pooled_iou": _mean(overlap.iou for overlap in pooled),
-            "boundary_f1": _mean(score.boundary_f1 for score in self.images),
+            "dice": _average(score.dice for score in self.images),
+            "iou": _average(score.iou for score in self.images),
+            "pooled_dice": _average(overlap.dice for overlap in pooled),
+            "pooled_iou": _average(overlap.iou for overlap in pooled),
+            "boundary_f1": _average(score.boundary_f1 for score in self.images),
         }
         if len(pooled) > 1:
             record["dice_by_class"] = [overlap.dice for overlap in pooled]
@@ -132,30 +153,32 @@ class Report:
                 "ap_50": total.precisions[0],
                 "ap": total.average_precision,
                 "ap_by_iou": dict(zip(map(str, THRESHOLDS), total.precisions, strict=True)),
-                "mean_f1_50": _mean(match.f1 for match in matches),
-                "mean_ap_50": _mean(match.precisions[0] for match in matches),
+                "mean_f1_50": _average(match.f1 for match in matches),
+                "mean_ap_50": _average(match.precisions[0] for match in matches),
                 "found": total.found,
                 "true": total.true,
             }
         return record
 
     def to_json(self) -> dict[str, Any]:
+        """Return the summary and the scores of each image."""
         return {"summary": self.summary(), "images": [score.to_json() for score in self.images]}
 
     def table(self) -> str:
-        """For a terminal: the summary, a line each."""
+        """Format the summary for a terminal, one line per score."""
         lines = []
         for name, value in self.summary().items():
             if isinstance(value, dict):
-                shown = "  ".join(f"{key}: {each:.3f}" for key, each in value.items())
+                text = "  ".join(f"{key}: {each:.3f}" for key, each in value.items())
             elif isinstance(value, list):
-                shown = "  ".join(f"{each:.4f}" for each in value)
+                text = "  ".join(f"{each:.4f}" for each in value)
             else:
-                shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-            lines.append(f"{name:14} {shown}")
+                text = f"{value:.4f}" if isinstance(value, float) else str(value)
+            lines.append(f"{name:14} {text}")
         return "\n".join(lines)
 
     def worst(self, count: int = 10) -> list[ImageScore]:
+        """Return the images with the lowest Dice, lowest first."""
         return sorted(self.images, key=lambda score: score.dice)[:count]
 
 
@@ -167,17 +190,17 @@ def evaluate(
     instances: bool = False,
     progress: Callable[[Iterable[Sample]], Iterable[Sample]] = lambda samples: samples,
 ) -> Report:
-    """Measure a predictor.
+    """Measure a predictor on a data set.
 
     Args:
         predict: decoded image -> `Prediction`.
-        dataset: samples with their true labels.
-        classes: with the background; 2 compares what is not 0.
-        instances: the labels are one value an object, and objects are compared as well.
-        progress: wraps the samples, a progress bar for one.
+        dataset: samples, read one at a time.
+        classes: number of classes, including the background. 2 compares everything that is not 0.
+        instances: labels have one value per object, and objects are compared too.
+        progress: wraps the samples, such as a progress bar.
 
     Raises:
-        ValueError: nothing to measure, or a mask of another size than its image.
+        ValueError: the data set is empty, or a mask has another size than its image.
     """
     scores = tuple(
         score_image(sample, predict(sample.image), classes=classes, instances=instances)
@@ -191,10 +214,11 @@ def evaluate(
 def score_image(
     sample: Sample, prediction: Prediction, *, classes: int = 2, instances: bool = False
 ) -> ImageScore:
-    """One image measured; of its objects only if the prediction tells them apart.
+    """Compare a prediction with the labels.
 
     Args:
-        classes, instances: as for `evaluate`.
+        classes: as for `evaluate`.
+        instances: compare objects too, if the prediction separates them.
 
     Raises:
         ValueError: the mask has another size than the image.
@@ -210,5 +234,5 @@ def score_image(
     return ImageScore(sample.id, tuple(overlaps), boundary_f1(mask > 0, true > 0), matches)
 
 
-def _mean(values: Iterable[float]) -> float:
+def _average(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))

@@ -1,4 +1,4 @@
-"""How good a mask is. Arrays in, numbers out; knows nothing of networks."""
+"""Metrics of masks and of separated objects. Arrays in, numbers out. Knows no network, no files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import numpy as np
 from model.arrays import BoolArray, LabelArray
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""IoU from which a found object counts as the true one: 0.5, 0.55, ..., 0.95."""
+"""Least IoU of a found object with a true object to count as found: 0.5, 0.55, ..., 0.95."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """Pixel counts of a mask against the truth; counts of several images add up (pooled)."""
+    """Pixel counts of a predicted and a true mask. Counts of several images can be added.
+
+    Attributes:
+        shared: pixels of both masks.
+        predicted: pixels of the predicted mask.
+        true: pixels of the true mask.
+    """
 
     shared: int = 0
     predicted: int = 0
@@ -22,20 +28,23 @@ class Overlap:
 
     @classmethod
     def of(cls, predicted: BoolArray, true: BoolArray) -> Overlap:
-        """
+        """Count the pixels of two masks, (H, W).
+
         Raises:
-            ValueError: of different shapes.
+            ValueError: their shapes differ.
         """
         if predicted.shape != true.shape:
-            raise ValueError(f"a mask of {predicted.shape} against a truth of {true.shape}")
+            raise ValueError(f"the mask has shape {predicted.shape}, the labels {true.shape}")
         return cls(int((predicted & true).sum()), int(predicted.sum()), int(true.sum()))
 
     @classmethod
     def of_classes(cls, predicted: LabelArray, true: LabelArray) -> Overlap:
-        """Of index masks, 0 the background: a pixel is shared where both say the same class."""
-        found, there = predicted > 0, true > 0
-        shared = int((there & (predicted == true)).sum())
-        return cls(shared, int(found.sum()), int(there.sum()))
+        """Count the pixels of two masks of class indices, (H, W), where 0 is background.
+
+        A pixel is shared if both masks assign it to the same class.
+        """
+        shared = int(((true > 0) & (predicted == true)).sum())
+        return cls(shared, int((predicted > 0).sum()), int((true > 0).sum()))
 
     def __add__(self, other: Overlap) -> Overlap:
         return Overlap(
@@ -44,24 +53,25 @@ class Overlap:
 
     @property
     def dice(self) -> float:
-        """2|A∩B| / (|A| + |B|); 1 where both are empty, since nothing was there and none found."""
+        """2|A∩B| / (|A| + |B|); 1 if both masks are empty."""
         total = self.predicted + self.true
         return 2 * self.shared / total if total else 1.0
 
     @property
     def iou(self) -> float:
-        """|A∩B| / |A∪B|; 1 where both are empty."""
+        """|A∩B| / |A∪B|; 1 if both masks are empty."""
         union = self.predicted + self.true - self.shared
         return self.shared / union if union else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Matches:
-    """Objects found against true objects; counts of several images add up.
+    """Counts of found and true objects. Counts of several images can be added.
 
     Attributes:
-        found, true: how many objects there are.
-        matched: for each of `THRESHOLDS`, how many pairs have at least that IoU.
+        found: number of predicted objects.
+        true: number of true objects.
+        matched: for each of `THRESHOLDS`, the number of pairs whose IoU is at least that.
     """
 
     found: int = 0
@@ -70,19 +80,19 @@ class Matches:
 
     @classmethod
     def of(cls, found: LabelArray, true: LabelArray) -> Matches:
-        """Match label maps of the same shape, 0 the background.
+        """Match the objects of two label maps, (H, W), where 0 is background.
 
-        From an IoU above one half a match is unique: two objects cannot both cover more than half
-        of a third. So each threshold is a count, and nothing has to be assigned.
+        Above an IoU of one half a match is unique, because two objects cannot both cover more than
+        half of a third. So matches are counted, and no assignment is needed.
 
         Raises:
-            ValueError: they are of different shapes.
+            ValueError: their shapes differ.
         """
         if found.shape != true.shape:
-            raise ValueError(f"labels of {found.shape} against a truth of {true.shape}")
+            raise ValueError(f"the label map has shape {found.shape}, the labels {true.shape}")
         _, a = np.unique(found, return_inverse=True)
         _, b = np.unique(true, return_inverse=True)
-        # the background is class 0 of each side even where an image has none of it
+        # index 0 is the background on each side, even if the image has none
         a = a.ravel() + int(found.min(initial=1) > 0)
         b = b.ravel() + int(true.min(initial=1) > 0)
         rows, columns = int(a.max(initial=0)) + 1, int(b.max(initial=0)) + 1
@@ -90,7 +100,7 @@ class Matches:
         union = shared.sum(1, keepdims=True) + shared.sum(0, keepdims=True) - shared
         iou = (shared / np.maximum(union, 1))[1:, 1:]
         best = iou.max(axis=1, initial=0)
-        # at exactly one half two objects may share a true one: it is found once
+        # at an IoU of exactly one half two found objects may match one true object: count it once
         halves = int((iou >= 0.5).any(axis=0).sum())
         matched = [min(int((best >= threshold).sum()), halves) for threshold in THRESHOLDS]
         return cls(rows - 1, columns - 1, tuple(matched))
@@ -104,9 +114,9 @@ class Matches:
 
     @property
     def precisions(self) -> tuple[float, ...]:
-        """TP / (TP + FP + FN) at each threshold, the metric of the 2018 Data Science Bowl.
+        """TP / (TP + FP + FN) at each of `THRESHOLDS`; 1 if there are no objects at all.
 
-        1 where nothing was there and none found.
+        The metric of the 2018 Data Science Bowl.
         """
         return tuple(
             hits / (self.found + self.true - hits) if self.found + self.true else 1.0
@@ -115,11 +125,11 @@ class Matches:
 
     @property
     def average_precision(self) -> float:
-        """The mean of `precisions`."""
+        """Mean of `precisions`."""
         return float(np.mean(self.precisions))
 
     @property
     def f1(self) -> float:
-        """2TP / (2TP + FP + FN) at IoU 0.5."""
+        """2TP / (2TP + FP + FN) at an IoU of 0.5; 1 if there are no objects at all."""
         total = self.found + self.true
         return 2 * self.matched[0] / total if total else 1.0

@@ -1,6 +1,8 @@
-"""Training images as an endless sequence of crops, the same one at the same place of every run.
+"""Training images as an endless, reproducible sequence of crops.
 
-Knows how pairs become crops; nothing of the network's weights, of steps or of runs.
+The crop at an index depends on the recipe's seed and the index alone, so a resumed run draws the
+crops that an uninterrupted run would have drawn. Knows how pairs become crops; no weights, no
+steps, no run folders.
 """
 
 from __future__ import annotations
@@ -24,61 +26,82 @@ from model.training.recipe import Recipe
 from model.transforms import prepare
 from model.windows import WindowPlan, plan_windows
 
-_LEAST_LEFT = 0.02
-"""The least Dice to be gained on an image that `data.difficulty_report` assumes, so that perfect
-images are still drawn."""
+_MIN_DIFFICULTY = 0.02
+"""Least 1 - Dice that `data.difficulty_report` assumes, so that perfect images are still drawn."""
+_FOREGROUND_IMAGES = 100
+"""Images over which `CropDataset.foreground_fraction` averages."""
+
+Crop = tuple[Tensor, Tensor, Tensor, int]
+"""An item of `CropDataset`."""
 
 
-class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
-    """Crops without end. The item at a place is always the same; each epoch sees every image once,
-    or as often as `data.balance` and `data.difficulty_report` say.
+class CropDataset(Dataset[Crop]):
+    """An endless sequence of crops, in which the crop at an index is always the same.
+
+    Each epoch draws every image once, or as often as `data.balance` and `data.difficulty_report`
+    demand.
 
     Items: pixels (h, w, C) uint8, labels (h, w) int32, weights (h, w) float32 of the paper's
-    eq. 1, and the place itself.
+    equation 1, and the index itself.
+
+    Args:
+        samples: the training images.
+        recipe: sections data, preprocess, augment, loss, network and the seed.
 
     Raises:
-        ConfigError: whole images are wanted, which do not fit into one window.
-        DataError: see `read_scores`; or an image without its score.
+        ConfigError: the recipe asks for whole images, and they do not fit into one window.
+        DataError: the difficulty report is invalid (see `read_scores`), or lacks an image.
     """
 
     def __init__(self, samples: PairedDataset, recipe: Recipe) -> None:
         self.samples = samples
         self.recipe = recipe
-        self._kept: dict[int, tuple[ByteArray, Int32Array]] = {}
-        self._order: tuple[int, npt.NDArray[np.intp]] = (-1, np.empty(0, np.intp))
-        self._whole = None if recipe.augment.crop else _whole(recipe)
-        self._shares = _shares(samples, recipe)
+        self._cache: dict[int, tuple[ByteArray, Int32Array]] = {}
+        self._epoch = -1
+        self._epoch_order = np.empty(0, np.intp)
+        self._plan = None if recipe.augment.crop else _plan_whole_image(recipe)
+        self._probabilities = _sampling_probabilities(samples, recipe)
 
     def preload(self, quiet: bool = True) -> None:
-        """Prepare images until the cache is full: workers that are forked later share them."""
-        room = self.recipe.run.cache_mb * 1_000_000
-        indices = tqdm(
-            range(len(self.samples)), "reading", unit="image", leave=False, disable=quiet
-        )
-        for index in indices:
-            pair = self._prepared(index)
-            room -= pair[0].nbytes + pair[1].nbytes
-            if room < 0:
+        """Prepare images until the cache is full. Workers that are forked later share them.
+
+        Args:
+            quiet: show no progress bar.
+
+        Raises:
+            DataError: an image or a mask is invalid; see `PairedDataset`.
+        """
+        free = self.recipe.run.cache_mb * 1_000_000
+        images = tqdm(range(len(self.samples)), "reading", unit="image", leave=False, disable=quiet)
+        for image_index in images:
+            pair = self._prepare_pair(image_index)
+            free -= pair[0].nbytes + pair[1].nbytes
+            if free < 0:
                 break
-            self._kept[index] = pair
+            self._cache[image_index] = pair
 
-    def foreground(self) -> float:
-        """Share of the pixels that are not background, over up to 100 images."""
-        shares = [(self._pair(i)[1] > 0).mean() for i in range(min(100, len(self.samples)))]
-        return float(np.clip(np.mean(shares), 0.01, 0.99))
+    def foreground_fraction(self) -> float:
+        """Return the fraction of pixels that are foreground, over up to 100 images.
 
-    def pixels(self, count: int) -> Tensor:
-        """(count, h, w, C) uint8: the first crops."""
-        return torch.stack([self[place][0] for place in range(count)])
+        Limited to 0.01..0.99.
+        """
+        count = min(_FOREGROUND_IMAGES, len(self.samples))
+        fractions = [(self._load_pair(index)[1] > 0).mean() for index in range(count)]
+        return float(np.clip(np.mean(fractions), 0.01, 0.99))
 
-    def id(self, place: int) -> str:
-        return self.samples.ids[self._image(place)]
+    def first_crops(self, count: int) -> Tensor:
+        """Return the pixels of the first crops, (count, h, w, C) uint8."""
+        return torch.stack([self[index][0] for index in range(count)])
 
-    def __getitem__(self, place: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    def image_id(self, index: int) -> str:
+        """Return the id of the image from which the crop at `index` is taken."""
+        return self.samples.ids[self._image_index(index)]
+
+    def __getitem__(self, index: int) -> Crop:
         recipe = self.recipe
-        image, labels = self._pair(self._image(place))
-        if self._whole is None:
-            rng = np.random.default_rng((recipe.optim.seed, place))
+        image, labels = self._load_pair(self._image_index(index))
+        if self._plan is None:
+            rng = np.random.default_rng((recipe.optim.seed, index))
             image, labels = augment(image, labels, recipe.augment, rng)
         if recipe.data.labels == "instances" and recipe.loss.border_weight:
             loss = recipe.loss
@@ -89,64 +112,72 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
             torch.from_numpy(np.ascontiguousarray(image)),
             torch.from_numpy(np.ascontiguousarray(labels)),
             torch.from_numpy(weights),
-            place,
+            index,
         )
 
-    def __getitems__(
-        self, places: list[int]
-    ) -> list[tuple[Tensor, Tensor, Tensor, int]] | DataError:
-        """What a DataLoader asks for: the items of a batch, or what is wrong with one.
+    def __getitems__(self, indices: list[int]) -> list[Crop] | DataError:
+        """Return a batch for a `DataLoader`; a `DataError` is returned, not raised.
 
-        An error that is raised in a worker comes out of it under its whole traceback.
+        The loader would replace the message of an exception that a worker process raises with the
+        worker's traceback.
         """
         try:
-            return [self[place] for place in places]
+            return [self[index] for index in indices]
         except DataError as error:
             return error
 
-    def _image(self, place: int) -> int:
-        epoch, position = divmod(place, len(self.samples))
-        if self._order[0] != epoch:
-            rng = np.random.default_rng((self.recipe.optim.seed, epoch, 1))
-            # Systematic sampling: one random offset, then equal steps along the summed shares.
-            steps = (np.arange(len(self._shares)) + rng.random()) / len(self._shares)
-            drawn = np.searchsorted(np.cumsum(self._shares), steps)
-            self._order = (epoch, rng.permutation(np.minimum(drawn, len(self._shares) - 1)))
-        return int(self._order[1][position])
+    def _image_index(self, index: int) -> int:
+        epoch, position = divmod(index, len(self.samples))
+        if self._epoch != epoch:
+            self._epoch, self._epoch_order = epoch, self._draw_order(epoch)
+        return int(self._epoch_order[position])
 
-    def _pair(self, index: int) -> tuple[ByteArray, Int32Array]:
-        return self._kept.get(index) or self._prepared(index)
+    def _draw_order(self, epoch: int) -> npt.NDArray[np.intp]:
+        """Draw the image indices of an epoch by systematic sampling, then shuffle them.
 
-    def _prepared(self, index: int) -> tuple[ByteArray, Int32Array]:
-        sample, preprocess = self.samples[index], self.recipe.preprocess
+        Systematic sampling starts at one random offset and takes equal steps along the cumulated
+        probabilities. With equal probabilities it draws every image exactly once.
+        """
+        count = len(self._probabilities)
+        rng = np.random.default_rng((self.recipe.optim.seed, epoch, 1))
+        steps = (np.arange(count) + rng.random()) / count
+        drawn = np.searchsorted(np.cumsum(self._probabilities), steps)
+        return rng.permutation(np.minimum(drawn, count - 1))
+
+    def _load_pair(self, image_index: int) -> tuple[ByteArray, Int32Array]:
+        return self._cache.get(image_index) or self._prepare_pair(image_index)
+
+    def _prepare_pair(self, image_index: int) -> tuple[ByteArray, Int32Array]:
+        sample, preprocess = self.samples[image_index], self.recipe.preprocess
         image = prepare(sample.image, preprocess)
-        labels = _nearest(sample.labels, *image.shape[:2])
-        if self._whole is not None:
-            image, labels = _padded(image, labels, self._whole)
-        # torch warns of arrays that Pillow handed out read-only
+        labels = _resize_labels(sample.labels, *image.shape[:2])
+        if self._plan is not None:
+            image, labels = _pad_to_window(image, labels, self._plan)
+        # writable copies where needed: torch warns about the read-only arrays that Pillow returns
         return np.require(image, requirements=("C", "W")), np.require(
             labels, requirements=("C", "W")
         )
 
 
-def _shares(samples: PairedDataset, recipe: Recipe) -> npt.NDArray[np.float64]:
-    """How often each image is drawn, of all draws."""
+def _sampling_probabilities(samples: PairedDataset, recipe: Recipe) -> npt.NDArray[np.float64]:
+    """Compute the probability of drawing each image; they sum to 1."""
     groups = Counter(pair.group for pair in samples.pairs)
     weights = np.array([groups[pair.group] ** -recipe.data.balance for pair in samples.pairs])
     if recipe.data.difficulty_report:
         scores = read_scores(Path(recipe.data.difficulty_report))
-        if unscored := [id for id in samples.ids if id not in scores]:
+        unscored = [id for id in samples.ids if id not in scores]
+        if unscored:
             raise DataError(
-                f"{recipe.data.difficulty_report} has no score of {unscored[0]} "
-                f"({len(unscored)} of {len(samples)} have none)"
+                f"{recipe.data.difficulty_report} has no score for {unscored[0]} "
+                f"({len(unscored)} of {len(samples)} images have none)"
             )
-        weights *= [max(1 - scores[id], _LEAST_LEFT) for id in samples.ids]
-    shares: npt.NDArray[np.float64] = weights / weights.sum()
-    return shares
+        weights *= [max(1 - scores[id], _MIN_DIFFICULTY) for id in samples.ids]
+    probabilities: npt.NDArray[np.float64] = weights / weights.sum()
+    return probabilities
 
 
-def _nearest(labels: Int32Array, height: int, width: int) -> Int32Array:
-    """Labels at another size; each pixel is one that was there, so that labels stay labels."""
+def _resize_labels(labels: Int32Array, height: int, width: int) -> Int32Array:
+    """Resize labels (H, W) by nearest-neighbour interpolation, which creates no new labels."""
     if labels.shape == (height, width):
         return labels
     rows = ((np.arange(height) + 0.5) * labels.shape[0] / height).astype(int)
@@ -155,8 +186,12 @@ def _nearest(labels: Int32Array, height: int, width: int) -> Int32Array:
     return resized
 
 
-def _whole(recipe: Recipe) -> WindowPlan:
-    """The one window that every image becomes in mode "resize", as the service plans it."""
+def _plan_whole_image(recipe: Recipe) -> WindowPlan:
+    """Plan the single window of an image in mode "resize", as the service does.
+
+    Raises:
+        ConfigError: the image needs several windows.
+    """
     network, preprocess = recipe.network, recipe.preprocess
     height, width = preprocess.resized
     plan = plan_windows(height, width, network, preprocess)
@@ -164,22 +199,25 @@ def _whole(recipe: Recipe) -> WindowPlan:
         window = preprocess.window[0]
         inner = [side - 2 * network.margin for side in window]
         raise ConfigError(
-            f"crop [] (whole images) needs a size of {inner[0]}x{inner[1]} at most, not "
-            f"{height}x{width}: so much of its window {window[0]}x{window[1]} does an unpadded "
-            "network answer for"
+            f"crop [] (whole images) needs a size of at most {inner[0]}x{inner[1]}, not "
+            f"{height}x{width}: an unpadded network computes only that much of its window "
+            f"{window[0]}x{window[1]}"
         )
     return plan
 
 
-def _padded(image: ByteArray, labels: Int32Array, plan: WindowPlan) -> tuple[ByteArray, Int32Array]:
-    """The whole image as the service's own plan cuts it, and its labels the same way.
+def _pad_to_window(
+    image: ByteArray, labels: Int32Array, plan: WindowPlan
+) -> tuple[ByteArray, Int32Array]:
+    """Pad a whole image and its labels to the plan's only window, by reflection.
 
     Args:
-        image, labels: (H, W, C) and (H, W).
-        plan: of one window (h, w), which begins `plan.margin` above and left of the image.
+        image: (H, W, C).
+        labels: (H, W).
+        plan: has one window (h, w), which starts `plan.margin` pixels above and left of the image.
 
     Returns:
-        (h, w, C) and (h, w), both reflected beyond the image.
+        (h, w, C) and (h, w).
     """
     (window,) = plan.windows
     pixels = np.empty((*window.shape, image.shape[2]), np.uint8)

@@ -1,6 +1,6 @@
 """Pairs of images and masks on disk, and their split into training and validation.
 
-Files in, NumPy arrays out. Knows nothing of augmentation, of tensors or of the network.
+Files in, NumPy arrays out. Knows no augmentation, no tensors, no network.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,12 +25,22 @@ from model.evaluation.evaluate import Sample
 from model.pixels import IMAGE_SUFFIXES, to_array
 from model.training.recipe import DataConfig
 
-Image.MAX_IMAGE_PIXELS = None  # how large one's own images may be is one's own concern
+Image.MAX_IMAGE_PIXELS = None  # training images are the user's own, so their size is not limited
+
+_MASK_MODES = ("L", "P", "1", "I;16", "I;16B", "I")
+"""Pillow's modes with one channel of integers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One image and its mask, and the group (field of view, car, patient) it must not leave."""
+    """An image file and its mask file.
+
+    Attributes:
+        id: the image's file name without its suffix.
+        image, mask: the files.
+        group: what the image shows: a field of view, a car, a patient. All images of a group are
+            either training or validation images.
+    """
 
     id: str
     image: Path
@@ -38,12 +49,12 @@ class Pair:
 
 
 class PairedDataset(Sequence[Sample]):
-    """Pairs that are decoded when they are asked for.
+    """Pairs of images and masks, decoded on access.
 
     Args:
-        pairs: in order.
-        kind: of the labels, as `DataConfig.labels`.
-        classes: how many there are, the background among them, for kind "classes".
+        pairs: in the order of the data set.
+        kind: of the labels: "binary", "classes" or "instances", as in `DataConfig.labels`.
+        classes: number of classes, including the background; used if `kind` is "classes".
     """
 
     def __init__(self, pairs: Sequence[Pair], kind: str = "binary", classes: int = 2) -> None:
@@ -53,6 +64,7 @@ class PairedDataset(Sequence[Sample]):
 
     @property
     def ids(self) -> list[str]:
+        """The id of each pair, in order."""
         return [pair.id for pair in self.pairs]
 
     def __len__(self) -> int:
@@ -62,33 +74,37 @@ class PairedDataset(Sequence[Sample]):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: Any) -> Any:
-        """The sample at `index`.
+        """Decode the sample at `index`, or the samples of a slice.
 
         Raises:
-            DataError: a file is unreadable, the sizes differ, or the mask is no index mask.
+            DataError: a file cannot be read, the sizes differ, or the mask is invalid; see
+                `read_sample`.
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return read_sample(self.pairs[index], self.kind, self.classes)
 
-    def split(self, held: set[str]) -> tuple[PairedDataset, PairedDataset]:
-        """The pairs whose group is not in `held`, and those whose group is."""
+    def split(self, groups: set[str]) -> tuple[PairedDataset, PairedDataset]:
+        """Split into the pairs outside `groups` and the pairs inside."""
+        outside = [pair for pair in self.pairs if pair.group not in groups]
+        inside = [pair for pair in self.pairs if pair.group in groups]
         return (
-            PairedDataset([p for p in self.pairs if p.group not in held], self.kind, self.classes),
-            PairedDataset([p for p in self.pairs if p.group in held], self.kind, self.classes),
+            PairedDataset(outside, self.kind, self.classes),
+            PairedDataset(inside, self.kind, self.classes),
         )
 
 
 class CarvanaDataset(PairedDataset):
-    """The Carvana data as it comes: `<car>_<view>.jpg` and `<car>_<view>_mask.gif`.
+    """The Carvana data set: `<car>_<view>.jpg` and `<car>_<view>_mask.gif`.
 
-    The sixteen views of a car are one group.
+    The sixteen views of a car form a group.
 
     Args:
-        images, masks: the folders `train` and `train_masks`.
+        images: the folder `train`.
+        masks: the folder `train_masks`.
 
     Raises:
-        DataError: an empty folder, or an image without its mask.
+        DataError: a folder is empty or missing, or an image has no mask.
     """
 
     def __init__(self, images: str | Path, masks: str | Path) -> None:
@@ -98,10 +114,10 @@ class CarvanaDataset(PairedDataset):
 
 
 def open_dataset(config: DataConfig, preprocess: PreprocessConfig) -> PairedDataset:
-    """The data set of a recipe, not yet split.
+    """Find the pairs of a recipe's data set, not yet split.
 
     Raises:
-        DataError, OSError: see `find_pairs` and `read_groups`.
+        DataError: see `find_pairs` and `read_groups`.
     """
     images, masks = Path(config.images), Path(config.masks)
     if config.kind == "carvana":
@@ -113,34 +129,40 @@ def open_dataset(config: DataConfig, preprocess: PreprocessConfig) -> PairedData
 def split_dataset(
     dataset: PairedDataset, config: DataConfig
 ) -> tuple[PairedDataset, PairedDataset]:
-    """Training and validation part: by the list of the recipe, or a share of the groups.
+    """Split a data set into a training and a validation part.
+
+    The recipe lists the validation images, or gives the fraction of groups to use.
 
     Raises:
-        DataError: the list is no text in UTF-8, or names what is not there, or one side would be
-            empty.
-        OSError: the list cannot be read.
+        DataError: the list cannot be read, is not UTF-8 text, or names an unknown image; or one
+            part is empty.
     """
     if config.validation_list:
-        listed = _read_list(Path(config.validation_list))
-        if unknown := sorted(listed - set(dataset.ids)):
-            raise DataError(f"{config.validation_list} names {unknown[0]!r}, which is no image")
-        held = {pair.group for pair in dataset.pairs if pair.id in listed}
+        listed = _read_validation_list(Path(config.validation_list))
+        unknown = sorted(listed - set(dataset.ids))
+        if unknown:
+            raise DataError(
+                f"{config.validation_list} names {unknown[0]!r}, which is not in the data set"
+            )
+        groups = {pair.group for pair in dataset.pairs if pair.id in listed}
     else:
-        held = held_groups({pair.group for pair in dataset.pairs}, config.validation_share)
-    training, validation = dataset.split(held)
+        every = {pair.group for pair in dataset.pairs}
+        groups = choose_validation_groups(every, config.validation_share)
+    training, validation = dataset.split(groups)
     if not len(training) or not len(validation):
         raise DataError(
             f"{len(dataset)} images in {len({p.group for p in dataset.pairs})} groups leave "
-            f"{len(training)} for training and {len(validation)} for validation; both need some"
+            f"{len(training)} for training and {len(validation)} for validation; both need at "
+            "least one"
         )
     return training, validation
 
 
-def held_groups(groups: set[str], share: float) -> set[str]:
-    """The groups kept for validation: a share of them, at least one.
+def choose_validation_groups(groups: set[str], share: float) -> set[str]:
+    """Choose a fraction of the groups for validation, at least one.
 
-    They are ordered by a hash of their name, so that the split depends on nothing else: not on a
-    seed, and hardly on which other files are there.
+    Groups are ordered by the hash of their name. The split therefore depends on no seed, and
+    changes little when files are added or removed.
     """
     ordered = sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
     return set(ordered[: max(1, round(len(ordered) * share))])
@@ -149,166 +171,210 @@ def held_groups(groups: set[str], share: float) -> set[str]:
 def find_pairs(
     images: Path, masks: Path, groups: Mapping[str, str] | None = None, mask_suffix: str = ""
 ) -> list[Pair]:
-    """Pairs of the two folders by file name, sorted by id; without a group, each is its own.
+    """Match images and masks of two folders by file name, sorted by id.
+
+    Args:
+        groups: id -> group. None: each image is its own group.
+        mask_suffix: of a mask's name, before the file type: `car_01.jpg` and `car_01_mask.gif`.
 
     Raises:
-        DataError: an empty folder, an image without its mask, or without its group.
+        DataError: a folder is missing, the image folder is empty, two images have the same name, or
+            an image has no mask or no group.
     """
-    found, targets = _index(images), _index(masks)
-    if not found:
-        raise DataError(f"{images} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    missing = sorted(id for id in found if id + mask_suffix not in targets)
+    image_files, mask_files = _index_images(images), _index_images(masks)
+    if not image_files:
+        raise DataError(f"{images} contains no images ({', '.join(IMAGE_SUFFIXES)})")
+    missing = sorted(id for id in image_files if id + mask_suffix not in mask_files)
     if missing:
         raise DataError(
-            f"{found[missing[0]]} has no mask {missing[0]}{mask_suffix}.* in {masks} "
-            f"({len(missing)} of {len(found)} have none)"
+            f"{image_files[missing[0]]} has no mask {missing[0]}{mask_suffix}.* in {masks} "
+            f"({len(missing)} of {len(image_files)} have none)"
         )
-    if groups is not None and (ungrouped := sorted(found.keys() - groups.keys())):
-        raise DataError(f"{found[ungrouped[0]]} has no row in the table of groups")
+    if groups is not None:
+        ungrouped = sorted(image_files.keys() - groups.keys())
+        if ungrouped:
+            raise DataError(f"{image_files[ungrouped[0]]} has no row in the table of groups")
     return [
-        Pair(id, found[id], targets[id + mask_suffix], groups[id] if groups else id)
-        for id in sorted(found)
+        Pair(id, image_files[id], mask_files[id + mask_suffix], groups[id] if groups else id)
+        for id in sorted(image_files)
     ]
 
 
-def read_groups(index: Path, column: str) -> dict[str, str]:
-    """The column of a CSV file that says which images belong together, by the column `id`.
+def read_groups(table: Path, column: str) -> dict[str, str]:
+    """Read the group of each image from a CSV file.
+
+    Args:
+        table: has a header with the column `id`.
+        column: of the groups.
+
+    Returns:
+        id -> group.
 
     Raises:
-        DataError: it is no CSV file in UTF-8, or lacks a column or a value.
-        OSError: it cannot be read.
+        DataError: the file cannot be read, is not CSV in UTF-8, or lacks a column or a value.
     """
+    text = _read_text(table)
     try:
-        with index.open(newline="", encoding="utf-8-sig") as file:  # as Excel writes it, or plain
-            rows = list(csv.DictReader(file))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{index} is no CSV file in UTF-8: {error}") from error
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise DataError(f"{table} is not a CSV file: {error}") from error
     if not rows or column not in rows[0] or "id" not in rows[0]:
-        raise DataError(f"{index} needs the columns 'id' and {column!r}")
+        raise DataError(f"{table} needs the columns 'id' and {column!r}")
     for number, row in enumerate(rows, start=2):
         if not (row["id"] and row[column]):
-            raise DataError(f"{index}, row {number}: no value for 'id' or {column!r}")
+            raise DataError(f"{table}, row {number}: no value for 'id' or {column!r}")
     return {row["id"]: row[column] for row in rows}
 
 
 def read_scores(report: Path) -> dict[str, float]:
-    """The Dice of each image, by id, from the JSON of `unet evaluate`.
+    """Read the Dice of each image from the JSON that `unet evaluate --json` writes.
+
+    Returns:
+        id -> Dice, 0..1.
 
     Raises:
-        DataError: it is no such file.
-        OSError: it cannot be read.
+        DataError: the file cannot be read or is not such a report.
     """
+    text = _read_text(report)
     try:
-        images = json.loads(report.read_text())["images"]
+        images = json.loads(text)["images"]
         scores = {image["id"]: float(image["dice"]) for image in images}
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{report} is not what `unet evaluate --json` writes: {error}") from error
+        raise DataError(f"{report} was not written by `unet evaluate --json`: {error}") from error
     for id, score in scores.items():
         if not 0 <= score <= 1:
-            raise DataError(f"{report}: the Dice of {id} is {score}, and lies in 0..1")
+            raise DataError(f"{report}: the Dice of {id} must be 0..1, not {score}")
     return scores
 
 
 def read_image(path: Path) -> AnyArray:
-    """Decode an image, upright, as the service does: (H, W) or (H, W, 3), uint8 or uint16.
+    """Decode an image, upright, as the service does.
+
+    Returns:
+        (H, W) or (H, W, 3), uint8 or uint16.
 
     Raises:
-        DataError: it cannot be read; the message names it.
+        DataError: the file cannot be read or decoded.
     """
-    with _opened(path) as image:
-        # Pillow turns TIFFs as it reads them, and says so of none of them.
+    with _open_image(path) as image:
+        # Pillow applies the orientation of a TIFF itself, and still reports it.
         return to_array(image if image.format == "TIFF" else ImageOps.exif_transpose(image))
 
 
 def read_sample(pair: Pair, kind: str = "binary", classes: int = 2) -> Sample:
     """Decode a pair.
 
+    Args:
+        kind, classes: as for `PairedDataset`.
+
     Raises:
-        DataError: unreadable, of different sizes, a mask of several channels, or a label beyond
-            the classes.
+        DataError: a file cannot be read, the sizes differ, the mask has several channels or lossy
+            compression, or a label is not one of the classes.
     """
     image = read_image(pair.image)
-    values = _read_mask(pair.mask, binary=kind == "binary")
-    if image.shape[:2] != values.shape:
+    labels = _read_mask(pair.mask, binary=kind == "binary")
+    if image.shape[:2] != labels.shape:
         raise DataError(
-            f"{pair.mask} is {values.shape[1]}x{values.shape[0]}, its image {pair.image.name} "
-            f"{image.shape[1]}x{image.shape[0]}"
+            f"{pair.mask} is {labels.shape[1]}x{labels.shape[0]}, but its image {pair.image.name} "
+            f"is {image.shape[1]}x{image.shape[0]}"
         )
-    if kind == "classes" and values.max() >= classes:
+    if kind == "classes" and labels.max() >= classes:
         raise DataError(
-            f"{pair.mask} holds the label {values.max()}; the {classes} classes are 0 to "
+            f"{pair.mask} contains the label {labels.max()}; the {classes} classes are 0 to "
             f"{classes - 1}"
         )
-    return Sample(pair.id, image, values)
+    return Sample(pair.id, image, labels)
 
 
 def _read_mask(path: Path, binary: bool) -> Int32Array:
-    """(H, W) labels as they are stored; `binary`: 0 and 1.
+    """Read labels, (H, W): the stored values, or 0 and 1 if `binary`.
 
     Raises:
-        DataError: unreadable, of several channels, or not kept as it was drawn.
+        DataError: the file cannot be read, has several channels or fractions, or is a JPEG with
+            more than two values.
     """
-    with _opened(path) as file:
-        if file.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
+    with _open_image(path) as file:
+        if file.mode not in _MASK_MODES:
             bands = len(file.getbands())
             if bands == 1:
-                raise DataError(f"{path} is of mode {file.mode}; a mask has whole numbers")
+                raise DataError(f"{path} has mode {file.mode}; a mask contains integers")
             raise DataError(
                 f"{path} has {bands} channels; a mask has one (grey, palette or 16-bit)"
             )
-        labels = np.asarray(file)
-        if not binary:
-            if file.format == "JPEG":
-                raise DataError(
-                    f"{path} is a JPEG, which changes numbers around every edge; masks of several "
-                    "values are PNGs, TIFFs or GIFs"
-                )
-            return labels.astype(np.int32)
+        values = np.asarray(file)
+        if binary:
+            return _binarize(file, values)
         if file.format == "JPEG":
-            return (labels > 127).astype(np.int32)  # what rang around black and white is neither
-        if file.mode == "P" and _has_black(file, labels):
-            # Where two colours got their indices by chance, white may be 0.
-            labels = np.asarray(file.convert("RGB")).max(axis=2)
-        return (labels > 0).astype(np.int32)
+            raise DataError(
+                f"{path} is a JPEG, whose compression changes labels near edges; save masks of "
+                "several values as PNG, TIFF or GIF"
+            )
+        return values.astype(np.int32)
+
+
+def _binarize(file: Image.Image, values: AnyArray) -> Int32Array:
+    """Convert the values of a mask file to 0 and 1."""
+    if file.format == "JPEG":
+        return (values > 127).astype(np.int32)  # compression leaves grey values near edges
+    if file.mode == "P" and _has_black(file, values):
+        # The order of a palette is arbitrary: white may have the index 0.
+        values = np.asarray(file.convert("RGB")).max(axis=2)
+    return (values > 0).astype(np.int32)
 
 
 def _has_black(file: Image.Image, indices: AnyArray) -> bool:
-    """Whether a pixel is black by its palette."""
+    """Whether some pixel of a palette image is black."""
     palette = np.array(file.getpalette() or (), np.uint8).reshape(-1, 3)
     return any(index < len(palette) and not palette[index].any() for index in np.unique(indices))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image; errors of Pillow in the block become a `DataError` that names the file."""
     try:
         with Image.open(path) as file:
             yield file
-    except DataError:
-        raise
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _index(folder: Path) -> dict[str, Path]:
+def _index_images(folder: Path) -> dict[str, Path]:
+    """List a folder's images by file name without suffix.
+
+    Raises:
+        DataError: the folder is missing, or two images differ only by their suffix.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
-    index: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        if (other := index.setdefault(path.stem, path)) != path:
-            raise DataError(f"{other} and {path.name} have the same name; which one is it?")
-    return index
+        other = files.setdefault(path.stem, path)
+        if other != path:
+            raise DataError(f"{other} and {path.name} have the same name; remove one")
+    return files
 
 
-def _read_list(path: Path) -> set[str]:
-    """One id a line, with or without the file's suffix."""
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text in UTF-8: {error}") from error
+def _read_validation_list(path: Path) -> set[str]:
+    """Read one id per line, with or without the suffix of the image's file."""
+    lines = [line.strip() for line in _read_text(path).splitlines()]
     return {
         Path(line).stem if Path(line).suffix.lower() in IMAGE_SUFFIXES else line
         for line in lines
         if line
     }
+
+
+def _read_text(path: Path) -> str:
+    """Read UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8 text.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error}") from error

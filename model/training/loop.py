@@ -1,12 +1,13 @@
-"""Training: pairs of images and masks in, a self-describing checkpoint out.
+"""Train a network: pairs of images and masks in, a self-describing checkpoint out.
 
-A run lives in a folder of its own and can be killed at any moment: the same command goes on from
-the last state and draws the same crops, because the crop at a place of the sequence depends on
-(seed, place) alone.
+A run has a folder and may be killed at any moment. The same command resumes it from the last saved
+state and draws the same crops. Knows the order of the work; `model.training.trainer` knows a step,
+and `model.training.run_folder` the files.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 import signal
@@ -16,228 +17,388 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from model.arrays import AnyArray
-from model.checkpoint import Checkpoint, git_revision, record, save_checkpoint
-from model.errors import DataError, TrainingDiverged, TrainingOutOfMemory
+from model.checkpoint import Checkpoint, git_revision, save_checkpoint, update_manifest
+from model.errors import ConfigError, DataError, TrainingDiverged, TrainingOutOfMemory
 from model.evaluation.evaluate import Report, Sample, evaluate, from_probabilities
 from model.predict import attach_golden
-from model.training.crops import Crops
+from model.training.crops import CropDataset
 from model.training.data import PairedDataset, open_dataset, read_image, split_dataset
-from model.training.plots import compare, contact_sheet
-from model.training.recipe import Recipe
-from model.training.run_folder import Run, open_run
+from model.training.plots import draw_comparison, make_contact_sheet
+from model.training.recipe import OptimConfig, Recipe
+from model.training.run_folder import RunFolder, open_run, report_write_errors
 from model.training.trainer import Trainer
 from model.transforms import to_mask
 
 _SMOOTHING = 0.98
-"""Of the running mean of the loss that is shown."""
+"""Decay of the running means of loss and seconds per step."""
 _LOG_EVERY = 20
-_SHOWN = 6
-"""Validation images in `samples.png`."""
+"""Steps between two records of the training loss."""
+_SAMPLE_COUNT = 6
+"""Validation images in samples.png."""
+_ENDLESS = 10**9
+"""Steps that no run reaches."""
 
 
 def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
-    """Train, or go on with the run in `folder`.
+    """Train a network, or resume the run in `folder`.
+
+    After Ctrl-C the current step is finished, and the run ends as if it were complete.
+
+    Args:
+        command: recorded in the run's folder and in the checkpoint.
 
     Returns:
-        The checkpoint, `folder`/NAME.safetensors: the average of the weights, its golden pair, and
-        a card with the scores on training and validation images.
+        The checkpoint, `folder`/NAME.safetensors: the moving average of the weights, a golden pair,
+        and a card with the scores on training and validation images.
 
     Raises:
-        DataError, ConfigError: the data or the recipe are not what they should be.
-        CheckpointError: the one to start from is none, or a manifest in the folder is damaged.
-        ValueError: the recipe asks for a CUDA device, and there is none.
-        TrainingOutOfMemory: a batch, or what it needs beside it, does not fit.
-        TrainingDiverged: the loss, its gradient or the weights are no numbers; the state before is
-            kept.
-        KeyboardInterrupt: while images are read, before the first step, or behind the last one.
-        OSError: a file of the recipe cannot be read, or the folder not be written; what was there
-            is intact.
+        DataError: the data set is invalid; see `open_dataset`, `split_dataset` and `CropDataset`.
+        ConfigError: the recipe asks for a CUDA device and there is none, differs from the recipe of
+            the run in `folder`, or contradicts itself; or another run has locked the folder.
+        CheckpointError: the checkpoint of the initial weights, or a manifest in the folder, is
+            damaged.
+        TrainingOutOfMemory: a batch, or what it needs, does not fit into memory.
+        TrainingDiverged: the loss, its gradient or the weights are not finite. The last saved state
+            is kept.
+        WriteError: the folder cannot be written. Its files are intact.
+        KeyboardInterrupt: Ctrl-C while images are read, before the first step, after the last one,
+            or a second time.
     """
-    device = _device(recipe.run.device)
+    device = _choose_device(recipe.run.device)
     training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
     golden = read_image(Path(recipe.data.golden)) if recipe.data.golden else validation[0].image
-    with open_run(folder, recipe, command) as run, _named_lack_of_memory(recipe):
-        _prove(validation)
-        crops = Crops(training, recipe)
-        crops.preload(quiet=_quiet())
+    with open_run(folder, recipe, command) as run, _report_out_of_memory(recipe):
+        _check_readable(validation)
+        crops = CropDataset(training, recipe)
+        crops.preload(quiet=not sys.stderr.isatty())
         trainer = Trainer(recipe, device, crops, run.load_state(device))
-        try:
-            with _interruptible() as interrupted:
-                _fit(trainer, crops, validation, run, interrupted)
-                if not trainer.steps_done:
-                    raise KeyboardInterrupt  # in front of the first step: there is nothing to write
-                run.save_state(trainer.state())
-        except TrainingDiverged as error:
-            # Not the same run at another rate: what a folder holds is what its recipe says.
-            left = f"the state before is in {folder}; give another --out and"
-            raise TrainingDiverged(
-                f"{error}; {left if run.has_state else 'try'} a lower --learning-rate"
-            ) from None
-        report = _report(trainer, training, validation, command)
-        run.report(report)
-        run.draw()
-        return _export(trainer, golden, run, report)
+        with _advise_on_divergence(run), catch_interrupt() as interrupted:
+            _train_loop(trainer, crops, validation, run, interrupted)
+            if not trainer.steps_done:
+                raise KeyboardInterrupt  # before the first step: there is no result
+            run.save_state(trainer.state())
+        report = _build_report(trainer, training, validation, command)
+        run.save_report(report)
+        run.save_curves()
+        return _export_checkpoint(trainer, golden, run, report)
 
 
 @contextmanager
-def _named_lack_of_memory(recipe: Recipe) -> Iterator[None]:
+def catch_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C in the block into an event, and the second into a KeyboardInterrupt.
+
+    Outside the main thread, which alone receives signals, the event is never set.
+    """
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def handle(*_: object) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _report_out_of_memory(recipe: Recipe) -> Iterator[None]:
+    """Convert out-of-memory errors of NumPy and torch into `TrainingOutOfMemory`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # NumPy's; a device's; and the one of torch on a CPU, which has no type of its own
-        lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not lacking and "can't allocate memory" not in str(error):
+        is_typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        # on a CPU torch raises a plain RuntimeError
+        if not is_typed and "can't allocate memory" not in str(error):
             raise
-        first = str(error).splitlines()[0] if str(error) else "out of memory"
+        reason = str(error).splitlines()[0] if str(error) else "out of memory"
         raise TrainingOutOfMemory(
-            f"{first}; try a smaller --crop, --base-features, or --batch-size than "
+            f"{reason}; try a smaller --crop, --base-features, or --batch-size than "
             f"{recipe.optim.batch_size}"
         ) from error
 
 
-def _prove(samples: PairedDataset) -> None:
-    """Read each once and keep none: what cannot be read is named now, not hours later.
+@contextmanager
+def _advise_on_divergence(run: RunFolder) -> Iterator[None]:
+    """Add to a `TrainingDiverged` what the user can do.
+
+    A run keeps its learning rate, so a lower one needs another folder once a state was saved.
+    """
+    try:
+        yield
+    except TrainingDiverged as error:
+        advice = "try a lower --learning-rate"
+        if run.has_state:
+            advice = (
+                f"the last state is kept in {run.path}; try another --out and a lower "
+                "--learning-rate"
+            )
+        raise TrainingDiverged(f"{error}; {advice}") from None
+
+
+def _check_readable(samples: PairedDataset) -> None:
+    """Decode every sample once, so that an unreadable one is reported before training.
 
     Raises:
         DataError: see `PairedDataset`.
     """
-    for _ in tqdm(samples, "reading", unit="image", leave=False, disable=_quiet()):
+    quiet = not sys.stderr.isatty()
+    for _ in tqdm(samples, "reading", unit="image", leave=False, disable=quiet):
         pass
 
 
-def _fit(
-    trainer: Trainer, crops: Crops, held: PairedDataset, run: Run, interrupted: threading.Event
+@dataclasses.dataclass(frozen=True)
+class _Length:
+    """How long to train: up to `steps`, or `seconds` of training, whichever comes first.
+
+    Seconds count over all starts of a run, but only steps: no reading, validation or report. Both
+    may be infinite.
+    """
+
+    steps: float
+    seconds: float
+
+    @classmethod
+    def of(cls, optim: OptimConfig, images: int) -> Self:
+        """Compute the length that a recipe asks for, with `images` training images."""
+        steps = optim.steps or math.ceil(optim.epochs * images / optim.batch_size)
+        return cls(steps or math.inf, 60 * optim.minutes or math.inf)
+
+    def progress(self, trainer: Trainer) -> float:
+        """Return the fraction of the training that is done; 1 or more at the end."""
+        return max(trainer.steps_done / self.steps, trainer.seconds / self.seconds)
+
+    def seconds_left(self, trainer: Trainer, pace: float) -> float:
+        """Estimate the remaining seconds of training at `pace` seconds per step."""
+        steps = self.steps - trainer.steps_done
+        return max(0.0, min(steps * pace, self.seconds - trainer.seconds))
+
+
+class _ProgressBar:
+    """A progress bar on a terminal, and the running means that it shows.
+
+    Attributes:
+        loss: running mean of the loss.
+        speed: images per second in the last step.
+    """
+
+    def __init__(self, trainer: Trainer, length: _Length) -> None:
+        self.trainer = trainer
+        self.length = length
+        self.loss = math.nan
+        self.speed = math.nan
+        self._pace = math.nan
+        self._bar = tqdm(
+            total=None if math.isinf(length.steps) else length.steps,
+            initial=trainer.steps_done,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, loss: float, images: int, seconds: float) -> None:
+        """Show a step that is done."""
+        self.loss = _smooth(self.loss, loss)
+        self._pace = _smooth(self._pace, seconds)
+        self.speed = images / seconds
+        left = tqdm.format_interval(self.length.seconds_left(self.trainer, self._pace))
+        self._bar.update()
+        self._bar.set_postfix_str(
+            f"loss {self.loss:.3f}, lr {self.trainer.learning_rate:.1e}, "
+            f"{self.speed:.1f} images/s, {left} left"
+        )
+
+    def show_scores(self, scores: dict[str, Any]) -> None:
+        """Print a validation's scores above the bar."""
+        self._bar.write(
+            f"step {self.trainer.steps_done}: validation Dice {scores['dice']:.4f}, "
+            f"IoU {scores['iou']:.4f}"
+        )
+
+
+def _smooth(mean: float, value: float) -> float:
+    """Update a running mean, which is NaN before the first value."""
+    return value if math.isnan(mean) else _SMOOTHING * mean + (1 - _SMOOTHING) * value
+
+
+def _train_loop(
+    trainer: Trainer,
+    crops: CropDataset,
+    validation: PairedDataset,
+    run: RunFolder,
+    interrupted: threading.Event,
 ) -> None:
-    recipe, optim = trainer.recipe, trainer.recipe.optim
-    total = optim.steps or math.ceil(optim.epochs * len(crops.samples) / optim.batch_size) or None
-    # of training alone, over all starts of the run: reading, validation and report come on top
-    budget = 60 * optim.minutes or math.inf
-    # `Sampler` would shuffle; the order is the places themselves, from where the run stands
-    last = (total or 10**9) * optim.batch_size
-    loader = DataLoader(
-        crops,
-        batch_size=optim.batch_size,
-        sampler=range(trainer.steps_done * optim.batch_size, last),
-        num_workers=recipe.run.workers,
-        pin_memory=trainer.device.type == "cuda",
-        collate_fn=_collated,
-        worker_init_fn=_uninterrupted,
-    )
-    epoch = max(1, len(crops.samples) // optim.batch_size)
-    pictured = (
-        max(1, epoch // recipe.run.previews_per_epoch) if recipe.run.previews_per_epoch else 0
-    )
-    running: float | None = None
-    pace: float | None = None
+    """Train until the end of the recipe's steps or minutes, or until `interrupted`."""
+    recipe = trainer.recipe
+    length = _Length.of(recipe.optim, len(crops.samples))
+    preview_every = _preview_interval(recipe, len(crops.samples))
     clock = time.monotonic()
-    with tqdm(
-        total=total,
-        initial=trainer.steps_done,
-        unit="step",
-        dynamic_ncols=True,
-        disable=_quiet(),
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]",
-    ) as bar:
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            pixels, labels, weights, places = batch
-            progress = max(trainer.steps_done / (total or math.inf), trainer.seconds / budget)
+    with _ProgressBar(trainer, length) as bar:
+        for batch in _load_batches(trainer, crops, length):
+            progress = length.progress(trainer)
             if interrupted.is_set() or progress >= 1:
                 break
-            try:
-                loss = trainer.step(pixels, labels, weights, progress)
-            except TrainingDiverged as error:
-                names = ", ".join(crops.id(int(place)) for place in places)
-                raise TrainingDiverged(
-                    f"{error} at step {trainer.steps_done}, whose batch is {names}"
-                ) from None
-            now = time.monotonic()
-            took, clock = now - clock, now
-            trainer.seconds += took
+            loss = _train_step(trainer, crops, batch, progress)
+            seconds = time.monotonic() - clock
+            trainer.seconds += seconds
+            bar.update(loss, len(batch[0]), seconds)
             step = trainer.steps_done
-            running, pace = _smoothed(running, loss), _smoothed(pace, took)
-            speed = len(pixels) / took
-            rate = trainer.optimiser.param_groups[0]["lr"]
-            bar.update()
-            left = tqdm.format_interval(_seconds_left(trainer, total, budget, pace))
-            bar.set_postfix_str(
-                f"loss {running:.3f}, lr {rate:.1e}, {speed:.1f} images/s, {left} left"
-            )
             if step % _LOG_EVERY == 0:
-                run.log(
-                    step,
-                    {
-                        "loss": running,
-                        "learning_rate": rate,
-                        "images_per_second": speed,
-                        "seconds": trainer.seconds,
-                    },
-                )
-            if pictured and step % pictured == 0:
-                picture = _picture(trainer, held[step // pictured % len(held)])
-                run.picture(f"pictures/{step:07d}.png", picture)
+                _log_step(trainer, run, bar)
+            if preview_every and step % preview_every == 0:
+                sample = validation[step // preview_every % len(validation)]
+                run.save_image(f"pictures/{step:07d}.png", _draw_sample(trainer, sample))
             if step % recipe.run.validate_every == 0:
-                state = trainer.state()  # first: weights that are none are not worth measuring
-                scores = _validate(trainer, held).summary()
-                run.log(step, {**scores, "seconds": trainer.seconds})
-                run.save_state(state)  # before pictures, which take as long again
-                run.picture("samples.png", _samples(trainer, held))
-                run.draw()
-                bar.write(
-                    f"step {step}: validation Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}"
-                )
-            clock = time.monotonic()  # what is written meanwhile is not training time
+                bar.show_scores(_validate_and_save(trainer, validation, run))
+            clock = time.monotonic()  # logging and validation are not training time
 
 
-def _smoothed(mean: float | None, value: float) -> float:
-    return value if mean is None else _SMOOTHING * mean + (1 - _SMOOTHING) * value
+def _preview_interval(recipe: Recipe, images: int) -> int:
+    """Return the number of steps between previews, or 0 for none."""
+    previews = recipe.run.previews_per_epoch
+    steps_per_epoch = max(1, images // recipe.optim.batch_size)
+    return max(1, steps_per_epoch // previews) if previews else 0
 
 
-def _seconds_left(trainer: Trainer, total: int | None, budget: float, pace: float) -> float:
-    """Of training: to the last of `total` steps at `pace` seconds each, or until the budget of
-    seconds is spent, whichever comes first."""
-    steps = math.inf if total is None else total - trainer.steps_done
-    return max(0.0, min(steps * pace, budget - trainer.seconds))
+def _load_batches(
+    trainer: Trainer, crops: CropDataset, length: _Length
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield batches of crops in order, from the step at which the run stands.
+
+    Raises:
+        DataError: an image or a mask is invalid; see `PairedDataset`.
+    """
+    size = trainer.recipe.optim.batch_size
+    end = _ENDLESS if math.isinf(length.steps) else int(length.steps)
+    loader = DataLoader(
+        crops,
+        batch_size=size,
+        sampler=range(trainer.steps_done * size, end * size),  # crops are shuffled already
+        num_workers=trainer.recipe.run.workers,
+        pin_memory=trainer.device.type == "cuda",
+        collate_fn=_collate,
+        worker_init_fn=_ignore_sigint,
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
-def _collated(batch: Any) -> Any:
+def _collate(batch: Any) -> Any:
     return batch if isinstance(batch, DataError) else default_collate(batch)
 
 
-def _uninterrupted(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; what to do about it is the training's to say."""
+def _ignore_sigint(worker: int) -> None:
+    """Ignore Ctrl-C in a worker: a terminal sends it to every process, and training handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _validate(trainer: Trainer, samples: Iterable[Sample]) -> Report:
+def _train_step(
+    trainer: Trainer,
+    crops: CropDataset,
+    batch: tuple[Tensor, Tensor, Tensor, Tensor],
+    progress: float,
+) -> float:
+    """Train on one batch and return the loss.
+
+    Raises:
+        TrainingDiverged: the loss or its gradient is not finite; the message names the images.
+    """
+    pixels, labels, weights, indices = batch
+    try:
+        return trainer.step(pixels, labels, weights, progress)
+    except TrainingDiverged as error:
+        images = ", ".join(crops.image_id(int(index)) for index in indices)
+        raise TrainingDiverged(
+            f"{error} at step {trainer.steps_done}, in the batch of {images}"
+        ) from None
+
+
+def _log_step(trainer: Trainer, run: RunFolder, bar: _ProgressBar) -> None:
+    run.log_metrics(
+        trainer.steps_done,
+        {
+            "loss": bar.loss,
+            "learning_rate": trainer.learning_rate,
+            "images_per_second": bar.speed,
+            "seconds": trainer.seconds,
+        },
+    )
+
+
+def _validate_and_save(
+    trainer: Trainer, validation: PairedDataset, run: RunFolder
+) -> dict[str, Any]:
+    """Measure the moving average, save scores, state and images, and return the scores.
+
+    Raises:
+        TrainingDiverged: a weight is not finite.
+    """
+    state = trainer.state()  # first, so that weights that are not finite are not measured
+    scores = _measure_ema(trainer, validation).summary()
+    run.log_metrics(trainer.steps_done, {**scores, "seconds": trainer.seconds})
+    run.save_state(state)  # before the images, which take as long as the validation
+    run.save_image("samples.png", _draw_samples(trainer, validation))
+    run.save_curves()
+    return scores
+
+
+def _measure_ema(trainer: Trainer, samples: Iterable[Sample]) -> Report:
+    """Evaluate the moving average of the weights."""
     instances = trainer.recipe.data.labels == "instances"
     predict = from_probabilities(trainer.predictor, trainer.recipe.preprocess, instances=instances)
     classes = len(trainer.recipe.preprocess.classes)
     return evaluate(predict, samples, classes=classes, instances=instances)
 
 
-def _report(
-    trainer: Trainer, training: PairedDataset, held: PairedDataset, command: str
+def _draw_sample(trainer: Trainer, sample: Sample) -> Image.Image:
+    mask = to_mask(trainer.predictor(sample.image), trainer.recipe.preprocess)
+    return draw_comparison(sample.image, sample.labels, mask)
+
+
+def _draw_samples(trainer: Trainer, validation: PairedDataset) -> Image.Image:
+    """Draw predictions on validation images, evenly spread over the data set."""
+    indices = range(0, len(validation), max(1, len(validation) // _SAMPLE_COUNT))[:_SAMPLE_COUNT]
+    samples = (validation[index] for index in indices)
+    return make_contact_sheet([(sample.id, _draw_sample(trainer, sample)) for sample in samples])
+
+
+def _build_report(
+    trainer: Trainer, training: PairedDataset, validation: PairedDataset, command: str
 ) -> dict[str, Any]:
-    """Scores on the validation images, and on as many training images: the gap is over-fitting."""
-    places = np.linspace(0, len(training) - 1, len(held)).astype(int)
-    seen = (training[place] for place in places)  # one at a time: there may be very many
+    """Measure validation images and as many training images; their gap shows over-fitting."""
+    indices = np.linspace(0, len(training) - 1, len(validation)).astype(int)
+    trained_on = (training[index] for index in indices)  # one at a time, to save memory
     return {
-        "validation": _validate(trainer, held).summary(),
-        "training": _validate(trainer, seen).summary(),
-        "images": {"training": len(training), "validation": len(held)},
+        "validation": _measure_ema(trainer, validation).summary(),
+        "training": _measure_ema(trainer, trained_on).summary(),
+        "images": {"training": len(training), "validation": len(validation)},
         "steps": trainer.steps_done,
         "hours": round(trainer.seconds / 3600, 3),
-        "hardware": _hardware(trainer.device),
+        "hardware": _describe_hardware(trainer.device),
         "command": command,
         "revision": git_revision(),
         "torch": torch.__version__,
@@ -245,7 +406,15 @@ def _report(
     }
 
 
-def _export(trainer: Trainer, golden: AnyArray, run: Run, report: dict[str, Any]) -> Path:
+def _export_checkpoint(
+    trainer: Trainer, golden: AnyArray, run: RunFolder, report: dict[str, Any]
+) -> Path:
+    """Write the checkpoint and its entry in the manifest; return its path.
+
+    Args:
+        golden: image of the golden pair.
+        report: of `_build_report`; the card contains parts of it.
+    """
     recipe = trainer.recipe
     card = {
         "metrics": report["validation"],
@@ -257,58 +426,30 @@ def _export(trainer: Trainer, golden: AnyArray, run: Run, report: dict[str, Any]
             for key in ("command", "images", "steps", "hours", "hardware", "torch", "revision")
         },
     }
-    path = run.folder / f"{recipe.name}.safetensors"
-    draft = Checkpoint(recipe.name, recipe.network, recipe.preprocess, trainer.shipped(), card=card)
-    save_checkpoint(path, attach_golden(draft, golden))
-    record(path)
+    path = run.path / f"{recipe.name}.safetensors"
+    weights = trainer.export_weights()
+    draft = Checkpoint(recipe.name, recipe.network, recipe.preprocess, weights, card=card)
+    checkpoint = attach_golden(draft, golden)
+    with report_write_errors(run.path):
+        save_checkpoint(path, checkpoint)
+        update_manifest(path)
     return path
 
 
-def _picture(trainer: Trainer, sample: Sample) -> Any:
-    mask = to_mask(trainer.predictor(sample.image), trainer.recipe.preprocess)
-    return compare(sample.image, sample.labels, mask)
+def _choose_device(name: str) -> torch.device:
+    """Choose the device that a recipe asks for: auto, cpu, cuda or cuda:N.
 
-
-def _samples(trainer: Trainer, held: PairedDataset) -> Any:
-    places = range(0, len(held), max(1, len(held) // _SHOWN))[:_SHOWN]
-    shown = (held[place] for place in places)
-    return contact_sheet([(sample.id, _picture(trainer, sample)) for sample in shown])
-
-
-def _device(name: str) -> torch.device:
+    Raises:
+        ConfigError: there is no CUDA device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r}: there is no CUDA device here")
+        raise ConfigError(f"device {name!r} is not available: there is no CUDA device")
     return torch.device(name)
 
 
-def _hardware(device: torch.device) -> str:
+def _describe_hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
-
-
-def _quiet() -> bool:
-    return not sys.stderr.isatty()
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event: the step is finished, and what there is is written. A second one is
-    not that patient: KeyboardInterrupt, as everywhere outside."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def interrupt(*_: object) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

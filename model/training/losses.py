@@ -1,4 +1,7 @@
-"""What training minimises: targets and weights from labels, and the loss of logits."""
+"""The training loss: pixel weights and targets from labels, cross-entropy and Dice from logits.
+
+Knows arrays and tensors; no files, no network.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,26 @@ from model.arrays import FloatArray, Int32Array
 from model.config import PreprocessConfig
 
 _SMOOTH = 1.0
-"""Added to both sides of the Dice fraction: 1 where nothing is there and nothing found."""
-_FAR = 4.0
-"""Distances beyond this many σ add less than exp(-8) to eq. 2 and are not looked for."""
+"""Added to numerator and denominator of Dice, which is then 1 where mask and target are empty."""
+_REACH = 4.0
+"""Distances above this many σ are ignored in equation 2: they add less than w0 · exp(-8)."""
 
 
 def border_weights(labels: Int32Array, weight: float, sigma: float) -> FloatArray:
-    """w(x) of the paper's eq. 2, with a class weight of 1.
+    """Compute w(x) of the paper's equation 2, with a class weight of 1.
 
-    w(x) = 1 + w0 · exp(-(d1 + d2)² / 2σ²) on background pixels, d1 and d2 the distances to the
-    nearest and the second nearest object: the narrow gaps between touching objects weigh most.
+    On background pixels w(x) = 1 + w0 · exp(-(d1 + d2)² / 2σ²), where d1 and d2 are the distances
+    to the nearest and the second nearest object. Narrow gaps between touching objects weigh most.
 
     Args:
-        labels: (H, W), 0 background, one value an object.
+        labels: (H, W), 0 is background, one value per object.
         weight: w0.
         sigma: σ, in pixels.
+
+    Returns:
+        (H, W), 1 or more.
     """
-    reach = int(np.ceil(_FAR * sigma))
+    reach = int(np.ceil(_REACH * sigma))
     nearest = np.full(labels.shape, np.inf)
     second = nearest.copy()
     # `find_objects` lists the bounding boxes of labels 1..max, None where a label does not occur
@@ -45,51 +51,56 @@ def border_weights(labels: Int32Array, weight: float, sigma: float) -> FloatArra
     return weights
 
 
-def targets(labels: Tensor, preprocess: PreprocessConfig, channels: int, reach: int) -> Tensor:
-    """What the probabilities should be.
+def make_targets(labels: Tensor, preprocess: PreprocessConfig, channels: int, reach: int) -> Tensor:
+    """Convert labels to the probabilities that the network should predict.
 
     Args:
         labels: (N, H, W) integers.
+        preprocess: says whether the model is binary.
         channels: of the network's output.
-        reach: of the border channel, in pixels.
+        reach: of the border channel, in pixels; see `make_border_targets`.
 
     Returns:
-        (N, channels, H, W) float. Binary: foreground, and the border between objects if there is
-        a second channel. Else one-hot over the classes.
+        (N, channels, H, W) float. Binary models: the foreground, and the border between objects if
+        there is a second channel. Others: one-hot over the classes.
     """
     if not preprocess.binary:
         return F.one_hot(labels.long(), channels).permute(0, 3, 1, 2).float()
     if channels == 1:
         return (labels[:, None] > 0).float()
-    return foreground_and_border(labels, reach)
+    return make_border_targets(labels, reach)
 
 
-def foreground_and_border(labels: Tensor, reach: int = 2) -> Tensor:
-    """Targets of a model that separates touching objects, from instance labels.
+def make_border_targets(labels: Tensor, reach: int = 2) -> Tensor:
+    """Convert instance labels to the targets of a model that separates touching objects.
 
     Args:
-        labels: (N, H, W) integers, 0 background.
-        reach: a pixel is border where two different objects lie within this many pixels of it.
+        labels: (N, H, W) integers, 0 is background.
+        reach: a pixel is border if two different objects lie within this many pixels of it.
 
     Returns:
-        (N, 2, H, W) float: foreground, border.
+        (N, 2, H, W) float: foreground and border.
     """
     values = labels[:, None].float()
     size = 2 * reach + 1
     highest = F.max_pool2d(values, size, 1, reach)
-    # the lowest label that is not background: the highest of the negated ones
+    # the lowest label that is not background is the highest of the negated ones
     lowest = -F.max_pool2d((-values).masked_fill(values == 0, -(2.0**24)), size, 1, reach)
     border = (highest > 0) & (lowest < highest)
     return torch.cat([values > 0, border], dim=1).float()
 
 
 def dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
-    """1 - the soft Dice coefficient over batch and pixels (Milletari et al. 2016, eq. 1).
+    """Compute 1 - the soft Dice coefficient (Milletari et al. 2016, equation 1).
 
-    Pooled over the batch: a crop without any foreground gives no noise of its own.
+    It is computed over all pixels of the batch, so crops without foreground add no noise.
 
     Args:
-        probabilities, target: (N, C, H, W) in 0..1.
+        probabilities: (N, C, H, W) in 0..1.
+        target: the same shape and range.
+
+    Returns:
+        A scalar, the mean over the channels.
     """
     axes = (0, 2, 3)
     shared = (probabilities * target).sum(axes)
@@ -105,12 +116,20 @@ def segmentation_loss(
     binary: bool = True,
     dice_weight: float = 1.0,
 ) -> Tensor:
-    """Cross-entropy plus Dice: the first is well-behaved far away, the second near.
+    """Compute cross-entropy + dice_weight · Dice loss.
+
+    Cross-entropy has useful gradients far from the optimum, Dice close to it.
 
     Args:
-        logits, target: (N, C, H, W).
-        weight: (N, 1, H, W) of the cross-entropy, the paper's w(x) of eq. 1; None is 1.
-        binary: a sigmoid a channel; else a softmax over them.
+        logits: (N, C, H, W).
+        target: (N, C, H, W) in 0..1.
+        weight: (N, 1, H, W), of the cross-entropy at each pixel: the paper's w(x) of equation 1.
+            None: 1.
+        binary: a sigmoid per channel. False: a softmax over the channels.
+        dice_weight: 0 leaves the Dice loss out.
+
+    Returns:
+        A scalar.
     """
     if binary:
         entropy = F.binary_cross_entropy_with_logits(logits, target, weight=weight)
@@ -119,4 +138,6 @@ def segmentation_loss(
         each = -(logits.log_softmax(dim=1) * target).sum(1, keepdim=True)
         entropy = (each if weight is None else each * weight).mean()
         probabilities = logits.softmax(dim=1)
-    return entropy + dice_weight * dice_loss(probabilities, target) if dice_weight else entropy
+    if not dice_weight:
+        return entropy
+    return entropy + dice_weight * dice_loss(probabilities, target)

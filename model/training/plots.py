@@ -1,4 +1,7 @@
-"""Pictures for people: predictions beside the truth, and training curves."""
+"""Images for people: predictions compared with the labels, and training curves.
+
+Knows arrays, scores and Pillow; no network, no run folders.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,21 @@ from model.transforms import prepare
 
 _HIT, _MISSED, _EXTRA = (60, 190, 90), (60, 120, 255), (240, 70, 70)
 _SIDE = 256
-"""The longer one of each of the two halves of a comparison, in pixels."""
+"""The longer side of each half of a comparison, in pixels."""
 _COLUMNS, _GAP, _CAPTION = 2, 8, 16
-"""Of a contact sheet: columns, and pixels around its pictures and above them."""
+"""A contact sheet's columns, the pixels between its images, and the height of a caption."""
 
 
-def compare(image: AnyArray, true: AnyArray, predicted: AnyArray) -> Image.Image:
-    """The image, and over it what was hit (green), missed (blue) and too much (red).
+def draw_comparison(image: AnyArray, true: AnyArray, predicted: AnyArray) -> Image.Image:
+    """Draw an image, and beside it the image with hits green, misses blue and extra pixels red.
 
     Args:
-        image: decoded, (H, W) or (H, W, 3).
-        true, predicted: (H, W), not 0 is foreground.
+        image: decoded, (H, W) or (H, W, 3), uint8 or uint16.
+        true: (H, W); everything that is not 0 is foreground.
+        predicted: the same.
+
+    Returns:
+        Two halves side by side; the longer side of a half has 256 pixels.
     """
     shown = prepare(image, PreprocessConfig(intensity="percentile"))
     tinted = shown.astype(np.float32) * 0.5
@@ -38,38 +45,52 @@ def compare(image: AnyArray, true: AnyArray, predicted: AnyArray) -> Image.Image
     return both.resize((max(1, round(both.width * scale)), max(1, round(both.height * scale))))
 
 
-def contact_sheet(entries: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Captioned pictures in a grid."""
-    width = max(picture.width for _, picture in entries)
-    height = max(picture.height for _, picture in entries) + _CAPTION
+def make_contact_sheet(entries: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Arrange captioned images in a grid.
+
+    Args:
+        entries: caption and image, at least one.
+    """
+    width = max(image.width for _, image in entries)
+    height = max(image.height for _, image in entries) + _CAPTION
     rows = -(-len(entries) // _COLUMNS)
     size = _COLUMNS * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP
     sheet = Image.new("RGB", size, (24, 24, 28))
     draw = ImageDraw.Draw(sheet)
-    for index, (caption, picture) in enumerate(entries):
+    for index, (caption, image) in enumerate(entries):
         x = _GAP + index % _COLUMNS * (width + _GAP)
         y = _GAP + index // _COLUMNS * (height + _GAP)
         draw.text((x, y), caption, fill=(220, 220, 225))
-        sheet.paste(picture, (x, y + _CAPTION))
+        sheet.paste(image, (x, y + _CAPTION))
     return sheet
 
 
-def worst_sheet(report: Report, predict: Predict, dataset: Sequence[Sample]) -> Image.Image:
-    """The images with the lowest Dice: each as it is, and with hits and misses tinted."""
-    place = {score.id: index for index, score in enumerate(report.images)}
+def make_worst_sheet(report: Report, predict: Predict, dataset: Sequence[Sample]) -> Image.Image:
+    """Arrange comparisons of the images with the lowest Dice in a contact sheet.
+
+    Args:
+        report: of `model.evaluation.evaluate.evaluate` on `dataset`, in the same order.
+        predict: decoded image -> `Prediction`.
+    """
+    positions = {score.id: index for index, score in enumerate(report.images)}
     entries = []
     for score in report.worst():
-        sample = dataset[place[score.id]]
-        picture = compare(sample.image, sample.labels, predict(sample.image).mask)
-        entries.append((f"{score.id}  Dice {score.dice:.3f}", picture))
-    return contact_sheet(entries)
+        sample = dataset[positions[score.id]]
+        image = draw_comparison(sample.image, sample.labels, predict(sample.image).mask)
+        entries.append((f"{score.id}  Dice {score.dice:.3f}", image))
+    return make_contact_sheet(entries)
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss over the steps, and the validation's Dice and IoU.
+    """Plot training loss, validation Dice and validation IoU over the steps.
+
+    Args:
+        records: lines of a run's metrics.jsonl.
+        path: of the PNG to write.
 
     Raises:
         ImportError: matplotlib (the extra `train`) is not installed.
+        OSError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -1,23 +1,26 @@
-"""The folder of a training run: what is written down, and what a killed run goes on from.
+"""The folder of a training run: the recipe, the log, and the state from which a run is resumed.
 
 ::
 
     config.json     every value of the recipe
-    starts.jsonl    when, by which command and with which code it was begun and gone on with
-    state.pt        weights, average, optimiser, step: replaced in one step, or not at all
-    metrics.jsonl   loss, learning rate and speed by step; scores of each validation
-    curves.png      both, drawn
+    starts.jsonl    time, command and code revision of each start
+    state.pt        weights, their moving average, the optimizer's state and the step
+    metrics.jsonl   by step: loss, learning rate and speed; scores of each validation
+    curves.png      a plot of metrics.jsonl
     samples.png     validation images with hits and misses
-    tensorboard/    the same for TensorBoard
+    pictures/       further previews, if the recipe asks for them
+    tensorboard/    the same metrics for TensorBoard
     report.json     written at the end
-    NAME.safetensors
-    .lock           held while a run is at work in the folder
+    NAME.safetensors, manifest.json
+    .lock           locked while a run uses the folder
+
+Whole files are replaced atomically, so a run may be killed at any moment. Knows files; no network,
+no data sets.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import io
 import json
@@ -31,11 +34,11 @@ import torch
 from PIL import Image
 
 from model.checkpoint import git_revision, write_atomically
-from model.errors import ConfigError
+from model.errors import ConfigError, WriteError
 from model.training.plots import draw_curves
 from model.training.recipe import SECTIONS, Recipe, rename_old_keys
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _MAY_CHANGE = {
     ("optim", "steps"),
@@ -45,108 +48,146 @@ _MAY_CHANGE = {
     ("data", "source"),
     ("data", "licence"),
 }
-"""What a run may be resumed with another value of, beside the whole of [run]: how long, and what
-the checkpoint carries beside its weights."""
+"""Values that a resumed run may change, besides all of [run]: how long it trains, and what the
+checkpoint contains besides weights."""
 
 
-class Run:
-    """A run's folder, which is there and locked: see `open_run`.
+class RunFolder:
+    """A run's folder. It exists and is locked: create it with `open_run`.
+
+    Every method that writes raises a `WriteError` if it cannot.
 
     Args:
-        command: that began it, or goes on with it.
+        folder: exists.
+        recipe: of this run.
+        command: that starts or resumes the run; recorded in starts.jsonl.
 
     Raises:
-        ConfigError: the folder holds the state of a run of another recipe.
+        ConfigError: the folder contains the state of a run with another recipe, or config.json is
+            damaged.
+        WriteError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, command: str = "") -> None:
-        self.folder = folder
-        config = folder / "config.json"
-        # before a state is saved there is nothing to go on with: a failed start binds nobody
-        if self.has_state and config.exists():
-            _check_same(folder, json.loads(config.read_text()), _plain(recipe.to_json()))
-        self._write("config.json", recipe.to_json())
+        self.path = folder
+        self._board: Any = None
+        # A run that failed before its first state cannot be resumed, so another may replace it.
+        if self.has_state:
+            _check_same_recipe(folder, recipe)
+        self._write_json("config.json", recipe.to_json())
         start = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": command,
             "revision": git_revision(),
             "torch": torch.__version__,
         }
-        with (folder / "starts.jsonl").open("a") as file:
-            file.write(json.dumps(start) + "\n")
-        self._board: Any = None
+        self._append_line("starts.jsonl", start)
 
     @property
     def has_state(self) -> bool:
-        return (self.folder / "state.pt").exists()
+        """Whether a state was saved, from which the run can be resumed."""
+        return (self.path / "state.pt").exists()
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """The last saved state; None at the start. What was logged behind it is dropped."""
+        """Load the last saved state, or None if there is none; then open the log for appending.
+
+        Metrics that were logged after that state are removed: the resumed run logs them again.
+        """
         state: dict[str, Any] | None = None
         if self.has_state:
-            state = torch.load(self.folder / "state.pt", map_location=device, weights_only=True)
+            state = torch.load(self.path / "state.pt", map_location=device, weights_only=True)
         step = state["step"] if state else 0
-        kept = [record for record in self.records() if record["step"] <= step]
+        kept = [record for record in self.read_metrics() if record["step"] <= step]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
-        write_atomically(self.folder / "metrics.jsonl", lines.encode())
-        self._board = _tensorboard(self.folder / "tensorboard", step + 1)
+        with report_write_errors(self.path):
+            write_atomically(self.path / "metrics.jsonl", lines.encode())
+            self._board = _open_tensorboard(self.path / "tensorboard", step + 1)
         return state
 
     def save_state(self, state: Mapping[str, Any]) -> None:
+        """Replace state.pt atomically.
+
+        Args:
+            state: of `model.training.trainer.Trainer.state`.
+        """
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomically(self.folder / "state.pt", buffer.getbuffer())
+        with report_write_errors(self.path):
+            write_atomically(self.path / "state.pt", buffer.getbuffer())
 
-    def log(self, step: int, record: Mapping[str, Any]) -> None:
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **record}) + "\n")
+    def log_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append metrics to metrics.jsonl; numbers also go to TensorBoard."""
+        self._append_line("metrics.jsonl", {"step": step, **metrics})
         if self._board is not None:
-            for name, value in record.items():
+            for name, value in metrics.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
 
-    def records(self) -> list[dict[str, Any]]:
-        """The log so far; a last line that was cut off by a kill is left out."""
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read metrics.jsonl; a line that a kill left incomplete is skipped."""
         records = []
         with contextlib.suppress(FileNotFoundError):
-            for line in (self.folder / "metrics.jsonl").read_text().splitlines():
+            for line in (self.path / "metrics.jsonl").read_text().splitlines():
                 with contextlib.suppress(json.JSONDecodeError):
                     records.append(json.loads(line))
         return records
 
-    def draw(self) -> None:
-        """Curves of what was logged."""
+    def save_curves(self) -> None:
+        """Plot the logged metrics as curves.png; without matplotlib, log a warning instead."""
+        records = self.read_metrics()
         try:
-            draw_curves(self.records(), self.folder / "curves.png")
+            with report_write_errors(self.path):
+                draw_curves(records, self.path / "curves.png")
         except ImportError:
-            log.warning("no curves.png: matplotlib is missing (pip install 'unet-server[train]')")
+            logger.warning(
+                "curves.png is not written: matplotlib is not installed "
+                "(pip install 'unet-server[train]')"
+            )
 
-    def picture(self, name: str, picture: Image.Image) -> None:
-        path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
-        picture.save(path)
+    def save_image(self, name: str, image: Image.Image) -> None:
+        """Write an image.
 
-    def report(self, report: Mapping[str, Any]) -> None:
-        self._write("report.json", report)
+        Args:
+            name: path in the folder; its parent is created.
+        """
+        path = self.path / name
+        with report_write_errors(self.path):
+            path.parent.mkdir(exist_ok=True)
+            image.save(path)
 
-    def _write(self, name: str, value: Mapping[str, Any]) -> None:
-        write_atomically(self.folder / name, (json.dumps(value, indent=2) + "\n").encode())
+    def save_report(self, report: Mapping[str, Any]) -> None:
+        """Write report.json."""
+        self._write_json("report.json", report)
 
     def close(self) -> None:
+        """Flush and close the TensorBoard log."""
         if self._board is not None:
             self._board.close()
 
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        with report_write_errors(self.path):
+            write_atomically(self.path / name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def _append_line(self, name: str, value: Mapping[str, Any]) -> None:
+        with report_write_errors(self.path), (self.path / name).open("a") as file:
+            file.write(json.dumps(value) + "\n")
+
 
 @contextlib.contextmanager
-def open_run(folder: Path, recipe: Recipe, command: str = "") -> Iterator[Run]:
-    """The run in `folder`, which is created if need be, and nobody else's meanwhile.
+def open_run(folder: Path, recipe: Recipe, command: str = "") -> Iterator[RunFolder]:
+    """Create a run's folder if needed, lock it, and open the run in it.
+
+    Args:
+        recipe, command: as for `RunFolder`.
 
     Raises:
-        ConfigError: the folder holds the state of a run of another recipe, or one is at work there.
+        ConfigError: the folder contains a run with another recipe, or is locked by another run.
+        WriteError: the folder cannot be created or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        run = Run(folder, recipe, command)
+    with report_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _lock_folder(folder):
+        run = RunFolder(folder, recipe, command)
         try:
             yield run
         finally:
@@ -154,55 +195,86 @@ def open_run(folder: Path, recipe: Recipe, command: str = "") -> Iterator[Run]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, and clear it of files that killed runs were about to write.
+def report_write_errors(folder: Path) -> Iterator[None]:
+    """Convert an `OSError` in the block into a `WriteError` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{folder} cannot be written: {error.strerror or error}") from error
 
-    The lock is the process's, however that ends; unlike that of `flock`, it is not inherited by
-    the workers, who outlive a killed run by seconds.
+
+@contextlib.contextmanager
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Lock a folder, and delete the incomplete files that killed runs left.
+
+    The lock belongs to the process and ends with it. A lock of `flock` would be inherited by the
+    worker processes, which may outlive a killed run by seconds.
+
+    Raises:
+        ConfigError: another process has the lock.
+        WriteError: the folder cannot be written.
     """
-    with (folder / ".lock").open("w") as file:
+    with report_write_errors(folder):
+        file = (folder / ".lock").open("w")
+    with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise ConfigError(
-                f"another run is at work in {folder}; give another --out, or wait for its end"
+                f"{folder} is locked by another run; give another --out, or wait until it ends"
             ) from None
         for part in folder.glob(".*.part"):
             part.unlink()
         yield
 
 
-def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """
+def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """Check that a run's recipe allows the run in `folder` to be resumed.
+
     Raises:
-        ConfigError: what the recipe says `now` would not go on with what it said `before`.
+        ConfigError: a value differs that may not change, or config.json is damaged.
     """
+    config = folder / "config.json"
+    if not config.exists():
+        return
+    try:
+        saved = json.loads(config.read_text())
+        sections = {section: dict(saved.get(section, {})) for section in SECTIONS}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{config} is damaged: {error}; give another --out") from error
+    current = _json_types(recipe.to_json())
     for section, kind in SECTIONS.items():
         if section == "run":
             continue
-        # a value that came into recipes later was its default before
-        known = _plain(dataclasses.asdict(kind())) | rename_old_keys(
-            section, before.get(section, {})
-        )
-        for name, value in now[section].items():
-            if known[name] != value and (section, name) not in _MAY_CHANGE:
+        # a value that recipes did not have yet was its default
+        defaults = _json_types(kind().to_json())
+        before = defaults | rename_old_keys(section, sections[section])
+        for name, value in current[section].items():
+            if before[name] != value and (section, name) not in _MAY_CHANGE:
                 raise ConfigError(
-                    f"{folder} holds a run with {name} = {known[name]!r}, not {value!r}; "
-                    "give another --out, or the same values to go on"
+                    f"{folder} contains a run with {name} = {before[name]!r}, not {value!r}; "
+                    "give another --out, or the same value to resume it"
                 )
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As they are read back from JSON, tuples as lists."""
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
+def _json_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert values to the types that reading JSON gives: tuples to lists."""
+    converted: dict[str, Any] = json.loads(json.dumps(values))
+    return converted
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
-    """A writer from `step` on, which hides what earlier ones wrote there; None if it is missing."""
+def _open_tensorboard(folder: Path, step: int) -> Any:
+    """Open a TensorBoard log that hides earlier records from `step` on.
+
+    Returns:
+        A `SummaryWriter`, or None if TensorBoard is not installed; a warning is logged.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        log.warning("no TensorBoard log: it is missing (pip install 'unet-server[train]')")
+        logger.warning(
+            "no TensorBoard log is written: tensorboard is not installed "
+            "(pip install 'unet-server[train]')"
+        )
         return None
     return SummaryWriter(str(folder), purge_step=step)

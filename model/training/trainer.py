@@ -1,6 +1,7 @@
-"""What a run changes: network, average of weights and optimiser, one step after another.
+"""The state that training changes: network, moving average and optimizer, one step at a time.
 
-Knows batches and a recipe; no folders, no files but the checkpoint to start from.
+Knows batches and a recipe; no run folders, and no files except the checkpoint of the initial
+weights.
 """
 
 from __future__ import annotations
@@ -22,24 +23,208 @@ from model.config import UNetConfig
 from model.convert.widen import narrow, widen
 from model.errors import TrainingDiverged
 from model.predict import Predictor, load_tensors
-from model.training.batchnorm import fold, normalise_convolutions
-from model.training.crops import Crops
-from model.training.losses import segmentation_loss, targets
+from model.training.batchnorm import add_batch_norm, fold_batch_norm
+from model.training.crops import CropDataset
+from model.training.losses import make_targets, segmentation_loss
 from model.training.recipe import OptimConfig, Recipe
 from model.transforms import normalize
 from model.unet import UNet
 
-_ADOPTED = 32
-"""Crops on whose statistics a network that is trained already takes on batch normalisation."""
+_CALIBRATION_CROPS = 32
+"""Crops whose statistics initialize batch normalization in a network that is already trained."""
+
+_OLD_STATE_KEYS = {"average": "ema", "optimiser": "optimizer"}
+"""Keys of states that were saved by earlier versions -> present keys."""
 
 
-def initialise(network: UNet, foreground: float) -> None:
-    """He initialisation (2015, eq. 10), and an output that starts at the foreground's share."""
+class Trainer:
+    """Network, moving average of its weights, and optimizer of a run.
+
+    Args:
+        recipe: of the run.
+        device: to train on.
+        crops: of the training images; used to initialize a network.
+        state: from `Trainer.state`, to resume a run. None: start as the recipe says.
+
+    Attributes:
+        network: in training; with batch normalization if the recipe says so.
+        ema: exponential moving average of the network's weights: validated and exported.
+        steps_done: number of steps so far, over all starts of the run.
+        seconds: training time so far; the caller adds to it.
+
+    Raises:
+        CheckpointError: the checkpoint of the initial weights is invalid.
+        ConfigError: it cannot be widened or narrowed to the recipe's network.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        crops: CropDataset,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.device = device
+        optim = recipe.optim
+        torch.manual_seed(optim.seed)
+        self.network = _move(UNet.from_config(recipe.network), device)
+        calibration_inputs = None
+        if state is None and optim.init_from:
+            self.network.load_state_dict(_initial_weights(Path(optim.init_from), recipe.network))
+            if optim.batch_norm:
+                calibration_inputs = self._to_inputs(crops.first_crops(_CALIBRATION_CROPS))
+        elif state is None and optim.initialisation == "he":
+            initialize_weights(self.network, crops.foreground_fraction())
+        if optim.batch_norm:
+            add_batch_norm(self.network, calibration_inputs)
+        self.ema = copy.deepcopy(self.network)
+        self.optimizer = _make_optimizer(self.network, optim)
+        autocast = recipe.run.autocast
+        self.bf16 = autocast == "bf16" or (autocast == "auto" and device.type == "cuda")
+        self.steps_done = 0
+        self.seconds = 0.0
+        if state is not None:
+            self.load_state(state)
+
+    @property
+    def predictor(self) -> Predictor:
+        """A predictor with the moving average of the weights, batch normalization folded."""
+        return Predictor(fold_batch_norm(self.ema), self.recipe.preprocess)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> float:
+        """Train on one batch.
+
+        Args:
+            pixels: (N, h, w, C) uint8, prepared by `model.transforms.prepare`.
+            labels: (N, h, w) integers.
+            weights: (N, h, w) float, of the cross-entropy at each pixel.
+            progress: fraction of the schedule that has passed, 0..1.
+
+        Returns:
+            The loss.
+
+        Raises:
+            TrainingDiverged: the loss or its gradient is not finite. The weights may be lost.
+        """
+        optim = self.recipe.optim
+        rate = compute_learning_rate(optim, self.steps_done, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._compute_loss(pixels, labels, weights)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"the loss is {value}")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), optim.grad_clip or math.inf)
+        self.optimizer.step()
+        self._update_ema()
+        if not math.isfinite(norm):  # last, because reading it waits for the GPU
+            raise TrainingDiverged(f"the gradient's norm is {float(norm)}")
+        self.steps_done += 1
+        return value
+
+    def _compute_loss(self, pixels: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Compute the loss of a batch; the arguments are those of `step`."""
+        recipe = self.recipe
+        inputs = self._to_inputs(pixels)
+        labels = labels.to(self.device, non_blocking=True)
+        weights = weights.to(self.device, non_blocking=True)[:, None]
+        margin = recipe.network.margin
+        target = make_targets(
+            labels, recipe.preprocess, recipe.network.out_channels, recipe.loss.border_reach
+        )
+        if margin:  # the output of an unpadded network is smaller than its input
+            target = target[..., margin:-margin, margin:-margin]
+            weights = weights[..., margin:-margin, margin:-margin]
+        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            logits = self.network(inputs)
+        return segmentation_loss(
+            logits.float(),
+            target,
+            weights,
+            binary=recipe.preprocess.binary,
+            dice_weight=recipe.loss.dice_weight,
+        )
+
+    def _to_inputs(self, pixels: Tensor) -> Tensor:
+        """Convert pixels (N, h, w, C) uint8 to the network's input on the device."""
+        inputs = normalize(pixels.to(self.device, non_blocking=True), self.recipe.preprocess)
+        return inputs.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        """Move the average towards the weights: ema = decay · ema + (1 - decay) · weights.
+
+        The decay grows with the steps up to the recipe's, so that the initial weights fade quickly.
+        """
+        decay = min(self.recipe.optim.ema, (1 + self.steps_done) / (10 + self.steps_done))
+        weights = self.network.state_dict()
+        for name, average in self.ema.state_dict().items():
+            average.lerp_(weights[name], 1 - decay)
+
+    def export_weights(self) -> dict[str, npt.NDArray[np.float16]]:
+        """Return the moving average as a plain state dict in fp16.
+
+        Batch normalization is folded into the convolutions.
+
+        Raises:
+            TrainingDiverged: a weight is not finite in fp16.
+        """
+        tensors = {
+            name: tensor.detach().half()
+            for name, tensor in self.predictor.network.state_dict().items()
+        }
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise TrainingDiverged(
+                    f"{name} is NaN or too large for fp16 after step {self.steps_done}"
+                )
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that is needed to resume the run.
+
+        Raises:
+            TrainingDiverged: a weight is not finite; see `export_weights`. The average is checked:
+                it is not finite either where the weights are not.
+        """
+        self.export_weights()
+        return {
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.steps_done,
+            "seconds": self.seconds,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from the result of `state`; keys of earlier versions are accepted."""
+        state = {_OLD_STATE_KEYS.get(key, key): value for key, value in state.items()}
+        self.network.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps_done, self.seconds = state["step"], state["seconds"]
+
+
+def initialize_weights(network: UNet, foreground: float) -> None:
+    """Initialize a network before training: He et al. 2015, equation 10.
+
+    Args:
+        network: changed in place.
+        foreground: fraction of foreground pixels, 0..1. A binary network predicts it at first.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            # a 2×2 up-convolution with stride 2 adds in_channels products a pixel, not four times
-            fan = module.in_channels * (9 if module.kernel_size == (3, 3) else 1)
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
+            # Kernels of the 2×2 up-convolution do not overlap: an output pixel sums in_channels.
+            fan_in = module.in_channels * (9 if module.kernel_size == (3, 3) else 1)
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_in))
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     final = network.final_conv
@@ -49,172 +234,38 @@ def initialise(network: UNet, foreground: float) -> None:
         nn.init.constant_(final.bias, math.log(foreground / (1 - foreground)))
 
 
-class Trainer:
-    """Network, average and optimiser of a run, and how one step changes them.
+def compute_learning_rate(optim: OptimConfig, step: int, progress: float) -> float:
+    """Compute the learning rate of a step.
+
+    It rises linearly during warm-up. Then it is constant, or follows half a cosine down to 1%
+    (Loshchilov & Hutter 2017).
 
     Args:
-        state: of `Trainer.state`, to go on from; it stands for all that the recipe would start
-            from. None: the start.
+        optim: of the recipe.
+        step: counted from 0.
+        progress: fraction of the schedule that has passed; above 1 counts as 1.
     """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        device: torch.device,
-        crops: Crops,
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.recipe = recipe
-        self.device = device
-        optim = recipe.optim
-        torch.manual_seed(optim.seed)
-        self.network = _on(device, UNet.from_config(recipe.network))
-        seen = None
-        if state is None and optim.init_from:
-            self.network.load_state_dict(_started(Path(optim.init_from), recipe.network))
-            seen = self._inputs(crops.pixels(_ADOPTED)) if optim.batch_norm else None
-        elif state is None and optim.initialisation == "he":
-            initialise(self.network, crops.foreground())
-        if optim.batch_norm:
-            normalise_convolutions(self.network, seen)
-        self.average = copy.deepcopy(self.network)
-        if optim.optimiser == "adam":
-            self.optimiser: torch.optim.Optimizer = torch.optim.Adam(
-                self.network.parameters(), optim.learning_rate
-            )
-        else:
-            self.optimiser = torch.optim.AdamW(
-                self.network.parameters(), optim.learning_rate, weight_decay=optim.weight_decay
-            )
-        wanted = recipe.run.autocast
-        self.bf16 = wanted == "bf16" or (wanted == "auto" and device.type == "cuda")
-        self.steps_done = 0
-        self.seconds = 0.0
-        if state is not None:
-            self.load(state)
-
-    @property
-    def predictor(self) -> Predictor:
-        """Of what is validated and shipped."""
-        return Predictor(fold(self.average), self.recipe.preprocess)
-
-    def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> float:
-        """One batch.
-
-        Args:
-            pixels: (N, h, w, C) uint8, as `model.transforms.prepare` gives them.
-            labels: (N, h, w) integers.
-            weights: (N, h, w) float, of the cross-entropy at each pixel.
-            progress: the share of the schedule that is over.
-
-        Returns:
-            Its loss.
-
-        Raises:
-            TrainingDiverged: the loss or its gradient is no number. The weights may be lost.
-        """
-        recipe, optim = self.recipe, self.recipe.optim
-        rate = learning_rate(optim, self.steps_done, progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        inputs = self._inputs(pixels)
-        labels = labels.to(self.device, non_blocking=True)
-        weight = weights.to(self.device, non_blocking=True)[:, None]
-        margin = recipe.network.margin
-        wanted = targets(
-            labels, recipe.preprocess, recipe.network.out_channels, recipe.loss.border_reach
-        )
-        if margin:  # an unpadded network answers for the inner part alone
-            wanted = wanted[..., margin:-margin, margin:-margin]
-            weight = weight[..., margin:-margin, margin:-margin]
-        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            logits = self.network(inputs)
-        loss = segmentation_loss(
-            logits.float(),
-            wanted,
-            weight,
-            binary=recipe.preprocess.binary,
-            dice_weight=recipe.loss.dice_weight,
-        )
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingDiverged(f"the loss is {value}")
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), optim.grad_clip or math.inf)
-        self.optimiser.step()
-        self._follow(min(optim.ema, (1 + self.steps_done) / (10 + self.steps_done)))
-        if not math.isfinite(norm):  # asked last: until here a GPU need not be waited for
-            raise TrainingDiverged(f"the gradient's norm is {float(norm)}")
-        self.steps_done += 1
-        return value
-
-    def _inputs(self, pixels: Tensor) -> Tensor:
-        inputs = normalize(pixels.to(self.device, non_blocking=True), self.recipe.preprocess)
-        return inputs.contiguous(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def _follow(self, decay: float) -> None:
-        if not self.recipe.optim.ema:
-            decay = 0.0
-        fast = self.network.state_dict()
-        for name, slow in self.average.state_dict().items():
-            slow.lerp_(fast[name], 1 - decay)
-
-    def shipped(self) -> dict[str, npt.NDArray[np.float16]]:
-        """The average by state-dict name, folded and rounded to the 16 bits of a checkpoint.
-
-        Raises:
-            TrainingDiverged: it holds what is no number there.
-        """
-        tensors = {
-            name: tensor.detach().half()
-            for name, tensor in self.predictor.network.state_dict().items()
-        }
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise TrainingDiverged(
-                    f"{name} is NaN or too large for 16 bits after step {self.steps_done}"
-                )
-        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-
-    def state(self) -> dict[str, Any]:
-        """All that a run goes on from.
-
-        Raises:
-            TrainingDiverged: see `shipped`; from there each way on would be as wrong. What is no
-                number in the weights is none in their average either.
-        """
-        self.shipped()
-        return {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.steps_done,
-            "seconds": self.seconds,
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.steps_done, self.seconds = state["step"], state["seconds"]
-
-
-def _started(path: Path, network: UNetConfig) -> dict[str, Tensor]:
-    """The weights of a checkpoint, widened to `network` if it is narrower, or narrowed to it."""
-    checkpoint = load_checkpoint(path)
-    wide = checkpoint.architecture.base_features > network.base_features
-    return (narrow if wide else widen)(load_tensors(checkpoint), checkpoint.architecture, network)
-
-
-def learning_rate(optim: OptimConfig, step: int, progress: float) -> float:
-    """Linear warm-up, then constant, or half a cosine down to 1% (Loshchilov & Hutter 2017)."""
     rate = optim.learning_rate * min(1.0, (step + 1) / max(optim.warmup, 1))
     if optim.schedule == "cosine":
         rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return rate
 
 
-def _on(device: torch.device, network: UNet) -> UNet:
+def _initial_weights(path: Path, network: UNetConfig) -> dict[str, Tensor]:
+    """Load the weights of a checkpoint, widened or narrowed to `network`."""
+    checkpoint = load_checkpoint(path)
+    is_wider = checkpoint.architecture.base_features > network.base_features
+    convert = narrow if is_wider else widen
+    return convert(load_tensors(checkpoint), checkpoint.architecture, network)
+
+
+def _make_optimizer(network: UNet, optim: OptimConfig) -> torch.optim.Optimizer:
+    if optim.optimiser == "adam":
+        return torch.optim.Adam(network.parameters(), optim.learning_rate)
+    return torch.optim.AdamW(
+        network.parameters(), optim.learning_rate, weight_decay=optim.weight_decay
+    )
+
+
+def _move(network: UNet, device: torch.device) -> UNet:
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]

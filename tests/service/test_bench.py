@@ -16,7 +16,7 @@ from app.cli.bench.stages import drawn
 from app.cli.bench.timing import timed
 from app.cli.errors import CommandError
 from model.config import UNetConfig
-from model.convert.flops import flops
+from model.convert.flops import count_flops
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_every_figure_is_there(tiny, tmp_path, capsys):
     assert len(engine["roof_flops_per_second"]) == 2
     assert [run["window"] for run in engine["runs"]] == [[64, 64], [128, 128]]
     for run in engine["runs"]:
-        work = flops(UNetConfig(base_features=4), *run["window"])
+        work = count_flops(UNetConfig(base_features=4), *run["window"])
         assert run["flops_per_second"] == pytest.approx(run["images_per_second"] * work)
         assert run["of_the_roof"] == pytest.approx(
             run["flops_per_second"] / np.mean(engine["roof_flops_per_second"])

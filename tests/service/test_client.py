@@ -59,8 +59,8 @@ def test_one_bad_image_of_many_fails_alone(server: Server) -> None:
 def test_model_is_one_of_models(server: Server) -> None:
     with Client(server.url) as client:
         assert client.model("nuclei") in client.models()["models"]
-        with pytest.raises(SegmentationError, match="nobody") as caught:
-            client.model("nobody")
+        with pytest.raises(SegmentationError, match="missing") as caught:
+            client.model("missing")
     assert caught.value.status == 404
     assert caught.value.request_id
 

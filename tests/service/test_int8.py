@@ -14,7 +14,7 @@ from PIL import Image
 from app.cli import main
 from app.engine.openvino import OpenVinoEngine
 from app.engine.predictor import engine_predictor
-from model.checkpoint import Golden, load_checkpoint, record, save_checkpoint
+from model.checkpoint import Golden, load_checkpoint, save_checkpoint, update_manifest
 from model.config import Calibration
 from model.transforms import to_mask
 from tests.conftest import Server, encode, nuclei, serving, write_tiny
@@ -54,7 +54,7 @@ def test_a_network_that_sees_nothing_proves_nothing(
     checkpoint = load_checkpoint(path)
     state = {**checkpoint.state, "final_conv.bias": checkpoint.state["final_conv.bias"] - 100}
     save_checkpoint(path, dataclasses.replace(checkpoint, state=state))
-    record(path)
+    update_manifest(path)
     assert main(["export", str(path), "--calibrate", str(recipe), "--images", "2"]) == 0
     calibration = load_checkpoint(path).calibration
     assert calibration is not None
@@ -106,7 +106,7 @@ def test_calibrated_proven_served(
             mask = to_mask(probabilities, checkpoint.preprocess)
             draft = dataclasses.replace(draft, golden=Golden(checkpoint.golden.image, mask))
         save_checkpoint(path, draft)
-        record(path)
+        update_manifest(path)
     image = encode(nuclei(100, 100)[0])
     with serving(UNET_WEIGHTS_DIR=str(folder), UNET_MODEL="plain") as server:
         for name, precision, why in (

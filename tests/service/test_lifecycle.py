@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model.checkpoint import record
+from model.checkpoint import update_manifest
 from tests.conftest import ROOT, Post, Server, encode, nuclei, serving
 
 FAULTY = (str(Path(__file__).parent / "faulty.py"),)
@@ -291,7 +291,7 @@ def test_checkpoint_with_a_golden_mask_mismatch_is_not_served(tmp_path: Path) ->
     good = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
     wrong = dataclasses.replace(good, golden=Golden(good.golden.image, 255 - good.golden.mask))
     save_checkpoint(tmp_path / "nuclei.safetensors", wrong)
-    record(tmp_path / "nuclei.safetensors")
+    update_manifest(tmp_path / "nuclei.safetensors")
     result = run("serve", "--port", "0", UNET_WEIGHTS_DIR=str(tmp_path), UNET_LOG_FORMAT="text")
     assert result.returncode == 1
     assert "golden mask" in result.stderr

@@ -1,4 +1,4 @@
-"""Imports run downwards through the packages, and nobody loads what they do not need."""
+"""Imports run downwards through the packages, and no module loads what it does not need."""
 
 from __future__ import annotations
 

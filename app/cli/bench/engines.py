@@ -12,7 +12,7 @@ from app.engine.base import Engine
 from app.engine.selection import EngineChoice, build_engine
 from model.arrays import Shape
 from model.checkpoint import Checkpoint
-from model.convert.flops import flops
+from model.convert.flops import count_flops
 
 
 def measure_engine(checkpoint: Checkpoint, choice: EngineChoice, seconds: float) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def measure_engine(checkpoint: Checkpoint, choice: EngineChoice, seconds: float)
     ]
     engine.close()
     roofs.append(measure_roof())
-    work = {shape: flops(checkpoint.architecture, *shape) for shape in engine.shapes}
+    work = {shape: count_flops(checkpoint.architecture, *shape) for shape in engine.shapes}
     return {
         "backend": choice.backend,
         "device": choice.device,

@@ -1,4 +1,4 @@
-"""What a call can fail with.
+"""Errors that a call can raise.
 
 UnetClientError
 ├── ConnectionFailed    no usable response: unreachable host, broken connection, unusable proxy

@@ -38,7 +38,7 @@ class ReceivedRequest:
 
 @dataclasses.dataclass
 class Reply:
-    """What the server sends. Without a length the connection is closed after the body."""
+    """A canned response. Without a length the connection is closed after the body."""
 
     status: int = 200
     headers: dict[str, str] = dataclasses.field(default_factory=dict)

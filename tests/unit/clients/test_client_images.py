@@ -1,4 +1,4 @@
-"""What counts as an image, and what a result is read as."""
+"""Inputs that count as an image, and how results are decoded."""
 
 from __future__ import annotations
 

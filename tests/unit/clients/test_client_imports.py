@@ -1,4 +1,4 @@
-"""What importing unet_client imports, and what works without numpy and Pillow."""
+"""Modules that unet_client imports, and what works without numpy and Pillow."""
 
 from __future__ import annotations
 

@@ -1,12 +1,33 @@
+"""A small data set and its recipe for tests that train, and one thread for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import nuclei
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread.
+
+    The order of a sum, and so its rounding, depends on the number of threads. Small networks gain
+    nothing from a second one, and lose much on a busy machine.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
-def data(tmp_path):
-    """Eight drawn fields of nuclei and a recipe for them."""
+def data(tmp_path: Path) -> Path:
+    """A folder with eight synthetic fields of nuclei and a recipe for them, `recipe.toml`."""
     for index in range(8):
         image, labels = nuclei(96, 112, seed=index)
         for name, array in (("images", image), ("masks", labels)):
@@ -33,11 +54,11 @@ def data(tmp_path):
         crop = [48, 48]
         [optim]
         steps = 12
-        batch = 2
+        batch_size = 2
         warmup = 2
         batch_norm = true
         [run]
-        every = 4
+        validate_every = 4
         """
     )
     return tmp_path

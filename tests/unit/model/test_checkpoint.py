@@ -1,7 +1,14 @@
+"""Checkpoints: everything that is saved is loaded, and damage is reported in one line."""
+
+from __future__ import annotations
+
 import dataclasses
 import io
 import json
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +21,8 @@ from model.checkpoint import (
     load_checkpoint,
     parameter_shapes,
     read_manifest,
-    record,
     save_checkpoint,
+    update_manifest,
     write_atomically,
 )
 from model.config import Calibration, PreprocessConfig, UNetConfig
@@ -24,7 +31,7 @@ from model.unet import UNet
 
 
 @pytest.fixture
-def checkpoint():
+def checkpoint() -> Checkpoint:
     architecture = UNetConfig(3, 1, 2)
     rng = np.random.default_rng(0)
     return Checkpoint(
@@ -37,7 +44,7 @@ def checkpoint():
     )
 
 
-def test_what_is_saved_is_what_is_loaded(tmp_path, checkpoint):
+def test_loading_returns_what_was_saved(tmp_path: Path, checkpoint: Checkpoint) -> None:
     path = tmp_path / "other-name.safetensors"
     saved = save_checkpoint(path, checkpoint)
     loaded = load_checkpoint(path)
@@ -55,35 +62,38 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, checkpoint):
     assert loaded.calibration is None
 
 
-def test_a_calibration_travels_in_the_header(tmp_path, checkpoint):
+def test_header_contains_the_calibration(tmp_path: Path, checkpoint: Checkpoint) -> None:
     measured = Calibration({"down_conv.0.first": (0.0, 5.779), "up_sample.0.up": (-5.437, 5.53)})
-    proven = dataclasses.replace(
+    validated = dataclasses.replace(
         measured, images=49, iou=0.99495, dice_loss=0.00043, golden_iou=0.998
     )
-    for calibration in (measured, proven):
+    for calibration in (measured, validated):
         path = tmp_path / "calibrated.safetensors"
         save_checkpoint(path, dataclasses.replace(checkpoint, calibration=calibration))
         loaded = load_checkpoint(path).calibration
+        assert loaded is not None
         assert loaded == calibration
-        assert loaded.validated == (calibration is proven)
+        assert loaded.validated == (calibration is validated)
 
 
 @pytest.mark.parametrize(("base", "channels"), [(2, 1), (4, 5)])
-def test_parameter_shapes_are_those_of_the_network(base, channels):
+def test_parameter_shapes_are_those_of_the_network(base: int, channels: int) -> None:
     network = UNet(3, channels, base_features=base)
     real = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     assert dict(parameter_shapes(network.config)) == real
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, checkpoint, monkeypatch):
+def test_failed_write_leaves_the_old_file(
+    tmp_path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(path, checkpoint)
     before = path.read_bytes()
 
-    def full(descriptor):
+    def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, dataclasses.replace(checkpoint, card={}))
     assert path.read_bytes() == before
@@ -91,7 +101,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, checkpoint, monkeypatch)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 9, 200, -1])
-def test_a_truncated_file_is_named_in_one_line(tmp_path, checkpoint, keep):
+def test_truncated_file_is_reported_in_one_line(
+    tmp_path: Path, checkpoint: Checkpoint, keep: int
+) -> None:
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(path, checkpoint)
     path.write_bytes(path.read_bytes()[:keep])
@@ -100,21 +112,23 @@ def test_a_truncated_file_is_named_in_one_line(tmp_path, checkpoint, keep):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("place", [-3, -5000])
-def test_a_tampered_tensor_is_noticed(tmp_path, checkpoint, place):
+@pytest.mark.parametrize("index", [-3, -5000])
+def test_changed_tensor_is_detected(tmp_path: Path, checkpoint: Checkpoint, index: int) -> None:
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(path, checkpoint)
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[index] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="is damaged"):
         load_checkpoint(path)
 
 
-def test_the_manifest_vouches_for_the_whole_file(tmp_path, checkpoint):
+def test_file_that_differs_from_the_manifest_is_rejected(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
     path = tmp_path / "tiny.safetensors"
     saved = save_checkpoint(path, checkpoint)
-    record(path)
+    update_manifest(path)
     assert read_manifest(tmp_path) == {"tiny.safetensors": saved.sha256}
     assert load_checkpoint(path).sha256 == saved.sha256
     save_checkpoint(path, dataclasses.replace(checkpoint, card={"licence": "mine"}))
@@ -123,17 +137,20 @@ def test_the_manifest_vouches_for_the_whole_file(tmp_path, checkpoint):
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"a": {}}', '{"tiny.safetensors": {"sha256": 1}}'])
-def test_a_damaged_manifest_is_named_and_left_alone(tmp_path, checkpoint, text):
+def test_damaged_manifest_is_reported_and_kept(
+    tmp_path: Path, checkpoint: Checkpoint, text: str
+) -> None:
     path, manifest = tmp_path / "tiny.safetensors", tmp_path / "manifest.json"
     save_checkpoint(path, checkpoint)
     manifest.write_text(text)
-    for call in (load_checkpoint, record):
+    calls: tuple[Callable[[Path], object], ...] = (load_checkpoint, update_manifest)
+    for call in calls:
         with pytest.raises(CheckpointError, match=r"manifest\.json should map file names"):
             call(path)
     assert manifest.read_text() == text
 
 
-def test_a_pickled_file_is_refused_unopened_and_says_how_to_import_it(tmp_path):
+def test_pickled_file_is_not_opened_and_the_error_names_unet_import(tmp_path: Path) -> None:
     path = tmp_path / "foreign.pth"
     torch.save({"weight": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match=r"pickled .* unet import .*foreign\.pth"):
@@ -143,15 +160,17 @@ def test_a_pickled_file_is_refused_unopened_and_says_how_to_import_it(tmp_path):
         load_checkpoint(path)
 
 
-def test_a_foreign_safetensors_file_says_how_to_import_it(tmp_path):
+def test_plain_safetensors_file_is_rejected_and_the_error_names_unet_import(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "foreign.safetensors"
     path.write_bytes(save({"weight": np.zeros(3)}))
     with pytest.raises(CheckpointError, match=r"does not describe .* unet import"):
         load_checkpoint(path)
 
 
-def headed(header):
-    """The file of safetensors with this header and nothing behind it."""
+def to_safetensors(header: bytes) -> bytes:
+    """Return a safetensors file with this header and no tensors."""
     return len(header).to_bytes(8, "little") + header
 
 
@@ -161,26 +180,26 @@ def headed(header):
         b"plain text, and not a checkpoint",
         b"\xff" * 64,
         (2**63).to_bytes(8, "little") + b"{",
-        headed(b"{]"),
-        headed(b'{"a": [1, 2]}'),
-        headed(b'{"a": {"data_offsets": [0]}}'),
-        headed(b'{"a": {"data_offsets": ["0", "1"]}}'),
-        headed(b'{"a":' + b"[" * 100_000),
+        to_safetensors(b"{]"),
+        to_safetensors(b'{"a": [1, 2]}'),
+        to_safetensors(b'{"a": {"data_offsets": [0]}}'),
+        to_safetensors(b'{"a": {"data_offsets": ["0", "1"]}}'),
+        to_safetensors(b'{"a":' + b"[" * 100_000),
     ],
 )
-def test_garbage_is_an_error_of_one_line(tmp_path, content):
+def test_garbage_is_reported_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "garbage.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="garbage"):
         load_checkpoint(path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.safetensors cannot be read"):
         load_checkpoint(tmp_path / "absent.safetensors")
 
 
-def test_contradictions_are_refused_before_anything_is_written(tmp_path, checkpoint):
+def test_contradictions_are_rejected_before_writing(tmp_path: Path, checkpoint: Checkpoint) -> None:
     path = tmp_path / "tiny.safetensors"
     with pytest.raises(ConfigError, match="output channels"):
         save_checkpoint(path, dataclasses.replace(checkpoint, architecture=UNetConfig(3, 7, 2)))
@@ -192,13 +211,13 @@ def test_contradictions_are_refused_before_anything_is_written(tmp_path, checkpo
     assert not path.exists()
 
 
-def rewrite(path, change):
-    """Save the file with another header: what `change` makes of its metadata."""
+def rewrite_metadata(path: Path, change: Callable[[dict[str, str]], object]) -> None:
+    """Replace the metadata in a file's header by `change(metadata)`."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = change(header["__metadata__"])
-    path.write_bytes(headed(json.dumps(header).encode()) + content[8 + length :])
+    path.write_bytes(to_safetensors(json.dumps(header).encode()) + content[8 + length :])
 
 
 @pytest.mark.parametrize(
@@ -213,25 +232,29 @@ def rewrite(path, change):
         ("calibration", [1], "damaged header"),
     ],
 )
-def test_a_header_of_another_form_is_named(tmp_path, checkpoint, part, value, says):
+def test_invalid_header_is_reported_in_one_line(
+    tmp_path: Path, checkpoint: Checkpoint, part: str, value: Any, says: str
+) -> None:
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(path, checkpoint)
-    rewrite(path, lambda metadata: metadata | {part: json.dumps(value)})
+    rewrite_metadata(path, lambda metadata: metadata | {part: json.dumps(value)})
     with pytest.raises(CheckpointError, match=rf"tiny\.safetensors .*{says}") as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("metadata", [[1], "text", {"format": "unet-server/1"}])
-def test_metadata_that_is_no_description_is_named(tmp_path, checkpoint, metadata):
+def test_invalid_metadata_is_reported(
+    tmp_path: Path, checkpoint: Checkpoint, metadata: object
+) -> None:
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(path, checkpoint)
-    rewrite(path, lambda _: metadata)
+    rewrite_metadata(path, lambda _: metadata)
     with pytest.raises(CheckpointError, match=r"tiny\.safetensors has a damaged header"):
         load_checkpoint(path)
 
 
-def test_atomic_writes_replace_in_one_step(tmp_path):
+def test_atomic_write_replaces_the_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"first")
     write_atomically(path, io.BytesIO(b"second").getbuffer())

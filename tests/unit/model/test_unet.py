@@ -1,4 +1,4 @@
-"""The network is the annotated one: same names, same numbers, same logits."""
+"""The network equals the annotated implementation: same names, same parameters, same logits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from model.unet import UNet
 
 
 class Plain(nn.Module):
-    """The network once more, as flat as possible: only a state dict and functional calls."""
+    """The same network from a state dict and functional calls alone."""
 
     def __init__(self, state: dict[str, torch.Tensor], padding: int) -> None:
         super().__init__()
         self.state = state
         self.padding = padding
 
-    def double(self, x: torch.Tensor, name: str) -> torch.Tensor:
+    def convolve_twice(self, x: torch.Tensor, name: str) -> torch.Tensor:
         for each in ("first", "second"):
             weight, bias = self.state[f"{name}.{each}.weight"], self.state[f"{name}.{each}.bias"]
             x = torch.relu(torch.conv2d(x, weight, bias, padding=self.padding))
@@ -29,10 +29,10 @@ class Plain(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skips = []
         for level in range(4):
-            x = self.double(x, f"down_conv.{level}")
+            x = self.convolve_twice(x, f"down_conv.{level}")
             skips.append(x)
             x = torch.max_pool2d(x, 2)
-        x = self.double(x, "middle_conv")
+        x = self.convolve_twice(x, "middle_conv")
         for level in range(4):
             name = f"up_sample.{level}.up"
             x = torch.conv_transpose2d(
@@ -41,15 +41,15 @@ class Plain(nn.Module):
             skip = skips.pop()
             top, left = (skip.shape[2] - x.shape[2]) // 2, (skip.shape[3] - x.shape[3]) // 2
             skip = skip[:, :, top : top + x.shape[2], left : left + x.shape[3]]
-            x = self.double(torch.cat((x, skip), 1), f"up_conv.{level}")
+            x = self.convolve_twice(torch.cat((x, skip), 1), f"up_conv.{level}")
         return torch.conv2d(x, self.state["final_conv.weight"], self.state["final_conv.bias"])
 
 
-def test_parameters_of_the_paper_sized_network() -> None:
+def test_network_has_as_many_parameters_as_the_papers() -> None:
     assert sum(each.numel() for each in UNet(3, 1).parameters()) == 31_031_745
 
 
-def test_names_of_the_state_dict() -> None:
+def test_state_dict_has_the_annotated_names() -> None:
     names = set(UNet(3, 1, base_features=4).state_dict())
     doubles = [f"{path}.{n}" for path in ("down_conv", "up_conv") for n in range(4)]
     layers = [
@@ -60,7 +60,7 @@ def test_names_of_the_state_dict() -> None:
 
 
 @pytest.mark.parametrize(("padding", "size"), [(1, (64, 96)), (1, (16, 16)), (0, (188, 220))])
-def test_logits_are_those_of_the_plain_network(padding: int, size: tuple[int, int]) -> None:
+def test_logits_equal_the_plain_network(padding: int, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     network = UNet(3, 2, base_features=8, padding=padding)
     x = torch.randn(2, 3, *size)
@@ -71,7 +71,7 @@ def test_logits_are_those_of_the_plain_network(padding: int, size: tuple[int, in
     assert (logits - expected).abs().max() <= 1e-5
 
 
-def test_full_width_logits_are_those_of_the_plain_network() -> None:
+def test_full_width_logits_equal_the_plain_network() -> None:
     torch.manual_seed(1)
     network = UNet(3, 1)
     x = torch.randn(1, 3, 32, 48)
@@ -79,39 +79,39 @@ def test_full_width_logits_are_those_of_the_plain_network() -> None:
         assert (network(x) - Plain(network.state_dict(), 1)(x)).abs().max() <= 1e-5
 
 
-def test_padded_keeps_the_size() -> None:
+def test_padded_network_keeps_the_size() -> None:
     assert UNet(1, 3, base_features=2)(torch.zeros(1, 1, 80, 48)).shape == (1, 3, 80, 48)
 
 
-def test_unpadded_is_the_papers() -> None:
+def test_unpadded_network_has_the_papers_sizes() -> None:
     network = UNet(1, 2, base_features=2, padding=0)
     assert network(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
     assert network(torch.zeros(1, 1, 188, 572)).shape == (1, 2, 4, 388)
 
 
 @pytest.mark.parametrize("size", [(100, 64), (64, 100), (8, 16), (0, 16)])
-def test_a_size_that_does_not_fit_names_those_that_do(size: tuple[int, int]) -> None:
+def test_error_for_an_invalid_size_names_valid_ones(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=re.escape("multiples of 16 (16, 32, 48, ...)")):
         UNet(3, 1, base_features=2)(torch.zeros(1, 3, *size))
 
 
-def test_the_nearest_valid_size_is_named() -> None:
+def test_error_names_the_nearest_valid_size() -> None:
     with pytest.raises(ValueError, match="pad to 112 x 64"):
         UNet(3, 1, base_features=2)(torch.zeros(1, 3, 100, 64))
 
 
-def test_too_small_for_the_unpadded_network() -> None:
+def test_unpadded_network_rejects_small_images() -> None:
     with pytest.raises(ValueError, match="at least 188 x 188"):
         UNet(3, 1, base_features=2, padding=0)(torch.zeros(1, 3, 187, 300))
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 32, 32), (3, 32, 32)])
-def test_wrong_channels_or_dimensions(shape: tuple[int, ...]) -> None:
+def test_wrong_channels_or_dimensions_are_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"takes \(N, 3, H, W\)"):
         UNet(3, 1, base_features=2)(torch.zeros(*shape))
 
 
-def test_rebuilds_itself_from_its_config() -> None:
+def test_network_is_rebuilt_from_its_config() -> None:
     config = UNetConfig(2, 5, base_features=4, padding=0)
     network = UNet.from_config(config)
     assert network.config == config

@@ -10,7 +10,13 @@ import openvino as ov
 import pytest
 
 from app import cli
-from model.checkpoint import Checkpoint, load_checkpoint, read_manifest, record, save_checkpoint
+from model.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    read_manifest,
+    save_checkpoint,
+    update_manifest,
+)
 from model.config import Calibration
 from model.predict import Predictor, attach_golden
 from tests.conftest import nuclei, write_tiny
@@ -25,7 +31,7 @@ def test_widened_checkpoint_gives_the_same_probabilities(
     card = {"licence": "MIT", "training": {"steps": 3}}
     before = dataclasses.replace(load_checkpoint(narrow), card=card, calibration=calibration)
     save_checkpoint(narrow, before)
-    record(narrow)
+    update_manifest(narrow)
     features = before.architecture.base_features
     out = tmp_path / "new" / "wide.safetensors"
     arguments = ["export", str(narrow), "--out", str(out), "--base-features"]
@@ -60,7 +66,7 @@ def test_widened_checkpoint_is_narrowed_to_the_same_probabilities(
     assert cli.main(export) == 0
     calibration = Calibration({"down_conv.0.first": (0.0, 1.0)}, 3, 0.999, 0.0, 1.0)
     save_checkpoint(wide, dataclasses.replace(load_checkpoint(wide), calibration=calibration))
-    record(wide)
+    update_manifest(wide)
 
     narrow = tmp_path / "narrow.safetensors"
     export = ["export", str(wide), "--out", str(narrow), "--base-features", str(features)]
@@ -114,7 +120,7 @@ def in_fp16(path: Path) -> Checkpoint:
         dataclasses.replace(checkpoint, state=state), checkpoint.golden.image
     )
     saved = save_checkpoint(path, checkpoint)
-    record(path)
+    update_manifest(path)
     return saved
 
 

@@ -1,4 +1,4 @@
-"""What `unet serve` prints for a person at a terminal."""
+"""Lines that `unet serve` prints for a person at a terminal."""
 
 from __future__ import annotations
 

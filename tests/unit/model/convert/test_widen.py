@@ -1,6 +1,9 @@
 """Widening keeps the function of a network, and narrowing undoes it."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from model.unet import UNet
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
 @torch.no_grad()
-def test_widening_keeps_the_function(factor):
+def test_widening_keeps_the_function(factor: int) -> None:
     torch.manual_seed(0)
     first = UNet(3, 2, base_features=4)
     wide = UNet(3, 2, base_features=4 * factor)
@@ -25,7 +28,7 @@ def test_widening_keeps_the_function(factor):
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3])
-def test_narrowing_undoes_widening(factor):
+def test_narrowing_undoes_widening(factor: int) -> None:
     torch.manual_seed(0)
     first = UNet(3, 2, base_features=4)
     wider = UNetConfig(3, 2, 4 * factor)
@@ -38,7 +41,7 @@ def test_narrowing_undoes_widening(factor):
         narrow(state, wider, UNetConfig(3, 2, 5))
 
 
-def test_copies_differ_in_the_weights_that_read_them():
+def test_copies_differ_in_the_weights_that_read_them() -> None:
     first = UNet(3, 1, base_features=4)
     wide = UNet(3, 1, base_features=8)
     state = widen(first.state_dict(), first.config, wide.config)
@@ -49,7 +52,7 @@ def test_copies_differ_in_the_weights_that_read_them():
     )
 
 
-def test_widening_does_not_depend_on_the_order_of_the_tensors():
+def test_widening_does_not_depend_on_the_order_of_the_tensors() -> None:
     first = UNet(3, 1, base_features=4)
     state, wider = first.state_dict(), UNetConfig(3, 1, 8)
     wide = widen(state, first.config, wider)
@@ -61,7 +64,7 @@ def test_widening_does_not_depend_on_the_order_of_the_tensors():
     "wider",
     [UNetConfig(3, 1, 6), UNetConfig(3, 1, 2), UNetConfig(3, 2, 8), UNetConfig(3, 1, 8, padding=0)],
 )
-def test_networks_that_differ_in_more_than_width_are_rejected(wider):
+def test_networks_that_differ_in_more_than_width_are_rejected(wider: UNetConfig) -> None:
     first = UNet(3, 1, base_features=4)
     with pytest.raises(ConfigError, match="base_features"):
         widen(first.state_dict(), first.config, wider)
@@ -69,22 +72,26 @@ def test_networks_that_differ_in_more_than_width_are_rejected(wider):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_checkpoint_is_narrowed_to_what_it_was_widened_from(dtype, factor):
+def test_checkpoint_is_narrowed_to_what_it_was_widened_from(
+    dtype: type[np.floating[Any]], factor: int
+) -> None:
     first = draft(8, dtype)
     again = narrow_checkpoint(widen_checkpoint(first, 8 * factor), 8)
     assert again.architecture == first.architecture
     for name, array in first.state.items():
         assert again.state[name].dtype == dtype
-        np.testing.assert_allclose(again.state[name], array, rtol=np.finfo(dtype).eps, atol=1e-7)
+        np.testing.assert_allclose(
+            again.state[name], array, rtol=float(np.finfo(dtype).eps), atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("base_features", [1, 2, 4])
-def test_checkpoint_that_was_not_widened_is_not_narrowed(base_features):
+def test_checkpoint_that_was_not_widened_is_not_narrowed(base_features: int) -> None:
     with pytest.raises(ConfigError, match="not widened"):
         narrow_checkpoint(draft(8, np.float16), base_features)
 
 
-def test_checkpoint_is_not_narrowed_below_what_it_was_widened_from():
+def test_checkpoint_is_not_narrowed_below_what_it_was_widened_from() -> None:
     wide = widen_checkpoint(draft(8, np.float16), 16)
     with pytest.raises(ConfigError, match="not widened"):
         narrow_checkpoint(wide, 4)
@@ -95,7 +102,7 @@ def test_checkpoint_is_not_narrowed_below_what_it_was_widened_from():
 @pytest.mark.parametrize(
     "name", ["down_conv.0.first.weight", "up_sample.1.up.weight", "up_conv.2.first.bias"]
 )
-def test_checkpoint_that_was_trained_after_widening_is_not_narrowed(name):
+def test_checkpoint_that_was_trained_after_widening_is_not_narrowed(name: str) -> None:
     wide = widen_checkpoint(draft(8, np.float16), 16)
     trained = wide.state[name].copy()
     trained.flat[0] += 0.01
@@ -104,7 +111,7 @@ def test_checkpoint_that_was_trained_after_widening_is_not_narrowed(name):
         narrow_checkpoint(dataclasses.replace(wide, state=state), 8)
 
 
-def draft(base_features: int, dtype: type[np.floating]) -> Checkpoint:
+def draft(base_features: int, dtype: type[np.floating[Any]]) -> Checkpoint:
     torch.manual_seed(0)
     network = UNet(3, 2, base_features=base_features)
     state = {name: tensor.numpy().astype(dtype) for name, tensor in network.state_dict().items()}

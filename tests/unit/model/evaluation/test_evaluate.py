@@ -1,56 +1,63 @@
+"""Scores of a predictor: per image, averaged and pooled, per class and per object."""
+
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from model.arrays import AnyArray, FloatArray
 from model.config import PreprocessConfig
-from model.evaluation.evaluate import Prediction, evaluate, from_probabilities
-from model.training.data import Sample
-from model.training.plots import worst_sheet
+from model.evaluation.evaluate import Prediction, Sample, evaluate, from_probabilities
+from model.training.plots import make_worst_sheet
 from tests.conftest import nuclei
 
 
 @pytest.fixture
-def samples():
-    drawn = [nuclei(96, 80, seed=seed) for seed in range(12)]
+def samples() -> list[Sample]:
+    """Twelve fields of nuclei."""
+    fields = [nuclei(96, 80, seed=seed) for seed in range(12)]
     return [
-        Sample(str(i), image, labels.astype(np.int32)) for i, (image, labels) in enumerate(drawn)
+        Sample(str(i), image, labels.astype(np.int32)) for i, (image, labels) in enumerate(fields)
     ]
 
 
-def test_a_perfect_predictor_scores_one_everywhere(samples):
-    answers = {sample.image.tobytes(): sample.labels for sample in samples}
+def test_perfect_predictor_scores_1(samples: list[Sample]) -> None:
+    labels_of = {sample.image.tobytes(): sample.labels for sample in samples}
 
-    def perfect(image):
-        labels = answers[image.tobytes()]
+    def predict(image: AnyArray) -> Prediction:
+        labels = labels_of[image.tobytes()]
         return Prediction(((labels > 0) * 255).astype(np.uint8), labels)
 
-    summary = evaluate(perfect, samples, instances=True).summary()
+    summary = evaluate(predict, samples, instances=True).summary()
     for name in ("dice", "iou", "pooled_dice", "boundary_f1", "f1_50", "ap_50", "ap"):
         assert summary[name] == 1
     assert summary["found"] == summary["true"] > 12
     assert summary["images"] == 12
 
 
-def test_a_predictor_of_nothing_scores_nothing(samples):
-    def nothing(image):
+def test_empty_masks_score_0(samples: list[Sample]) -> None:
+    def predict(image: AnyArray) -> Prediction:
         return Prediction(np.zeros(image.shape, np.uint8), np.zeros(image.shape, np.uint16))
 
-    summary = evaluate(nothing, samples, instances=True).summary()
+    summary = evaluate(predict, samples, instances=True).summary()
     assert summary["dice"] == summary["ap_50"] == summary["found"] == 0
 
 
-def test_mean_and_pooled_figures_differ_as_they_should():
+def test_mean_weighs_images_and_pooled_score_weighs_pixels() -> None:
     big, small = np.ones((40, 40), np.int32), np.zeros((40, 40), np.int32)
     small[:2, :2] = 1
-    pair = [Sample("big", np.zeros((40, 40), np.uint8), big)]
-    pair += [Sample("small", np.ones((40, 40), np.uint8), small)]
-    report = evaluate(lambda image: Prediction((image == 0).astype(np.uint8)), pair)
+    samples = [Sample("big", np.zeros((40, 40), np.uint8), big)]
+    samples += [Sample("small", np.ones((40, 40), np.uint8), small)]
+    report = evaluate(lambda image: Prediction((image == 0).astype(np.uint8)), samples)
     assert report.summary()["dice"] == 0.5
     assert report.summary()["pooled_dice"] == pytest.approx(2 * 1600 / (1600 + 1604))
     assert [score.id for score in report.worst(1)] == ["small"]
 
 
-def test_each_class_is_measured():
+def test_each_class_is_measured() -> None:
     labels = np.repeat(np.arange(3), 16).reshape(6, 8).astype(np.int32)
     sample = Sample("a", np.zeros((6, 8), np.uint8), labels)
     wrong = np.where(labels == 2, 1, labels).astype(np.uint8)
@@ -59,32 +66,57 @@ def test_each_class_is_measured():
     assert summary["dice"] == pytest.approx(1 / 3)
 
 
-def test_probabilities_become_masks_and_objects(samples):
+def test_keys_of_a_report_stay_the_same(samples: list[Sample]) -> None:
+    """Scripts read them from report.json and `unet evaluate --json`."""
+
+    def predict(image: AnyArray) -> Prediction:
+        return Prediction(image, np.zeros(image.shape, np.uint16))
+
+    report: dict[str, Any] = evaluate(predict, samples, instances=True).to_json()
+    assert list(report) == ["summary", "images"]
+    assert list(report["summary"]) == [
+        "images", "dice", "iou", "pooled_dice", "pooled_iou", "boundary_f1", "f1_50", "ap_50", "ap",
+        "ap_by_iou", "mean_f1_50", "mean_ap_50", "found", "true",
+    ]  # fmt: skip
+    assert list(report["images"][0]) == [
+        "id", "dice", "iou", "boundary_f1", "f1_50", "ap_50", "ap", "found", "true",
+    ]  # fmt: skip
+
+
+def test_probabilities_become_masks_and_objects(samples: list[Sample]) -> None:
     preprocess = PreprocessConfig(threshold=0.3)
 
-    def half(image):
+    def compute(image: AnyArray) -> FloatArray:
         return np.stack([np.full(image.shape, 0.5), np.zeros(image.shape)]).astype(np.float32)
 
-    prediction = from_probabilities(half, preprocess, instances=True)(samples[0].image)
+    prediction = from_probabilities(compute, preprocess, instances=True)(samples[0].image)
     assert (prediction.mask == 255).all()
     assert prediction.instances is not None
     assert prediction.instances.max() == 1
 
 
-def test_the_contact_sheet_shows_the_worst(samples):
-    def threshold(image):
+def test_worst_sheet_shows_ten_images(samples: list[Sample]) -> None:
+    def predict(image: AnyArray) -> Prediction:
         return Prediction(((image > 60) * 255).astype(np.uint8))
 
-    report = evaluate(threshold, samples)
-    sheet = worst_sheet(report, threshold, samples)
+    report = evaluate(predict, samples)
+    sheet = make_worst_sheet(report, predict, samples)
     assert isinstance(sheet, Image.Image)
     assert sheet.height > 5 * 250
     assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
-    assert "dice" in report.table()
 
 
-def test_an_empty_data_set_and_a_mask_of_another_size_are_errors(samples):
+def test_table_has_one_line_per_score(samples: list[Sample]) -> None:
+    report = evaluate(lambda image: Prediction(image), samples)
+    names = [line.split()[0] for line in report.table().splitlines()]
+    assert names == list(report.summary())
+
+
+def test_empty_data_set_is_an_error() -> None:
     with pytest.raises(ValueError, match="is empty"):
         evaluate(lambda image: Prediction(image), [])
-    with pytest.raises(ValueError, match="against a truth"):
+
+
+def test_mask_of_another_size_is_an_error(samples: list[Sample]) -> None:
+    with pytest.raises(ValueError, match=r"the mask has shape \(95, 80\), the labels \(96, 80\)"):
         evaluate(lambda image: Prediction(image[:-1]), samples)

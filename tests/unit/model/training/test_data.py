@@ -1,8 +1,17 @@
+"""Data sets on disk: pairs, masks of every kind, and the split into training and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from app.imaging import decode
+from model.arrays import AnyArray
 from model.config import PreprocessConfig
 from model.errors import DataError
 from model.training.data import (
@@ -11,18 +20,20 @@ from model.training.data import (
     find_pairs,
     open_dataset,
     read_image,
+    read_sample,
     split_dataset,
 )
 from model.training.recipe import DataConfig
 
 
-def save(path, array, **options):
+def save(path: Path, array: AnyArray, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
 
 
 @pytest.fixture
-def carvana(tmp_path):
+def carvana(tmp_path: Path) -> Path:
+    """Three cars in four views each; the first view of each has an empty mask."""
     rng = np.random.default_rng(0)
     for car in ("0cdf5b5d0ce1", "02159e548029", "fff9b3a5373f"):
         for view in range(1, 5):
@@ -35,8 +46,12 @@ def carvana(tmp_path):
     return tmp_path
 
 
-def test_carvana_ids_are_sorted_and_masks_binary(carvana):
-    dataset = CarvanaDataset(carvana / "train", carvana / "train_masks")
+def open_carvana(folder: Path) -> CarvanaDataset:
+    return CarvanaDataset(folder / "train", folder / "train_masks")
+
+
+def test_carvana_ids_are_sorted_and_masks_binary(carvana: Path) -> None:
+    dataset = open_carvana(carvana)
     assert len(dataset) == 12
     assert dataset.ids == sorted(dataset.ids)
     sample = dataset[1]
@@ -45,14 +60,12 @@ def test_carvana_ids_are_sorted_and_masks_binary(carvana):
     assert set(np.unique(sample.labels)) == {0, 1}
 
 
-def test_carvana_an_empty_mask_stays_empty(carvana):
-    empty = CarvanaDataset(carvana / "train", carvana / "train_masks")[0]
-    assert empty.labels.sum() == 0
-    assert np.isfinite(empty.labels).all()
+def test_carvana_empty_mask_stays_empty(carvana: Path) -> None:
+    assert open_carvana(carvana)[0].labels.sum() == 0
 
 
-def test_carvana_is_split_by_car(carvana):
-    dataset = CarvanaDataset(carvana / "train", carvana / "train_masks")
+def test_carvana_is_split_by_car(carvana: Path) -> None:
+    dataset = open_carvana(carvana)
     training, validation = split_dataset(dataset, DataConfig(kind="carvana", validation_share=0.3))
     cars = [{id.split("_")[0] for id in part.ids} for part in (training, validation)]
     assert cars[0]
@@ -61,20 +74,25 @@ def test_carvana_is_split_by_car(carvana):
     assert len(training) + len(validation) == 12
 
 
-def test_carvana_a_missing_mask_is_named(carvana):
+def test_carvana_missing_mask_is_named(carvana: Path) -> None:
     (carvana / "train_masks/02159e548029_03_mask.gif").unlink()
     with pytest.raises(DataError, match=r"02159e548029_03.jpg has no mask 02159e548029_03_mask"):
-        CarvanaDataset(carvana / "train", carvana / "train_masks")
+        open_carvana(carvana)
 
 
-def test_a_mask_of_another_size_is_named(carvana):
+def test_mask_of_another_size_is_rejected(carvana: Path) -> None:
     save(carvana / "train_masks/02159e548029_02_mask.gif", np.zeros((64, 64), np.uint8))
-    dataset = CarvanaDataset(carvana / "train", carvana / "train_masks")
-    with pytest.raises(DataError, match=r"02159e548029_02_mask.gif is 64x64, its image"):
+    dataset = open_carvana(carvana)
+    with pytest.raises(DataError, match=r"02159e548029_02_mask.gif is 64x64, but its image"):
         dataset[dataset.ids.index("02159e548029_02")]
 
 
-def test_palette_and_16_bit_masks_keep_their_values(tmp_path):
+def test_slice_decodes_several_samples(carvana: Path) -> None:
+    dataset = open_carvana(carvana)
+    assert [sample.id for sample in dataset[2:4]] == dataset.ids[2:4]
+
+
+def test_palette_and_16_bit_masks_keep_their_values(tmp_path: Path) -> None:
     grey = np.zeros((8, 8), np.uint8)
     save(tmp_path / "images/a.png", grey)
     save(tmp_path / "images/b.png", grey)
@@ -86,141 +104,191 @@ def test_palette_and_16_bit_masks_keep_their_values(tmp_path):
     instances = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     save(tmp_path / "masks/b.png", instances)
     pairs = find_pairs(tmp_path / "images", tmp_path / "masks")
-    classes = PairedDataset(pairs, "classes", 3)
-    assert np.array_equal(classes[0].labels.ravel(), np.arange(64) % 3)
-    assert np.array_equal(PairedDataset(pairs, "instances")[1].labels, instances)
-    assert np.array_equal(PairedDataset(pairs, "binary")[1].labels, instances > 0)
-    with pytest.raises(DataError, match=r"b.png holds the label 63000; the 3 classes are 0 to 2"):
-        classes[1]
-    with pytest.raises(DataError, match=r"a.png holds the label 2; the 2 classes"):
-        PairedDataset(pairs, "classes", 2)[0]
+    assert np.array_equal(read_sample(pairs[0], "classes", 3).labels.ravel(), np.arange(64) % 3)
+    assert np.array_equal(read_sample(pairs[1], "instances").labels, instances)
+    assert np.array_equal(read_sample(pairs[1], "binary").labels, instances > 0)
+    with pytest.raises(DataError, match=r"b.png contains the label 63000; the 3 classes are 0 to"):
+        read_sample(pairs[1], "classes", 3)
+    with pytest.raises(DataError, match=r"a.png contains the label 2; the 2 classes"):
+        read_sample(pairs[0], "classes", 2)
 
 
-def test_a_colour_mask_is_refused(tmp_path):
+def test_colour_mask_is_rejected(tmp_path: Path) -> None:
     save(tmp_path / "images/a.png", np.zeros((8, 8), np.uint8))
     save(tmp_path / "masks/a.png", np.zeros((8, 8, 3), np.uint8))
-    dataset = PairedDataset(find_pairs(tmp_path / "images", tmp_path / "masks"))
+    (pair,) = find_pairs(tmp_path / "images", tmp_path / "masks")
     with pytest.raises(DataError, match=r"masks/a.png has 3 channels; a mask has one"):
-        dataset[0]
+        read_sample(pair)
 
 
-def test_an_empty_folder_and_an_unreadable_image_are_named(tmp_path):
+def test_empty_and_missing_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="images contains no images"):
         find_pairs(tmp_path / "images", tmp_path / "masks")
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="absent is not a folder"):
         find_pairs(tmp_path / "absent", tmp_path / "masks")
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\nbroken", None])
+def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "broken.png"
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(DataError, match=r"broken.png cannot be read"):
-        read_image(tmp_path / "broken.png")
+        read_image(path)
+
+
+Split = Callable[..., tuple[PairedDataset, PairedDataset]]
 
 
 @pytest.fixture
-def folders(tmp_path):
+def folders(tmp_path: Path) -> Path:
+    """Ten empty images, 00 to 09."""
     for index in range(10):
         save(tmp_path / f"images/{index:02}.png", np.full((8, 8), index, np.uint8))
         save(tmp_path / f"masks/{index:02}.png", np.zeros((8, 8), np.uint8))
     return tmp_path
 
 
-def config(folders, **values):
-    return DataConfig(images=str(folders / "images"), masks=str(folders / "masks"), **values)
+@pytest.fixture
+def split(folders: Path) -> Split:
+    """Open and split the data set in `folders`: split(**values of DataConfig)."""
+
+    def open_and_split(**values: Any) -> tuple[PairedDataset, PairedDataset]:
+        images, masks = str(folders / "images"), str(folders / "masks")
+        config = DataConfig(images=images, masks=masks, **values)
+        return split_dataset(open_dataset(config, PreprocessConfig()), config)
+
+    return open_and_split
 
 
-def split(config):
-    return split_dataset(open_dataset(config, PreprocessConfig()), config)
-
-
-def test_the_split_by_groups_never_divides_one(folders):
+def test_groups_are_never_divided(folders: Path, split: Split) -> None:
     table = "id,field\n" + "".join(f"{index:02},{index // 3}\n" for index in range(10))
     (folders / "groups.csv").write_text(table)
-    training, validation = split(
-        config(folders, groups=str(folders / "groups.csv"), group_column="field")
-    )
+    training, validation = split(groups=str(folders / "groups.csv"), group_column="field")
     fields = [{int(id) // 3 for id in part.ids} for part in (training, validation)]
     assert fields[0]
     assert fields[1]
     assert not fields[0] & fields[1]
 
 
-def test_the_split_does_not_change_when_a_training_image_is_taken_away(folders):
-    training, validation = split(config(folders))
+def test_removing_a_training_image_does_not_change_validation(folders: Path, split: Split) -> None:
+    training, validation = split()
     (folders / "images" / f"{training.ids[0]}.png").unlink()
-    assert split(config(folders))[1].ids == validation.ids
+    assert split()[1].ids == validation.ids
 
 
-def test_the_split_by_a_list(folders):
+def test_validation_list_names_the_images(folders: Path, split: Split) -> None:
     (folders / "val.txt").write_text("03\n07.png\n\n")
-    training, validation = split(config(folders, validation_list=str(folders / "val.txt")))
+    training, validation = split(validation_list=str(folders / "val.txt"))
     assert validation.ids == ["03", "07"]
     assert len(training) == 8
-    (folders / "val.txt").write_text("44\n")
-    with pytest.raises(DataError, match="names '44', which is no image"):
-        split(config(folders, validation_list=str(folders / "val.txt")))
-    (folders / "val.txt").write_bytes("M\u00fcller\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"val\.txt is no text in UTF-8"):
-        split(config(folders, validation_list=str(folders / "val.txt")))
 
 
-def test_a_side_without_images_is_an_error(folders):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"44\n", "names '44', which is not in the data set"),
+        ("Müller\n".encode("latin-1"), r"val\.txt is not UTF-8 text"),
+        (None, r"val\.txt cannot be read: No such file"),
+    ],
+)
+def test_invalid_validation_list_is_rejected(
+    folders: Path, split: Split, content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        (folders / "val.txt").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        split(validation_list=str(folders / "val.txt"))
+
+
+def test_split_with_an_empty_part_is_rejected(folders: Path, split: Split) -> None:
     (folders / "groups.csv").write_text("id,group\n" + "".join(f"{i:02},1\n" for i in range(10)))
-    with pytest.raises(DataError, match="both need some"):
-        split(config(folders, groups=str(folders / "groups.csv")))
-    with pytest.raises(DataError, match="needs the columns 'id' and 'car'"):
-        split(config(folders, groups=str(folders / "groups.csv"), group_column="car"))
+    with pytest.raises(DataError, match="both need at least one"):
+        split(groups=str(folders / "groups.csv"))
 
 
-def labels_of(tmp_path, mask, kind="binary", **options):
-    """Labels of a mask that is saved as it is, beside an image of its size."""
-    name = options.pop("name", "a.png")
-    save(tmp_path / "images/a.png", np.zeros((mask.height, mask.width), np.uint8))
-    (tmp_path / "masks").mkdir(exist_ok=True)
-    mask.save(tmp_path / "masks" / name, **options)
-    return PairedDataset(find_pairs(tmp_path / "images", tmp_path / "masks"), kind)[0].labels
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"id,group\na\n", "row 2: no value"),
+        ("id,group\na,Müller\n".encode("latin-1"), "is not UTF-8 text"),
+        (b"id,car\n00,1\n", "needs the columns 'id' and 'group'"),
+        pytest.param(b"id,group\n00," + b"1" * 200_000, "is not a CSV file", id="long field"),
+        (b"id,group\n00,1\n", "01.png has no row in the table of groups"),
+        (None, "cannot be read: No such file"),
+    ],
+)
+def test_invalid_table_of_groups_is_rejected(
+    folders: Path, split: Split, content: bytes | None, says: str
+) -> None:
+    if content is not None:
+        (folders / "groups.csv").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        split(groups=str(folders / "groups.csv"))
 
 
-def test_a_binary_palette_mask_is_read_by_its_colours(tmp_path):
-    """An adaptive palette gives white the index 0 where there is more of it, or by chance."""
+def test_table_with_a_byte_order_mark_is_read(folders: Path, split: Split) -> None:
+    """As Excel writes it."""
+    table = "id,group\n" + "".join(f"{i:02},{i // 2}\n" for i in range(10))
+    (folders / "groups.csv").write_text(table, "utf-8-sig")
+    assert split(groups=str(folders / "groups.csv"))
+
+
+def read_labels(
+    folder: Path, mask: Image.Image, kind: str = "binary", name: str = "a.png", **options: Any
+) -> AnyArray:
+    """Save a mask with an image of its size, and read its labels."""
+    save(folder / "images/a.png", np.zeros((mask.height, mask.width), np.uint8))
+    (folder / "masks").mkdir(exist_ok=True)
+    mask.save(folder / "masks" / name, **options)
+    (pair,) = find_pairs(folder / "images", folder / "masks")
+    return read_sample(pair, kind).labels
+
+
+def test_binary_palette_mask_is_read_by_its_colours(tmp_path: Path) -> None:
+    """An adaptive palette may give white the index 0."""
     truth = np.zeros((20, 20), bool)
     truth[5:9, 4:16] = True
     mask = Image.fromarray((~truth).astype(np.uint8)).convert("P")
     mask.putdata((~truth).ravel().astype(int).tolist())
     mask.putpalette([255, 255, 255, 0, 0, 0])
-    assert np.array_equal(labels_of(tmp_path, mask), truth)
+    assert np.array_equal(read_labels(tmp_path, mask), truth)
     mask.putdata(truth.ravel().astype(int).tolist())
     mask.putpalette([68, 1, 84, 253, 231, 37])  # violet and yellow: index 0 is the background
-    assert np.array_equal(labels_of(tmp_path, mask), truth)
+    assert np.array_equal(read_labels(tmp_path, mask), truth)
 
 
-def test_a_jpeg_mask_is_black_and_white_or_refused(tmp_path):
+def test_jpeg_mask_is_thresholded_if_binary_and_rejected_otherwise(tmp_path: Path) -> None:
     truth = np.zeros((64, 64), bool)
     truth[20:41, 13:50] = True
     mask = Image.fromarray(truth.astype(np.uint8) * 255)
-    assert np.array_equal(labels_of(tmp_path, mask, name="a.jpg", quality=75), truth)
-    with pytest.raises(DataError, match=r"a.jpg is a JPEG, which changes numbers"):
-        labels_of(tmp_path, mask, "instances", name="a.jpg")
+    assert np.array_equal(read_labels(tmp_path, mask, name="a.jpg", quality=75), truth)
+    with pytest.raises(DataError, match=r"a.jpg is a JPEG, whose compression changes labels"):
+        read_labels(tmp_path, mask, "instances", name="a.jpg")
 
 
-def test_a_mask_of_floats_is_refused_by_its_mode(tmp_path):
-    with pytest.raises(DataError, match="is of mode F; a mask has whole numbers"):
-        labels_of(tmp_path, Image.fromarray(np.zeros((8, 8), np.float32)), name="a.tif")
+def test_mask_of_floats_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has mode F; a mask contains integers"):
+        read_labels(tmp_path, Image.fromarray(np.zeros((8, 8), np.float32)), name="a.tif")
 
 
-def test_two_files_of_one_name_are_both_named(tmp_path):
+def test_two_files_with_the_same_name_are_both_named(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
         save(tmp_path / "images" / name, np.zeros((8, 8), np.uint8))
     with pytest.raises(DataError, match=r"a.jpg and a.png have the same name"):
         find_pairs(tmp_path / "images", tmp_path / "images")
 
 
-@pytest.mark.parametrize("kind", ["float", "wide", "turned", "clear", "white is 0"])
-def test_images_are_read_as_the_service_reads_them(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["float", "32-bit", "rotated", "transparent", "white is 0"])
+def test_images_are_read_as_the_service_reads_them(tmp_path: Path, kind: str) -> None:
     ramp = np.linspace(0, 1, 12 * 8, dtype=np.float32).reshape(12, 8)
-    path, options = tmp_path / "a.tif", {}
+    path = tmp_path / "a.tif"
+    options: dict[str, Any] = {}
     if kind == "float":
         image = Image.fromarray(ramp)
-    elif kind == "wide":
+    elif kind == "32-bit":
         image = Image.fromarray((ramp * 1e6).astype(np.int32))
     elif kind == "white is 0":
         image, options = Image.fromarray((ramp * 60000).astype(np.uint16)), {"tiffinfo": {262: 0}}
@@ -228,7 +296,7 @@ def test_images_are_read_as_the_service_reads_them(tmp_path, kind):
         path = tmp_path / "a.png"
         colours = np.dstack([np.uint8(ramp * 255)] * 3 + [np.uint8(255 - ramp * 255)])
         image = Image.fromarray(colours)
-        if kind == "turned":
+        if kind == "rotated":
             image = image.convert("RGB")
             options["exif"] = image.getexif()
             options["exif"][0x0112] = 6
@@ -236,25 +304,6 @@ def test_images_are_read_as_the_service_reads_them(tmp_path, kind):
     data = path.read_bytes()
     served = decode.decode(data, decode.inspect(data, max_pixels=1000))
     read = read_image(path)
-    assert read.shape[:2] == ((8, 12) if kind == "turned" else (12, 8))
+    assert read.shape[:2] == ((8, 12) if kind == "rotated" else (12, 8))
     assert np.array_equal(read, served)
     assert read.max() > read.min()
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"id,group\na\n", "row 2: no value"),
-        ("id,group\na,M\u00fcller\n".encode("latin-1"), "is no CSV file in UTF-8"),
-    ],
-)
-def test_a_bad_table_of_groups_is_named(folders, content, says):
-    (folders / "groups.csv").write_bytes(content)
-    with pytest.raises(DataError, match=f"groups.csv.*{says}"):
-        split(config(folders, groups=str(folders / "groups.csv")))
-
-
-def test_tables_of_excel_begin_with_a_mark(folders):
-    table = "id,group\n" + "".join(f"{i:02},{i // 2}\n" for i in range(10))
-    (folders / "groups.csv").write_text(table, "utf-8-sig")
-    assert split(config(folders, groups=str(folders / "groups.csv")))

@@ -1,4 +1,6 @@
-"""Training as a user sees it: it learns, it can be killed, and mistakes are named."""
+"""Training as a user sees it: it learns, can be killed and resumed, and reports mistakes."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -8,6 +10,9 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,35 +21,97 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app import cli
+from model.arrays import AnyArray
 from model.checkpoint import load_checkpoint
-from model.training import loop as train
-from model.training.crops import Crops
+from model.evaluation.evaluate import Sample
+from model.training import loop
+from model.training.crops import CropDataset
 from model.training.data import open_dataset, read_sample, split_dataset
-from model.training.loop import _interruptible
+from model.training.loop import catch_interrupt
 from model.training.recipe import Recipe
+from model.training.run_folder import open_run
+from model.training.trainer import Trainer
 from tests.conftest import FIXTURES, ROOT
 
+# Workers are forked while TensorBoard's thread runs, of which Python 3.12 warns.
+ignore_fork_warning = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 
-def run(data, *flags, out="run"):
+
+def run(data: Path, *flags: str, out: str = "run") -> int:
+    """Run `unet train` in this process and return its exit status."""
     return cli.main(["train", str(data / "recipe.toml"), "--out", str(data / out), *flags])
 
 
-def test_a_run_leaves_everything_that_was_promised(data, capsys):
-    assert run(data, "--previews-per-epoch", "2") == 0
+def start(data: Path, *flags: str, out: str = "run") -> subprocess.Popen[str]:
+    """Start `unet train` in a process and a process group of its own."""
+    command = [sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml")]
+    return subprocess.Popen(
+        [*command, "--out", str(data / out), *flags],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # like `one_thread` in this process
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not path.exists():
+        time.sleep(0.02)
+    assert path.exists()
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def read_weights(folder: Path) -> Mapping[str, AnyArray]:
+    return load_checkpoint(folder / "drawn.safetensors").state
+
+
+def read_steps(folder: Path) -> list[int]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def read_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the error that was printed, which is one line."""
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def interrupt_after_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    """Press Ctrl-C during a step."""
+    train_step = Trainer.step
+
+    def step_and_interrupt(trainer: Trainer, *args: Any) -> float:
+        loss = train_step(trainer, *args)
+        if trainer.steps_done == last:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", step_and_interrupt)
+
+
+def test_run_writes_every_file(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(data, "--previews-per-epoch", "2", "--steps", "8") == 0
     folder = data / "run"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "config.json", "starts.jsonl", "state.pt", "metrics.jsonl", "curves.png", "samples.png",
         "report.json", "drawn.safetensors", "manifest.json", "tensorboard", "pictures",
     }  # fmt: skip
-    report = json.loads((folder / "report.json").read_text())
-    assert report["steps"] == 12
+    report = read_report(folder)
+    assert report["steps"] == 8
     assert report["images"] == {"training": 6, "validation": 2}
     assert {"dice", "iou", "f1_50", "ap_50", "found", "true"} <= report["validation"].keys()
     assert "dice" in report["training"]
     checkpoint = load_checkpoint(folder / "drawn.safetensors")
     assert checkpoint.card["metrics"] == report["validation"]
-    assert checkpoint.card["training"]["steps"] == 12
+    assert checkpoint.card["training"]["steps"] == 8
     assert checkpoint.golden.image.size
     with Image.open(folder / "curves.png") as curves:
         assert curves.width > 300
@@ -53,70 +120,56 @@ def test_a_run_leaves_everything_that_was_promised(data, capsys):
     assert "drawn.safetensors" in capsys.readouterr().out
 
 
-def tensors(folder):
-    return load_checkpoint(folder / "drawn.safetensors").state
+@ignore_fork_warning
+def test_killed_run_resumes_to_the_same_result(data: Path) -> None:
+    """With crops from workers, and compared with a run that was not killed and had none."""
+    flags = ["--schedule", "constant"]
+    process = start(data, *flags, "--steps", "1000000", "--workers", "2", out="killed")
+    wait_for(data / "killed/state.pt")
+    process.kill()
+    process.communicate()
+    step = torch.load(data / "killed/state.pt", weights_only=True)["step"]
+    assert step >= 4
+    with (data / "killed/metrics.jsonl").open("a") as file:
+        file.write('{"step": 999, "loss')  # a line that the kill left incomplete
+    flags += ["--steps", str(step + 4)]
+    assert run(data, *flags, "--workers", "2", out="killed") == 0
+    assert run(data, *flags, out="whole") == 0
+    expected, found = read_weights(data / "whole"), read_weights(data / "killed")
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    assert read_steps(data / "killed") == read_steps(data / "whole")
+    assert len((data / "killed/starts.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_killed_run_goes_on_to_the_same_result(data, workers):
-    # Each in a process of its own: sums over a batch depend on the number of threads, and workers
-    # are forked; this process has had other tests.
-    train = [sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml")]
-    straight = [*train, "--out", str(data / "straight")]
-    assert subprocess.run(straight, cwd=ROOT, capture_output=True).returncode == 0
-    command = [*train, "--out", str(data / "killed"), "--workers", workers]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    log = data / "killed/metrics.jsonl"
-    end = time.monotonic() + 120
-    while time.monotonic() < end and not (data / "killed/state.pt").exists():
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    state = torch.load(data / "killed/state.pt", weights_only=True)
-    assert 0 < state["step"] <= 12
-    with log.open("a") as file:
-        file.write('{"step": 999, "loss')  # a line that the kill cut off
-    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
-    whole, resumed = tensors(data / "straight"), tensors(data / "killed")
-    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == sorted(set(steps))
-
-
-def test_ctrl_c_ends_cleanly_with_what_there_is(data):
-    command = [
-        sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml"),
-        "--out", str(data / "run"), "--steps", "1000000",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while time.monotonic() < end and not (data / "run/state.pt").exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+def test_ctrl_c_ends_the_run_with_a_checkpoint(data: Path) -> None:
+    """The terminal sends Ctrl-C to workers too."""
+    process = start(data, "--steps", "1000000", "--workers", "1")
+    wait_for(data / "run/state.pt")
+    os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "drawn.safetensors" in output
-    report = json.loads((data / "run/report.json").read_text())
-    assert report["steps"] >= 4
+    assert read_report(data / "run")["steps"] >= 4
     load_checkpoint(data / "run/drawn.safetensors")
 
 
-def test_minutes_are_a_budget(data):
-    begin = time.monotonic()
-    assert run(data, "--minutes", "0.03", "--steps", "0", "--validate-every", "1000") == 0
-    assert time.monotonic() - begin < 60
-    report = json.loads((data / "run/report.json").read_text())
-    assert 1.5 < report["hours"] * 3600 < 10
+def test_minutes_limit_the_training_time(data: Path) -> None:
+    assert run(data, "--minutes", "0.01", "--steps", "0", "--validate-every", "1000") == 0
+    state = torch.load(data / "run/state.pt", weights_only=True)
+    assert 0.6 <= state["seconds"] < 10
+    assert state["step"] > 1
 
 
-def test_a_folder_with_another_run_is_not_overwritten(data, capsys):
+def test_run_with_another_recipe_is_rejected(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(data, "--steps", "2") == 0
     assert run(data, "--steps", "3", "--batch-size", "4") == 2
-    assert "holds a run with batch_size = 2, not 4" in capsys.readouterr().err
+    assert "contains a run with batch_size = 2, not 4" in read_error(capsys)
     assert run(data, "--steps", "3", "--validate-every", "1") == 0
 
 
-def test_what_the_checkpoint_carries_may_change_until_it_is_written(data):
+def test_card_and_golden_image_may_change_on_resume(data: Path) -> None:
     assert run(data, "--steps", "1") == 0
     card = ["--licence", "CC0-1.0", "--source", "drawn", "--golden", str(data / "images/0.png")]
     assert run(data, "--steps", "2", *card) == 0
@@ -125,25 +178,37 @@ def test_what_the_checkpoint_carries_may_change_until_it_is_written(data):
     assert np.array_equal(checkpoint.golden.image, np.asarray(Image.open(data / "images/0.png")))
 
 
-def test_a_failed_start_does_not_bind_its_folder(data):
+def test_run_that_failed_before_its_first_state_may_be_replaced(data: Path) -> None:
     (data / "scores.json").write_text('{"images": []}')
     assert run(data, "--difficulty-report", str(data / "scores.json")) == 2
-    assert (data / "run/config.json").exists()  # it failed behind that, and before any state
+    assert (data / "run/config.json").exists()
     assert run(data, "--seed", "1", "--steps", "1") == 0
 
 
-def test_a_value_that_recipes_did_not_have_was_its_default(data, capsys):
+def test_value_that_an_old_recipe_lacks_had_its_default(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(data, "--steps", "1") == 0
     config = data / "run/config.json"
     values = json.loads(config.read_text())
     del values["augment"]["unresampled"], values["data"]["difficulty_report"]
     config.write_text(json.dumps(values))
     assert run(data, "--steps", "1", "--unresampled", "0.5") == 2
-    assert "unresampled = 0.0, not 0.5" in capsys.readouterr().err
+    assert "unresampled = 0.0, not 0.5" in read_error(capsys)
     assert run(data, "--steps", "1") == 0
 
 
-def test_run_folder_with_old_recipe_keys_is_resumed(data, capsys):
+def test_damaged_config_of_a_run_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(data, "--steps", "1") == 0
+    for content in ("{", "[]", '{"optim": 3}'):
+        (data / "run/config.json").write_text(content)
+        assert run(data, "--steps", "1") == 2
+        assert "config.json is damaged" in read_error(capsys)
+
+
+def test_run_folder_with_old_recipe_keys_is_resumed(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(data, "--steps", "1") == 0
     config = data / "run/config.json"
     text = config.read_text()
@@ -163,43 +228,75 @@ def test_run_folder_with_old_recipe_keys_is_resumed(data, capsys):
     assert run(data, "--steps", "2") == 0
     config.write_text(text)
     assert run(data, "--steps", "3", "--batch-size", "4") == 2
-    assert "holds a run with batch_size = 2, not 4" in capsys.readouterr().err
+    assert "contains a run with batch_size = 2, not 4" in read_error(capsys)
 
 
-def test_a_kill_before_the_first_state_leaves_no_second_record(data):
+def test_interrupted_run_with_old_state_keys_resumes_to_the_same_result(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(data, "--steps", "4", out="whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt_after_step(patch, 2)
+        assert run(data, "--steps", "4", out="resumed") == 0
+    path = data / "resumed/state.pt"
+    state = torch.load(path, weights_only=True)
+    assert state["step"] == 2
+    state["average"], state["optimiser"] = state.pop("ema"), state.pop("optimizer")
+    torch.save(state, path)
+    assert run(data, "--steps", "4", out="resumed") == 0
+    expected, found = read_weights(data / "whole"), read_weights(data / "resumed")
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+def test_restart_without_a_state_leaves_no_old_records(data: Path) -> None:
     assert run(data, "--steps", "4") == 0
     (data / "run/state.pt").unlink()
     assert run(data, "--steps", "4") == 0
-    lines = (data / "run/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [4]
+    assert read_steps(data / "run") == [4]
     board = EventAccumulator(str(data / "run/tensorboard")).Reload()
     assert [event.step for event in board.Scalars("dice")] == [4]
 
 
-def test_a_folder_is_one_runs_at_a_time(data, capsys):
-    command = [sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml")]
-    command += ["--out", str(data / "run"), "--steps", "1000000"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
-    while time.monotonic() < end and not (data / "run/state.pt").exists():
-        time.sleep(0.02)
-    assert run(data, "--steps", "1") == 2
-    error = capsys.readouterr().err
-    assert "another run is at work in" in error
-    assert error.count("\n") == 1
-    process.kill()
-    process.wait()
-    (data / "run/.state.pt.1.part").touch()  # of a save that was killed
+LOCK = """
+import fcntl, sys, time
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+def test_locked_folder_is_rejected(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "run").mkdir()
+    command = [sys.executable, "-c", LOCK, str(data / "run/.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        assert run(data, "--steps", "1") == 2
+        assert "is locked by another run; give another --out" in read_error(capsys)
+        other.kill()
+    (data / "run/.state.pt.1.part").touch()  # from a killed run
     assert run(data, "--steps", "1") == 0
-    assert not list((data / "run").glob("*.part"))
+    assert not list((data / "run").glob(".*.part"))
 
 
-def test_nan_stops_with_the_images_of_the_batch(data, capsys):
+def test_run_locks_its_folder_until_it_ends(data: Path) -> None:
+    def try_to_lock() -> int:
+        script = LOCK.replace("time.sleep(60)", "")
+        command = [sys.executable, "-c", script, str(data / "run/.lock")]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    with open_run(data / "run", Recipe.read(data / "recipe.toml")):
+        assert try_to_lock() == 1
+    assert try_to_lock() == 0
+
+
+def test_infinite_loss_names_the_images_of_the_batch(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(data, "--learning-rate", "1e30", "--grad-clip", "0", "--warmup", "0") == 2
-    error = capsys.readouterr().err
-    assert "the loss is" in error
-    assert "whose batch is" in error
-    assert error.count("\n") == 1
+    error = read_error(capsys)
+    assert re.search(r"the loss is (nan|inf) at step \d+, in the batch of \d, \d", error)
     assert not (data / "run/drawn.safetensors").exists()
 
 
@@ -210,60 +307,76 @@ def test_nan_stops_with_the_images_of_the_batch(data, capsys):
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
         MemoryError(),
     ],
+    ids=["CUDA", "torch", "NumPy"],
 )
-def test_what_does_not_fit_into_memory_is_one_line(data, capsys, monkeypatch, error):
-    def full(*_, **__):
+def test_out_of_memory_is_one_line(
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("model.training.trainer.segmentation_loss", full)
+    monkeypatch.setattr("model.training.trainer.segmentation_loss", fail)
     assert run(data) == 2
-    said = capsys.readouterr().err
-    assert "memory" in said
-    assert "try a smaller --crop, --base-features, or --batch-size than 2" in said
-    assert said.count("\n") == 1
+    line = read_error(capsys)
+    assert "memory" in line
+    assert "try a smaller --crop, --base-features, or --batch-size than 2" in line
 
 
-@pytest.mark.parametrize("every", ["1", "400"])
-def test_weights_that_are_no_numbers_are_neither_kept_nor_shipped(data, capsys, every):
-    assert run(data, "--learning-rate", "1e30", "--steps", "1", "--validate-every", every) == 2
-    error = capsys.readouterr().err
-    assert "too large for 16 bits after step 1; try a lower --learning-rate" in error
-    assert error.count("\n") == 1
+def test_other_runtime_errors_are_bugs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("model.training.trainer.segmentation_loss", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(data)
+
+
+@pytest.mark.parametrize("validate_every", ["1", "400"])
+def test_weights_that_are_not_finite_are_not_saved(
+    data: Path, capsys: pytest.CaptureFixture[str], validate_every: str
+) -> None:
+    flags = ["--learning-rate", "1e30", "--steps", "1", "--validate-every", validate_every]
+    assert run(data, *flags) == 2
+    assert "too large for fp16 after step 1; try a lower --learning-rate" in read_error(capsys)
     assert not (data / "run/state.pt").exists()
     assert not (data / "run/drawn.safetensors").exists()
 
 
-def test_a_gradient_that_is_no_number_stops_with_its_batch(data, capsys, monkeypatch):
+def test_infinite_gradient_keeps_the_last_state(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(data, "--steps", "1") == 0
     before = (data / "run/state.pt").read_bytes()
 
-    def steep(logits, *_, **__):  # 0, but infinitely steep there
-        return (logits.sum() * 0).sqrt()
+    def steep(logits: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return (logits.sum() * 0).sqrt()  # 0, with an infinite slope
 
     monkeypatch.setattr("model.training.trainer.segmentation_loss", steep)
     assert run(data, "--steps", "2") == 2
-    error = capsys.readouterr().err
-    assert "the gradient's norm is nan at step 1, whose batch is" in error
-    assert f"the state before is in {data / 'run'}; give another --out" in error
-    assert error.count("\n") == 1
+    error = read_error(capsys)
+    assert "the gradient's norm is nan at step 1, in the batch of" in error
+    assert f"the last state is kept in {data / 'run'}; try another --out" in error
     assert (data / "run/state.pt").read_bytes() == before
 
 
-def test_a_wrong_golden_image_is_found_before_the_training(data):
+def test_missing_golden_image_is_found_before_training(data: Path) -> None:
     assert run(data, "--steps", "1", "--golden", "absent.png") == 2
     assert not (data / "run").exists()
 
 
-def test_what_a_run_started_from_may_be_gone_when_it_goes_on(data):
+def test_resuming_does_not_need_the_initial_checkpoint(data: Path) -> None:
     assert run(data, "--steps", "1", out="first") == 0
-    start = ["--init-from", str(data / "first/drawn.safetensors")]
-    assert run(data, *start, "--steps", "1") == 0
+    initial = ["--init-from", str(data / "first/drawn.safetensors")]
+    assert run(data, *initial, "--steps", "1") == 0
     (data / "first/drawn.safetensors").unlink()
-    assert run(data, *start, "--steps", "2") == 0
+    assert run(data, *initial, "--steps", "2") == 0
 
 
-def test_a_second_ctrl_c_is_not_waited_for():
-    with _interruptible() as interrupted:
+def test_second_ctrl_c_interrupts_at_once() -> None:
+    with catch_interrupt() as interrupted:
         signal.raise_signal(signal.SIGINT)
         assert interrupted.is_set()
         with pytest.raises(KeyboardInterrupt):
@@ -271,85 +384,99 @@ def test_a_second_ctrl_c_is_not_waited_for():
 
 
 @pytest.fixture
-def ctrl_c_is_heard():
-    """A shell starts what it puts into the background deaf to SIGINT, these tests among it."""
+def default_sigint() -> Iterator[None]:
+    """Handle SIGINT as Python does; a shell makes background processes ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.usefixtures("default_sigint")
 @pytest.mark.parametrize(
     ("owner", "name", "steps"),
-    [(Crops, "preload", 0), (Crops, "__getitem__", 0), (train, "_report", 1)],
-    ids=["reading", "in front of the first step", "measuring"],
+    [(CropDataset, "preload", 0), (CropDataset, "__getitem__", 0), (loop, "evaluate", 1)],
+    ids=["while reading", "before the first step", "in the final evaluation"],
 )
-def test_ctrl_c_outside_the_steps_ships_nothing(
-    data, monkeypatch, ctrl_c_is_heard, owner, name, steps
-):
+def test_ctrl_c_outside_the_steps_writes_no_checkpoint(
+    data: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, steps: int
+) -> None:
     original = getattr(owner, name)
 
-    def interrupted(*args, **kwargs):
+    def interrupt(*args: object, **kwargs: object) -> object:
         monkeypatch.undo()
         signal.raise_signal(signal.SIGINT)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(owner, name, interrupted)
+    monkeypatch.setattr(owner, name, interrupt)
     assert run(data, "--steps", "1") == 130
     assert not (data / "run/drawn.safetensors").exists()
     assert (data / "run/state.pt").exists() == bool(steps)
 
 
-def test_the_time_left_is_that_of_what_ends_first(data, capsys, monkeypatch):
-    monkeypatch.setattr(train, "_quiet", lambda: False)
-    for steps in ("0", "100000"):
-        flags = ["--minutes", "0.02", "--validate-every", "1000", "--steps", steps]
-        assert run(data, *flags, out=f"of {steps}") == 0
-        left = re.findall(r"([\d:]+) left", capsys.readouterr().err)
-        assert left
-        assert {"00:00", "00:01"} >= set(left)
+@pytest.mark.parametrize("steps", ["0", "100000"])
+def test_progress_bar_shows_the_time_left(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, steps: str
+) -> None:
+    """The time limit ends the run before the steps do."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    flags = ["--minutes", "0.01", "--validate-every", "1000", "--steps", steps]
+    assert run(data, *flags) == 0
+    left = re.findall(r"([\d:]+) left", capsys.readouterr().err)
+    assert left
+    assert {"00:00", "00:01"} >= set(left)
 
 
-def test_validation_images_are_not_held(data, monkeypatch):
-    alive = []
-    read = read_sample
+def test_validation_images_are_read_one_at_a_time(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Sample]] = []
+    counts = []
 
-    def counted(*args):
+    def read_and_count(*args: Any) -> Sample:
         alive[:] = [sample for sample in alive if sample() is not None]
-        most.append(len(alive))
-        sample = read(*args)
+        counts.append(len(alive))
+        sample = read_sample(*args)
         alive.append(weakref.ref(sample))
         return sample
 
-    most = []
-    monkeypatch.setattr("model.training.data.read_sample", counted)
+    monkeypatch.setattr("model.training.data.read_sample", read_and_count)
     assert run(data, "--validation-share", "0.75", "--steps", "4") == 0
-    assert max(most) <= 1
+    assert max(counts) <= 1
 
 
-def test_an_image_that_a_worker_cannot_read_is_one_line(data, capsys):
+@ignore_fork_warning
+def test_unreadable_image_in_a_worker_is_one_line(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = Recipe.read(data / "recipe.toml")
     training, _ = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
     bad = training.pairs[-1].image
     bad.write_bytes(bad.read_bytes()[:100])
-    flags = ["--workers", "1", "--cache-mb", "0", "--initialisation", "torch"]
-    assert run(data, *flags) == 2
-    error = capsys.readouterr().err
-    assert f"{bad} cannot be read" in error
-    assert error.count("\n") == 1
+    assert run(data, "--workers", "1", "--cache-mb", "0", "--initialisation", "torch") == 2
+    assert f"{bad} cannot be read" in read_error(capsys)
 
 
-def test_a_full_disk_leaves_the_last_state(data, capsys, monkeypatch):
+def test_full_disk_leaves_the_last_state(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(data, "--steps", "4") == 0
     before = (data / "run/state.pt").read_bytes()
 
-    def full(descriptor):
+    def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail)
     assert run(data, "--steps", "8") == 2
-    assert "No space left on device" in capsys.readouterr().err
+    assert f"{data / 'run'} cannot be written: No space left on device" in read_error(capsys)
     assert (data / "run/state.pt").read_bytes() == before
-    assert not list((data / "run").glob("*.part"))
+    assert not list((data / "run").glob(".*.part"))
+
+
+def test_folder_that_cannot_be_created_is_one_line(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, out="recipe.toml/run") == 2
+    assert "recipe.toml/run cannot be written: Not a directory" in read_error(capsys)
 
 
 @pytest.mark.parametrize(
@@ -357,21 +484,23 @@ def test_a_full_disk_leaves_the_last_state(data, capsys, monkeypatch):
     [
         (["--images", "absent"], "absent is not a folder"),
         (["--crop", "[50,50]"], "multiples of 16"),
-        (["--device", "cuda"], "no CUDA device"),
-        (["--seed", "9223372036854775808"], "seed must be below 2^63"),
+        (["--device", "cuda"], "there is no CUDA device"),
+        (["--seed", "9223372036854775808"], "seed must be"),
         (["--golden", "absent.png"], "absent.png cannot be read"),
+        (["--init-from", "absent.safetensors"], "absent.safetensors cannot be read"),
+        (["--groups", "absent.csv"], "absent.csv cannot be read: No such file"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(data, flags, says, capsys):
+def test_mistake_is_one_line_and_status_2(
+    data: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], says: str
+) -> None:
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     assert run(data, *flags, "--steps", "2") == 2
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
+    assert says in read_error(capsys)
 
 
-def test_unpadded_networks_and_several_classes_train(data):
+def test_several_classes_train_padded_and_unpadded(data: Path) -> None:
     for path in (data / "masks").iterdir():
         labels = np.asarray(Image.open(path))
         Image.fromarray((labels % 3).astype(np.uint8)).save(path)
@@ -379,26 +508,27 @@ def test_unpadded_networks_and_several_classes_train(data):
     flags += ["--classes", '["background","odd","even"]', "--steps", "2"]
     flags += ["--palette", "[[0,0,0],[255,0,0],[0,255,0]]"]
     assert run(data, *flags) == 0
+    assert read_report(data / "run")["validation"]["dice_by_class"]
     unpadded = ["--padding", "0", "--crop", "[204,204]", "--window", "[[204,204]]"]
     assert run(data, *flags, *unpadded, "--overlap", "0", out="unpadded") == 0
     assert load_checkpoint(data / "unpadded/drawn.safetensors").architecture.padding == 0
 
 
-def test_whole_images_with_padding_train(data):
+def test_whole_images_train(data: Path) -> None:
     flags = ["--crop", "[]", "--mode", "resize", "--window", "[[96,112]]", "--size", "[90,110]"]
     assert run(data, *flags, "--steps", "2") == 0
 
 
-def test_a_whole_image_that_needs_several_windows_is_one_line(data, capsys):
+def test_whole_image_that_needs_several_windows_is_rejected(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ["--padding", "0", "--crop", "[]", "--mode", "resize", "--overlap", "0"]
     assert run(data, *flags, "--window", "[[284,300]]", "--steps", "1") == 2
-    error = capsys.readouterr().err
-    assert "size of 100x116 at most, not 284x300" in error
-    assert error.count("\n") == 1
+    assert "size of at most 100x116, not 284x300" in read_error(capsys)
 
 
-def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
-    """On the committed image: one half to learn from, the other to measure on."""
+def test_training_beats_the_untrained_network(tmp_path: Path) -> None:
+    """On the image in the repository: half of it is for training, half for validation."""
     image = np.asarray(Image.open(FIXTURES / "img2d.tif"))
     labels = np.asarray(Image.open(FIXTURES / "mask2d.tif"))
     for index, (top, left) in enumerate(((0, 0), (256, 0), (0, 256), (256, 256))):
@@ -406,22 +536,22 @@ def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
         for name, array in (("images", image), ("masks", labels)):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.fromarray(array[cut].astype(np.uint16)).save(tmp_path / name / f"{index}.png")
-    (tmp_path / "held.txt").write_text("2\n3\n")
+    (tmp_path / "validation.txt").write_text("2\n3\n")
     flags = {
         "images": tmp_path / "images", "masks": tmp_path / "masks", "groups": "", "golden": "",
-        "validation-list": tmp_path / "held.txt", "base-features": 8, "crop": "[96,96]",
-        "batch-size": 4, "warmup": 10, "ema": 0.9, "learning-rate": 2e-3, "validate-every": 1000,
-        "batch-norm": "false",
+        "validation-list": tmp_path / "validation.txt", "base-features": 8, "crop": "[64,64]",
+        "batch-size": 4, "warmup": 10, "ema": 0.9, "learning-rate": 4e-3, "validate-every": 1000,
+        "batch-norm": "true",
     }  # fmt: skip
     config = str(ROOT / "model/configs/nuclei.toml")
     options = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
 
-    def report(out, *extra):
+    def train(out: str, *extra: str) -> dict[str, Any]:
         assert cli.main(["train", config, "--out", str(tmp_path / out), *options, *extra]) == 0
-        return json.loads((tmp_path / out / "report.json").read_text())
+        return read_report(tmp_path / out)
 
-    untrained = report("untrained", "--steps", "1")["validation"]["dice"]
-    trained = report("trained", "--steps", "120")["validation"]["dice"]
+    untrained = train("untrained", "--steps", "1")["validation"]["dice"]
+    trained = train("trained", "--steps", "120")["validation"]["dice"]
     lines = (tmp_path / "trained/metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
     assert losses[-1] < losses[0] - 0.2
@@ -429,14 +559,14 @@ def test_a_minute_of_training_beats_the_untrained_network(tmp_path):
     assert trained > 0.6
 
 
-def test_a_run_starts_from_a_narrower_checkpoint(data):
+def test_run_starts_from_a_narrower_checkpoint(data: Path) -> None:
     assert run(data, "--steps", "4") == 0
-    start = data / "run/drawn.safetensors"
-    wider = ["--init-from", str(start), "--base-features", "8", "--batch-norm", "true"]
+    initial = data / "run/drawn.safetensors"
+    wider = ["--init-from", str(initial), "--base-features", "8", "--batch-norm", "true"]
     assert run(data, *wider, "--steps", "1", "--learning-rate", "1e-9", out="wider") == 0
-    reports = [json.loads((data / out / "report.json").read_text()) for out in ("run", "wider")]
+    reports = [read_report(data / out) for out in ("run", "wider")]
     first, second = (report["validation"]["dice"] for report in reports)
-    assert second == pytest.approx(first, abs=0.01)  # it begins where the narrow one ended
+    assert second == pytest.approx(first, abs=0.01)  # it starts where the narrow one ended
     checkpoint = load_checkpoint(data / "wider/drawn.safetensors")
     assert checkpoint.architecture.base_features == 8
     assert np.abs(np.float32(checkpoint.state["down_conv.0.first.bias"])).max() > 0
