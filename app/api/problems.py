@@ -29,6 +29,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.InsufficientBitDepth: 422,
     errors.CorruptImage: 422,
     errors.QueueFull: 429,
+    errors.TooManyWrongKeys: 429,
     errors.DeadlineExceeded: 504,
     errors.Unavailable: 503,
     errors.OutOfMemory: 500,

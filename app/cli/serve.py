@@ -78,7 +78,7 @@ def serve(settings: Settings) -> int:
         config,
         service,
         on_ready=(
-            functools.partial(log_first_steps, keys=bool(settings.api_keys))
+            functools.partial(log_first_steps, keys=settings.requires_keys)
             if settings.log_format == "text"
             else None
         ),
