@@ -22,6 +22,7 @@ from model.arrays import AnyArray, Int32Array
 from model.config import PreprocessConfig
 from model.errors import DataError
 from model.evaluation.evaluate import Sample
+from model.files import MAX_TEXT_BYTES, check_regular, read_file
 from model.pixels import IMAGE_SUFFIXES, to_array
 from model.training.recipe import DataConfig
 
@@ -332,6 +333,7 @@ def _has_black(file: Image.Image, indices: AnyArray) -> bool:
 def _open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image; errors of Pillow in the block become a `DataError` that names the file."""
     try:
+        check_regular(path)
         with Image.open(path) as file:
             yield file
     except (OSError, ValueError, SyntaxError) as error:
@@ -373,7 +375,7 @@ def _read_text(path: Path) -> str:
         DataError: the file cannot be read, or is not UTF-8 text.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_file(path, MAX_TEXT_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
