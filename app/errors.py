@@ -14,7 +14,6 @@ The tree, with the step of the data flow that raises each branch::
     │       └── ResponseTooLarge         the response would need more memory than allowed
     ├── ImageError                   bytes -> decoded image
     │   ├── UnsupportedImage           an image in a format that is not supported
-    │   ├── InsufficientBitDepth       16-bit color too dark to be read at 8 bits
     │   └── CorruptImage               not an image, or a truncated or damaged one
     ├── RequestRejected              windows -> batch
     │   ├── QueueFull                  the queue has no free slots
@@ -88,10 +87,6 @@ class ImageError(ServiceError):
 
 class UnsupportedImage(ImageError):
     """An image in a format that is not supported."""
-
-
-class InsufficientBitDepth(ImageError):
-    """16-bit color of which hardly any levels remain at the 8 bits that are read."""
 
 
 class CorruptImage(ImageError):

@@ -1,1 +1,1 @@
-"""Programs that measure the service. See README.md."""
+"""Programs that measure the service; see README.md."""

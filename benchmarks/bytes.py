@@ -1,9 +1,8 @@
-"""What the bytes of an image cost on the way in and out: `python -m benchmarks.bytes`.
+"""Measure what an image costs outside the network: `python -m benchmarks.bytes`.
 
-Everything a request pays for beside the network: decoding, preparing, stitching, the mask and the
-PNG; in milliseconds of one core (CPU time, so that others on the machine count for little), the
-best of several runs, for a photograph and for a microscope's image of 1918×1280. Below, the ways
-to write a PNG that there are, side by side.
+Decoding, preparing, stitching, mask and PNG, in milliseconds of one core (CPU time, so that other
+programs count for little), the best of several runs, for a photograph and for a microscope image of
+1918×1280. Then the ways to write a PNG, side by side.
 
 Prints tables, and JSON with --json.
 """
@@ -38,8 +37,8 @@ RESIZE = PreprocessConfig(mode="resize", window=((512, 512),))
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One measured step."""
+class CostRow:
+    """One measured step, with the bytes that it produced if it encodes."""
 
     name: str
     milliseconds: float
@@ -48,14 +47,19 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=7, help="of each step; the best counts (7)")
-    parser.add_argument("--json", type=Path, help="where to save the figures")
+    parser.add_argument(
+        "--runs", type=int, default=7, help="runs of each step; the best counts (7)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     args = parser.parse_args()
-    tables: dict[str, list[Row]] = {}
-    for name, image, field in (("photograph", *photograph()), ("microscope", *microscope())):
+    tables: dict[str, list[CostRow]] = {}
+    for name, image, field in (
+        ("photograph", *draw_photograph()),
+        ("microscope", *draw_micrograph()),
+    ):
         for config in (RESIZE, NATIVE):
-            tables[f"{name}, {config.mode}"] = request(image, field, config, args.runs)
-        tables[f"{name}, ways to write the PNG"] = writers(image, field, args.runs)
+            tables[f"{name}, {config.mode}"] = measure_request(image, field, config, args.runs)
+        tables[f"{name}, ways to write the PNG"] = measure_writers(image, field, args.runs)
     for title, rows in tables.items():
         print(f"\n{title}")
         for row in rows:
@@ -68,8 +72,8 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def photograph() -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) uint8 with detail at every scale, and (H, W) probabilities of one big object."""
+def draw_photograph() -> tuple[np.ndarray, np.ndarray]:
+    """Draw (H, W, 3) uint8 with detail at every scale, and (H, W) probabilities of one object."""
     rng = np.random.default_rng(0)
     image = np.zeros((HEIGHT, WIDTH, 3))
     for scale, weight in ((200, 3000), (50, 600), (10, 80), (2, 10)):
@@ -78,11 +82,11 @@ def photograph() -> tuple[np.ndarray, np.ndarray]:
         image += smooth * (weight / scale)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     inside = ((y - 640) / 400) ** 2 + ((x - 960) / 700) ** 2 < 1 + 0.05 * np.sin(x / 15)
-    return (image + 128).clip(0, 255).astype(np.uint8), soft(inside)
+    return (image + 128).clip(0, 255).astype(np.uint8), soften(inside)
 
 
-def microscope() -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) uint8 bright ellipses on a dark, noisy ground, and the probabilities of them."""
+def draw_micrograph() -> tuple[np.ndarray, np.ndarray]:
+    """Draw (H, W) uint8 bright ellipses on a dark, noisy background, and their probabilities."""
     rng = np.random.default_rng(0)
     inside = np.zeros((HEIGHT, WIDTH), bool)
     for _ in range(600):
@@ -92,30 +96,32 @@ def microscope() -> tuple[np.ndarray, np.ndarray]:
         inside[y - a : y + a + 1, x - b : x + b + 1][(rows / a) ** 2 + (columns / b) ** 2 < 1] = (
             True
         )
-    field = soft(inside)
+    field = soften(inside)
     image = 20 + 120 * field + rng.normal(0, 4, field.shape)
     return image.clip(0, 255).astype(np.uint8), field
 
 
-def soft(inside: np.ndarray) -> np.ndarray:
-    """A mask as a network says it: sure inside, less so at the edge. (H, W) float32."""
+def soften(inside: np.ndarray) -> np.ndarray:
+    """Turn a mask into probabilities as a network returns them, less certain at edges."""
     noise = np.random.default_rng(1).normal(0, 0.002, inside.shape)
     return (
         (ndimage.gaussian_filter(inside.astype(float), 1.5) + noise).clip(0, 1).astype(np.float32)
     )
 
 
-def request(image: np.ndarray, field: np.ndarray, config: PreprocessConfig, runs: int) -> list[Row]:
-    """The steps of one request for a mask, JPEG in, and their sum."""
-    rows: list[Row] = []
+def measure_request(
+    image: np.ndarray, field: np.ndarray, config: PreprocessConfig, runs: int
+) -> list[CostRow]:
+    """Measure the steps of one request, from a JPEG to a mask, and their sum."""
+    rows: list[CostRow] = []
 
     def step(name: str, function: Callable[[], Any]) -> Any:
-        seconds, result = cost(function, runs)
+        seconds, result = measure_cost(function, runs)
         size = len(result) if isinstance(result, bytes) else None
-        rows.append(Row(name, seconds * 1e3, size))
+        rows.append(CostRow(name, seconds * 1e3, size))
         return result
 
-    data = saved(image, "JPEG", quality=90)
+    data = save(image, "JPEG", quality=90)
     header = step("header", lambda: decode.inspect(data, max_pixels=100_000_000))
     enough = config.resized if config.mode == "resize" else None
     decoded = step("decode", lambda: decode.decode(data, header, at_least=enough))
@@ -145,35 +151,35 @@ def request(image: np.ndarray, field: np.ndarray, config: PreprocessConfig, runs
 
     stitched = step("stitch", stitch)
     mask, _ = step(
-        "resize_to_image, decide", lambda: mask_and_confidence(stitched, HEIGHT, WIDTH, config)
+        "mask and confidence", lambda: mask_and_confidence(stitched, HEIGHT, WIDTH, config)
     )
     step("coverage", lambda: np.count_nonzero(mask) / mask.size)
     step("encode the mask", lambda: png.encode_mask(mask))
     total = sum(row.milliseconds for row in rows)
     both = sum(row.milliseconds for row in rows if row.name in ("decode", "encode the mask"))
-    return [*rows, Row("decode + encode", both), Row("everything", total)]
+    return [*rows, CostRow("decode + encode", both), CostRow("total", total)]
 
 
-def writers(image: np.ndarray, field: np.ndarray, runs: int) -> list[Row]:
-    """Ours and Pillow's PNG for each kind of answer; and other ways to deflate masks."""
+def measure_writers(image: np.ndarray, field: np.ndarray, runs: int) -> list[CostRow]:
+    """Measure `app.imaging.png` and Pillow for each output, and other ways to compress masks."""
     mask = np.where(field >= 0.5, np.uint8(255), np.uint8(0))
     wide = np.rint(field * 65535).astype(np.uint16)
     labels = ndimage.label(mask)[0].astype(np.uint16)
     colour = render.overlay(image, mask)
     cut = render.cutout(image, field)
     ways: list[tuple[str, Callable[[], bytes]]] = [
-        ("mask, ours", lambda: png.encode_mask(mask)),
-        ("mask, Pillow, level 1", lambda: saved(mask, "PNG", compress_level=1)),
-        ("mask, Pillow, level 6", lambda: saved(mask, "PNG", compress_level=6)),
-        ("mask of 1 bit, Pillow, level 1", lambda: saved(mask > 0, "PNG", compress_level=1)),
-        ("probability, ours", lambda: png.encode_grey16(wide)),
-        ("probability, Pillow, level 1", lambda: saved(wide, "PNG", compress_level=1)),
-        ("instances, ours", lambda: png.encode_grey16(labels)),
-        ("instances, Pillow, level 1", lambda: saved(labels, "PNG", compress_level=1)),
-        ("overlay, ours", lambda: png.encode_rgb(colour)),
-        ("overlay, Pillow, level 1", lambda: saved(colour, "PNG", compress_level=1)),
-        ("cutout, ours", lambda: png.encode_rgba(cut)),
-        ("cutout, Pillow, level 1", lambda: saved(cut, "PNG", compress_level=1)),
+        ("mask, app.imaging.png", lambda: png.encode_mask(mask)),
+        ("mask, Pillow, level 1", lambda: save(mask, "PNG", compress_level=1)),
+        ("mask, Pillow, level 6", lambda: save(mask, "PNG", compress_level=6)),
+        ("mask of 1 bit, Pillow, level 1", lambda: save(mask > 0, "PNG", compress_level=1)),
+        ("probability, app.imaging.png", lambda: png.encode_grey16(wide)),
+        ("probability, Pillow, level 1", lambda: save(wide, "PNG", compress_level=1)),
+        ("instances, app.imaging.png", lambda: png.encode_grey16(labels)),
+        ("instances, Pillow, level 1", lambda: save(labels, "PNG", compress_level=1)),
+        ("overlay, app.imaging.png", lambda: png.encode_rgb(colour)),
+        ("overlay, Pillow, level 1", lambda: save(colour, "PNG", compress_level=1)),
+        ("cutout, app.imaging.png", lambda: png.encode_rgba(cut)),
+        ("cutout, Pillow, level 1", lambda: save(cut, "PNG", compress_level=1)),
     ]
     strategies = {"default": 0, "filtered": 1, "Huffman only": 2, "runs": 3, "fixed": 4}
     up = np.diff(mask, axis=0, prepend=np.uint8(0))
@@ -182,27 +188,27 @@ def writers(image: np.ndarray, field: np.ndarray, runs: int) -> list[Row]:
             (zlib, zlib_ng), (1, 6), strategies.items()
         ):
             title = f"{library.__name__.split('.')[0]}, {name}, {level}, {strategy}"
-            ways.append((title, partial(deflated, library, lines, level, number)))
+            ways.append((title, partial(deflate, library, lines, level, number)))
     rows = []
     for name, function in ways:
-        seconds, data = cost(function, runs)
-        rows.append(Row(name, seconds * 1e3, len(data)))
+        seconds, data = measure_cost(function, runs)
+        rows.append(CostRow(name, seconds * 1e3, len(data)))
     return rows
 
 
-def deflated(library: Any, lines: np.ndarray, level: int, strategy: int) -> bytes:
-    packer = library.compressobj(level, strategy=strategy)
-    return bytes(packer.compress(lines) + packer.flush())
+def deflate(library: Any, rows: np.ndarray, level: int, strategy: int) -> bytes:
+    compressor = library.compressobj(level, strategy=strategy)
+    return bytes(compressor.compress(rows) + compressor.flush())
 
 
-def saved(image: np.ndarray, format: str, **options: Any) -> bytes:
+def save(image: np.ndarray, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def cost(function: Callable[[], Any], runs: int) -> tuple[float, Any]:
-    """Seconds of one core, the least of `runs`, and the result."""
+def measure_cost(function: Callable[[], Any], runs: int) -> tuple[float, Any]:
+    """Return the least CPU seconds of `runs` calls, and the result of the last."""
     function()
     least = float("inf")
     for _ in range(runs):

@@ -1,8 +1,8 @@
-"""The same network behind LitServe, as its documentation would have one do it.
+"""Serve the same network with LitServe, as its documentation shows.
 
 Not part of the service: `benchmarks.litserve_compare` starts it, in an environment that has
-LitServe (benchmarks/README.md). An image comes as the form's `file`, goes through the network in
-torch (fp32, channels last) at one size, and its mask goes back as PNG at the image's own.
+LitServe (benchmarks/README.md). It takes an image as the form field `file`, computes the network in
+torch (fp32, channels last) at one size, and returns the mask as a PNG of the image's size.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from model.predict import build_network
 from model.transforms import normalize
 
 
-class Segmentation(litserve.LitAPI):
-    """See the module."""
+class LitSegmentation(litserve.LitAPI):
+    """Decode, compute and encode one request."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Segmentation(litserve.LitAPI):
         self.network = network.to(device=device, memory_format=torch.channels_last)
 
     def decode_request(self, request) -> tuple[Image.Image, torch.Tensor]:
-        # an annotation of `request` would be taken for the schema of a body
+        # FastAPI would take an annotation of `request` for the schema of a body
         image = Image.open(io.BytesIO(request["file"].file.read())).convert("RGB")
         height, width = self.config.resized
         resized = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
@@ -63,6 +63,6 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--accelerator", default="cpu")
     args = parser.parse_args()
-    api = Segmentation(args.checkpoint)
+    api = LitSegmentation(args.checkpoint)
     server = litserve.LitServer(api, accelerator=args.accelerator, timeout=False)
     server.run(host="127.0.0.1", port=args.port, generate_client_file=False)

@@ -1,9 +1,12 @@
-"""What Pillow opened -> the array of its pixels: for training, evaluation and the service alike.
+"""Bytes of an image file -> the array of its pixels: for training, evaluation and the service.
 
-Knows Pillow and no files.
+Knows Pillow, and leaves TIFF to `model.tiff`; knows no limits on size and no HTTP.
 """
 
 from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -13,23 +16,75 @@ from model.arrays import AnyArray, UInt16Array
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 """Suffixes of files that are taken for images."""
 
-PHOTOMETRIC, MIN_IS_WHITE = 262, 0
-"""A tag of TIFF, and its value where 0 is white."""
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
+
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""Little-endian and big-endian TIFF and BigTIFF."""
+_ORIENTATION = 0x0112
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif")
+"""Marks of EXIF data in a PNG: the chunk's name, or the text chunk of older programs."""
+_PNG_DEPTH, _PNG_COLOUR = 24, 25
+"""Offsets of the bit depth and the colour type in a PNG: in IHDR, the first chunk."""
+_PNG_GREY = 0
+_BLOCK_VALUES = 1 << 20
+"""Values that are converted at once, so that temporary arrays stay small."""
+
+
+def decode_image(data: bytes) -> AnyArray:
+    """Decode the first image of a file, upright.
+
+    Returns:
+        (H, W, 3) or, for grey images, (H, W); uint8, or uint16 where the file has more than 8 bits.
+        Integers that fit into 16 bits keep their values; other integers and floats are spread over
+        their own range. Transparency is laid on black.
+
+    Raises:
+        OSError, ValueError, SyntaxError: not an image, a damaged one, or a kind that is not read.
+    """
+    if is_tiff(data):
+        from model.tiff import TiffReader
+
+        return TiffReader(data).read()
+    with Image.open(io.BytesIO(data)) as image:
+        orientation = read_orientation(image, data)
+        return np.ascontiguousarray(turn(read_pixels(image, data), orientation))
+
+
+def is_tiff(data: bytes) -> bool:
+    return data.startswith(_TIFF_SIGNATURES)
+
+
+def read_pixels(image: Image.Image, data: bytes) -> AnyArray:
+    """Convert an image that Pillow opened, of any format but TIFF, as it is stored.
+
+    Pillow reads 16-bit colour at 8 bits, so imagecodecs decodes PNGs of that kind.
+
+    Args:
+        data: the bytes that `image` was opened from.
+
+    Returns:
+        See `decode_image`; not upright yet.
+    """
+    if image.format == "PNG" and data[_PNG_DEPTH] == 16 and data[_PNG_COLOUR] != _PNG_GREY:
+        import imagecodecs
+
+        values: AnyArray = imagecodecs.png_decode(data)
+        colours = 1 if values.shape[2] == 2 else 3
+        return lay_on_black(values[:, :, :colours], values[:, :, colours:])
+    return to_array(image)
 
 
 def to_array(image: Image.Image) -> AnyArray:
-    """
+    """Convert a Pillow image; 16-bit colour has lost its lower 8 bits before.
+
     Returns:
-        (H, W, 3) uint8, or (H, W) uint8 or uint16 for grey images. Greys of more than 8 bits keep
-        their range; 32-bit ones are spread over theirs. Colours of 16 bits are their upper 8.
-        Transparency is laid on black.
+        See `decode_image`; not upright yet.
     """
     if image.mode.startswith("I;16"):
-        greys = np.asarray(image).astype(np.uint16)
-        return ~greys if _is_inverted(image) else greys
+        return np.asarray(image).astype(np.uint16)
     if image.mode in ("I", "F"):
-        values = np.asarray(image)
-        return _spread(-values if _is_inverted(image) else values)
+        return spread(np.asarray(image))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         # Multiplied by its alpha: the same as laid on black, without a black image to lay it on.
         return np.asarray(image.convert("RGBA").convert("RGBa"))[:, :, :3]
@@ -38,19 +93,113 @@ def to_array(image: Image.Image) -> AnyArray:
     return np.asarray(image.convert("RGB"))
 
 
-def _is_inverted(image: Image.Image) -> bool:
-    """Whether 0 is white in a TIFF. Pillow sees to it in greys of 8 bits and less, only there."""
-    tags = getattr(image, "tag_v2", {})
-    return image.format == "TIFF" and tags.get(PHOTOMETRIC) == MIN_IS_WHITE
+def read_orientation(image: Image.Image, data: bytes) -> int:
+    """Read the EXIF orientation (Exif 2.32, tag 274), 1 to 8; 1 where there is none.
+
+    Args:
+        data: the bytes that `image` was opened from.
+    """
+    # EXIF may follow the pixels of a PNG, so Pillow would decode all of them to look for it.
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
+        return 1
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF: the image itself may be fine
+        return 1
+    return value if value in range(1, 9) else 1
 
 
-def _spread(values: AnyArray) -> UInt16Array:
-    """32-bit integers or floats over their real, finite range."""
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros(values.shape, np.uint16)
-    low, high = float(values[finite].min()), float(values[finite].max())
+def turn(pixels: AnyArray, orientation: int) -> AnyArray:
+    """Turn stored pixels upright, as a view: (H, W, ...) or, for `SIDEWAYS`, (W, H, ...)."""
+    if orientation in SIDEWAYS:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def lay_on_black(colours: AnyArray, alpha: AnyArray | None) -> AnyArray:
+    """Multiply colours by their alpha, rounded to the nearest.
+
+    Args:
+        colours: (H, W, C), uint8 or uint16.
+        alpha: (H, W, 1), of the same type; (H, W, 0) or None for none.
+
+    Returns:
+        (H, W, C), or (H, W) for one channel.
+    """
+    if alpha is not None and alpha.shape[2]:
+        full = np.uint32(np.iinfo(colours.dtype).max)
+        # Products of 16 bits fit into 32, also with half of `full` added.
+        colours = map_rows(
+            lambda rows, opacity: (rows.astype(np.uint32) * opacity + full // 2) // full,
+            colours.dtype.type,
+            colours,
+            alpha,
+        )
+    return colours[:, :, 0] if colours.shape[2] == 1 else colours
+
+
+def spread(values: AnyArray, *, inverted: bool = False) -> UInt16Array:
+    """Convert numbers of any type to 16 bits.
+
+    Args:
+        values: (H, W) or (H, W, C), integers or floats.
+        inverted: whether the smallest number is the brightest.
+
+    Returns:
+        Integers from 0 to 65535 as they are; others spread over their finite range, 0 where they
+        are not finite. The same shape, uint16.
+    """
+    low, high = _finite_range(values)
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return values.astype(np.uint16)  # 16 bits in a wide type, as Pillow opens some PNGs
-    scaled = (np.where(finite, values, low).astype(np.float64) - low) / max(high - low, 1e-300)
-    return np.rint(scaled * 65535).astype(np.uint16)
+        same = values.astype(np.uint16)
+        return ~same if inverted else same
+    # Halves, because the range of float64 itself may not fit into float64.
+    start, width = (high, low) if inverted else (low, high)
+    start, width = start / 2, width / 2 - start / 2
+
+    def scale(rows: AnyArray) -> AnyArray:
+        finite = np.isfinite(rows)
+        halves = np.where(finite, rows, low).astype(np.float64) / 2
+        scaled = (halves - start) / (width or 1.0)
+        return np.where(finite, np.rint(scaled * 65535), 0)
+
+    return map_rows(scale, np.uint16, values)
+
+
+def _finite_range(values: AnyArray) -> tuple[float, float]:
+    """Find the least and the greatest finite value; (0, 0) where there is none."""
+    if values.dtype.kind in "iu":
+        return float(values.min()), float(values.max())
+    low, high = np.inf, -np.inf
+    for rows in _split_rows(values):
+        finite = rows[np.isfinite(rows)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
+
+
+def map_rows(
+    function: Callable[..., AnyArray], kind: type[np.generic], *arrays: AnyArray
+) -> AnyArray:
+    """Apply a function to a few rows of the arrays at a time.
+
+    Args:
+        function: gets rows of each array; its result has the shape of the first.
+        kind: type of the result.
+    """
+    result = np.empty(arrays[0].shape, kind)
+    blocks = (_split_rows(array, arrays[0]) for array in (*arrays, result))
+    for *rows, out in zip(*blocks, strict=True):
+        out[...] = function(*rows)
+    return result
+
+
+def _split_rows(array: AnyArray, like: AnyArray | None = None) -> Iterator[AnyArray]:
+    """Split an array into blocks of rows of about `_BLOCK_VALUES` values of `like`."""
+    like = array if like is None else like
+    step = max(1, _BLOCK_VALUES * len(like) // max(1, like.size))
+    return (array[start : start + step] for start in range(0, len(array), step))

@@ -9,15 +9,13 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import numpy as np
@@ -143,69 +141,57 @@ def tiff(
     values: np.ndarray,
     photometric: int = 1,
     *,
-    order: str = "<",
+    order: Literal["<", ">"] = "<",
     planes: bool = False,
-    packed: bool = False,
+    compression: str | None = None,
     extra: tuple[int, ...] = (),
     big: bool = False,
+    rows: int | None = None,
     **tags: int,
 ) -> bytes:
-    """A TIFF of any kind, also of those that Pillow does not write.
+    """Write a TIFF, also one that is unusual or wrong.
 
     Args:
         values: (H, W) or (H, W, C) of any type of number.
         photometric: 0 white is zero, 1 black is zero, 2 RGB, 5 CMYK.
         order: "<" little-endian, ">" big-endian.
-        planes: channel after channel.
-        packed: by deflate.
-        extra: what the channels beyond the colours are.
+        planes: whether the channels are stored one after the other.
+        compression: as `tifffile.imwrite` takes it.
+        extra: ExtraSamples, what the channels beyond the colours are.
         big: BigTIFF.
-        tags: others, or of other values, as `t259=34712`.
+        rows: of a strip.
+        tags: values to put into tags that have only one, as `t259=34712`.
     """
-    height, width = values.shape[:2]
-    channels = values[0, 0].size
-    stored = np.atleast_3d(values).astype(values.dtype.newbyteorder(order))
-    parts = np.moveaxis(stored, 2, 0) if planes else [stored]
-    strips = [zlib.compress(part.tobytes()) if packed else part.tobytes() for part in parts]
-    sizes = [len(strip) for strip in strips]
-    head = 16 if big else 8
-    fields = {
-        256: [width],
-        257: [height],
-        258: [8 * values.itemsize] * channels,
-        259: [8 if packed else 1],
-        262: [photometric],
-        273: [head + sum(sizes[:index]) for index in range(len(sizes))],
-        277: [channels],
-        278: [height],
-        279: sizes,
-        284: [2 if planes else 1],
-        339: [{"u": 1, "i": 2, "f": 3, "c": 6}[values.dtype.kind]] * channels,
-    }
-    fields |= {338: list(extra)} if extra else {}
-    fields |= {int(tag[1:]): [value] for tag, value in tags.items()}
-    at = head + sum(sizes)
-    word, room, count = ("Q", 8, "Q") if big else ("I", 4, "H")
-    entries, behind = b"", b""
-    place = at + struct.calcsize(f"={count}{word}") + len(fields) * (4 + 2 * room)
-    for tag, numbers in sorted(fields.items()):
-        content = struct.pack(f"{order}{len(numbers)}I", *numbers)
-        entries += struct.pack(f"{order}HH{word}", tag, 4, len(numbers))
-        if len(content) > room:
-            entries += struct.pack(order + word, place + len(behind))
-            behind += content
-        else:
-            entries += content.ljust(room, b"\0")
-    version = (43, 8, 0, at) if big else (42, at)
-    return (
-        {"<": b"II", ">": b"MM"}[order]
-        + struct.pack(f"{order}HHHQ" if big else f"{order}HI", *version)
-        + b"".join(strips)
-        + struct.pack(order + count, len(fields))
-        + entries
-        + struct.pack(order + word, 0)
-        + behind
+    import tifffile
+
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        np.moveaxis(values, 2, 0) if planes else values,
+        photometric=photometric,
+        planarconfig=None if values.ndim == 2 else 2 if planes else 1,
+        byteorder=order,
+        compression=compression,
+        extrasamples=extra or None,
+        bigtiff=big,
+        rowsperstrip=rows,
+        metadata=None,
     )
+    data = buffer.getvalue()
+    for name, value in tags.items():
+        data = set_tag(data, int(name[1:]), value)
+    return data
+
+
+def set_tag(data: bytes, code: int, value: int) -> bytes:
+    """Overwrite a tag in the first directory of a TIFF."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tag = file.pages.first.tags[code]
+        order: Literal["little", "big"] = "little" if file.byteorder == "<" else "big"
+    stop = tag.valueoffset + tag.valuebytecount
+    return data[: tag.valueoffset] + value.to_bytes(tag.valuebytecount, order) + data[stop:]
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -26,7 +26,6 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.ImageTooLarge: 413,
     errors.ResponseTooLarge: 413,
     errors.UnsupportedImage: 415,
-    errors.InsufficientBitDepth: 422,
     errors.CorruptImage: 422,
     errors.QueueFull: 429,
     errors.TooManyWrongKeys: 429,

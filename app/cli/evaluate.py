@@ -23,7 +23,7 @@ from app.errors import EngineUnavailable
 from model.arrays import AnyArray
 from model.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from model.config import PreprocessConfig
-from model.evaluation.evaluate import Predict, Prediction, evaluate, from_probabilities
+from model.evaluation.evaluate import Predict, PredictedMasks, evaluate, from_probabilities
 from model.training.data import PairedDataset, open_dataset, split_dataset
 from model.training.plots import make_worst_sheet
 from model.training.recipe import DataConfig, Recipe
@@ -33,12 +33,12 @@ from unet_client import Client, UnetClientError, encode_image
 def http_predictor(client: Client, *, instances: bool = False, **query: str | float) -> Predict:
     """Predictor over a running service."""
 
-    def predict(image: AnyArray) -> Prediction:
+    def predict(image: AnyArray) -> PredictedMasks:
         data = encode_image(image)  # once, for both outputs
         mask = client.segment(data, **query).image()
         if not instances:
-            return Prediction(mask)
-        return Prediction(mask, client.segment(data, output="instances", **query).image())
+            return PredictedMasks(mask)
+        return PredictedMasks(mask, client.segment(data, output="instances", **query).image())
 
     return predict
 

@@ -1,1 +1,1 @@
-"""Engines: a batch of uint8 windows -> probabilities. Know no HTTP, and no files but their own."""
+"""Engines: batches of uint8 windows -> probabilities. Know no HTTP and no queue."""

@@ -1,4 +1,4 @@
-"""What every engine promises. Imports no backend."""
+"""The interface of every engine. Imports no backend."""
 
 from __future__ import annotations
 
@@ -11,39 +11,52 @@ class Engine(Protocol):
     """One model on one device, for a closed set of window shapes.
 
     Attributes:
-        shapes: the (height, width) of the windows it takes.
-        max_batch: windows it takes at once.
+        shapes: (height, width) of the windows it takes.
+        max_batch: most windows in a batch.
     """
 
     shapes: tuple[Shape, ...]
     max_batch: int
 
     def stage(self, shape: Shape, count: int) -> ByteArray:
-        """A (count, height, width, C) buffer to cut windows into, in memory the device likes.
+        """Allocate a (count, height, width, C) buffer for windows, in memory that suits the device.
 
         Raises:
             ValueError: not one of `shapes`, or more than `max_batch`.
         """
 
     def load(self, windows: ByteArray) -> Any:
-        """Begin to bring filled windows from `stage` to the device; what `run` takes.
+        """Start to copy filled windows from `stage` to the device, and return what `run` takes.
 
-        It may be called on another thread while `run` computes, so that the way is no wait.
+        It may be called on another thread while `run` computes, so that copying and computing
+        overlap.
         """
 
     def run(self, windows: Any) -> FloatArray:
-        """(n, height, width, C) uint8, from `load` -> (n, channels, h, w) probabilities.
+        """Compute a batch from `load`: (n, height, width, C) uint8 -> (n, channels, h, w) float32.
 
-        The result of a window does not depend on the others of its batch.
+        The probabilities of a window do not depend on the rest of its batch.
 
         Raises:
             OutOfMemory: a smaller batch may fit.
-            DeviceLost: nothing will work any more.
-            EngineError: anything else the backend says.
+            DeviceLost: every later call will fail too.
+            EngineError: any other error of the backend.
         """
 
     def warm(self) -> None:
-        """Prepare every shape, so that no request pays for what a first run costs."""
+        """Prepare every shape, so that no request waits for the cost of a first run."""
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Free the device's memory."""
+
+
+def check_batch(engine: Engine, shape: Shape, count: int) -> None:
+    """Check that an engine takes a batch.
+
+    Raises:
+        ValueError: not one of its shapes, or not 1 to `max_batch` windows.
+    """
+    if shape not in engine.shapes or not 1 <= count <= engine.max_batch:
+        raise ValueError(
+            f"{count} windows of {shape}; supported: 1 to {engine.max_batch} of {engine.shapes}"
+        )

@@ -1,4 +1,4 @@
-"""The int8 calibration of a checkpoint, and what int8 costs: measured with the real engines.
+"""Measure the int8 calibration of a checkpoint, and the accuracy that int8 costs, on real engines.
 
 Knows data sets and engines; no command line and no HTTP.
 """
@@ -25,32 +25,38 @@ from model.transforms import to_mask
 def calibrate(
     checkpoint: Checkpoint, training: PairedDataset, validation: PairedDataset, images: int = 40
 ) -> Calibration:
-    """Ranges from training images; what int8 costs from validation images and the golden one.
+    """Measure activation ranges on training images, and compare int8 with fp32.
+
+    The comparison uses the validation images and the golden image. Images where both masks are
+    empty do not count: they show no difference whatever int8 does.
 
     Args:
-        images: of the training set, evenly spread over it.
+        images: number of training images, evenly spread over the set.
+
+    Returns:
+        The ranges and, if any validation image counts, the figures of the comparison.
     """
     from model.convert.calibration import activation_ranges
     from model.predict import Predictor
 
     chosen = np.unique(np.linspace(0, len(training) - 1, images).astype(int))
-    shown = tqdm(chosen, "ranges", unit="image", disable=not sys.stderr.isatty())
-    ranges = activation_ranges(Predictor.of(checkpoint), (training[int(i)].image for i in shown))
+    progress = tqdm(chosen, "ranges", unit="image", disable=not sys.stderr.isatty())
+    ranges = activation_ranges(Predictor.of(checkpoint), (training[int(i)].image for i in progress))
     draft = dataclasses.replace(checkpoint, calibration=Calibration(ranges))
-    exact, rounded = _masks_by(draft, "fp32"), _masks_by(draft, "int8")
+    predict_fp32, predict_int8 = _mask_predictor(draft, "fp32"), _mask_predictor(draft, "int8")
     ious, losses = [], []
-    unseen = range(len(validation))
-    for index in tqdm(unseen, "proof", unit="image", disable=not sys.stderr.isatty()):
+    indices = range(len(validation))
+    for index in tqdm(indices, "validation", unit="image", disable=not sys.stderr.isatty()):
         sample = validation[index]
-        masks = exact(sample.image), rounded(sample.image)
+        masks = predict_fp32(sample.image), predict_int8(sample.image)
         if not any(mask.any() for mask in masks):
-            continue  # that both see nothing is no proof
+            continue
         ious.append(_iou(*masks, checkpoint))
-        dice, other = (_dice(mask, sample.labels, checkpoint) for mask in masks)
-        losses.append(dice - other)
+        fp32_dice, int8_dice = (_dice(mask, sample.labels, checkpoint) for mask in masks)
+        losses.append(fp32_dice - int8_dice)
     if not ious:
         return Calibration(ranges)
-    golden = rounded(checkpoint.golden.image)
+    golden = predict_int8(checkpoint.golden.image)
     return Calibration(
         ranges,
         images=len(ious),
@@ -60,24 +66,27 @@ def calibrate(
     )
 
 
-def _masks_by(checkpoint: Checkpoint, precision: str) -> Callable[[AnyArray], ByteArray]:
+def _mask_predictor(checkpoint: Checkpoint, precision: str) -> Callable[[AnyArray], ByteArray]:
     (choice,) = choose_engines(device="cpu", engine="openvino", precision=precision)
     predict = engine_predictor(build_engine(choice, checkpoint), checkpoint)
     return lambda image: to_mask(predict(image), checkpoint.preprocess)
 
 
 def _iou(mask: AnyArray, other: AnyArray, checkpoint: Checkpoint) -> float:
-    classes = [c for c in _classes(checkpoint) if (mask == c).any() or (other == c).any()]
-    return float(np.mean([Overlap.of(mask == c, other == c).iou for c in classes]))
+    """Mean IoU of two masks over the classes that either of them contains."""
+    values = [v for v in _foreground_values(checkpoint) if (mask == v).any() or (other == v).any()]
+    return float(np.mean([Overlap.of(mask == v, other == v).iou for v in values]))
 
 
 def _dice(mask: AnyArray, labels: AnyArray, checkpoint: Checkpoint) -> float:
+    """Dice of a mask with the labels; for several classes the mean of all but the background."""
     if checkpoint.preprocess.binary:
         return Overlap.of(mask > 0, labels > 0).dice
-    return float(np.mean([Overlap.of(mask == c, labels == c).dice for c in _classes(checkpoint)]))
+    values = _foreground_values(checkpoint)
+    return float(np.mean([Overlap.of(mask == v, labels == v).dice for v in values]))
 
 
-def _classes(checkpoint: Checkpoint) -> list[int]:
+def _foreground_values(checkpoint: Checkpoint) -> list[int]:
     """The values of a mask that are not background."""
     preprocess = checkpoint.preprocess
     return [255] if preprocess.binary else list(range(1, len(preprocess.classes)))

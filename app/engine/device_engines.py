@@ -1,6 +1,6 @@
-"""The engines of one device, as what the batcher runs batches on.
+"""The engines of one device, behind the interface that the batcher runs batches on.
 
-Knows windows and engines; nothing of queues, files or HTTP.
+Knows windows and engines; no queues, files or HTTP.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model.windows import Window, WindowPlan
 
 @dataclasses.dataclass(frozen=True)
 class BatchKey:
-    """Windows with equal keys may share a batch: the same weights, the same shape."""
+    """Windows with equal keys may share a batch: they have the same model and the same shape."""
 
     model: str
     shape: Shape
@@ -30,7 +30,7 @@ class BatchKey:
 
 @dataclasses.dataclass(frozen=True)
 class WindowJob:
-    """One window of a prepared image; its pixels are cut only when its batch is staged."""
+    """One window of a prepared image. Its pixels are cut only when its batch is prepared."""
 
     image: ByteArray
     plan: WindowPlan
@@ -38,10 +38,15 @@ class WindowJob:
 
 
 class DeviceEngines:
-    """A device with the engines of every model in service; a `app.batching.batcher.Runner`.
+    """The engines of all served models on one device.
+
+    Implements `app.batching.device_worker.Runner`.
 
     Args:
-        name: of the device.
+        name: of the device, as metrics show it.
+
+    Attributes:
+        engines: by `BatchKey.model`.
     """
 
     def __init__(self, name: str) -> None:
@@ -52,22 +57,22 @@ class DeviceEngines:
         return self.engines[key.model].max_batch
 
     def prepare(self, key: BatchKey, items: Sequence[WindowJob]) -> Any:
-        """Cut the windows into one staging buffer, (n, height, width, C), and send it off."""
+        """Cut windows into one buffer (n, height, width, C) and start to copy it to the device."""
         engine = self.engines[key.model]
         staged = engine.stage(key.shape, len(items))
-        for piece, out in zip(items, staged, strict=True):
-            piece.plan.cut(piece.image, piece.window, out)
+        for job, out in zip(items, staged, strict=True):
+            job.plan.cut(job.image, job.window, out)
         return engine.load(staged)
 
     def run(self, key: BatchKey, staged: Any) -> Sequence[FloatArray]:
-        """The probabilities of each window, (channels, h, w).
+        """Compute the probabilities (channels, h, w) of each window.
 
         Raises:
-            NonFiniteOutput: one of the windows gave NaN or infinity; alone, it is the culprit.
-            EngineError: what the engine raises.
+            NonFiniteOutput: the network returned NaN or infinity for one of the windows.
+            EngineError: as the engine raises it.
         """
         result = self.engines[key.model].run(staged)
-        # A sum is NaN or infinite as soon as one of its terms is, and needs no second array.
+        # A sum is NaN or infinite if any of its terms is, and needs no second array.
         if not np.isfinite(result.sum(dtype=np.float64)):
-            raise NonFiniteOutput(f"{key.model} gave values that are not finite")
+            raise NonFiniteOutput(f"{key.model} returned values that are not finite")
         return list(result)

@@ -1,4 +1,4 @@
-"""How much memory of a CUDA device is in use. Imports torch only when asked."""
+"""Memory in use on a CUDA device. Imports torch only when called."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 
 def used_bytes(device: str) -> float:
-    """In use on "cuda:N", by whomever, as the driver counts; NaN when the device is lost."""
+    """Read how many bytes all processes use on "cuda:N"; NaN when the device is lost."""
     import torch
 
     try:
         free, total = torch.cuda.mem_get_info(device)
-    except RuntimeError:  # a metric must not take the others with it
+    except RuntimeError:  # one metric must not make the others fail
         return math.nan
     return float(total - free)

@@ -1,14 +1,14 @@
-"""The CPU engine: the network built of OpenVINO's own operators, straight from a checkpoint.
+"""The CPU engine: the network in OpenVINO operators, built directly from a checkpoint.
 
-No torch, no export, no intermediate file: the graph is written down once more below, in the terms
-of OpenVINO, with normalisation before it and the sigmoid or softmax behind it, so that bytes go in
-and probabilities come out of one compiled model.
+There is no torch, no export and no intermediate file. `build_graph` writes the network down again,
+with normalization before it and the sigmoid or softmax after it, so that one compiled model takes
+bytes and returns probabilities.
 
-int8 is the same graph with int8 weights, one scale an output channel (`app.engine.quantize`), and a
-`FakeQuantize` on every activation; OpenVINO's own passes make 8-bit layers of all of them, from the
-bytes of the image to the logits. Ranges come from the checkpoint's calibration. What is
-concatenated shares one quantiser, and the up-sampled branch can be far larger than the skip beside
-it; `equalised` makes both equally large first, which is exact in fp32.
+int8 is the same graph with int8 weights, one scale per output channel (`app.engine.quantize`), and
+a `FakeQuantize` on every activation. OpenVINO turns these into 8-bit layers, from the bytes of the
+image to the logits. The ranges come from the checkpoint's calibration. Tensors that are
+concatenated share one quantizer, but the up-sampled branch can have a far larger range than the
+skip; `equalize_branches` gives both the same range first, which is exact in fp32.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
-from app.engine.quantize import SMALLEST, Ranges, equalised, whole
+from app.engine.base import check_batch
+from app.engine.quantize import MIN_RANGE, Ranges, equalize_branches, quantize_weights
 from app.errors import EngineError
 from model.arrays import AnyArray, ByteArray, FloatArray, Shape
 from model.checkpoint import Checkpoint
 from model.config import LEVELS, PreprocessConfig, UNetConfig
 
-_LOST = (88, 40, 16, 4)
-"""Pixels on each side by which a skip is larger than what it joins, unpadded, from the top level
-down: each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
+_SKIP_MARGINS = (88, 40, 16, 4)
+"""Pixels on each side by which a skip exceeds the up-sampled tensor without padding, from the top
+level down. Each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
 
-_BEGUN = 0.005
-"""Seconds after which a run has begun to generate its kernels, also on busy cores. If ever it has
-not, the first request of that shape takes 20 ms longer."""
+_KERNELS_STARTED_S = 0.005
+"""Seconds after which a run has started to generate its kernels, also on busy cores. If it has not,
+the first request of that shape takes 20 ms longer."""
 
 
 class OpenVinoEngine:
@@ -67,66 +68,71 @@ class OpenVinoEngine:
         ranges = None
         if precision == "int8":
             if checkpoint.calibration is None:
-                raise EngineError(f"{checkpoint.name} has no calibration, which int8 needs")
+                raise EngineError(f"{checkpoint.name} has no calibration; int8 needs one")
             ranges = checkpoint.calibration.ranges
         self._graph = build_graph(
             checkpoint.architecture, checkpoint.preprocess, checkpoint.state, ranges
         )
-        self._model = self._compiled()
+        self._model = self._compile()
         self._request = self._model.create_infer_request()
 
-    def _compiled(self) -> ov.CompiledModel:
+    def _compile(self) -> ov.CompiledModel:
         return ov.Core().compile_model(self._graph, "CPU", self._options)
 
     def stage(self, shape: Shape, count: int) -> ByteArray:
-        if shape not in self.shapes or not 1 <= count <= self.max_batch:
-            raise ValueError(f"{count} windows of {shape} for an engine of {self.shapes}")
+        check_batch(self, shape, count)
         return np.empty((count, *shape, self._channels), np.uint8)
 
     def load(self, windows: ByteArray) -> ByteArray:
-        return windows  # they are where they are computed
+        return windows  # already in the memory where they are computed
 
     def run(self, windows: ByteArray) -> FloatArray:
-        # One at a time: together they would be no faster, take the memory of all, and every number
-        # of windows would be a new shape for OpenVINO to prepare.
+        # One at a time: a batch would be no faster, would need the memory of all its windows, and
+        # each batch size would be a new shape for OpenVINO to prepare.
         try:
-            return np.concatenate([self._run(windows[i : i + 1]) for i in range(len(windows))])
+            return np.concatenate([self._infer(windows[i : i + 1]) for i in range(len(windows))])
         except RuntimeError as error:
             raise EngineError(f"OpenVINO: {error}") from error
 
-    def _run(self, window: ByteArray) -> FloatArray:
+    def _infer(self, window: ByteArray) -> FloatArray:
         (result,) = self._request.infer([window], share_inputs=True).values()
         return np.asarray(result, np.float32)
 
     def warm(self) -> None:
-        # The largest is computed, too: it takes all the memory that there will be.
+        # The largest window is computed too, so that all memory is allocated before ready.
         largest, *others = sorted(self.shapes, key=math.prod, reverse=True)
         if others:
             self._generate_kernels(others)
         self.run(np.zeros((1, *largest, self._channels), np.uint8))
 
     def _generate_kernels(self, shapes: Iterable[Shape]) -> None:
-        """Have the kernels of these windows generated, which takes 20 ms each, and compute nothing.
+        """Generate the kernels for these windows, 20 ms each, without computing anything.
 
-        OpenVINO generates the kernels of all layers before it runs the first, and oneDNN keeps them
-        for the whole process. So they are generated in the name of another compiled model, each of
-        whose runs is cancelled when it has begun. That one is thrown away: after a cancelled run it
-        can give a wrong result (docs/decisions/0019-kernels-without-computing.md).
+        OpenVINO generates the kernels of all layers before it runs the first layer, and oneDNN
+        caches them for the whole process. So another compiled model starts a run per shape, which
+        is cancelled at once. That model is discarded: after a cancelled run it can return wrong
+        results (docs/decisions/0019-kernels-without-computing.md).
         """
-        request = self._compiled().create_infer_request()
+        request = self._compile().create_infer_request()
         for shape in shapes:
             request.start_async([np.zeros((1, *shape, self._channels), np.uint8)])
-            time.sleep(_BEGUN)
+            time.sleep(_KERNELS_STARTED_S)
             request.cancel()
-            with contextlib.suppress(RuntimeError):  # that it was cancelled
+            with contextlib.suppress(RuntimeError):  # raised because it was cancelled
                 request.wait()
+
+    def layers(self) -> list[tuple[str, str]]:
+        """List the type and the precision of every layer as OpenVINO executes it."""
+        operations = self._model.get_runtime_model().get_ordered_ops()
+        facts = [operation.get_rt_info() for operation in operations]
+        return [(each["layerType"].value, each["runtimePrecision"].value) for each in facts]
 
     def close(self) -> None:
         del self._request, self._model, self._graph
 
 
 def has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 itself (AMX, or AVX-512 BF16)."""
+    """Whether this CPU has bf16 instructions (AMX or AVX-512 BF16)."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -136,30 +142,34 @@ def build_graph(
     state: Mapping[str, AnyArray],
     ranges: Ranges | None = None,
 ) -> ov.Model:
-    """`model.unet.UNet` between normalisation and probabilities, for any window shape.
-
-    The input is (N, H, W, C) uint8, the output (N, out_channels, H', W') float32.
+    """Build `model.unet.UNet` between normalization and probabilities, for any window shape.
 
     Args:
-        ranges: of the activations (`model.config.Calibration`); None: in fp32.
+        architecture: of the network.
+        preprocess: normalization, and whether probabilities are a sigmoid or a softmax.
+        state: tensors by state-dict name.
+        ranges: activations of every layer, for int8; None for fp32.
+
+    Returns:
+        A model from (N, H, W, C) uint8 to (N, out_channels, H', W') float32.
     """
     pad = [architecture.padding] * 2
-    # In fp32 only while they are needed: all of them at once are most of what a start would take.
-    tensors = state if ranges is None else equalised(state, ranges)
+    # Converted to fp32 one by one: all at once would be most of the memory that a start takes.
+    tensors = state if ranges is None else equalize_branches(state, ranges)
 
     def weight(name: str, axis: int = 0) -> Any:
-        """The tensor; in int8 with a scale for each place of `axis`, the output channels."""
+        """Return a weight tensor; in int8 with one scale per output channel, along `axis`."""
         value = tensors[f"{name}.weight"]
         if ranges is None:
             return ops.constant(value.astype(np.float32))
-        number, scale = whole(value, axis)
-        return ops.multiply(ops.convert(ops.constant(number), "f32"), ops.constant(scale))
+        quantized, scale = quantize_weights(value, axis)
+        return ops.multiply(ops.convert(ops.constant(quantized), "f32"), ops.constant(scale))
 
-    def narrow(x: Any, name: str, *, signed: bool = False) -> Any:
-        """Nothing in fp32; in int8 the 256 levels of a convolution's output, one of them 0."""
+    def fake_quantize(x: Any, name: str, *, signed: bool = False) -> Any:
+        """In int8, quantize an activation to 256 levels, one of them 0; in fp32, do nothing."""
         if ranges is None:
             return x
-        high = np.float32(max(ranges[name][1], SMALLEST))
+        high = np.float32(max(ranges[name][1], MIN_RANGE))
         low = np.float32(-high * 128 / 127 if signed else 0)
         return ops.fake_quantize(x, low, high, low, high, 256)
 
@@ -170,17 +180,17 @@ def build_graph(
         x = ops.convolution(x, weight(name), [1, 1], padding, padding, [1, 1])
         return ops.add(x, bias(name))
 
-    def double(x: Any, name: str) -> Any:
+    def double_convolve(x: Any, name: str) -> Any:
         x = ops.relu(convolve(x, f"{name}.first", pad))
-        x = narrow(x, f"{name}.first")
+        x = fake_quantize(x, f"{name}.first")
         return ops.relu(convolve(x, f"{name}.second", pad))
 
     def crop(skip: Any, level: int) -> Any:
-        """Cut off what the unpadded convolutions below `level` lost: the same at every size."""
+        """Crop a skip to the up-sampled tensor of its level: by the same margin at every size."""
         if architecture.padding:
             return skip
-        lost = _LOST[level]
-        return ops.slice(skip, [lost, lost], [-lost, -lost], [1, 1], [2, 3])
+        margin = _SKIP_MARGINS[level]
+        return ops.slice(skip, [margin, margin], [-margin, -margin], [1, 1], [2, 3])
 
     image = ops.parameter([-1, -1, -1, architecture.in_channels], np.uint8, name="image")
     scale = 1 / (255 * np.array(preprocess.std, np.float32))
@@ -190,19 +200,19 @@ def build_graph(
     skips = []
     for level in range(LEVELS):
         name = f"down_conv.{level}"
-        # One quantiser for both uses of a skip, symmetric as its partner's: two of them cost more
-        # time than the bit they win is worth.
-        x = narrow(double(x, name), f"{name}.second", signed=True)
+        # One quantizer for both uses of a skip, symmetric like that of its partner: a second one
+        # would cost more time than its additional bit is worth.
+        x = fake_quantize(double_convolve(x, name), f"{name}.second", signed=True)
         skips.append(x)
         x = ops.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
-    x = narrow(double(x, "middle_conv"), "middle_conv.second")
+    x = fake_quantize(double_convolve(x, "middle_conv"), "middle_conv.second")
     for level in range(LEVELS):
         partner = f"down_conv.{LEVELS - 1 - level}.second"
         x = ops.convolution_backprop_data(x, weight(f"up_sample.{level}.up", axis=1), [2, 2])
-        x = narrow(ops.add(x, bias(f"up_sample.{level}.up")), partner, signed=True)
+        x = fake_quantize(ops.add(x, bias(f"up_sample.{level}.up")), partner, signed=True)
         skip = crop(skips.pop(), LEVELS - 1 - level)
-        x = double(ops.concat([x, skip], axis=1), f"up_conv.{level}")
-        x = narrow(x, f"up_conv.{level}.second")
+        x = double_convolve(ops.concat([x, skip], axis=1), f"up_conv.{level}")
+        x = fake_quantize(x, f"up_conv.{level}.second")
     x = convolve(x, "final_conv", [0, 0])
     x = ops.sigmoid(x) if preprocess.binary else ops.softmax(x, axis=1)
     return ov.Model([x], [image], "unet")

@@ -1,4 +1,4 @@
-"""Whole images by an engine alone, without queue and batches: for measuring, not for serving."""
+"""Run whole images on a bare engine, without queue and batches: for measuring, not for serving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.sliding_window import sliding_window_inference
 
 
 def engine_predictor(engine: Engine, checkpoint: Checkpoint) -> Callable[[AnyArray], FloatArray]:
-    """Decoded image -> (C, H, W) probabilities by an engine, one window at a time."""
+    """Return a function: decoded image -> (C, H, W) probabilities, one window at a time."""
 
     def compute(window: ByteArray) -> FloatArray:
         staged = engine.stage((window.shape[1], window.shape[2]), 1)

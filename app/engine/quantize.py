@@ -1,6 +1,6 @@
-"""A network's weights as whole numbers of 8 bits that are exact on every CPU.
+"""Quantize the weights of a network to 8-bit integers that every CPU multiplies exactly.
 
-Knows tensors and their names; nothing of the library that computes with them.
+Knows tensors and their names; not the library that computes with them.
 """
 
 from __future__ import annotations
@@ -14,46 +14,52 @@ from model.arrays import AnyArray, FloatArray
 from model.config import LEVELS
 
 Ranges = Mapping[str, tuple[float, float]]
+"""Layer -> the least and the greatest activation (`model.config.Calibration`)."""
 
-LARGEST = 64
-"""Whole numbers that stand for weights reach to this on both sides of 0, and not to 127.
+MAX_WEIGHT = 64
+"""Quantized weights lie in -64..64, not in -127..127.
 
-x86 without VNNI adds two products of a byte and a weight in 16 bits, and cuts off what does not fit
-(`vpmaddubsw`): 2 × 255 × 64 does, 2 × 255 × 127 does not. So the same graph gives the same masks
-everywhere, and its proof on one machine holds on all."""
-SMALLEST = 1e-6
-"""Least range of an activation: a layer that gave nothing while it was calibrated has none."""
-_BLOCK = 1 << 18
-"""Weights that are rounded at once: few enough to stay in the cache, or it takes twice as long."""
+x86 without VNNI adds two products of a byte and a weight in 16 bits and saturates the sum
+(`vpmaddubsw`): 2 × 255 × 64 fits, 2 × 255 × 127 does not. So the same graph gives the same masks on
+every CPU, and a validation on one machine holds for all
+(docs/decisions/0017-int8-weights-up-to-64.md)."""
+MIN_RANGE = 1e-6
+"""Least range of an activation; a layer whose output was always 0 during calibration has none."""
+_BLOCK_VALUES = 1 << 18
+"""Weights that are rounded at once: they fit the cache. Larger blocks take twice as long."""
 
 
-def whole(weight: AnyArray, axis: int) -> tuple[npt.NDArray[np.int8], FloatArray]:
-    """Whole numbers, and the scale of each place of `axis`: weight ≈ whole × scale.
+def quantize_weights(weight: AnyArray, axis: int) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Quantize symmetrically, with one scale per output channel: weight ≈ quantized × scale.
 
     Args:
-        weight: (.., .., height, width) of a convolution or a transposed one.
-        axis: the output channels: 0 of a convolution, 1 of a transposed one.
+        weight: (.., .., height, width), of a convolution or a transposed convolution.
+        axis: the output channels: 0 of a convolution, 1 of a transposed convolution.
+
+    Returns:
+        The quantized weights, of the same shape, and their scales, of length 1 along every other
+        axis.
     """
     channels = np.moveaxis(weight, axis, 0)
-    # The taps of a transposed convolution never meet in one pixel.
-    around = rounded if axis == 0 else np.rint
-    numbers, scales = [], []
-    for block in np.array_split(channels, min(len(channels), weight.size // _BLOCK + 1)):
+    # The taps of a transposed convolution never add up in one pixel.
+    round_block = round_kernels if axis == 0 else np.rint
+    blocks, scales = [], []
+    for block in np.array_split(channels, min(len(channels), weight.size // _BLOCK_VALUES + 1)):
         exact = block.astype(np.float32)
-        scale = np.maximum(np.abs(exact).max(axis=(1, 2, 3), keepdims=True) / LARGEST, 1e-12)
-        numbers.append(around(exact / scale).astype(np.int8))
+        scale = np.maximum(np.abs(exact).max(axis=(1, 2, 3), keepdims=True) / MAX_WEIGHT, 1e-12)
+        blocks.append(round_block(exact / scale).astype(np.int8))
         scales.append(scale)
-    whole, scale = (np.moveaxis(np.concatenate(each), 0, axis) for each in (numbers, scales))
-    return np.ascontiguousarray(whole), np.ascontiguousarray(scale)
+    quantized, scale = (np.moveaxis(np.concatenate(each), 0, axis) for each in (blocks, scales))
+    return np.ascontiguousarray(quantized), np.ascontiguousarray(scale)
 
 
-def rounded(kernels: FloatArray) -> FloatArray:
-    """(.., height, width) to whole numbers whose sum over each kernel is right to half a step.
+def round_kernels(kernels: FloatArray) -> FloatArray:
+    """Round kernels (.., height, width) to integers so that each sum is off by at most 1/2.
 
-    Neighbouring pixels are much alike, so what a kernel makes of them depends on its sum first.
-    Rounding each tap for itself leaves that wrong by the square root of their number; here the taps
-    that were nearest to the other side go there until it fits (Guo et al. 2022, SQuant: the step
-    for each kernel).
+    Neighbouring pixels are similar, so the output of a kernel depends mostly on its sum. Rounding
+    each tap alone leaves an error in the sum that grows with the square root of their number. Here
+    the taps that were closest to the next integer are moved there until the sum fits (Guo et al.
+    2022, SQuant: the step per kernel).
     """
     taps = kernels.reshape(-1, kernels.shape[-2] * kernels.shape[-1])
     result = np.rint(taps)
@@ -68,22 +74,25 @@ def rounded(kernels: FloatArray) -> FloatArray:
     return result.reshape(kernels.shape)
 
 
-def equalised(state: Mapping[str, AnyArray], ranges: Ranges) -> dict[str, AnyArray]:
-    """The same network, with every up-sampled branch as large as the skip it is joined with.
+def equalize_branches(state: Mapping[str, AnyArray], ranges: Ranges) -> dict[str, AnyArray]:
+    """Scale every up-sampled branch to the range of the skip that it is concatenated with.
 
-    The up-convolution is linear: its weights and bias times f, and over f the weights of the next
-    convolution that read it, give the same function.
+    The up-convolution is linear. Multiplying its weights and bias by f, and dividing the weights of
+    the next convolution that read it by f, leaves the function unchanged.
 
     Args:
-        state: left as it is, in whatever type; what changes comes back in fp32.
-        ranges: of what the layers give (`model.config.Calibration`).
+        state: tensors by state-dict name, in any float type; not modified.
+        ranges: activations of every layer.
+
+    Returns:
+        The state dict of the same network; changed tensors are float32.
     """
     result = dict(state)
     for level in range(LEVELS):
         up, joined = f"up_sample.{level}.up", f"up_conv.{level}.first.weight"
         low, high = ranges[up]
         skip = ranges[f"down_conv.{LEVELS - 1 - level}.second"][1]
-        factor = np.float32(max(skip, SMALLEST) / max(-low, high, SMALLEST))
+        factor = np.float32(max(skip, MIN_RANGE) / max(-low, high, MIN_RANGE))
         for name in (f"{up}.weight", f"{up}.bias"):
             result[name] = state[name].astype(np.float32) * factor
         channels = state[f"{up}.bias"].size

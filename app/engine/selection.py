@@ -1,7 +1,7 @@
-"""Which engine a model gets: the settings, resolved against what this machine has.
+"""Select the engine of a model: resolve settings of "auto" for this machine.
 
-There is never a silent fall-back: what was asked for and cannot be had stops the start with one
-line, and what `auto` chose is said in the log, in `/models` and in `X-Engine`.
+There is no silent fallback. A setting that this machine cannot fulfil aborts the start with one
+line. What "auto" chose is in the log, in `/models` and in `X-Engine`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.errors import EngineUnavailable
 from model.checkpoint import SUFFIX, Checkpoint
 
 CUDA_BATCH = 8
-"""Windows at once on a CUDA device: enough to fill it at 512×512, little enough to stay quick."""
+"""Default batch size on a CUDA device: it fills the device at 512×512, and stays fast."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class EngineChoice:
     Attributes:
         backend: "openvino" or "torch".
         device: "cpu" or "cuda:N".
-        precision: of the arithmetic; "auto" until a model is known, see `resolve`.
+        precision: numeric precision; "auto" until the model is known, see `resolve`.
         threads: CPU threads of the engine.
-        max_batch: windows at once.
-        reason: why, in words.
+        max_batch: most windows in a batch.
+        reason: why these were chosen, as `/models` shows it.
     """
 
     backend: str
@@ -49,43 +49,38 @@ def choose_engines(
     threads: int | None = None,
     max_batch: int | None = None,
 ) -> list[EngineChoice]:
-    """One choice a device, from settings of which each may be "auto".
+    """Resolve settings, each of which may be "auto", to one choice per device.
 
     Raises:
-        EngineUnavailable: what is asked for cannot be had.
+        EngineUnavailable: this machine or installation cannot fulfil a setting.
     """
-    cuda = _cuda_devices() if device != "cpu" and engine != "openvino" else 0
+    cuda = count_cuda_devices() if device != "cpu" and engine != "openvino" else 0
     reason = []
     if device == "auto":
         device = "cuda:0" if cuda else "cpu"
-        reason.append(f"device {device}: {'a CUDA device is there' if cuda else 'no CUDA device'}")
+        reason.append(
+            f"device {device}: {'a CUDA device is present' if cuda else 'no CUDA device'}"
+        )
     names = [f"{name}:0" if name == "cuda" else name for name in device.split(",")]
-    if names != ["cpu"]:
-        if engine == "openvino":
-            raise EngineUnavailable("engine", engine, f" runs on the CPU only, not on {device}")
-        for name in names:
-            number = int(name.removeprefix("cuda:"))
-            if number >= cuda:
-                raise EngineUnavailable(
-                    "device", device, f": there is no {name}; torch sees {cuda} CUDA devices"
-                )
     on_cpu = names == ["cpu"]
+    if not on_cpu:
+        _check_cuda(device, engine, names, cuda)
     if engine == "auto":
-        engine = "openvino" if on_cpu and _installed("openvino") else "torch"
+        engine = "openvino" if on_cpu and is_installed("openvino") else "torch"
         reason.append(f"engine {engine}: " + ("the fastest on a CPU" if on_cpu else "for CUDA"))
-    if not _installed(engine):
-        raise EngineUnavailable("engine", engine, f" is not installed here: pip install {engine}")
-    allowed = _precisions(engine, on_cpu)
+    if not is_installed(engine):
+        raise EngineUnavailable("engine", engine, f" is not installed: pip install {engine}")
+    supported = _precisions(engine, on_cpu)
     if precision == "auto" and engine != "openvino":
-        precision = allowed[0]
+        precision = supported[0]
         reason.append(f"precision {precision}")
-    if precision not in (*allowed, "auto"):
+    if precision not in (*supported, "auto"):
         raise EngineUnavailable(
             "precision",
             precision,
-            f" is not to be had with {engine} on {names[0]}; there is {' and '.join(allowed)}",
+            f" is not supported by {engine} on {names[0]}; supported: {', '.join(supported)}",
         )
-    # On a CPU one window fills every core: a batch gains nothing and delays its first window.
+    # On a CPU one window uses every core: a batch gains nothing and delays its first window.
     batch = max_batch or (1 if on_cpu else CUDA_BATCH)
     return [
         EngineChoice(
@@ -95,11 +90,26 @@ def choose_engines(
     ]
 
 
-def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
-    """The choice for one model: int8 is the default only for those it was proven on.
+def _check_cuda(device: str, engine: str, names: list[str], count: int) -> None:
+    """Check that the named CUDA devices exist and that the engine can use them.
 
     Raises:
-        EngineUnavailable: int8 was asked for, and this model was not calibrated.
+        EngineUnavailable: one does not exist, or the engine is OpenVINO.
+    """
+    if engine == "openvino":
+        raise EngineUnavailable("engine", engine, f" runs on the CPU only, not on {device}")
+    for name in names:
+        if int(name.removeprefix("cuda:")) >= count:
+            raise EngineUnavailable(
+                "device", device, f": {name} not found; torch sees {count} CUDA devices"
+            )
+
+
+def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
+    """Resolve the precision for one model: int8 is the default only where it was validated.
+
+    Raises:
+        EngineUnavailable: int8 is set, and the model has no calibration.
     """
     calibration = checkpoint.calibration
     if choice.precision == "int8" and calibration is None:
@@ -119,10 +129,10 @@ def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
 
 
 def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
-    """The engine of one model on one device, not yet warm.
+    """Build the engine of one model on one device; `Engine.warm` is not called yet.
 
     Raises:
-        EngineUnavailable: this model cannot be had in that precision.
+        EngineUnavailable: the model does not support the precision.
     """
     choice = resolve(choice, checkpoint)
     if choice.backend == "openvino":
@@ -149,7 +159,10 @@ def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
 
 
 def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Whole CPUs this process may use: the container's quota, its affinity, or the host's cores."""
+    """Count the whole CPUs that this process may use.
+
+    The least of the container's quota, the process's affinity and the host's cores; at least 1.
+    """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -167,29 +180,31 @@ def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _precisions(engine: str, on_cpu: bool) -> tuple[str, ...]:
-    """The default first."""
+    """List the supported precisions; the first is the default."""
     if engine == "torch":
         return ("fp32",) if on_cpu else ("bf16", "fp16", "fp32")
-    return ("fp32", "int8", "bf16") if _bf16_on_cpu() else ("fp32", "int8")
+    return ("fp32", "int8", "bf16") if cpu_has_bf16() else ("fp32", "int8")
 
 
-def _bf16_on_cpu() -> bool:
+def cpu_has_bf16() -> bool:
+    """Whether OpenVINO runs bf16 on this CPU. Imports OpenVINO."""
     from app.engine.openvino import has_bf16
 
     return has_bf16()
 
 
-def _installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
 
 
-def _cuda_devices() -> int:
-    """How many there are. The driver is asked first: importing torch takes over a second."""
+def count_cuda_devices() -> int:
+    """Count CUDA devices. The driver is asked first: importing torch takes over a second."""
     try:
         driver = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
     except OSError:
         return 0
-    if driver.cuInit(0) != 0 or not _installed("torch"):
+    if driver.cuInit(0) != 0 or not is_installed("torch"):
         return 0
     import torch
 

@@ -1,12 +1,28 @@
-"""Limits that hold before an image is decoded. Knows no decoder and no HTTP."""
+"""The bounds of an image, checked from its header before it is decoded. Knows no decoder.
+
+| bound | value |
+|---|---|
+| pixels | `UNET_MAX_MEGAPIXELS` |
+| bytes, decoded | 8 per pixel of that: 16-bit RGBA at full size, wider samples in smaller images |
+| a strip or a tile of a TIFF | 16 megapixels, or as many as the image has |
+"""
 
 from __future__ import annotations
 
-from app.errors import ImageTooLarge
+from typing import TYPE_CHECKING
+
+from app.errors import CorruptImage, ImageTooLarge
+
+if TYPE_CHECKING:
+    from model.tiff import TiffLayout
+
+BYTES_PER_PIXEL = 8
+SEGMENT_PIXELS = 1 << 24
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:
-    """
+    """Reject an image of too many pixels.
+
     Raises:
         ImageTooLarge: more than `max_pixels`.
     """
@@ -15,3 +31,22 @@ def check_size(height: int, width: int, max_pixels: int) -> None:
             f"the image has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
             f"{max_pixels / 1e6:g} are allowed"
         )
+
+
+def check_tiff(layout: TiffLayout, max_pixels: int) -> None:
+    """Reject a TIFF that is too large, or whose decoder would need far more than its image.
+
+    Raises:
+        ImageTooLarge: too many pixels, or too many bytes for them.
+        CorruptImage: strips or tiles much larger than the image.
+    """
+    pixels = layout.height * layout.width
+    check_size(layout.height, layout.width, max_pixels)
+    if pixels * layout.bytes_per_pixel > max_pixels * BYTES_PER_PIXEL:
+        raise ImageTooLarge(
+            f"the image has {pixels / 1e6:.1f} megapixels of {layout.bytes_per_pixel} bytes each; "
+            f"{max_pixels * BYTES_PER_PIXEL / 1e6:g} MB are allowed"
+        )
+    height, width = layout.segment
+    if height * width > max(SEGMENT_PIXELS, pixels):
+        raise CorruptImage(f"a TIFF of {pixels} pixels with tiles of {height * width}")

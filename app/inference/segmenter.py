@@ -27,7 +27,7 @@ from app.batching.deadline import Deadline
 from app.engine.device_engines import WindowJob
 from app.errors import InvalidRequest
 from app.imaging.bounds import check_size
-from app.imaging.decode import Header, decode, inspect
+from app.imaging.decode import ImageHeader, decode, inspect
 from app.inference.budget import Budget
 from app.inference.outputs import Decision, Options, Output, Segmentation, render
 from app.inference.registry import ServedModel
@@ -105,7 +105,7 @@ class ImageJob(Generic[T]):
             return 1
         return self.model.checkpoint.architecture.out_channels
 
-    def decode(self, header: Header | None) -> tuple[ByteArray, AnyArray | None]:
+    def decode(self, header: ImageHeader | None) -> tuple[ByteArray, AnyArray | None]:
         """Return the pixels that the windows are cut from, (H, W, C) uint8, and the decoded image
         if it is needed: otherwise its memory is freed here.
 
@@ -359,7 +359,7 @@ class Segmenter:
         self._metrics.images.labels(name).inc()
         self._metrics.pixels.labels(name).inc(height * width)
 
-    async def _inspect(self, data: bytes) -> Header:
+    async def _inspect(self, data: bytes) -> ImageHeader:
         return await self._call(inspect, data, max_pixels=self._max_pixels)
 
     async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

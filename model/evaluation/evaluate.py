@@ -1,6 +1,6 @@
 """Measure a model on a data set, whatever computes its masks.
 
-`evaluate(predict, dataset)` takes any function from a decoded image to a `Prediction`. The same
+`evaluate(predict, dataset)` takes any function from a decoded image to a `PredictedMasks`. The same
 code measures the reference network, an engine and a running service. Knows no torch, no HTTP.
 """
 
@@ -36,7 +36,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class PredictedMasks:
     """A predictor's result for an image.
 
     Attributes:
@@ -49,7 +49,7 @@ class Prediction:
     instances: AnyArray | None = None
 
 
-Predict = Callable[[AnyArray], Prediction]
+Predict = Callable[[AnyArray], PredictedMasks]
 """Decoded image -> prediction."""
 
 
@@ -67,10 +67,10 @@ def from_probabilities(
         instances: separate objects as well.
     """
 
-    def predict(image: AnyArray) -> Prediction:
+    def predict(image: AnyArray) -> PredictedMasks:
         probabilities = function(image)
         labels = label_instances(probabilities, preprocess.threshold) if instances else None
-        return Prediction(to_mask(probabilities, preprocess), labels)
+        return PredictedMasks(to_mask(probabilities, preprocess), labels)
 
     return predict
 
@@ -193,7 +193,7 @@ def evaluate(
     """Measure a predictor on a data set.
 
     Args:
-        predict: decoded image -> `Prediction`.
+        predict: decoded image -> `PredictedMasks`.
         dataset: samples, read one at a time.
         classes: number of classes, including the background. 2 compares everything that is not 0.
         instances: labels have one value per object, and objects are compared too.
@@ -212,7 +212,7 @@ def evaluate(
 
 
 def score_image(
-    sample: Sample, prediction: Prediction, *, classes: int = 2, instances: bool = False
+    sample: Sample, prediction: PredictedMasks, *, classes: int = 2, instances: bool = False
 ) -> ImageScore:
     """Compare a prediction with the labels.
 

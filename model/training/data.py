@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from model.arrays import AnyArray, Int32Array
 from model.config import PreprocessConfig
 from model.errors import DataError
 from model.evaluation.evaluate import Sample
-from model.files import MAX_TEXT_BYTES, check_regular, read_file
-from model.pixels import IMAGE_SUFFIXES, to_array
+from model.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, check_regular, read_file
+from model.pixels import IMAGE_SUFFIXES, decode_image
 from model.training.recipe import DataConfig
 
 Image.MAX_IMAGE_PIXELS = None  # training images are the user's own, so their size is not limited
@@ -257,9 +257,10 @@ def read_image(path: Path) -> AnyArray:
     Raises:
         DataError: the file cannot be read or decoded.
     """
-    with _open_image(path) as image:
-        # Pillow applies the orientation of a TIFF itself, and still reports it.
-        return to_array(image if image.format == "TIFF" else ImageOps.exif_transpose(image))
+    try:
+        return decode_image(read_file(path, MAX_IMAGE_BYTES))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def read_sample(pair: Pair, kind: str = "binary", classes: int = 2) -> Sample:

@@ -70,7 +70,7 @@ def make_worst_sheet(report: Report, predict: Predict, dataset: Sequence[Sample]
 
     Args:
         report: of `model.evaluation.evaluate.evaluate` on `dataset`, in the same order.
-        predict: decoded image -> `Prediction`.
+        predict: decoded image -> `PredictedMasks`.
     """
     positions = {score.id: index for index, score in enumerate(report.images)}
     entries = []

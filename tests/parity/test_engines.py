@@ -1,4 +1,4 @@
-"""Every engine computes the same function: of the network, of a window, whatever its company."""
+"""Every engine computes the network, and a window never depends on the rest of its batch."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ CASES = {
 }
 
 
-def drawn(architecture: UNetConfig, preprocess: PreprocessConfig) -> Checkpoint:
-    return Checkpoint("drawn", architecture, preprocess, drawn_weights(architecture, seed=7))
+def untrained(architecture: UNetConfig, preprocess: PreprocessConfig) -> Checkpoint:
+    return Checkpoint("untrained", architecture, preprocess, drawn_weights(architecture, seed=7))
 
 
-def engines(checkpoint: Checkpoint) -> list[Engine]:
+def build_engines(checkpoint: Checkpoint) -> list[Engine]:
     return [
         OpenVinoEngine(checkpoint, threads=2, max_batch=4),
         TorchEngine(checkpoint, device="cpu", precision="fp32", max_batch=4),
@@ -53,6 +53,7 @@ def engines(checkpoint: Checkpoint) -> list[Engine]:
 
 
 def reference(checkpoint: Checkpoint, windows: np.ndarray) -> np.ndarray:
+    """Compute probabilities by `model.unet` in torch."""
     network = UNet.from_config(checkpoint.architecture).eval()
     network.load_state_dict(
         {name: torch.from_numpy(value).float() for name, value in checkpoint.state.items()}
@@ -65,36 +66,36 @@ def reference(checkpoint: Checkpoint, windows: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])
 def test_an_engine_computes_the_network(case: str, which: int) -> None:
-    checkpoint = drawn(*CASES[case])
-    engine = engines(checkpoint)[which]
+    checkpoint = untrained(*CASES[case])
+    engine = build_engines(checkpoint)[which]
     rng = np.random.default_rng(1)
     for shape in checkpoint.preprocess.window:
         staged = engine.stage(shape, 2)
         staged[:] = rng.integers(0, 256, staged.shape)
         expected = reference(checkpoint, staged)
-        assert expected.std() > 0.01  # not a constant that anything would reproduce
+        assert expected.std() > 0.01  # not a constant, which anything would reproduce
         assert np.abs(engine.run(engine.load(staged)) - expected).max() <= 1e-5
 
 
-@pytest.mark.skipif(not has_bf16(), reason="this CPU has no bf16 of its own")
+@pytest.mark.skipif(not has_bf16(), reason="this CPU has no bf16 instructions")
 @pytest.mark.parametrize("case", CASES)
 def test_bf16_on_a_cpu_is_close_to_the_network(case: str) -> None:
-    """Eight bits of mantissa are a relative error of 2^-9 a layer; there are twenty-three."""
-    checkpoint = drawn(*CASES[case])
+    """8 bits of mantissa give a relative error of 2^-9 per layer, and there are 23 layers."""
+    checkpoint = untrained(*CASES[case])
     engine = OpenVinoEngine(checkpoint, threads=2, max_batch=1, precision="bf16")
     shape = checkpoint.preprocess.window[0]
     staged = engine.stage(shape, 1)
     staged[:] = np.random.default_rng(1).integers(0, 256, staged.shape)
     errors = np.abs(engine.run(engine.load(staged)) - reference(checkpoint, staged))
-    assert 1e-5 < errors.max() < 0.1  # it is bf16, and no more than that
+    assert 1e-5 < errors.max() < 0.1  # not fp32, and close to it
     assert errors.mean() < 0.01
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])
-def test_a_window_does_not_depend_on_its_company(which: int) -> None:
-    """Bit by bit in OpenVINO; torch may pick another kernel for another batch size."""
-    checkpoint = drawn(*CASES["padded"])
-    engine = engines(checkpoint)[which]
+def test_a_window_does_not_depend_on_its_batch(which: int) -> None:
+    """Equal bit by bit in OpenVINO; torch may pick another kernel for another batch size."""
+    checkpoint = untrained(*CASES["padded"])
+    engine = build_engines(checkpoint)[which]
     staged = engine.stage((64, 96), 4)
     staged[:] = np.random.default_rng(2).integers(0, 256, staged.shape)
     together = np.array(engine.run(engine.load(staged)), copy=True)
@@ -107,15 +108,15 @@ def test_a_window_does_not_depend_on_its_company(which: int) -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])
-def test_only_declared_windows_are_staged(which: int) -> None:
-    engine = engines(drawn(*CASES["padded"]))[which]
+def test_stage_rejects_undeclared_shapes_and_batch_sizes(which: int) -> None:
+    engine = build_engines(untrained(*CASES["padded"]))[which]
     for shape, count in (((64, 64), 1), ((64, 96), 0), ((64, 96), 5)):
         with pytest.raises(ValueError, match="windows of"):
             engine.stage(shape, count)
 
 
-def test_network_engine_and_service_are_measured_the_same() -> None:
-    """`evaluate` takes any of the three; on real and drawn images they give equal figures."""
+def test_evaluation_of_network_engine_and_service_agrees() -> None:
+    """On a real and a synthetic image."""
     checkpoint = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
     real = Sample(
         "real",
@@ -123,7 +124,7 @@ def test_network_engine_and_service_are_measured_the_same() -> None:
         read_image(FIXTURES / "mask2d.tif")[:300, :280].astype(np.int32),
     )
     image, labels = nuclei(200, 170, seed=9)
-    samples = [real, Sample("drawn", image, labels.astype(np.int32))]
+    samples = [real, Sample("synthetic", image, labels.astype(np.int32))]
     engine = OpenVinoEngine(checkpoint, threads=2, max_batch=1)
     predictors = {
         "network": from_probabilities(
@@ -150,15 +151,15 @@ def test_network_engine_and_service_are_measured_the_same() -> None:
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 1e-2), ("bf16", 5e-2)]
 )
-def test_cuda_computes_the_network_whatever_the_batch(precision: str, tolerance: float) -> None:
-    """Captured graphs of every batch size, the padded ones among them, against the reference.
+def test_cuda_computes_the_network_at_every_batch_size(precision: str, tolerance: float) -> None:
+    """Compare CUDA graphs of every batch size, also padded ones, with the reference.
 
     fp32 convolutions may use TF32, hence 1e-3.
     """
-    checkpoint = drawn(*CASES["two channels, percentile"])
+    checkpoint = untrained(*CASES["two channels, percentile"])
     engine = TorchEngine(checkpoint, device="cuda:0", precision=precision, max_batch=6)
     engine.warm()
-    assert {size for _, size in engine._graphs} == {1, 2, 4, 6}
+    assert {size for _, size in engine.captured()} == {1, 2, 4, 6}
     rng = np.random.default_rng(5)
     for count in (1, 2, 3, 4, 5, 6):
         staged = engine.stage((96, 64), count)
@@ -172,17 +173,17 @@ def test_cuda_computes_the_network_whatever_the_batch(precision: str, tolerance:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_allocates_nothing_in_the_steady_state() -> None:
-    checkpoint = drawn(*CASES["padded"])
+def test_cuda_allocates_no_memory_after_warming() -> None:
+    checkpoint = untrained(*CASES["padded"])
     engine = TorchEngine(checkpoint, device="cuda:0", precision="bf16", max_batch=4)
     engine.warm()
 
-    def once(count: int) -> None:
+    def run(count: int) -> None:
         engine.run(engine.load(engine.stage((128, 128), count)))
 
     for count in (1, 2, 3, 4):
-        once(count)
+        run(count)
     before = torch.cuda.memory_stats()["num_device_alloc"]
     for count in (4, 1, 3, 2) * 5:
-        once(count)
+        run(count)
     assert torch.cuda.memory_stats()["num_device_alloc"] == before

@@ -1,4 +1,4 @@
-"""From `unet export --calibrate` to a service that says what it runs in, and why."""
+"""int8 from `unet export --calibrate` to a service that reports its precision, and why."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import Server, encode, nuclei, serving, write_tiny
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """Six drawn fields with their labels."""
+    """A recipe with six synthetic images and their labels."""
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     for seed in range(6):
@@ -31,7 +31,7 @@ def recipe(tmp_path: Path) -> Path:
         Image.fromarray(labels).save(tmp_path / "labels" / f"{seed}.png")
     path = tmp_path / "recipe.toml"
     path.write_text(f"""
-        name = "drawn"
+        name = "synthetic"
         [data]
         images = "{tmp_path}/images"
         masks = "{tmp_path}/labels"
@@ -45,11 +45,11 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_network_that_sees_nothing_proves_nothing(
+def test_empty_masks_do_not_validate_int8(
     tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two empty masks are the same; that says nothing of int8."""
-    path = tmp_path / "blind.safetensors"
+    """Two empty masks are equal whatever int8 does."""
+    path = tmp_path / "empty.safetensors"
     write_tiny(path)
     checkpoint = load_checkpoint(path)
     state = {**checkpoint.state, "final_conv.bias": checkpoint.state["final_conv.bias"] - 100}
@@ -59,12 +59,12 @@ def test_a_network_that_sees_nothing_proves_nothing(
     calibration = load_checkpoint(path).calibration
     assert calibration is not None
     assert not calibration.validated
-    assert len(calibration.ranges) == 22  # so that it can still be asked for
-    assert "no validation image that shows anything" in capsys.readouterr().out
+    assert len(calibration.ranges) == 22  # so that int8 can still be set
+    assert "no validation image with foreground" in capsys.readouterr().out
 
 
-def loaded(server: Server, name: str) -> dict[str, Any]:
-    """What /models says of it once it is loaded, which only the default model is from the start."""
+def wait_until_loaded(server: Server, name: str) -> dict[str, Any]:
+    """Wait until a model is loaded, and return its entry in /models."""
     while True:
         model: dict[str, Any] = httpx.get(f"{server.url}/models/{name}").json()
         assert not model["error"]
@@ -73,34 +73,34 @@ def loaded(server: Server, name: str) -> dict[str, Any]:
         time.sleep(0.05)
 
 
-def test_calibrated_proven_served(
+def test_a_validated_model_is_served_in_int8(
     tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
     plain = folder / "plain.safetensors"
     write_tiny(plain)
-    measured = folder / "measured.safetensors"
-    asked = ["export", str(plain), "--calibrate", str(recipe), "--images", "2"]
-    status, said = main([*asked, "--out", str(measured)]), capsys.readouterr()
-    assert status == 0, said.err
-    checkpoint = load_checkpoint(measured)
+    calibrated = folder / "calibrated.safetensors"
+    command = ["export", str(plain), "--calibrate", str(recipe), "--images", "2"]
+    status, output = main([*command, "--out", str(calibrated)]), capsys.readouterr()
+    assert status == 0, output.err
+    checkpoint = load_checkpoint(calibrated)
     calibration = checkpoint.calibration
     assert calibration is not None
     assert calibration.images == 3
     assert len(calibration.ranges) == 22  # every convolution but the last, whose output is logits
     assert 0.5 < calibration.iou <= 1
-    assert str(calibration) in said.out
+    assert str(calibration) in output.out
     assert load_checkpoint(plain).calibration is None
 
-    figures = {
-        "proven": Calibration(calibration.ranges, 3, iou=0.995, dice_loss=0.0, golden_iou=0.99),
-        "unproven": Calibration(calibration.ranges, 3, iou=0.95, dice_loss=0.0, golden_iou=0.99),
+    calibrations = {
+        "validated": Calibration(calibration.ranges, 3, iou=0.995, dice_loss=0.0, golden_iou=0.99),
+        "inaccurate": Calibration(calibration.ranges, 3, iou=0.95, dice_loss=0.0, golden_iou=0.99),
     }
-    for name, figure in figures.items():
+    for name, calibration in calibrations.items():
         path = folder / f"{name}.safetensors"
-        draft = dataclasses.replace(checkpoint, calibration=figure)
-        if figure.validated:  # untrained weights need a golden mask that int8 can reproduce
+        draft = dataclasses.replace(checkpoint, calibration=calibration)
+        if calibration.validated:  # untrained weights need a golden mask that int8 reproduces
             engine = OpenVinoEngine(checkpoint, threads=2, max_batch=1, precision="int8")
             probabilities = engine_predictor(engine, checkpoint)(checkpoint.golden.image)
             mask = to_mask(probabilities, checkpoint.preprocess)
@@ -111,17 +111,17 @@ def test_calibrated_proven_served(
     with serving(UNET_WEIGHTS_DIR=str(folder), UNET_MODEL="plain") as server:
         for name, precision, why in (
             ("plain", "fp32", "no calibration"),
-            ("unproven", "fp32", "IoU 0.9500"),
-            ("proven", "int8", "IoU 0.9950"),
+            ("inaccurate", "fp32", "IoU 0.9500"),
+            ("validated", "int8", "IoU 0.9950"),
         ):
-            model = loaded(server, name)
+            model = wait_until_loaded(server, name)
             assert model["precision"] == precision
             assert why in model["chosen_because"]
-            answer = httpx.post(
+            response = httpx.post(
                 f"{server.url}/segment",
                 params={"model": name},
                 content=image,
                 headers={"Content-Type": "image/png"},
             )
-            assert answer.status_code == 200
-            assert answer.headers["X-Engine"].endswith(precision)
+            assert response.status_code == 200
+            assert response.headers["X-Engine"].endswith(precision)

@@ -1,1 +1,1 @@
-"""Measuring: this machine, its roofs, an engine under them, and the service around the engine."""
+"""`unet bench`: measure this machine, its peak, an engine against it, and the service."""

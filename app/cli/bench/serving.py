@@ -1,4 +1,4 @@
-"""The real service, started as its operator would, and what it takes: time and memory."""
+"""Start the real service as an operator would, and measure its start and its memory."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ from urllib.parse import urlsplit
 
 from app.cli.errors import CommandError
 
-_PATIENCE = 300
-"""Seconds a service may take to become ready."""
+_READY_TIMEOUT_S = 300
+_STOP_TIMEOUT_S = 60
 _MEMORY = re.compile(r"^Vm(RSS|HWM):\s*(\d+) kB", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
-    """Resident bytes of a process: at the moment, and the most there were."""
+class ResidentMemory:
+    """Resident bytes of a process: now, and at its peak."""
 
     now: int
     peak: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Running:
-    """A service that is ready.
+class RunningServer:
+    """A server that is ready.
 
     Attributes:
-        url: of it.
+        url: base URL.
         pid: its process.
-        start_seconds: from the start of the process to the first yes of /readyz.
+        start_seconds: from the start of the process to the first 200 of its readiness probe.
     """
 
     url: str
     pid: int
     start_seconds: float
 
-    def memory(self) -> Memory | None:
-        """None where the system does not tell."""
+    def memory(self) -> ResidentMemory | None:
+        """Read the memory of the process; None where the system has no /proc."""
         try:
             found = dict(_MEMORY.findall(Path(f"/proc/{self.pid}/status").read_text()))
         except OSError:
             return None
-        return Memory(int(found["RSS"]) * 1024, int(found["HWM"]) * 1024)
+        return ResidentMemory(int(found["RSS"]) * 1024, int(found["HWM"]) * 1024)
 
-    def forget_peak(self) -> None:
-        """The peak of memory is counted from now on (Linux)."""
+    def reset_peak(self) -> None:
+        """Start to measure the peak of memory anew (Linux)."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
 
 @contextmanager
-def serving(checkpoint: Path, *flags: str) -> Iterator[Running]:
-    """`unet serve` of one checkpoint alone, on a free port, in a process of its own.
+def serving(checkpoint: Path, *flags: str) -> Iterator[RunningServer]:
+    """Run `unet serve` with one checkpoint, on a free port, in its own process.
 
     Args:
-        flags: of `unet serve`, beside these.
+        flags: further flags of `unet serve`.
 
     Raises:
-        CommandError: it did not become ready; with the line of its log that says why.
+        CommandError: it did not become ready; the message has the line of its log that says why.
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / checkpoint.name).symlink_to(checkpoint.resolve())
@@ -78,44 +78,45 @@ def serving(checkpoint: Path, *flags: str) -> Iterator[Running]:
 
 
 @contextmanager
-def running(command: Sequence[str], address: str, ready: str) -> Iterator[Running]:
-    """Any server: started, waited for, stopped.
+def running(command: Sequence[str], address: str, ready: str) -> Iterator[RunningServer]:
+    """Run any server: start it, wait until it is ready, and stop it at the end.
 
     Args:
-        address: pattern of the line of its log that tells its URL.
-        ready: path that answers 200 once it is.
+        address: regular expression for its URL in its log.
+        ready: path of its readiness probe.
 
     Raises:
         CommandError: it did not become ready.
     """
-    # Who is told to end ends what it started, too.
+    # SIGTERM must stop the server too, so it becomes an exception that runs the code below.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
-        def said() -> str:
+        def read_log() -> str:
             return os.pread(log.fileno(), 1 << 20, 0).decode(errors="replace")
 
         try:
-            while (found := re.search(address, said())) is None or not _ok(found[1], ready):
-                if process.poll() is not None or time.perf_counter() - start > _PATIENCE:
-                    lines = said().strip().splitlines() or ["it said nothing"]
-                    why = next((text for text in lines if "ERROR" in text), lines[-1])
+            while (found := re.search(address, read_log())) is None or not _ok(found[1], ready):
+                if process.poll() is not None or time.perf_counter() - start > _READY_TIMEOUT_S:
+                    lines = read_log().strip().splitlines() or ["no output"]
+                    why = next((line for line in lines if "ERROR" in line), lines[-1])
                     raise CommandError(f"{' '.join(command[1:4])} did not become ready: {why}")
                 time.sleep(0.01)
-            yield Running(found[1], process.pid, time.perf_counter() - start)
+            yield RunningServer(found[1], process.pid, time.perf_counter() - start)
         finally:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-            with contextlib.suppress(ProcessLookupError):  # it, or children that outlived it
+                process.wait(_STOP_TIMEOUT_S)
+            with contextlib.suppress(ProcessLookupError):  # the server and its children
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             signal.signal(signal.SIGTERM, before)
 
 
 def _ok(url: str, path: str) -> bool:
+    """Whether a GET returns 200."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
     try:
         connection.request("GET", path)

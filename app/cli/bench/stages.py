@@ -1,4 +1,4 @@
-"""What an image costs outside the engine, stage by stage."""
+"""Measure the cost of an image outside the engine, stage by stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from app.cli.bench.timing import timed
+from app.cli.bench.timing import measure_seconds
 from app.imaging import png
 from app.imaging.decode import decode as decode_image
 from app.imaging.decode import inspect
@@ -18,12 +18,12 @@ from model.checkpoint import Checkpoint
 from model.transforms import mask_and_confidence, prepare
 from model.windows import Stitcher, Window, plan_windows
 
-PHOTO = (1280, 1918)
-"""(height, width) of the image by which services like this are compared."""
+PHOTO_SHAPE = (1280, 1918)
+"""(height, width) of the Carvana images, by which segmentation services are often compared."""
 
 
-def drawn(height: int, width: int) -> ByteArray:
-    """(H, W) bright ellipses on a noisy dark ground: about what a microscope sees."""
+def draw_image(height: int, width: int) -> ByteArray:
+    """Draw (H, W) bright ellipses on a dark, noisy background, like fluorescent nuclei."""
     rng = np.random.default_rng(0)
     field = np.full((height, width), 12.0)
     radius = 13
@@ -37,43 +37,47 @@ def drawn(height: int, width: int) -> ByteArray:
     return rng.poisson(field).clip(0, 255).astype(np.uint8)
 
 
-def encoded(image: ByteArray) -> bytes:
-    """(H, W) -> the bytes of a JPEG, in colour as photographs are."""
+def encode_jpeg(image: ByteArray) -> bytes:
+    """Encode (H, W) as an RGB JPEG, as photographs are."""
     buffer = io.BytesIO()
     Image.fromarray(image).convert("RGB").save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def one_window(checkpoint: Checkpoint, side: int = 512) -> tuple[Shape, Shape]:
-    """The window nearest to side × side, and (height, width) of an image that becomes one of it."""
+def choose_window(checkpoint: Checkpoint, side: int = 512) -> tuple[Shape, Shape]:
+    """Choose the window closest to side × side, and an image that becomes exactly one of it.
+
+    Returns:
+        (height, width) of the window and of the image.
+    """
     preprocess = checkpoint.preprocess
     window = min(preprocess.window, key=lambda shape: abs(shape[0] * shape[1] - side**2))
     if preprocess.mode == "resize":
-        return window, PHOTO
+        return window, PHOTO_SHAPE
     margin = checkpoint.architecture.margin
     return window, (window[0] - 2 * margin, window[1] - 2 * margin)
 
 
-def _output(window: Window, margin: int, channels: int) -> FloatArray:
-    """What a network could have made of it, (channels, h, w)."""
+def _fake_output(window: Window, margin: int, channels: int) -> FloatArray:
+    """Probabilities (channels, h, w) that a network could return for a window."""
     height, width = (side - 2 * margin for side in window.shape)
-    return (drawn(height, width) / 255).astype(np.float32)[None].repeat(channels, axis=0)
+    return (draw_image(height, width) / 255).astype(np.float32)[None].repeat(channels, axis=0)
 
 
-def stage_seconds(
+def measure_stage_seconds(
     checkpoint: Checkpoint, seconds: float, height: int, width: int
 ) -> dict[str, float]:
-    """Seconds of one core that each stage takes, for a JPEG of height × width.
+    """Measure the CPU seconds of each stage for a JPEG of height × width.
 
-    decode: bytes to pixels. prepare: pixels to what windows are cut from. cut: into windows.
-    stitch: probabilities of windows to a mask. encode: mask to PNG.
+    The stages: `decode` from bytes to pixels, `prepare` to the pixels that windows are cut from,
+    `cut` into windows, `stitch` from the windows' probabilities to a mask, `encode` to a PNG.
 
     Args:
         seconds: to measure each stage for.
     """
     preprocess = checkpoint.preprocess
     channels = 1 if preprocess.binary else checkpoint.architecture.out_channels
-    data = encoded(drawn(height, width))
+    data = encode_jpeg(draw_image(height, width))
     enough = preprocess.resized if preprocess.mode == "resize" else None
 
     def decode() -> AnyArray:
@@ -85,7 +89,7 @@ def stage_seconds(
     plan = plan_windows(pixels.shape[0], pixels.shape[1], checkpoint.architecture, preprocess)
     windows = plan.windows
     buffers = [np.empty((*window.shape, pixels.shape[2]), np.uint8) for window in windows]
-    outputs = [_output(window, plan.margin, channels) for window in windows]
+    outputs = [_fake_output(window, plan.margin, channels) for window in windows]
 
     def cut() -> None:
         for window, buffer in zip(windows, buffers, strict=True):
@@ -111,4 +115,6 @@ def stage_seconds(
         "stitch": stitch,
         "encode": encode,
     }
-    return {name: timed(call, seconds, time.process_time) for name, call in stages.items()}
+    return {
+        name: measure_seconds(call, seconds, time.process_time) for name, call in stages.items()
+    }

@@ -10,7 +10,7 @@ from PIL import Image
 
 from model.arrays import AnyArray, FloatArray
 from model.config import PreprocessConfig
-from model.evaluation.evaluate import Prediction, Sample, evaluate, from_probabilities
+from model.evaluation.evaluate import PredictedMasks, Sample, evaluate, from_probabilities
 from model.training.plots import make_worst_sheet
 from tests.conftest import nuclei
 
@@ -27,9 +27,9 @@ def samples() -> list[Sample]:
 def test_perfect_predictor_scores_1(samples: list[Sample]) -> None:
     labels_of = {sample.image.tobytes(): sample.labels for sample in samples}
 
-    def predict(image: AnyArray) -> Prediction:
+    def predict(image: AnyArray) -> PredictedMasks:
         labels = labels_of[image.tobytes()]
-        return Prediction(((labels > 0) * 255).astype(np.uint8), labels)
+        return PredictedMasks(((labels > 0) * 255).astype(np.uint8), labels)
 
     summary = evaluate(predict, samples, instances=True).summary()
     for name in ("dice", "iou", "pooled_dice", "boundary_f1", "f1_50", "ap_50", "ap"):
@@ -39,8 +39,8 @@ def test_perfect_predictor_scores_1(samples: list[Sample]) -> None:
 
 
 def test_empty_masks_score_0(samples: list[Sample]) -> None:
-    def predict(image: AnyArray) -> Prediction:
-        return Prediction(np.zeros(image.shape, np.uint8), np.zeros(image.shape, np.uint16))
+    def predict(image: AnyArray) -> PredictedMasks:
+        return PredictedMasks(np.zeros(image.shape, np.uint8), np.zeros(image.shape, np.uint16))
 
     summary = evaluate(predict, samples, instances=True).summary()
     assert summary["dice"] == summary["ap_50"] == summary["found"] == 0
@@ -51,7 +51,7 @@ def test_mean_weighs_images_and_pooled_score_weighs_pixels() -> None:
     small[:2, :2] = 1
     samples = [Sample("big", np.zeros((40, 40), np.uint8), big)]
     samples += [Sample("small", np.ones((40, 40), np.uint8), small)]
-    report = evaluate(lambda image: Prediction((image == 0).astype(np.uint8)), samples)
+    report = evaluate(lambda image: PredictedMasks((image == 0).astype(np.uint8)), samples)
     assert report.summary()["dice"] == 0.5
     assert report.summary()["pooled_dice"] == pytest.approx(2 * 1600 / (1600 + 1604))
     assert [score.id for score in report.worst(1)] == ["small"]
@@ -61,7 +61,7 @@ def test_each_class_is_measured() -> None:
     labels = np.repeat(np.arange(3), 16).reshape(6, 8).astype(np.int32)
     sample = Sample("a", np.zeros((6, 8), np.uint8), labels)
     wrong = np.where(labels == 2, 1, labels).astype(np.uint8)
-    summary = evaluate(lambda image: Prediction(wrong), [sample], classes=3).summary()
+    summary = evaluate(lambda image: PredictedMasks(wrong), [sample], classes=3).summary()
     assert summary["dice_by_class"] == [pytest.approx(2 / 3), 0]
     assert summary["dice"] == pytest.approx(1 / 3)
 
@@ -69,8 +69,8 @@ def test_each_class_is_measured() -> None:
 def test_keys_of_a_report_stay_the_same(samples: list[Sample]) -> None:
     """Scripts read them from report.json and `unet evaluate --json`."""
 
-    def predict(image: AnyArray) -> Prediction:
-        return Prediction(image, np.zeros(image.shape, np.uint16))
+    def predict(image: AnyArray) -> PredictedMasks:
+        return PredictedMasks(image, np.zeros(image.shape, np.uint16))
 
     report: dict[str, Any] = evaluate(predict, samples, instances=True).to_json()
     assert list(report) == ["summary", "images"]
@@ -96,8 +96,8 @@ def test_probabilities_become_masks_and_objects(samples: list[Sample]) -> None:
 
 
 def test_worst_sheet_shows_ten_images(samples: list[Sample]) -> None:
-    def predict(image: AnyArray) -> Prediction:
-        return Prediction(((image > 60) * 255).astype(np.uint8))
+    def predict(image: AnyArray) -> PredictedMasks:
+        return PredictedMasks(((image > 60) * 255).astype(np.uint8))
 
     report = evaluate(predict, samples)
     sheet = make_worst_sheet(report, predict, samples)
@@ -107,16 +107,16 @@ def test_worst_sheet_shows_ten_images(samples: list[Sample]) -> None:
 
 
 def test_table_has_one_line_per_score(samples: list[Sample]) -> None:
-    report = evaluate(lambda image: Prediction(image), samples)
+    report = evaluate(lambda image: PredictedMasks(image), samples)
     names = [line.split()[0] for line in report.table().splitlines()]
     assert names == list(report.summary())
 
 
 def test_empty_data_set_is_an_error() -> None:
     with pytest.raises(ValueError, match="is empty"):
-        evaluate(lambda image: Prediction(image), [])
+        evaluate(lambda image: PredictedMasks(image), [])
 
 
 def test_mask_of_another_size_is_an_error(samples: list[Sample]) -> None:
     with pytest.raises(ValueError, match=r"the mask has shape \(95, 80\), the labels \(96, 80\)"):
-        evaluate(lambda image: Prediction(image[:-1]), samples)
+        evaluate(lambda image: PredictedMasks(image[:-1]), samples)

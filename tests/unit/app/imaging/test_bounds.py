@@ -1,0 +1,29 @@
+"""Bounds that hold before an image is decoded."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.errors import CorruptImage, ImageTooLarge
+from app.imaging import bounds
+from model.tiff import TiffLayout
+
+
+def test_more_pixels_than_allowed_are_rejected() -> None:
+    bounds.check_size(20, 30, 600)
+    with pytest.raises(ImageTooLarge, match="30 x 20"):
+        bounds.check_size(20, 30, 599)
+
+
+def test_more_bytes_than_the_pixels_may_have_are_rejected() -> None:
+    allowed = TiffLayout(1000, 1000, (1000, 1000), 8)
+    bounds.check_tiff(allowed, 1_000_000)
+    bounds.check_tiff(TiffLayout(500, 1000, (10, 1000), 16), 1_000_000)
+    with pytest.raises(ImageTooLarge, match="12 bytes each; 8 MB"):
+        bounds.check_tiff(TiffLayout(1000, 1000, (1000, 1000), 12), 1_000_000)
+
+
+def test_tiles_may_be_larger_than_a_small_image_but_not_huge() -> None:
+    bounds.check_tiff(TiffLayout(10, 10, (4096, 4096), 1), 1_000_000)
+    with pytest.raises(CorruptImage, match="tiles of"):
+        bounds.check_tiff(TiffLayout(10, 10, (65536, 65536), 1), 1_000_000)
