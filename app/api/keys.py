@@ -142,11 +142,14 @@ class Authenticator:
     A client that repeats one wrong key, for example an old one, does not use up the limit. While
     an address has reached it, no further key is tried, except keys that were accepted from that
     address before: clients behind one proxy share its address.
+
+    Attributes:
+        addresses: what each client address sent, the one that was idle longest first.
     """
 
     def __init__(self, store: KeyStore) -> None:
         self.store = store
-        self._attempts: OrderedDict[str, _Attempts] = OrderedDict()
+        self.addresses: OrderedDict[str, _Attempts] = OrderedDict()
 
     def check(self, address: str, credentials: Sequence[str]) -> None:
         """Check the credentials of a request; one of them must be a valid key.
@@ -183,10 +186,10 @@ class Authenticator:
 
     def _attempts_of(self, address: str) -> _Attempts:
         network = _network(address)
-        attempts = self._attempts.setdefault(network, _Attempts())
-        self._attempts.move_to_end(network)
-        if len(self._attempts) > MAX_ADDRESSES:
-            self._attempts.popitem(last=False)
+        attempts = self.addresses.setdefault(network, _Attempts())
+        self.addresses.move_to_end(network)
+        if len(self.addresses) > MAX_ADDRESSES:
+            self.addresses.popitem(last=False)
         if attempts.wrong and time.monotonic() >= attempts.expires:
             attempts.wrong.clear()
         return attempts

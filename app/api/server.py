@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _MIN_DRAIN_S = 0.5
 """Shortest time from the signal to the end: clients that still connect read 503, not a reset."""
+_AT_ONCE_S = 1
+"""Time in which requests can be answered when the server stops without a drain."""
 _LAST_REQUESTS_S = 0.1
 """Time in which connections that were accepted last can still send their request."""
 
@@ -47,8 +49,8 @@ class Server(uvicorn.Server):
 
     Args:
         on_ready: called once with host and port, as soon as the default model is served.
-        on_stop: called with the exit status once the server begins to stop, also in a signal
-            handler.
+        on_stop: called when the server begins to stop, also in a signal handler: with the seconds
+            that requests have left, and the exit status.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         on_ready: Callable[[str, int], None] | None = None,
-        on_stop: Callable[[int], None] = lambda _: None,
+        on_stop: Callable[[float, int], None] = lambda *_: None,
     ) -> None:
         super().__init__(config)
         self.service = service
@@ -78,9 +80,10 @@ class Server(uvicorn.Server):
                     task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self._captured_signals:
-            self._on_stop(128 + sig)
-        if self._draining or sig == signal.SIGINT:
+        at_once = self._draining or sig == signal.SIGINT
+        self._on_stop(_AT_ONCE_S if at_once else self.service.settings.drain_s, 128 + sig)
+        if at_once:
+            self.config.timeout_graceful_shutdown = _AT_ONCE_S
             super().handle_exit(sig, frame)  # a second signal, or Ctrl-C: do not drain
             return
         self._draining = True
@@ -107,7 +110,7 @@ class Server(uvicorn.Server):
 
     async def _exit_on_failure(self) -> None:
         await self.service.failed.wait()
-        self._on_stop(self.service.exit_status)
+        self._on_stop(_AT_ONCE_S, self.service.exit_status)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -52,8 +52,8 @@ def main(args: argparse.Namespace) -> NoReturn:
 def serve(settings: Settings) -> int:
     """Run the server, and return the exit status of the process.
 
-    The process ends `UNET_DRAIN_S` and 3 seconds after it began to stop, whatever its threads do.
-    SIGTERM and SIGINT end it before this returns, if the server was able to stop.
+    The process ends 3 seconds after the time that requests have left, whatever its threads do.
+    After a signal this does not return: the signal ends the process when the server has stopped.
 
     Raises:
         SettingsError, EngineUnavailable: the settings ask for what this machine does not have.
@@ -68,7 +68,7 @@ def serve(settings: Settings) -> int:
         app,
         http=Connection,
         timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        timeout_graceful_shutdown=1,
         ws="none",
         log_config=None,
         access_log=False,
@@ -82,7 +82,7 @@ def serve(settings: Settings) -> int:
             if settings.log_format == "text"
             else None
         ),
-        on_stop=lambda status: _exit_after(settings.drain_s + _STOP_S, status),
+        on_stop=lambda seconds, status: _exit_after(seconds + _STOP_S, status),
     )
     server.run([listening])
     return service.exit_status
@@ -95,6 +95,7 @@ def _die(sig: int, _: FrameType | None) -> None:
         os._exit(_INTERRUPTED)
     signal.signal(sig, signal.SIG_DFL)
     signal.raise_signal(sig)
+    os._exit(0)  # process 1 of a container ignores signals that have no handler
 
 
 def _exit_after(seconds: float, status: int) -> None:

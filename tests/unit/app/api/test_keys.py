@@ -168,4 +168,4 @@ def test_number_of_addresses_is_bounded(
     monkeypatch.setattr(keys, "MAX_ADDRESSES", 3)
     for number in range(10):
         assert not accepts(guard, "wrong", f"192.0.2.{number}")
-    assert len(guard._attempts) == 3
+    assert len(guard.addresses) == 3
