@@ -1,0 +1,74 @@
+"""The torch engine on a CUDA device. Skipped without one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from app.engine.torch import TorchEngine
+from model.arrays import ByteArray, FloatArray, Shape
+from model.checkpoint import Checkpoint
+from model.config import PreprocessConfig, UNetConfig
+from model.predict import build_network
+from model.transforms import normalize, probabilities
+from tests.conftest import drawn_weights
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+ONE_CHANNEL, TWO_CHANNELS = UNetConfig(3, 1, 8, 1), UNetConfig(3, 2, 8, 1)
+
+
+def untrained(architecture: UNetConfig, shapes: tuple[Shape, ...]) -> Checkpoint:
+    preprocess = PreprocessConfig(overlap=16, window=shapes)
+    return Checkpoint("untrained", architecture, preprocess, drawn_weights(architecture, seed=7))
+
+
+@torch.inference_mode()
+def reference(checkpoint: Checkpoint, windows: ByteArray) -> FloatArray:
+    """Compute probabilities by `model.unet` in fp32 on the CPU."""
+    inputs = normalize(torch.from_numpy(windows), checkpoint.preprocess)
+    logits = build_network(checkpoint).eval()(inputs)
+    return probabilities(logits, checkpoint.preprocess).numpy()
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 1e-2), ("bf16", 5e-2)]
+)
+def test_cuda_computes_the_network_at_every_batch_size(precision: str, tolerance: float) -> None:
+    """Compare CUDA graphs of every batch size, also padded ones, with the reference.
+
+    fp32 convolutions may use TF32, hence 1e-3.
+    """
+    checkpoint = untrained(TWO_CHANNELS, ((96, 64),))
+    engine = TorchEngine(checkpoint, device="cuda:0", precision=precision, max_batch=6)
+    engine.warm()
+    assert {size for _, size in engine.captured()} == {1, 2, 4, 6}
+    rng = np.random.default_rng(5)
+    for count in (1, 2, 3, 4, 5, 6):
+        staged = engine.stage((96, 64), count)
+        staged[:] = rng.integers(0, 256, staged.shape)
+        expected = reference(checkpoint, staged)
+        result = engine.run(engine.load(staged))
+        assert np.abs(result - expected).max() <= tolerance
+        alone = engine.run(engine.load(np.ascontiguousarray(staged[-1:])))
+        assert np.abs(alone - result[-1:]).max() <= tolerance
+
+
+def test_cuda_allocates_no_memory_after_warming() -> None:
+    checkpoint = untrained(ONE_CHANNEL, ((64, 96), (128, 128)))
+    engine = TorchEngine(checkpoint, device="cuda:0", precision="bf16", max_batch=4)
+    engine.warm()
+
+    def run(count: int) -> None:
+        engine.run(engine.load(engine.stage((128, 128), count)))
+
+    for count in (1, 2, 3, 4):
+        run(count)
+    before = torch.cuda.memory_stats()["num_device_alloc"]
+    for count in (4, 1, 3, 2) * 5:
+        run(count)
+    assert torch.cuda.memory_stats()["num_device_alloc"] == before
