@@ -21,6 +21,7 @@ from app.api.middleware import (
     AccessLogMiddleware,
     LingeringCloseMiddleware,
     MemoryBudgetMiddleware,
+    PlainErrorMiddleware,
     ServerErrorMiddleware,
 )
 from app.api.problems import install_handlers
@@ -127,6 +128,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
+    app.add_middleware(PlainErrorMiddleware)
     if settings.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, allowed=settings.allowed_hosts)
     app.add_middleware(AccessLogMiddleware, metrics=service.metrics)

@@ -43,14 +43,20 @@ class AxisTiling:
     Lengths are pixels of the output. The input window of an unpadded network is larger by `margin`
     on each side.
 
+    A long axis has many windows, so they are counted before their list is built.
+
     Attributes:
         length: of the axis.
-        sizes: of the windows, from the first to the last.
+        side: of most windows.
+        run: how many of them come first.
+        ending: sides of the last windows.
         overlap: least number of pixels that neighbours share.
     """
 
     length: int
-    sizes: tuple[int, ...]
+    side: int
+    run: int
+    ending: tuple[int, ...]
     overlap: int
 
     @classmethod
@@ -61,16 +67,31 @@ class AxisTiling:
         sides to choose from, one of them comes within a few pixels of any length.
         """
         options = []
-        for run, last in itertools.product(sides, sides):
-            for extra in ((), *((side,) for side in sides)):
+        for side, last in itertools.product(sides, sides):
+            for extra in ((), *((other,) for other in sides)):
                 cells = -(-(length - last) // DIVISOR) - sum(
-                    _stride(side, overlap) for side in extra
+                    _stride(other, overlap) for other in extra
                 )
-                number = max(0, -(-cells // _stride(run, overlap)))
+                run = max(0, -(-cells // _stride(side, overlap)))
                 ending = (*extra, last)
-                options.append((number * run + sum(ending), number + len(ending), run, ending))
-        _, count, run, ending = min(options)
-        return cls(length, (run,) * (count - len(ending)) + ending, overlap)
+                options.append((run * side + sum(ending), run + len(ending), side, ending))
+        _, count, side, ending = min(options)
+        return cls(length, side, count - len(ending), ending, overlap)
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return self.run + len(self.ending)
+
+    @property
+    def covered(self) -> int:
+        """Sum of the sizes of the windows."""
+        return self.run * self.side + sum(self.ending)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the windows, from the first to the last."""
+        return (self.side,) * self.run + self.ending
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -146,13 +167,13 @@ class WindowPlan:
     @property
     def count(self) -> int:
         """Number of windows."""
-        return len(self.rows.sizes) * len(self.columns.sizes)
+        return self.rows.count * self.columns.count
 
     @property
     def overhead(self) -> float:
         """Pixels computed by the network per pixel of the image, at least 1."""
         axes = (self.rows, self.columns)
-        height, width = (sum(size + 2 * self.margin for size in axis.sizes) for axis in axes)
+        height, width = (axis.covered + 2 * self.margin * axis.count for axis in axes)
         return height * width / (self.rows.length * self.columns.length)
 
     @cached_property

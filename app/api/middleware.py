@@ -6,6 +6,7 @@ Pure ASGI: anything that buffered a response would hide from a route that its cl
 from __future__ import annotations
 
 import asyncio
+import http
 import logging
 import re
 import time
@@ -59,6 +60,10 @@ _PAGE_POLICY = (
 # Swagger UI has icons in its style sheet (data:) and shows image responses (blob:).
 _DOCS_POLICY = _PAGE_POLICY.replace("img-src 'self'", "img-src 'self' blob: data:")
 _CONTENT_SECURITY_POLICIES = {"/": _PAGE_POLICY, "/docs": _DOCS_POLICY}
+
+
+_OF_CONTENT = ("content-type", "content-length")
+"""Fields of a response that describe its content (RFC 9110, section 8)."""
 
 
 class LingeringCloseMiddleware:
@@ -176,6 +181,42 @@ class ServerErrorMiddleware:
                 raise  # the connection is closed
             detail = "internal error; see the server log for this request id"
             await problem_response(Request(scope), 500, detail)(scope, receive, send)
+
+
+class PlainErrorMiddleware:
+    """Turns errors in plain text into problem documents.
+
+    Starlette's static files, for example, answer a malformed Range header in plain text.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None
+
+        async def send_problem(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start" and _is_plain_error(message):
+                start = message
+            elif start is None:
+                await send(message)
+            else:
+                detail = message.get("body", b"").decode("utf-8", "replace")
+                headers = Headers(raw=start["headers"]).items()
+                kept = {name: value for name, value in headers if name not in _OF_CONTENT}
+                status, start = start["status"], None
+                title = http.HTTPStatus(status).phrase
+                await problem_response(Request(scope), status, detail or title, kept)(
+                    scope, receive, send
+                )
+
+        await self.app(scope, receive, send_problem)
+
+
+def _is_plain_error(message: Message) -> bool:
+    content_type = Headers(raw=message["headers"]).get("content-type", "")
+    return message["status"] >= 400 and content_type.startswith("text/plain")
 
 
 class AbsoluteTargetMiddleware:

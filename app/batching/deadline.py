@@ -41,6 +41,15 @@ class Deadline:
         """Seconds until the deadline: negative once it has passed, infinite if there is none."""
         return self.at - time.monotonic()
 
+    def check(self) -> None:
+        """Check that it has not passed.
+
+        Raises:
+            DeadlineExceeded: it has.
+        """
+        if self.remaining() <= 0:
+            raise DeadlineExceeded("the deadline has passed")
+
     @asynccontextmanager
     async def enforced(
         self, message: str, on_exceeded: Callable[[], object] = lambda: None

@@ -3,6 +3,7 @@
 | bound | value |
 |---|---|
 | pixels | `UNET_MAX_MEGAPIXELS` |
+| pixels of a side | 131,072: a long and narrow image has many windows for few pixels |
 | bytes, decoded | 8 per pixel of that: 16-bit RGBA at full size, wider samples in smaller images |
 | a strip or a tile of a TIFF | 16 megapixels, or as many as the image has |
 """
@@ -18,19 +19,22 @@ if TYPE_CHECKING:
 
 BYTES_PER_PIXEL = 8
 SEGMENT_PIXELS = 1 << 24
+MAX_SIDE = 131_072
 
 
 def check_size(height: int, width: int, max_pixels: int) -> None:
-    """Reject an image of too many pixels.
+    """Reject an image of too many pixels, or with a side that is too long.
 
     Raises:
-        ImageTooLarge: more than `max_pixels`.
+        ImageTooLarge: more than `max_pixels`, or a side longer than `MAX_SIDE`.
     """
     if width * height > max_pixels:
         raise ImageTooLarge(
             f"the image has {width} x {height} = {width * height / 1e6:.1f} megapixels; "
             f"{max_pixels / 1e6:g} are allowed"
         )
+    if max(height, width) > MAX_SIDE:
+        raise ImageTooLarge(f"the image has {width} x {height} pixels; a side may have {MAX_SIDE}")
 
 
 def check_tiff(layout: TiffLayout, max_pixels: int) -> None:

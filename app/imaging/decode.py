@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from app.errors import CorruptImage, ServiceError, UnsupportedImage
 from app.imaging import bounds, formats
+from app.imaging.structure import check_structure
 from model.arrays import AnyArray
 from model.pixels import SIDEWAYS, is_tiff, read_orientation, read_pixels, turn
 
@@ -54,8 +55,10 @@ def inspect(data: bytes, *, max_pixels: int) -> ImageHeader:
     Raises:
         CorruptImage: not an image.
         UnsupportedImage: an image of a format, or a TIFF of a kind, that is not accepted.
-        ImageTooLarge: more than `max_pixels`, or more bytes than they may have.
+        ImageTooLarge: more than `max_pixels`, more bytes than they may have, or parts beyond the
+            bounds of `check_structure`.
     """
+    check_structure(data)
     if is_tiff(data):
         with _image_errors(data):
             layout = _open_tiff(data).layout()

@@ -19,7 +19,7 @@ from pathlib import Path
 from app.batching.call_thread import CallThread
 from app.engine.device_engines import BatchKey, DeviceEngines
 from app.engine.selection import EngineChoice, build_engine, resolve
-from app.errors import GoldenMaskMismatch, Unavailable, UnknownModel
+from app.errors import GoldenMaskMismatch, ImageTooLarge, Unavailable, UnknownModel
 from app.metrics import Metrics
 from model.arrays import ByteArray
 from model.checkpoint import MANIFEST, SUFFIX, Checkpoint, load_checkpoint
@@ -29,6 +29,9 @@ from model.evaluation.metrics import Overlap
 from model.windows import WindowPlan, plan_windows
 
 log = logging.getLogger(__name__)
+
+MAX_WINDOWS = 10_000
+"""Windows of one image. The event loop lists and queues them in one turn, in 20 ms (measured)."""
 
 _SCAN_SECONDS = 1.0
 
@@ -68,10 +71,19 @@ class ServedModel:
         return self.checkpoint.id
 
     def plan(self, height: int, width: int) -> WindowPlan:
-        """The windows of an image of this size."""
+        """The windows of an image of this size, counted and not yet listed.
+
+        Raises:
+            ImageTooLarge: more windows than `MAX_WINDOWS`.
+        """
         if self.checkpoint.preprocess.mode == "resize":
             height, width = self.checkpoint.preprocess.resized
-        return plan_windows(height, width, self.checkpoint.architecture, self.checkpoint.preprocess)
+        plan = plan_windows(height, width, self.checkpoint.architecture, self.checkpoint.preprocess)
+        if plan.count > MAX_WINDOWS:
+            raise ImageTooLarge(
+                f"the image needs {plan.count} windows of this model, {MAX_WINDOWS} are allowed"
+            )
+        return plan
 
     def keys(self, plan: WindowPlan) -> list[BatchKey]:
         """The batch key of each window of the plan."""

@@ -259,6 +259,8 @@ def test_compressed_body_has_the_same_limits(
     assert_problem(post(compress(np.random.default_rng(0).bytes(33_000_000)), headers=headers), 413)
     assert server.metric("process_resident_memory_bytes") - before < 120e6
     form = {**headers, "Content-Type": "multipart/form-data; boundary=x"}
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    bomb = compress(part + bytes(300_000_000))
     answer = httpx.post(f"{server.url}/segment", content=bomb, headers=form, timeout=30)
     assert "decompresses" in assert_problem(answer, 413)["detail"]
     assert server.metric("unet_held_bytes") == 0

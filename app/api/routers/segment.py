@@ -9,6 +9,7 @@ import io
 import json
 import re
 import zipfile
+from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -138,12 +139,16 @@ async def _segment_uploads(
     results: list[Result] = []
     for upload in uploads:
         try:
+            deadline.check()
             check_not_empty(upload)
             result = await service.segmenter.segment(model, upload.data, options, deadline)
             allocation.grow(factor * result.size)
             results.append(result)
         except ServiceError as error:
-            results.append(error)
+            # A traceback refers to this list. Only the garbage collector would free them, and it
+            # stops all threads.
+            error.__cause__ = error.__context__ = None
+            results.append(error.with_traceback(None))
     return results
 
 
@@ -251,12 +256,12 @@ def unique_names(uploads: list[Upload]) -> list[str]:
     """One name per upload; equal names get a number, so that no output overwrites another."""
     names: list[str] = []
     used = {"errors"}  # errors.json
+    numbers: Counter[str] = Counter()  # the last one that each name was given
     for upload in uploads:
         stem = name = upload.name or "image"
-        number = 1
         while name.lower() in used:
-            number += 1
-            name = f"{stem}-{number}"
+            numbers[stem.lower()] += 1
+            name = f"{stem}-{numbers[stem.lower()] + 1}"
         used.add(name.lower())
         names.append(name)
     return names

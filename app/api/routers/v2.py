@@ -168,7 +168,8 @@ async def infer(
     """One input, `image`: UINT8 of shape (N, H, W, C), or BYTES of shape (N): encoded images of one
     size, as base64 in JSON. Outputs: `mask`, UINT8 (N, H, W), and `probabilities`, FP32
     (N, channels, H, W). Parameters: `threshold` (0..1), `timeout` (microseconds),
-    `binary_data_output`. JSON may hold up to 500,000 values; send larger tensors as binary data.
+    `binary_data_output`. JSON may hold up to 500,000 values and 16 MB; send larger tensors as
+    binary data.
     """
     return await _infer(request, service, deadline, name, None, json_length)
 
@@ -234,7 +235,7 @@ async def _read_request(
         QueueFull: there is not enough memory now.
     """
     body = await read_body(request, max_bytes, allocation)
-    needed = codec.estimate_parse_bytes(body, json_length)
+    needed = await asyncio.to_thread(codec.estimate_parse_bytes, body, json_length)
     _check_fits_budget(budget, allocation, needed, RequestTooLarge, "the JSON", "send binary data")
     with budget.allocate() as parsing:
         parsing.grow(needed)

@@ -30,6 +30,9 @@ from model.arrays import AnyArray, ByteArray
 MAX_JSON_VALUES = 500_000
 """Values in the JSON of a request. Parsing JSON takes many times the time and memory of the same
 tensor as binary data, which this limit does not affect."""
+MAX_JSON_BYTES = 16_000_000
+"""Length of the JSON of a request. Parsing it holds Python's lock, for up to 3 ms per MB (measured
+on one core), and every probe waits."""
 MAX_BATCH = 1000
 """The first dimension of an input."""
 
@@ -199,11 +202,16 @@ def estimate_parse_bytes(body: bytes, json_length: int | None) -> int:
 
     Raises:
         InvalidRequest: the JSON is longer than the body.
-        RequestTooLarge: more than `MAX_JSON_VALUES` values in JSON.
+        RequestTooLarge: more than `MAX_JSON_BYTES` of JSON, or `MAX_JSON_VALUES` values in it.
     """
     length = len(body) if json_length is None else json_length
     if length > len(body):
         raise InvalidRequest(f"the JSON is declared as {length} bytes, the body has {len(body)}")
+    if length > MAX_JSON_BYTES:
+        raise RequestTooLarge(
+            f"the JSON has {length / 1e6:.1f} MB, {MAX_JSON_BYTES / 1e6:g} are allowed; send "
+            "larger tensors as binary data"
+        )
     members = sum(body.count(mark, 0, length) for mark in (b"[", b"{", b":"))
     values = body.count(b",", 0, length) + _VALUES_PER_MEMBER * members
     if values > MAX_JSON_VALUES:

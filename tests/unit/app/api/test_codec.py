@@ -14,6 +14,7 @@ import pytest
 
 from app.api.v2.codec import (
     MAX_BATCH,
+    MAX_JSON_BYTES,
     MAX_JSON_VALUES,
     OutputSpec,
     OutputTensor,
@@ -240,6 +241,13 @@ def test_unknown_parameter_error_lists_known_ones() -> None:
 def test_value_error_names_its_place() -> None:
     with pytest.raises(InvalidRequest, match=r"data.*\.1: .* 255, not 256"):
         parse(request_json(uint8(data=[0, 256, *[0] * 70])))
+
+
+def test_json_that_is_too_long_fails_before_parsing() -> None:
+    body = b'{"id": "' + b"a" * MAX_JSON_BYTES + b'"}'
+    with pytest.raises(RequestTooLarge, match="16 are allowed"):
+        estimate_parse_bytes(body, None)
+    assert estimate_parse_bytes(body, 8) < 10_000  # the rest is binary data
 
 
 def test_too_many_values_fail_before_parsing() -> None:

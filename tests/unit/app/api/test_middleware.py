@@ -20,6 +20,7 @@ from app.api.middleware import (
     AccessLogMiddleware,
     LingeringCloseMiddleware,
     MemoryBudgetMiddleware,
+    PlainErrorMiddleware,
     ServerErrorMiddleware,
 )
 from app.inference.budget import Budget
@@ -273,3 +274,26 @@ def test_response_is_sent_in_chunks_while_it_is_allocated() -> None:
     asyncio.run(middleware({"type": "http"}, None, send))  # type: ignore[arg-type]
     assert used == [(b"0123", 10), (b"4567", 10), (b"89", 10)]
     assert budget.used == 0
+
+
+def test_error_in_plain_text_becomes_a_problem_document() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", b"text/plain"), (b"content-range", b"bytes */9")]
+        await send({"type": "http.response.start", "status": 416, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    (start, body), _ = call(PlainErrorMiddleware(app))
+    headers = dict(start["headers"])
+    assert start["status"] == 416
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"content-range"] == b"bytes */9"
+    assert int(headers[b"content-length"]) == len(body["body"])
+    assert json.loads(body["body"])["detail"] == "Requested Range Not Satisfiable"
+
+
+@pytest.mark.parametrize(("value", "status"), [("bytes=junk", 400), ("bytes=9999999-", 416)])
+def test_bad_range_of_a_static_file_is_a_problem(value: str, status: int) -> None:
+    answer = request(create_app(Settings()), "GET", "/static/icon.svg", Range=value)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == status

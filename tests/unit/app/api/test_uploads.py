@@ -1,12 +1,143 @@
-"""The names and the content of uploaded files."""
+"""The names and the content of uploaded files, and bodies that are rejected."""
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+from fastapi import Request
 
 from app.api.routers.segment import unique_names
-from app.api.uploads import Upload, check_not_empty, safe_stem
-from app.errors import InvalidRequest
+from app.api.uploads import Upload, check_not_empty, read_body, read_uploads, safe_stem
+from app.errors import InvalidRequest, UploadTooLarge
+from app.inference.budget import Budget
+
+FORM = {"content-type": "multipart/form-data; boundary=B"}
+
+
+def request(chunks: list[bytes], headers: dict[str, str]) -> Request:
+    """A request whose body arrives in chunks."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    return Request({"type": "http", "method": "POST", "headers": raw}, receive)
+
+
+def upload(*chunks: bytes, max_bytes: int = 10_000_000, **headers: str) -> list[Upload]:
+    async def read() -> list[Upload]:
+        with Budget(1e9, "MB", lambda: None).allocate() as allocation:
+            fields = FORM | {name.replace("_", "-"): value for name, value in headers.items()}
+            return await read_uploads(request(list(chunks), fields), max_bytes, allocation)
+
+    return asyncio.run(read())
+
+
+def part(content: bytes, disposition: bytes = b'name="file"; filename="a.png"') -> bytes:
+    head = b"--B\r\nContent-Disposition: form-data; " + disposition + b"\r\n\r\n"
+    return head + content + b"\r\n"
+
+
+END = b"--B--\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_files_of_a_form_arrive_in_any_chunks(size: int) -> None:
+    contents = [b"", b"x", b"\r\n--B\r", bytes(range(256)) * 200]
+    body = b"".join(part(content) for content in contents) + END
+    files = upload(*(body[at : at + size] for at in range(0, len(body), size)))
+    assert [file.data for file in files] == contents
+    assert {file.name for file in files} == {"a"}
+
+
+def test_name_is_utf_8_whatever_charset_is_declared() -> None:
+    body = part(b"x", 'name="file"; filename="Zellkörper.png"'.encode()) + END
+    for charset in ("punycode", "utf-16", "idna", "unknown"):
+        kind = f"multipart/form-data; boundary=B; charset={charset}"
+        assert upload(body, content_type=kind) == [Upload("Zellkörper", b"x")]
+    latin = part(b"x", 'name="file"; filename="Zellkörper.png"'.encode("latin-1")) + END
+    assert upload(latin) == [Upload("Zellk_rper", b"x")]
+
+
+@pytest.mark.parametrize(
+    ("disposition", "detail"),
+    [
+        (b'name="file"', "has no file name"),
+        (b'name="other"; filename="a"', "unknown form field 'other'"),
+        (b'filename="a"', "a part has no name"),
+        (b"name=" + b"x" * 5000, "header size"),
+        (b'name="file"\r\n' + b"X: y\r\n" * 20, "header count"),
+    ],
+)
+def test_part_is_rejected_at_the_end_of_its_headers(disposition: bytes, detail: str) -> None:
+    """The rest of it is not read, here because there is no rest."""
+    with pytest.raises(InvalidRequest, match=detail):
+        upload(part(b"", disposition)[:-2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail"),
+    [
+        ("multipart/form-data", "no boundary"),
+        ("multipart/form-data; boundary=", "no boundary"),
+        ("multipart/form-data; boundary=" + "x" * 500, "malformed"),
+        ("multipart/form-data; boundary=B" + ";a=b" * 15_000, "longer than"),
+        ('multipart/form-data; boundary="' + '\\"' * 28_000, "longer than"),
+    ],
+)
+def test_content_type_of_a_form_is_checked(kind: str, detail: str) -> None:
+    with pytest.raises(InvalidRequest, match=detail):
+        upload(END, content_type=kind)
+
+
+def test_files_of_a_form_are_counted() -> None:
+    with pytest.raises(InvalidRequest, match="too many files"):
+        upload(part(b"x") * 1001 + END)
+
+
+@pytest.mark.parametrize(
+    ("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_inflating_stops_at_the_limit(coding: str, compress: Callable[[bytes], bytes]) -> None:
+    bomb = compress(part(bytes(50_000_000)))
+    tracemalloc.start()
+    with pytest.raises(UploadTooLarge, match="decompresses"):
+        upload(bomb, max_bytes=1_000_000, content_encoding=coding)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000
+
+
+@pytest.mark.parametrize("size", [1, 1000, 10_000_000])
+def test_body_is_inflated_whatever_chunks_it_arrives_in(size: int) -> None:
+    plain = bytes(64 * 1024 * 3) + b"end"
+    packed = gzip.compress(plain)
+    chunks = [packed[at : at + size] for at in range(0, len(packed), size)]
+
+    async def read() -> bytes:
+        with Budget(1e9, "MB", lambda: None).allocate() as allocation:
+            headers = {"content-encoding": "gzip"}
+            data = await read_body(request(chunks, headers), 10_000_000, allocation)
+            assert allocation.amount == len(plain)
+            return data
+
+    assert asyncio.run(read()) == plain
+
+
+def test_many_equal_names_are_numbered_in_linear_time() -> None:
+    start = time.perf_counter()
+    names = unique_names([Upload("a", b"")] * 20_000)
+    assert len(set(names)) == 20_000
+    assert time.perf_counter() - start < 1
 
 
 @pytest.mark.parametrize(

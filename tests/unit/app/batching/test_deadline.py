@@ -17,6 +17,13 @@ def test_remaining_counts_down_and_turns_negative() -> None:
     assert Deadline.never().remaining() == math.inf
 
 
+def test_check_raises_once_it_has_passed() -> None:
+    Deadline.after(10).check()
+    Deadline.never().check()
+    with pytest.raises(DeadlineExceeded, match="has passed"):
+        Deadline.after(-0.1).check()
+
+
 def test_earlier_is_the_same_whichever_is_asked() -> None:
     soon, late = Deadline.after(1), Deadline.after(2)
     assert soon.earlier(late) == late.earlier(soon) == soon

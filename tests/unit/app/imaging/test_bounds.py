@@ -15,6 +15,13 @@ def test_more_pixels_than_allowed_are_rejected() -> None:
         bounds.check_size(20, 30, 599)
 
 
+def test_side_that_is_too_long_is_rejected() -> None:
+    bounds.check_size(1, bounds.MAX_SIDE, 100_000_000)
+    for height, width in ((1, bounds.MAX_SIDE + 1), (100_000_000, 1)):
+        with pytest.raises(ImageTooLarge, match="a side may have 131072"):
+            bounds.check_size(height, width, 100_000_000)
+
+
 def test_more_bytes_than_the_pixels_may_have_are_rejected() -> None:
     allowed = TiffLayout(1000, 1000, (1000, 1000), 8)
     bounds.check_tiff(allowed, 1_000_000)

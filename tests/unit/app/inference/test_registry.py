@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from app.batching.deadline import Deadline
-from app.errors import Unavailable, UnknownModel
+from app.errors import ImageTooLarge, Unavailable, UnknownModel
 from app.inference.outputs import Options, Output
-from app.inference.registry import ServedModel
+from app.inference.registry import MAX_WINDOWS, ServedModel
 from app.inference.service import Service
 from model.checkpoint import Golden, load_checkpoint, save_checkpoint
 from model.errors import CheckpointError
@@ -295,4 +295,17 @@ def test_freed_models_do_not_count_in_estimates_and_metrics(
         rate = read_metric(service, "unet_engine_windows_per_second")
         assert rate == 1 / estimates.seconds(key)
 
+    with_service(tmp_path, body)
+
+
+def test_plan_of_too_many_windows_is_rejected(versions: list[Path], tmp_path: Path) -> None:
+    """They are counted, and not listed."""
+
+    async def body(service: Service) -> None:
+        with service.registry.lease(None) as model:
+            assert model.plan(3000, 3000).count < MAX_WINDOWS
+            with pytest.raises(ImageTooLarge, match=f"{MAX_WINDOWS} are allowed"):
+                model.plan(1, 100_000_000)
+
+    put(versions[0], tmp_path)
     with_service(tmp_path, body)
