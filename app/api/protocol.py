@@ -33,7 +33,7 @@ from app.metrics import Metrics
 IDLE_TIMEOUT_S = 30.0
 """Default time without progress after which a connection is dropped."""
 MAX_HEAD_BYTES = 64 * 1024
-"""Of a request: its line and its fields."""
+"""Limit on the head of a request: its line and its fields."""
 MAX_FIELDS = 128
 """Fields of a request."""
 
@@ -66,12 +66,14 @@ class _Parser(h11.Connection):
 
     Attributes:
         status: of the response to a request that was rejected.
+        method: of the request, once its head was parsed.
         body_left: bytes to come of a body with Content-Length.
     """
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEAD_BYTES)
         self.status = 400
+        self.method = b""
         self.body_left = 0
 
     def next_event(self) -> Any:
@@ -96,6 +98,7 @@ class _Parser(h11.Connection):
         Returns:
             Whether h11 may look at it: it takes the first half of an empty line for an error.
         """
+        self.method = b""
         received, _ = self.trailing_data
         head = received.lstrip(b"\r\n")
         if len(head) < len(received):
@@ -111,6 +114,7 @@ class _Parser(h11.Connection):
 
         A proxy may have used the other length (RFC 9112, section 6.3).
         """
+        self.method = request.method
         if not request.http_version.startswith(b"1."):
             raise h11.RemoteProtocolError("unsupported version", error_status_hint=505)
         values = dict(request.headers)
@@ -236,7 +240,7 @@ class Connection(H11Protocol):
             if self._reset_check is None:
                 self._reset_check = self.loop.call_later(_PROBE_SECONDS, self._probe_client)
         elif self._is_processing() or self.conn.trailing_data[0]:
-            self.send_400_response("incomplete")
+            contextvars.Context().run(self.send_400_response, "incomplete")
         else:
             self.transport.close()
 
@@ -308,7 +312,7 @@ class Connection(H11Protocol):
         )
         add_standard_headers(response.headers, identifier)
         headers = [*self.server_state.default_headers, *response.raw_headers]
-        body = b"" if scope.get("method") == "HEAD" else bytes(response.body)
+        body = b"" if self.conn.method == b"HEAD" else bytes(response.body)
         reason = http.HTTPStatus(status).phrase.encode()
         for event in (
             h11.Response(status_code=status, headers=headers, reason=reason),

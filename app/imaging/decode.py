@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Image.MAX_IMAGE_PIXELS = None  # `app.imaging.bounds` has a limit, as an error and not a warning
 
 _PILLOW_READERS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # the JPEG reader opens MPO too
-_ACCEPTED = "JPEG, PNG, TIFF, WebP, BMP and GIF"
+_ACCEPTED = "JPEG, PNG, TIFF, WebP, BMP or GIF"
 _IEND = b"\0\0\0\0IEND\xaeB`\x82"
 """The chunk a PNG ends with: no data, and always the same checksum."""
 

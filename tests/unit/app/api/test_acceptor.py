@@ -17,7 +17,7 @@ LIMIT = 3
 
 
 class FakeConnection(asyncio.Protocol):
-    """A connection that is idle until it is told otherwise."""
+    """A connection that is idle unless a test changes that."""
 
     def __init__(self, connections: set[FakeConnection]) -> None:
         self.connections = connections

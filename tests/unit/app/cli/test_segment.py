@@ -48,7 +48,7 @@ def test_failure_of_one_image_does_not_stop_the_others(
     *failures, last = capsys.readouterr().err.splitlines()
     unwritten, no_image, unread = sorted(failures)
     assert unwritten == "unet: in/2.png: out/2.png cannot be written: Is a directory"
-    assert no_image.startswith("unet: in/3.png: these 12 bytes are not an image")
+    assert no_image.startswith("unet: in/3.png: not a recognised image (12 bytes)")
     assert unread == "unet: in/4.png: No such file or directory"
     assert last == "2 written to out/, 3 failed"
 
