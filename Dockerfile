@@ -3,27 +3,31 @@
 #   docker build -t unet-server:cuda --target cuda . NVIDIA GPUs (run with --gpus all)
 # Run it with --stop-timeout 30: by default docker stop kills the container after 10 seconds, and
 # accepted requests have UNET_DRAIN_S (20) to finish.
+# Packages are installed by version and hash from requirements/*.lock. The base image is a tag, which
+# receives security fixes; a reproducible build adds --build-arg DIGEST=@sha256:... of the image.
 ARG PYTHON=3.12
+ARG DIGEST=
 
-FROM python:${PYTHON}-slim AS build
+FROM python:${PYTHON}-slim${DIGEST} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 # Dependencies come first: their layer is most of the image and rarely changes.
 COPY requirements requirements
-RUN pip install -r requirements/serve.txt
+RUN pip install --require-hashes -r requirements/serve.lock \
+    && pip install --require-hashes --target tools -r requirements/build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY model model
 COPY clients clients
 COPY clients/python/unet_client clients/python/unet_client
-RUN pip install --no-deps .
+RUN PYTHONPATH=tools pip install --no-deps --no-build-isolation .
 
 FROM build AS build-cuda
-RUN pip install -r requirements/torch.txt
+RUN pip install --require-hashes -r requirements/torch.lock
 
-FROM python:${PYTHON}-slim AS base
+FROM python:${PYTHON}-slim${DIGEST} AS base
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin unet
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

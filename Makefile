@@ -25,7 +25,7 @@ endif
 EVERYTHING := .venv/ready
 SERVING := $(or $(wildcard $(EVERYTHING)),.venv/ready-to-serve-torch-$(TORCH))
 
-.PHONY: help setup serve test test-unit lint format bench clean
+.PHONY: help setup serve test test-unit lint format lock sbom bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -53,6 +53,19 @@ lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
 format: $(EVERYTHING)  ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock"
+
+# Pinned versions stay as they are while they fit; `make lock LOCK_FLAGS=--upgrade` takes new ones.
+lock: $(EVERYTHING)  ## resolve the versions and hashes that the images install (LOCK_FLAGS=)
+	$(LOCK) $(LOCK_FLAGS) requirements/build.txt --output-file requirements/build.lock
+	$(LOCK) $(LOCK_FLAGS) requirements/serve.txt --output-file requirements/serve.lock
+	$(LOCK) $(LOCK_FLAGS) requirements/torch.txt --constraint requirements/serve.lock --output-file requirements/torch.lock
+
+sbom: $(EVERYTHING)  ## write the bill of materials of .venv to build/sbom.cdx.json (CycloneDX)
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.cdx.json
 
 bench: $(SERVING)  ## measure this machine (benchmarks/README.md)
 	$(BIN)/unet bench

@@ -19,6 +19,7 @@ The tree, with the step of the data flow that raises each branch::
     ├── RequestRejected              windows -> batch
     │   ├── QueueFull                  the queue has no free slots
     │   ├── DeadlineExceeded           the deadline passed, or cannot be met
+    │   ├── TooManyWrongKeys           the client's address has sent too many wrong API keys
     │   └── Unavailable                not ready, draining, or the engine is dead
     └── EngineError                  batch -> probabilities
         ├── OutOfMemory                the device had no memory for a batch of this size
@@ -115,6 +116,10 @@ class QueueFull(RequestRejected):
 
 class DeadlineExceeded(RequestRejected):
     """The deadline passed, or the estimate at admission says that it cannot be met."""
+
+
+class TooManyWrongKeys(RequestRejected):
+    """The client's address has sent too many wrong API keys."""
 
 
 class Unavailable(RequestRejected):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
 from app.api.dependencies import require_api_key
+from app.api.hosts import AllowedHostsMiddleware
+from app.api.keys import Authenticator, KeyStore
 from app.api.middleware import (
     AbsoluteTargetMiddleware,
     AccessLogMiddleware,
@@ -61,14 +64,17 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         SettingsError, EngineUnavailable: the settings ask for what this machine does not have.
     """
+    authenticator = Authenticator(KeyStore(settings.api_keys, settings.api_keys_file))
     service = Service(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        key_watch = asyncio.create_task(authenticator.store.watch())
         await service.start()
         try:
             yield
         finally:
+            key_watch.cancel()
             await service.stop()
 
     app = Application(
@@ -82,7 +88,8 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # a path with one slash too many is an error that says so
     )
     app.state.service = service
-    authentication = [Depends(require_api_key)] if settings.api_keys else []
+    app.state.authenticator = authenticator
+    authentication = [Depends(require_api_key)] if settings.requires_keys else []
     for router in (segment.router, models.router, probes.metrics_router, v2.router):
         app.include_router(router, dependencies=authentication)
     for router in (probes.router, v2.health_router):
@@ -122,6 +129,8 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=_EXPOSED_HEADERS,
         )
     app.add_middleware(PlainErrorMiddleware)
+    if settings.allowed_hosts:
+        app.add_middleware(AllowedHostsMiddleware, allowed=settings.allowed_hosts)
     app.add_middleware(AccessLogMiddleware, metrics=service.metrics)
     app.add_middleware(AbsoluteTargetMiddleware)
     return app

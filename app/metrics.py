@@ -5,7 +5,7 @@ Each application has its own registry, so that two in one process do not count i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,6 +15,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from app.batching.device_worker import Observer
 
@@ -24,6 +26,18 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 STAGES = ("decode", "queue", "infer", "stitch", "encode")
 
 KILL_REASONS = ("time", "memory", "crash", "deadline", "cancelled", "leak")
+
+
+class _ReadCounter(Collector):
+    """A counter that another object counts."""
+
+    def __init__(self, name: str, text: str, value: Callable[[], float]) -> None:
+        self._name = name
+        self._text = text
+        self._value = value
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._text, self._value())
 
 
 class Metrics(Observer):
@@ -94,6 +108,10 @@ class Metrics(Observer):
     def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a gauge whose value is read whenever the metrics are."""
         Gauge(f"unet_{name}", text, registry=self.registry).set_function(value)
+
+    def add_counter(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a counter whose value is read whenever the metrics are."""
+        self.registry.register(_ReadCounter(f"unet_{name}", text, value))
 
     def add_labeled_gauge(
         self, name: str, text: str, label: str, values: dict[str, Callable[[], float]]

@@ -22,10 +22,12 @@ log = logging.getLogger(__name__)
 
 PREFIX = "UNET_"
 
-_KEY = re.compile(r"[ -~]+")
+KEY_PATTERN = re.compile(r"[ -~]+")
 """Characters that a header can carry (RFC 9110, section 5.5)."""
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
 """An origin as browsers serialize it (RFC 6454, section 6.2), or any origin."""
+_HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+"""A host as in a URL, or all names of a domain."""
 _DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
@@ -92,6 +94,12 @@ class Settings(BaseSettings):
     max_upload_mb: _Number = Field(32, gt=0, description="largest request body, in 10^6 bytes")
     max_megapixels: _Number = Field(100, gt=0, description="largest image, in 10^6 pixels")
     api_keys: _Names = Field((), description="comma-separated API keys; none: no authentication")
+    api_keys_file: Path | None = Field(
+        None, description="file with one API key per line, read again when it changes"
+    )
+    allowed_hosts: _Names = Field(
+        (), description="comma-separated host names that requests may ask for; none: any"
+    )
     cors_origins: _Names = Field(
         (), description="comma-separated origins whose pages may call the service"
     )
@@ -106,7 +114,12 @@ class Settings(BaseSettings):
     def _read_auto(cls, value: Any) -> Any:
         return None if value in ("auto", "") else value
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @property
+    def requires_keys(self) -> bool:
+        """Whether requests need an API key."""
+        return bool(self.api_keys) or self.api_keys_file is not None
+
+    @field_validator("api_keys", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -119,8 +132,26 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _check_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(map(_KEY.fullmatch, value)):
+        if not all(map(KEY_PATTERN.fullmatch, value)):
             raise ValueError("must be printable ASCII, because a header carries the key")
+        return value
+
+    @field_validator("api_keys_file", mode="before")
+    @classmethod
+    def _check_key_file(cls, value: Any) -> Any:
+        if value == "":  # an empty variable must not switch authentication off
+            raise ValueError("must be the path of a file; leave it unset for none")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"{host} is not a host; allowed: a name or an address without a port, in lower "
+                    "case, or *.DOMAIN for all names of a domain"
+                )
         return value
 
     @field_validator("cors_origins")
@@ -168,7 +199,7 @@ SECTIONS = {
         "queue_windows", "queue_megapixels", "queue_mb", "request_timeout_s", "max_upload_mb",
         "max_megapixels",
     ),
-    "access": ("api_keys", "cors_origins"),
+    "access": ("api_keys", "api_keys_file", "allowed_hosts", "cors_origins"),
 }  # fmt: skip
 """Heading -> settings, for the help of `unet serve`. Every setting has one."""
 

@@ -38,6 +38,7 @@ from model.config import (
     check_together,
 )
 from model.errors import CheckpointError, ConfigError
+from model.files import MAX_CHECKPOINT_BYTES, MAX_TEXT_BYTES, read_file
 
 SUFFIX = ".safetensors"
 MANIFEST = "manifest.json"
@@ -146,7 +147,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             which, and what to do.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path, MAX_CHECKPOINT_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     sha256 = hashlib.sha256(content).hexdigest()
@@ -205,7 +206,7 @@ def update_manifest(path: Path) -> None:
 
 def _read_entries(manifest: Path) -> dict[str, dict[str, Any]]:
     try:
-        entries: dict[str, dict[str, Any]] = json.loads(manifest.read_text())
+        entries: dict[str, dict[str, Any]] = json.loads(read_file(manifest, MAX_TEXT_BYTES))
         if not all(isinstance(entry["sha256"], str) for entry in entries.values()):
             raise TypeError("sha256 must be a string")
     except FileNotFoundError:

@@ -38,7 +38,7 @@ _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 _ABSOLUTE_TARGET = re.compile(rb"https?://([^/]+)(/.*)?", re.IGNORECASE)
 _MAX_PATH = 200
 """Characters of a path that are logged."""
-_PROBE_PATHS = (
+PROBE_PATHS = (
     "/livez",
     "/readyz",
     "/startupz",
@@ -318,7 +318,7 @@ def record_request(
         fields: added to the log line: client, model, size of the image.
     """
     metrics.count_request(route, status, seconds)
-    quiet = route in _PROBE_PATHS and status < 500
+    quiet = route in PROBE_PATHS and status < 500
     details = "".join(f" {key}={value}" for key, value in fields.items())
     log.log(
         logging.DEBUG if quiet else logging.INFO,

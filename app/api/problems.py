@@ -29,6 +29,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.CorruptImage: 422,
     errors.UnprocessableImage: 422,
     errors.QueueFull: 429,
+    errors.TooManyWrongKeys: 429,
     errors.DeadlineExceeded: 504,
     errors.Unavailable: 503,
     errors.OutOfMemory: 500,

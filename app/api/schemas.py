@@ -44,7 +44,9 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     413: _describe_problem("Too many bytes or pixels."),
     415: _describe_problem("An image format or a Content-Encoding that is not supported."),
     422: _describe_problem("Not an image, a damaged one, no file, or an invalid parameter."),
-    429: _describe_problem("The queue is full. Retry-After says when to retry."),
+    429: _describe_problem(
+        "The queue is full, or too many wrong keys were sent. Retry-After says when to retry."
+    ),
     500: _describe_problem("Internal error."),
     503: _describe_problem("Not ready, draining, or the engine is dead."),
     504: _describe_problem("The deadline passed, or cannot be met."),

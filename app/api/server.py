@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import functools
 import gc
 import logging
 import signal
 import socket
+import struct
 from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 from typing import Any, cast
@@ -26,8 +28,20 @@ log = logging.getLogger(__name__)
 
 _MIN_DRAIN_S = 0.5
 """Shortest time from the signal to the end: clients that still connect read 503, not a reset."""
+_AT_ONCE_S = 1
+"""Time in which requests can be answered when the server stops without a drain."""
 _LAST_REQUESTS_S = 0.1
 """Time in which connections that were accepted last can still send their request."""
+
+_SO_ATTACH_FILTER = 26
+"""From <asm-generic/socket.h>; Python has no name for it."""
+_DROP_SYN = (
+    struct.pack("HBBI", 0x30, 0, 0, 13),  # load the byte with the flags of the TCP header
+    struct.pack("HBBI", 0x45, 0, 1, 0x02),  # skip one instruction unless SYN is set
+    struct.pack("HBBI", 0x06, 0, 0, 0),  # drop the packet
+    struct.pack("HBBI", 0x06, 0, 0, 0xFFFFFFFF),  # keep it
+)
+"""A program for the kernel's classic packet filter: code, jump if true, if false, operand."""
 
 
 class Server(uvicorn.Server):
@@ -40,9 +54,8 @@ class Server(uvicorn.Server):
 
     Args:
         on_ready: called once with host and port, as soon as the default model is served.
-
-    Attributes:
-        interrupted: stopped by Ctrl-C.
+        on_stop: called when the server begins to stop, also in a signal handler: with the seconds
+            that requests have left, and the exit status.
     """
 
     def __init__(
@@ -50,12 +63,13 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         on_ready: Callable[[str, int], None] | None = None,
+        on_stop: Callable[[float, int], None] = lambda *_: None,
     ) -> None:
         super().__init__(config)
         self.service = service
+        self._on_stop = on_stop
         self._on_ready = on_ready
         self._background: list[asyncio.Task[None]] = []
-        self.interrupted = False
         self._draining = False
         self._drain_task: asyncio.Task[None] | None = None
 
@@ -71,9 +85,10 @@ class Server(uvicorn.Server):
                     task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Noted here, since what a re-raised Ctrl-C becomes depends on what asyncio awaits then.
-        self.interrupted = sig == signal.SIGINT
-        if self._draining or self.interrupted:
+        at_once = self._draining or sig == signal.SIGINT
+        self._on_stop(_AT_ONCE_S if at_once else self.service.settings.drain_s, 128 + sig)
+        if at_once:
+            self.config.timeout_graceful_shutdown = _AT_ONCE_S
             super().handle_exit(sig, frame)  # a second signal, or Ctrl-C: do not drain
             return
         self._draining = True
@@ -100,9 +115,14 @@ class Server(uvicorn.Server):
 
     async def _exit_on_failure(self) -> None:
         await self.service.failed.wait()
+        self._on_stop(_AT_ONCE_S, self.service.exit_status)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            for listening in server.sockets:
+                reject_new_connections(listening)
+        await asyncio.sleep(_LAST_REQUESTS_S)  # handshakes that have begun end, and are accepted
         for server in self.servers:
             server.close()  # uvicorn would close idle connections at the same moment
         await asyncio.sleep(_LAST_REQUESTS_S)
@@ -181,6 +201,19 @@ def listen(host: str, port: int) -> socket.socket:
             text = f"{PREFIX}HOST={host}: {reason}; allowed is an address of this machine"
             raise SettingsError(text) from None
         raise SettingsError(f"{PREFIX}HOST={host}, {PREFIX}PORT={port}: {reason}") from None
+
+
+def reject_new_connections(listening: socket.socket) -> None:
+    """Ignore the first packet of every further handshake, so that no connection is half accepted.
+
+    Closing a socket resets the connections that it has not accepted yet. A client whose first
+    packet is ignored sends it again after a second, and its connection is refused. Without Linux's
+    socket filters this does nothing.
+    """
+    program = ctypes.create_string_buffer(b"".join(_DROP_SYN))
+    argument = struct.pack("HP", len(_DROP_SYN), ctypes.addressof(program))
+    with contextlib.suppress(OSError):
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, argument)
 
 
 def format_url(host: str, port: int) -> str:

@@ -204,8 +204,9 @@ class Batcher(Generic[PayloadT, ResultT]):
     @property
     def failure(self) -> Unavailable | None:
         """Why nothing can be computed any more: the last device is lost."""
-        failures = [worker.failure for worker in self._workers]
-        return Unavailable(f"the engine is lost: {failures[-1]}") if all(failures) else None
+        if any(worker.failure is None for worker in self._workers):
+            return None
+        return Unavailable("the engine is lost; see the server log")
 
     def elapsed(self) -> float:
         """Seconds that the longest-running batch has been on its device; 0 if none runs."""

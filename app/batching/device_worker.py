@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -16,6 +17,8 @@ from typing import Any, Protocol, TypeVar
 from app.batching.call_thread import CallThread
 from app.batching.estimates import Measurements
 from app.errors import DeviceLost, EngineError, OutOfMemory
+
+log = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -143,6 +146,8 @@ class DeviceWorker:
         try:
             payloads = [item.payload for item in batch]
             return await self._prepare_thread.call(self.runner.prepare, key, payloads)
+        except MemoryError as error:
+            return OutOfMemory(f"memory of the host: {error}")
         except Exception as error:
             return error
 
@@ -160,6 +165,7 @@ class DeviceWorker:
                 yield item, result
         except DeviceLost as error:
             self.failure = error
+            log.error("%s is lost: %s", self.runner.name, error)
             self._observer.batch_failed(self.runner.name, error)
             for item in batch:
                 yield item, error
@@ -189,6 +195,8 @@ class DeviceWorker:
         try:
             results = await self._run_thread.call(self.runner.run, key, staged)
             seconds = self.elapsed()
+        except MemoryError as error:
+            raise OutOfMemory(f"memory of the host: {error}") from error
         finally:
             self._batch = None
         if len(results) != len(batch):

@@ -9,12 +9,15 @@ user, with one line on standard error; 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from model.errors import UserError
@@ -65,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = next((word for word in arguments if not word.startswith("-")), "")
     command = commands.get(name, parser)
     try:
-        module = importlib.import_module(COMMANDS[name][0]) if name in COMMANDS else None
+        with _die_on_interrupt():
+            module = importlib.import_module(COMMANDS[name][0]) if name in COMMANDS else None
         if module is not None:
             module.add_arguments(command)
         args, unknown = parser.parse_known_args(arguments)
@@ -92,6 +96,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_stdout_closed():
             raise
         return 1
+
+
+@contextlib.contextmanager
+def _die_on_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process at once while the block imports modules.
+
+    An extension module that is imported can turn a `KeyboardInterrupt` into another exception.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

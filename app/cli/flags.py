@@ -69,6 +69,8 @@ def _destination(model: type[Any], name: str) -> str:
 
 def _help(model: type[Any], name: str, field: FieldInfo) -> str:
     default = _format_default(field.get_default(call_default_factory=True))
+    if field.annotation == Path | None:
+        default = "none"
     notes = [f"default: {default}"]
     if prefix := getattr(model, "model_config", {}).get("env_prefix"):
         notes.append(f"variable: {prefix}{name.upper()}")

@@ -20,6 +20,7 @@ from app.inference.outputs import Options, Output
 from app.inference.service import Service
 from app.settings import Settings, load_settings, warn_about_unknown_variables
 from model.checkpoint import write_atomically
+from model.files import MAX_IMAGE_BYTES, read_file, read_stream
 
 _CONCURRENCY = 3
 """Images in progress: one is decoded and one encoded while the engine runs the third."""
@@ -144,7 +145,9 @@ def _read(image: Path) -> bytes:
         CommandError: the file cannot be read.
     """
     try:
-        return sys.stdin.buffer.read() if image == STANDARD else image.read_bytes()
+        if image == STANDARD:
+            return read_stream(sys.stdin.buffer, MAX_IMAGE_BYTES)
+        return read_file(image, MAX_IMAGE_BYTES)
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from error
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import logging
 import os
 import shlex
+import signal
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 from urllib.request import getproxies
 
@@ -25,6 +27,10 @@ from app.settings import SECTIONS, Settings, load_settings, warn_about_unknown_v
 log = logging.getLogger(__name__)
 
 SAMPLE = Path(__file__).parent.parent / "static/samples/fluorescence.png"
+_INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, as shells report it."""
+_STOP_S = 3.0
+"""Time to close connections and free the engines, after accepted requests had UNET_DRAIN_S."""
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -38,7 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> NoReturn:
     """Serve until a signal; exit with 130 after Ctrl-C, with 1 if the default model is unusable."""
     settings = load_settings(**explicit_flags(args, Settings))
-    logs.set_up(settings.log_format, settings.log_level)
+    with logs.logging_to_stderr(settings.log_format, settings.log_level):
+        status = serve(settings)
+    os._exit(status)  # finalizing Python would abort while a thread still compiles a model
+
+
+def serve(settings: Settings) -> int:
+    """Run the server, and return the exit status of the process.
+
+    The process ends 3 seconds after the time that requests have left, whatever its threads do.
+    After a signal this does not return: the signal ends the process when the server has stopped.
+
+    Raises:
+        SettingsError, EngineUnavailable: the settings ask for what this machine does not have.
+    """
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sig, _die)  # uvicorn raises the signal again when the server has stopped
     warn_about_unknown_variables()
     listening = listen(settings.host, settings.port)  # first, because it fails fastest
     app = create_app(settings)
@@ -47,18 +68,47 @@ def main(args: argparse.Namespace) -> NoReturn:
         app,
         http=Connection,
         timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=1,
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
     )
-    on_ready = functools.partial(log_first_steps, keys=bool(settings.api_keys))
-    server = Server(config, service, on_ready if settings.log_format == "text" else None)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run([listening])
-    status = 130 if server.interrupted else 1 if service.failed.is_set() else 0
-    logging.shutdown()
-    os._exit(status)  # finalizing Python would abort while a thread still compiles a model
+    server = Server(
+        config,
+        service,
+        on_ready=(
+            functools.partial(log_first_steps, keys=settings.requires_keys)
+            if settings.log_format == "text"
+            else None
+        ),
+        on_stop=lambda seconds, status: _exit_after(seconds + _STOP_S, status),
+    )
+    server.run([listening])
+    return service.exit_status
+
+
+def _die(sig: int, _: FrameType | None) -> None:
+    """End the process by a signal, as its default handler does, when the log is written."""
+    logs.flush()
+    if sig == signal.SIGINT:
+        os._exit(_INTERRUPTED)
+    signal.signal(sig, signal.SIG_DFL)
+    signal.raise_signal(sig)
+    os._exit(0)  # process 1 of a container ignores signals that have no handler
+
+
+def _exit_after(seconds: float, status: int) -> None:
+    """Exit after this time, unless the process has ended. Hung threads cannot be joined."""
+
+    def end() -> None:
+        log.critical("exiting: the service did not stop within %g s", seconds)
+        logs.flush()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def log_first_steps(host: str, port: int, *, keys: bool) -> None:

@@ -24,6 +24,7 @@ from app.metrics import Metrics
 from model.arrays import ByteArray
 from model.checkpoint import MANIFEST, SUFFIX, Checkpoint, load_checkpoint
 from model.config import GOLDEN_IOU, check_name
+from model.errors import UserError
 from model.evaluation.metrics import Overlap
 from model.windows import WindowPlan, plan_windows
 
@@ -192,7 +193,7 @@ class Registry:
         try:
             await self._load(entry)
         except Exception as error:
-            entry.error = str(error)
+            entry.error = _public_message(error)
             raise
 
     async def load_others(self) -> None:
@@ -244,7 +245,7 @@ class Registry:
         try:
             await self._load(entry)
         except Exception as error:  # no file may affect the other models
-            entry.error = str(error)
+            entry.error = _public_message(error)
             log.error("model %s rejected: %s", entry.path.stem, error)
             return "rejected"
         return None if entry.served is before else "accepted"
@@ -341,3 +342,8 @@ def _file_fingerprint(path: Path) -> Fingerprint:
     has the same time and size."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size
+
+
+def _public_message(error: Exception) -> str:
+    """The reason that clients may read. Errors of libraries and devices go to the log only."""
+    return str(error) if isinstance(error, UserError) else "loading failed; see the server log"

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from app import logs
 from app.batching.batcher import Batcher
 from app.engine.device_engines import BatchKey, DeviceEngines, WindowJob
 from app.engine.memory import used_bytes
@@ -48,7 +48,8 @@ class Service:
         settings: of the process.
 
     Attributes:
-        failed: set when the default model cannot be served and never will be.
+        failed: set when the process should end, because it cannot serve the default model.
+        exit_status: of the process in that case.
         draining: no more work is accepted.
 
     Raises:
@@ -114,6 +115,7 @@ class Service:
         )
         self.choices = choices
         self.failed = asyncio.Event()
+        self.exit_status = 1
         self.draining = False
         self._accepted: set[asyncio.Task[object]] = set()
         self._all_answered = asyncio.Event()
@@ -203,12 +205,9 @@ class Service:
         if self.draining:
             return "draining: the service is about to stop"
         if not self.started:
-            error = self.registry.entries[self.settings.model].error
-            return (
-                f"the default model cannot be served: {error}"
-                if error
-                else f"starting: {self.settings.model} is loading"
-            )
+            if self.registry.entries[self.settings.model].error is not None:
+                return "the default model cannot be served; see the server log"
+            return f"starting: {self.settings.model} is loading"
         return self.liveness_error()
 
     def check_ready(self) -> None:
@@ -248,8 +247,10 @@ class Service:
             error = self.liveness_error()
             if error is not None:
                 log.critical("exiting: %s", error)
-                logging.shutdown()
-                os._exit(_ENGINE_FAILED)  # a hung thread cannot be joined
+                self.exit_status = _ENGINE_FAILED
+                self.cancel_accepted()  # their clients are answered with 503
+                self.failed.set()
+                return
 
     def _forget_measurements(self, engine_id: str) -> None:
         """Estimates and metrics are about models that exist."""
@@ -287,6 +288,9 @@ class Service:
                 for choice in self.choices
                 if choice.device.startswith("cuda")
             },
+        )
+        self.metrics.add_counter(
+            "log_lines_dropped", "Lines dropped because the log was not read.", logs.dropped_lines
         )
         gauge("ready", "1 if requests are served.", lambda: float(self.readiness_error() is None))
 

@@ -20,7 +20,7 @@ const suffix = (kind) => (kind === "polygons" ? ".geojson" : `-${kind}.png`);
 const removeExtension = (path) => path.replace(/(?<=[^/])\.[^./]+$/, "");
 
 export async function saveOne(item, kind) {
-  save(await fetchOutput(item, kind), removeExtension(item.path).split("/").at(-1) + suffix(kind));
+  save(await fetchOutput(item, kind), makeSafe(removeExtension(item.path).split("/").at(-1) + suffix(kind)));
   item.saved = true;
 }
 
@@ -56,14 +56,18 @@ export async function saveAll(items, kind, onProgress) {
   return errors.size;
 }
 
-/** A path per item. Equal paths get a number; Windows and macOS ignore case. */
+/** Names of devices, which Windows does not allow for a file or folder, whatever the extension. */
+const RESERVED = /^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])(?= *(\.|$))/i;
+const makeSafe = (path) => path.split("/").map((part) => part.replace(RESERVED, "$&_")).join("/");
+
+/** A path per item that Windows allows. Equal paths get a number; Windows and macOS ignore case. */
 function uniqueNames(items, end) {
   const used = new Set();
   const names = new Map();
   for (const item of items) {
     const stem = removeExtension(item.path);
-    let name = stem + end;
-    for (let n = 2; used.has(name.toLowerCase()); n += 1) name = `${stem}-${n}${end}`;
+    let name = makeSafe(stem + end);
+    for (let n = 2; used.has(name.toLowerCase()); n += 1) name = makeSafe(`${stem}-${n}${end}`);
     used.add(name.toLowerCase());
     names.set(item, name);
   }

@@ -30,6 +30,7 @@ from model.arrays import AnyArray, ByteArray
 from model.checkpoint import SUFFIX, parameter_shapes
 from model.config import UNetConfig
 from model.errors import CheckpointError, ConfigError
+from model.files import check_regular
 
 State = dict[str, Tensor]
 """Tensors by state-dict name."""
@@ -84,6 +85,7 @@ def _load_file(path: Path) -> Any:
         CheckpointError: the file cannot be read, contains pickled objects, or has another format.
     """
     try:
+        check_regular(path)
         if path.suffix == SUFFIX:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)

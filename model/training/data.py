@@ -22,6 +22,7 @@ from model.arrays import AnyArray, Int32Array
 from model.config import PreprocessConfig
 from model.errors import DataError
 from model.evaluation.evaluate import Sample
+from model.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, check_regular, read_file
 from model.pixels import IMAGE_SUFFIXES, decode_image
 from model.training.recipe import DataConfig
 
@@ -257,7 +258,7 @@ def read_image(path: Path) -> AnyArray:
         DataError: the file cannot be read or decoded.
     """
     try:
-        return decode_image(path.read_bytes())
+        return decode_image(read_file(path, MAX_IMAGE_BYTES))
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -333,6 +334,7 @@ def _has_black(file: Image.Image, indices: AnyArray) -> bool:
 def _open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image; errors of Pillow in the block become a `DataError` that names the file."""
     try:
+        check_regular(path)
         with Image.open(path) as file:
             yield file
     except (OSError, ValueError, SyntaxError) as error:
@@ -374,7 +376,7 @@ def _read_text(path: Path) -> str:
         DataError: the file cannot be read, or is not UTF-8 text.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_file(path, MAX_TEXT_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -31,6 +31,7 @@ from model.config_base import (
     suggest,
 )
 from model.errors import ConfigError
+from model.files import MAX_TEXT_BYTES, read_file
 
 _Positive = Annotated[float, Field(strict=True, gt=0)]
 
@@ -364,10 +365,12 @@ def rename_old_keys(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def _read_document(path: Path) -> dict[str, Any]:
     is_json = path.suffix == ".json"
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_file(path, MAX_TEXT_BYTES).decode("utf-8-sig")
         document = json.loads(text) if is_json else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise ConfigError("is nested too deeply") from None
     except ValueError as error:  # from either parser, or from UTF-8
         raise ConfigError(f"is not {'JSON' if is_json else 'TOML'}: {error}") from error
     if not isinstance(document, dict):
@@ -381,5 +384,5 @@ def _parse_flag(text: str, annotation: Any) -> Any:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text

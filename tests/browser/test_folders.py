@@ -109,6 +109,21 @@ def test_names_in_the_zip_differ_by_more_than_case(page: Page) -> None:
     assert {"a-mask.png", "b.tar-mask.png"} < {name.lower() for name in names}
 
 
+def test_names_in_the_zip_are_allowed_on_windows(page: Page, tmp_path: Path) -> None:
+    page.route("**/segment*", always_send_mask)
+    for name in ("plate/aux/nul.b.png", "plate/COM1.old/a.png", "plate/console/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(CELLS)
+    page.set_input_files("#folder", tmp_path / "plate")
+    wait_done(page, 3)
+    *names, _ = download_zip(page).namelist()
+    assert sorted(name.removeprefix("plate/") for name in names) == [
+        "COM1_.old/a-mask.png",
+        "aux_/nul_.b-mask.png",
+        "console/b-mask.png",
+    ]
+
+
 def test_table_has_a_row_for_every_image_and_failure(page: Page) -> None:
     def serve(route: Route) -> None:
         if b"damaged" in (route.request.post_data_buffer or b""):

@@ -2,11 +2,13 @@
 
 For windows that are all white: hang (it never returns), lost (the device is gone), nan (the result
 is not a number), error (it raises). For all windows: memory (out of memory for batches of more than
-two), slow (a tenth of a second per batch). For the start: load (loading a model never ends).
+two), slow (a tenth of a second per batch). For the start: load (loading a model never ends). For
+the end: stuck (like hang, and a thread that the event loop waits for does not end either).
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from app import cli
 from app.engine.openvino import OpenVinoEngine
 from app.errors import DeviceLost, EngineError, OutOfMemory
+from app.inference.service import Service
 
 FAULT = os.environ["FAULT"]
 run = OpenVinoEngine.run
@@ -33,7 +36,7 @@ def run_with_fault(self: OpenVinoEngine, windows: np.ndarray) -> Any:
     result = run(self, windows)
     if any(window.min() == 255 for window in windows):
         match FAULT:
-            case "hang":
+            case "hang" | "stuck":
                 time.sleep(3600)
             case "lost":
                 raise DeviceLost("an illegal memory access was encountered")
@@ -44,6 +47,10 @@ def run_with_fault(self: OpenVinoEngine, windows: np.ndarray) -> Any:
     return result
 
 
+async def stop_never(self: Service) -> None:
+    await asyncio.to_thread(time.sleep, 3600)
+
+
 def warm_forever(self: OpenVinoEngine) -> None:
     time.sleep(3600)
 
@@ -51,6 +58,8 @@ def warm_forever(self: OpenVinoEngine) -> None:
 OpenVinoEngine.run = run_with_fault  # type: ignore[method-assign]
 if FAULT == "load":
     OpenVinoEngine.warm = warm_forever  # type: ignore[method-assign]
+if FAULT == "stuck":
+    Service.stop = stop_never  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     sys.exit(cli.main())

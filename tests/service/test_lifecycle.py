@@ -145,6 +145,24 @@ def test_api_keys_are_required_except_for_probes_and_pages() -> None:
             assert secured == (path not in PROBES), path
 
 
+def test_replaced_key_file_is_used_without_a_restart(tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("old")
+    settings = {"UNET_API_KEYS_FILE": str(file), "UNET_ALLOWED_HOSTS": "127.0.0.1"}
+    with serving(UNET_WEIGHTS_DIR=str(tiny), **settings) as closed:
+        url = f"{closed.url}/models"
+
+        def status(key: str, **headers: str) -> int:
+            return httpx.get(url, headers={"X-API-Key": key, **headers}).status_code
+
+        assert (status("old"), status("new")) == (200, 401)
+        assert status("old", Host="evil.example") == 421
+        (tmp_path / "next").write_text("new")
+        (tmp_path / "next").replace(file)
+        wait_until(lambda: status("new") == 200)
+        assert status("old") == 401
+
+
 def test_openapi_without_keys_has_no_security(server: Server) -> None:
     document = httpx.get(server.url + "/openapi.json").json()
     assert "securitySchemes" not in document["components"]
@@ -382,6 +400,27 @@ def test_port_in_use_is_one_line() -> None:
     (line,) = result.stderr.splitlines()
     assert port in line
     assert "in use" in line
+
+
+@pytest.mark.parametrize("module", ["argparse", "fastapi", "openvino"])
+def test_interrupt_during_an_import_shows_no_traceback(module: str) -> None:
+    program = f"""
+import os, signal, sys
+class Interrupter:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+from app.__main__ import main
+sys.modules.pop("argparse", None)
+sys.meta_path.insert(0, Interrupter())
+sys.argv[1:] = ["serve", "--port", "0"]
+main()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode in (-signal.SIGINT, 130)
+    assert result.stderr == ""
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 # From the top to the foundations. A module imports from its own package and from lines below.
 LAYERS = [
+    {"app.__main__"},
     {"app.cli"},
     {"app.main"},
     {"app.api"},

@@ -1,13 +1,20 @@
-"""The two log formats."""
+"""The two log formats, the queue to the thread that writes, and what libraries write."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 
 import pytest
 
 from app import logs
+from tests.conftest import ROOT
 
 
 def record(message: str, *args: object, **fields: object) -> logging.LogRecord:
@@ -17,7 +24,7 @@ def record(message: str, *args: object, **fields: object) -> logging.LogRecord:
 
 
 @pytest.fixture
-def request_id() -> str:
+def request_id() -> Iterator[str]:
     token = logs.request_id.set("abc-1")
     yield "abc-1"
     logs.request_id.reset(token)
@@ -41,3 +48,61 @@ def test_text_line_outside_a_request_has_no_id() -> None:
 def test_json_line_has_id_and_fields(request_id: str) -> None:
     line = json.loads(logs.JsonFormatter().format(record("GET /", status=200)))
     assert (line["request_id"], line["status"], line["level"]) == (request_id, 200, "info")
+
+
+def test_log_that_is_not_read_drops_lines_and_delays_no_caller() -> None:
+    reader, writer = os.pipe()  # holds 64 KiB on Linux
+    handler = logs.QueuedHandler(writer, max_bytes=100_000)
+    started = time.monotonic()
+    for number in range(2000):
+        handler.emit(record("%d %s", number, "x" * 200))
+    assert time.monotonic() - started < 2
+    assert not handler.wait_written(0.05)
+    dropped = handler.dropped
+    assert 0 < dropped < 2000
+    os.set_blocking(reader, False)
+    received = b""
+    while b"were dropped" not in received or not handler.wait_written(0):
+        time.sleep(0.01)
+        with contextlib.suppress(BlockingIOError):
+            received += os.read(reader, 1_000_000)
+    with contextlib.suppress(BlockingIOError):
+        received += os.read(reader, 1_000_000)
+    lines = received.decode().splitlines()
+    gaps = [int(line.split()[0]) for line in lines if "were dropped" in line]
+    assert sum(gaps) == dropped
+    assert len(lines) - len(gaps) + dropped == 2000
+
+
+def test_log_whose_reader_is_gone_counts_the_lines() -> None:
+    reader, writer = os.pipe()
+    handler = logs.QueuedHandler(writer)
+    os.close(reader)
+    handler.emit(record("lost"))
+    assert handler.wait_written(5)
+    assert handler.dropped == 1
+
+
+def test_json_log_contains_nothing_else() -> None:
+    """Whatever writes to the descriptor, or leaves a thread or a warning unhandled."""
+    program = r"""
+import os, threading, warnings
+from app import logs
+with logs.logging_to_stderr("json", "info"):
+    os.write(2, b"libtiff: \x1b[2J bad\nsecond line\nno newline")
+    print("print", file=__import__("sys").stderr)
+    warnings.warn("careful")
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+os.write(2, b"as before\n")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    *lines, last = result.stderr.splitlines()
+    assert last == "as before"
+    messages = [json.loads(line)["message"] for line in lines]
+    assert {"libtiff: \x1b[2J bad", "second line", "no newlineprint"} <= set(messages)
+    assert any("careful" in message for message in messages)
+    assert any("ZeroDivisionError" in line for line in lines)

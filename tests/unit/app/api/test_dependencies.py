@@ -18,6 +18,7 @@ from app.api.dependencies import (
     reject_repeated_params,
     require_api_key,
 )
+from app.api.keys import MAX_WRONG_KEYS, Authenticator, KeyStore
 from app.api.problems import install_handlers
 from app.api.schemas import SegmentQuery
 
@@ -27,7 +28,8 @@ KEYS = ("one", "two")
 @pytest.fixture
 def app() -> FastAPI:
     made = FastAPI()
-    settings = SimpleNamespace(api_keys=KEYS, request_timeout_s=30.0)
+    settings = SimpleNamespace(request_timeout_s=30.0)
+    made.state.authenticator = Authenticator(KeyStore(KEYS))
     made.state.service = SimpleNamespace(settings=settings)
     install_handlers(made)
 
@@ -53,6 +55,14 @@ def get(app: FastAPI, path: str, **headers: str) -> httpx.Response:
             return await client.get(path, headers=headers)
 
     return asyncio.run(send())
+
+
+def test_guessing_keys_is_answered_with_429_and_when_to_retry(app: FastAPI) -> None:
+    for number in range(MAX_WRONG_KEYS):
+        assert get(app, "/key", **{"X-API-Key": f"guess{number}"}).status_code == 401
+    response = get(app, "/key", **{"X-API-Key": "another"})
+    assert response.status_code == 429
+    assert 1 <= int(response.headers["retry-after"]) <= 60
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
-from app.api.server import format_url, listen
+from app.api.server import format_url, listen, reject_new_connections
 from app.errors import SettingsError
 
 
@@ -35,6 +36,20 @@ def test_ipv6_any_address_accepts_both_families() -> None:
         for host in ("127.0.0.1", "::1"):
             with socket.create_connection((host, port), 5), listening.accept()[0]:
                 pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="socket filters of Linux")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_rejecting_connections_keeps_those_that_wait_to_be_accepted(host: str) -> None:
+    with listen(host, 0) as listening:
+        address = listening.getsockname()[:2]
+        with socket.create_connection(address, 5) as waiting:
+            reject_new_connections(listening)
+            with pytest.raises(TimeoutError):
+                socket.create_connection(address, 0.3)
+            with listening.accept()[0] as accepted:
+                waiting.sendall(b"hello")
+                assert accepted.recv(5) == b"hello"
 
 
 def test_url_of_an_ipv6_address_has_brackets() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
-from app.errors import DeadlineExceeded, QueueFull, Unavailable
+from app.errors import DeadlineExceeded, OutOfMemory, QueueFull, Unavailable
 from tests.devices import assert_nothing_left
 
 CLIENTS, REQUESTS = 200, 50
@@ -93,7 +93,7 @@ class Crowd:
             assert str(error) == "poison"
             assert (number, request) == POISON
             return "poisoned"
-        except (RuntimeError, MemoryError):
+        except (RuntimeError, OutOfMemory):
             return "failed"
         return "answered"
 

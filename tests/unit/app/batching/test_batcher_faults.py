@@ -126,12 +126,14 @@ def test_bug_fails_the_device_and_every_request_gets_an_error(where: str) -> Non
             )
         assert all(isinstance(result, Exception) for result in results), results
         if where == "max_batch":
-            assert "a bug" in str(batcher.failure)
+            assert "the engine is lost" in str(batcher.failure)
 
     with_batcher(body, Device(), recorder=Broken(), max_batch=max_batch)
 
 
-def test_losing_the_last_device_fails_every_request_and_admits_none() -> None:
+def test_losing_the_last_device_fails_every_request_and_admits_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     device, recorder = Device(), Recorder()
     device.poison[0] = DeviceLost("illegal address")
 
@@ -140,12 +142,26 @@ def test_losing_the_last_device_fails_every_request_and_admits_none() -> None:
             *(request(batcher, n) for n in range(10)), return_exceptions=True
         )
         assert all(isinstance(result, Unavailable) for result in results)
-        assert "illegal address" in str(batcher.failure)
-        with pytest.raises(Unavailable, match="illegal address"):
+        with pytest.raises(Unavailable) as rejection:
             batcher.admit(["k"])
+        texts = [str(each) for each in (*results, batcher.failure, rejection.value)]
+        assert not any("illegal address" in text for text in texts)
 
     with_batcher(body, device, recorder=recorder)
+    assert any("illegal address" in message for message in caplog.messages)
     assert recorder.events["rejected dead"] == 1
+
+
+def test_lack_of_host_memory_is_out_of_memory() -> None:
+    device = Device()
+    device.poison[0] = MemoryError("no room")
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        with pytest.raises(OutOfMemory):
+            await request(batcher, 0)
+        assert await request(batcher, 1) == [("done", 1)]
+
+    with_batcher(body, device)
 
 
 def test_close_returns_although_a_device_hangs() -> None:
