@@ -367,19 +367,20 @@ class Segmenter:
             block = held.enter_context(self._blocks.borrow())
             stitched = StoredArray(block, shape, "<f4")
             # A large image is blended in shared memory; a small one is copied there.
-            large = stitched.nbytes > _QUICK_COPY
-            stitcher = Stitcher(plan, job.channels, stitched.map() if large else None)
+            block.clear()
+            blended = stitched.map() if stitched.is_large else None
+            stitcher = Stitcher(plan, job.channels, blended)
             for window in plan.windows:
                 job.timer.restart()
                 await self._copy(probabilities.nbytes, stitcher.add, window, probabilities)
                 if futures:
                     probabilities = await futures.popleft()
-            if not large:
-                block.store(stitcher.result())
+            if blended is None:
+                await self._copy(stitched.nbytes, block.store, stitcher.result())
             job.timer.seconds["queue"] = reservation.queue_seconds
             job.timer.seconds["infer"] = reservation.infer_seconds
             job.timer.record("stitch")  # of the last window; the others overlap with inference
-            del stitcher, probabilities
+            del stitcher, blended, probabilities
             threshold = job.preprocess.threshold if job.threshold is None else job.threshold
             result = Stitched(
                 stitched,

@@ -64,11 +64,15 @@ class SharedBlock:
     def store(self, array: AnyArray) -> StoredArray:
         """Store an array at the beginning of the block."""
         stored = StoredArray(self, array.shape, array.dtype.str)
-        if array.nbytes < _MAP_FROM:
-            self.write(np.ascontiguousarray(array).data.cast("B"))
-        else:
+        if stored.is_large:
             stored.map()[...] = array
+        else:
+            self.write(np.ascontiguousarray(array).data.cast("B"))
         return stored
+
+    def clear(self) -> None:
+        """Make the block empty. Mapping it again gives zeros."""
+        os.ftruncate(self.fd, 0)
 
     def close(self) -> None:
         """Close the file. Its memory is freed when no process has it open or mapped."""
@@ -93,17 +97,22 @@ class StoredArray:
         """Bytes of the array."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
+    @property
+    def is_large(self) -> bool:
+        """Whether it is mapped and not copied."""
+        return self.nbytes >= _MAP_FROM
+
     def load(self) -> AnyArray:
         """Copy a small array, map a large one. The result stays valid when the block is closed.
 
         It may be read-only.
         """
-        if self.nbytes >= _MAP_FROM:
+        if self.is_large:
             return self.map()
         return np.frombuffer(self.block.read(self.nbytes), self.dtype).reshape(self.shape)
 
     def map(self) -> AnyArray:
-        """Map the array. What was never written is zero."""
+        """Map the array. What was not written since the block was empty is zero."""
         if self.block.size < self.nbytes:
             os.ftruncate(self.block.fd, self.nbytes)
         mapped = mmap.mmap(self.block.fd, self.nbytes)

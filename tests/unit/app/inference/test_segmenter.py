@@ -177,6 +177,20 @@ def test_shared_memory_is_freed_with_its_image(tiny: Path, monkeypatch: pytest.M
     with_service(tiny, body)
 
 
+def test_reused_blocks_do_not_change_results(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image is blended in a block that held the pixels of others."""
+
+    async def body(service: Service) -> None:
+        expected = await segment(service, *Output)
+        monkeypatch.setattr(shared, "_MAP_FROM", 50_000)
+        service.segmenter.close()
+        for _ in range(3):
+            await segment(service, *Output, data=encode(PIXELS[:100, :100]))
+            assert (await segment(service, *Output)).rendered == expected.rendered
+
+    with_service(tiny, body)
+
+
 def test_only_instances_blend_every_channel_of_a_binary_model(tiny: Path) -> None:
     async def body(service: Service) -> None:
         with service.registry.lease(None) as model:
