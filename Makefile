@@ -41,8 +41,8 @@ test test-unit: export PYTHONFAULTHANDLER := 1
 test: $(EVERYTHING)  ## run all tests
 	$(BIN)/python -m pytest
 
-test-unit: $(EVERYTHING)  ## run the tests that start no server and no browser
-	$(BIN)/python -m pytest tests/unit
+test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
+	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3
 
 lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
 	$(BIN)/ruff check .

@@ -90,7 +90,9 @@ def test_retry_after_may_be_a_date(fake: FakeServer, connect: Connect, delays: l
 
 
 @pytest.mark.parametrize(
-    "retry_after", ["60", email.utils.formatdate(time.time() + 3600, usegmt=True)]
+    "retry_after",
+    ["60", email.utils.formatdate(time.time() + 3600, usegmt=True)],
+    ids=["seconds", "date"],
 )
 def test_client_does_not_wait_for_an_attempt_after_the_timeout(
     fake: FakeServer, connect: Connect, retry_after: str

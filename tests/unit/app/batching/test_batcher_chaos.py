@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import pytest
+
 from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
 from app.errors import DeadlineExceeded, OutOfMemory, QueueFull, Unavailable
@@ -127,6 +129,7 @@ async def close_amid_requests() -> Counter[str]:
     return crowd.outcomes
 
 
+@pytest.mark.slow
 def test_chaos_settles_every_future_once_and_leaves_nothing_behind() -> None:
     threads_before = threading.active_count()
     started = time.monotonic()

@@ -96,6 +96,7 @@ def interrupt_after_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     monkeypatch.setattr(Trainer, "step", step_and_interrupt)
 
 
+@pytest.mark.slow
 def test_run_writes_every_file(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(data, "--previews-per-epoch", "2", "--steps", "8") == 0
     folder = data / "run"
@@ -120,6 +121,7 @@ def test_run_writes_every_file(data: Path, capsys: pytest.CaptureFixture[str]) -
     assert "drawn.safetensors" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @ignore_fork_warning
 def test_killed_run_resumes_to_the_same_result(data: Path) -> None:
     """With crops from workers, and compared with a run that was not killed and had none."""
@@ -141,6 +143,7 @@ def test_killed_run_resumes_to_the_same_result(data: Path) -> None:
     assert len((data / "killed/starts.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_run_with_a_checkpoint(data: Path) -> None:
     """The terminal sends Ctrl-C to workers too."""
     process = start(data, "--steps", "1000000", "--workers", "1")
@@ -231,6 +234,7 @@ def test_run_folder_with_old_recipe_keys_is_resumed(
     assert "contains a run with batch_size = 2, not 4" in read_error(capsys)
 
 
+@pytest.mark.slow
 def test_interrupted_run_with_old_state_keys_resumes_to_the_same_result(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,6 +531,7 @@ def test_whole_image_that_needs_several_windows_is_rejected(
     assert "size of at most 100x116, not 284x300" in read_error(capsys)
 
 
+@pytest.mark.slow
 def test_training_beats_the_untrained_network(tmp_path: Path) -> None:
     """On the image in the repository: half of it is for training, half for validation."""
     image = np.asarray(Image.open(FIXTURES / "img2d.tif"))
