@@ -49,14 +49,14 @@ class KeyStore:
     """
 
     def __init__(self, keys: Iterable[str], file: Path | None = None) -> None:
-        self._fixed = tuple(_digest(key) for key in keys)
+        self._fixed = tuple(_hash_key(key) for key in keys)
         self._file = file
         self._loaded: tuple[int, ...] | None = None
         self._rejected: tuple[int, ...] | str | None = None
         self.digests = self._fixed
         if file is not None:
             try:
-                self._loaded = _fingerprint(file)
+                self._loaded = _file_state(file)
                 self._use(read_keys(file))
             except (OSError, ValueError) as error:
                 raise SettingsError(f"{PREFIX}API_KEYS_FILE={file}: {_reason(error)}") from error
@@ -78,7 +78,7 @@ class KeyStore:
             return
         found: tuple[int, ...] | str | None = None
         try:
-            found = _fingerprint(self._file)
+            found = _file_state(self._file)
             if found in (self._loaded, self._rejected):
                 return
             keys = read_keys(self._file)
@@ -92,7 +92,7 @@ class KeyStore:
                 log.error("the API keys stay as they were: %s: %s", self._file, _reason(error))
 
     def _use(self, keys: Sequence[str]) -> None:
-        self.digests = (*self._fixed, *map(_digest, keys))
+        self.digests = (*self._fixed, *map(_hash_key, keys))
 
 
 def read_keys(file: Path) -> list[str]:
@@ -162,7 +162,7 @@ class Authenticator:
             TooManyWrongKeys: the address has sent too many wrong keys.
         """
         attempts = self._attempts_of(address)
-        digests = {_digest(credential) for credential in credentials if credential}
+        digests = {_hash_key(credential) for credential in credentials if credential}
         seen = digests & (attempts.accepted | attempts.wrong)
         blocked = len(attempts.wrong) >= MAX_WRONG_KEYS
         # A wrong key may have become valid since: the file may have changed.
@@ -208,11 +208,11 @@ def _network(address: str) -> str:
     return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
-def _digest(key: str) -> bytes:
+def _hash_key(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _fingerprint(file: Path) -> tuple[int, ...]:
+def _file_state(file: Path) -> tuple[int, ...]:
     """Changes when the file is replaced or written, also through a symbolic link."""
     found = os.stat(file)  # noqa: PTH116
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

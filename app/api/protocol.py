@@ -61,7 +61,7 @@ _REJECTIONS = {
 """Status -> detail of the response to a request that is not passed to the application."""
 
 
-class _Parser(h11.Connection):
+class _RequestParser(h11.Connection):
     """h11's server, with what RFC 9112 leaves to its caller.
 
     Attributes:
@@ -145,11 +145,11 @@ class Connection(H11Protocol):
             many. A connection that is kept alive between requests has uvicorn's own timeout.
     """
 
-    conn: _Parser
+    conn: _RequestParser
 
     def __init__(self, *args: Any, idle_timeout: float = IDLE_TIMEOUT_S, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = _Parser()
+        self.conn = _RequestParser()
         self._idle_timeout = idle_timeout
         self._idle_check: asyncio.TimerHandle | None = None
         self._last_state: tuple[object, int] | None = None

@@ -41,7 +41,7 @@ _OPTIONAL = {"torch": "torch torchvision", "torchvision": "torch torchvision"}
 """Packages that an installation for serving lacks -> what to give to `pip install`."""
 
 
-class _Parser(argparse.ArgumentParser):
+class _CommandParser(argparse.ArgumentParser):
     """Reports a mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -117,7 +117,7 @@ def _die_on_interrupt() -> Iterator[None]:
 
 def _build_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of `unet`, and one per command, which has no arguments of its own yet."""
-    parser = _Parser(prog="unet", description=__doc__.split("\n")[0])
+    parser = _CommandParser(prog="unet", description=__doc__.split("\n")[0])
     parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version")
     debug = "show the traceback of every error"
     parser.add_argument("--debug", action="store_true", help=debug)

@@ -40,7 +40,7 @@ from app.inference.registry import ServedModel
 from app.inference.steps import (
     EncodedImage,
     Stitched,
-    decode_image,
+    decode_and_prepare,
     inspect_image,
     prepare_image,
     render_outputs,
@@ -420,7 +420,7 @@ class Segmenter:
                 assert header is not None
                 limit = decoding_limit(header["height"] * header["width"], deadline)
                 result = await self._workers.call(
-                    limit, decode_image, source, header, job.preprocess, pixels, image
+                    limit, decode_and_prepare, source, header, job.preprocess, pixels, image
                 )
             prepared = await self._load(StoredArray(pixels, tuple(result["pixels"]), "|u1"))
         stored_image = None

@@ -73,7 +73,7 @@ def inspect_image(data: EncodedImage, max_pixels: int) -> dict[str, Any]:
     return dataclasses.asdict(inspect(data.read(), max_pixels=max_pixels))
 
 
-def decode_image(
+def decode_and_prepare(
     data: EncodedImage,
     header: dict[str, Any],
     preprocess: PreprocessConfig,
@@ -107,7 +107,7 @@ def decode_image(
 def prepare_image(
     image: StoredArray, preprocess: PreprocessConfig, pixels: SharedBlock
 ) -> dict[str, Any]:
-    """Prepare an image that was sent as pixels. See `decode_image`."""
+    """Prepare an image that was sent as pixels. See `decode_and_prepare`."""
     return {"pixels": _prepare_to(pixels, image.load(), preprocess)}
 
 

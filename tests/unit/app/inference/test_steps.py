@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from app.imaging.workers.shared import BlockCache, StoredArray
-from app.inference.steps import EncodedImage, decode_image, inspect_image
+from app.inference.steps import EncodedImage, decode_and_prepare, inspect_image
 from model.config import PreprocessConfig
 from tests.conftest import encode, nuclei
 
@@ -28,7 +28,9 @@ def test_decoded_image_is_kept_only_if_an_output_shows_it(
         data = EncodedImage(source, len(encoded))
         header = inspect_image(data, 10**6)
         assert (header["height"], header["width"]) == GREY.shape
-        result = decode_image(data, header, preprocess, pixels, image if needs_image else None)
+        result = decode_and_prepare(
+            data, header, preprocess, pixels, image if needs_image else None
+        )
         expected = (64, 48, 1) if mode == "resize" else (60, 80, 1)  # grey keeps one channel
         assert result["pixels"] == expected
         assert ("image" in result) == needs_image
