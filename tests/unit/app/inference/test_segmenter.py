@@ -132,7 +132,7 @@ def test_image_takes_three_calls_of_workers(tiny: Path, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(service.workers, "call", count)
         await segment(service, Output.POLYGONS, Output.OVERLAY)
-        assert called == ["inspect_image", "decode_image", "render_outputs"]
+        assert called == ["inspect_image", "decode_and_prepare", "render_outputs"]
         called.clear()
         with service.registry.lease(None) as model:
             await service.segmenter.predict(model, PIXELS, Deadline.after(30))
