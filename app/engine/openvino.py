@@ -1,6 +1,6 @@
 """The CPU engine: the network in OpenVINO operators, built directly from a checkpoint.
 
-There is no torch, no export and no intermediate file. `build_graph` writes the network down again,
+It needs neither torch nor an exported file. `build_graph` writes the network down again,
 with normalization before it and the sigmoid or softmax after it, so that one compiled model takes
 bytes and returns probabilities.
 

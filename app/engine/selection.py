@@ -1,6 +1,6 @@
 """Select the engine of a model: resolve settings of "auto" for this machine.
 
-There is no silent fallback. A setting that this machine cannot fulfil aborts the start with one
+Nothing falls back silently. A setting that this machine cannot fulfil aborts the start with one
 line. What "auto" chose is in the log, in `/models` and in `X-Engine`.
 """
 

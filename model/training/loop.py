@@ -85,7 +85,7 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
         with _advise_on_divergence(run), catch_interrupt() as interrupted:
             _train_loop(trainer, crops, validation, run, interrupted)
             if not trainer.steps_done:
-                raise KeyboardInterrupt  # before the first step: there is no result
+                raise KeyboardInterrupt  # before the first step, so without a result
             run.save_state(trainer.state())
         report = _build_report(trainer, training, validation, command)
         run.save_report(report)

@@ -79,7 +79,7 @@ def test_name_is_utf_8_whatever_charset_is_declared() -> None:
     ],
 )
 def test_part_is_rejected_at_the_end_of_its_headers(disposition: bytes, detail: str) -> None:
-    """The rest of it is not read, here because there is no rest."""
+    """Reading stops at the error; this body ends there."""
     with pytest.raises(InvalidRequest, match=detail):
         upload(part(b"", disposition)[:-2])
 
