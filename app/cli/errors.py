@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from model.errors import UserError
@@ -24,27 +24,23 @@ def check_parent_folder(path: Path) -> None:
             raise CommandError(f"{path}: {path.parent} is not a folder")
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> AbstractContextManager[None]:
     """Report a failure to read a file or a folder that the user named.
 
     Raises:
         CommandError: an `OSError` was raised inside; the message names the path and the reason.
     """
-    try:
-        yield
-    except OSError as error:
-        raise CommandError(f"{path} cannot be read: {error.strerror or error}") from error
+    return _report_os_errors(path, "read")
+
+
+def writing(path: Path) -> AbstractContextManager[None]:
+    """Report a failure to write a file that the user named. See `reading`."""
+    return _report_os_errors(path, "written")
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Report a failure to write a file that the user named.
-
-    Raises:
-        CommandError: an `OSError` was raised inside; the message names the path and the reason.
-    """
+def _report_os_errors(path: Path, action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise CommandError(f"{path} cannot be {action}: {error.strerror or error}") from error
