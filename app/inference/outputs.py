@@ -132,6 +132,7 @@ class Segmentation:
         confidence: mean over the pixels of the probability of the class in the mask.
         objects: number of objects, if an output separates them.
         seconds: by stage.
+        pages: of the file that the image is from.
     """
 
     rendered: Mapping[Output, Rendered]
@@ -141,6 +142,7 @@ class Segmentation:
     confidence: float
     objects: int | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    pages: int = 1
 
     @property
     def size(self) -> int:

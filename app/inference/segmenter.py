@@ -218,6 +218,15 @@ class Segmenter:
         check_size(height, width, self._max_pixels)
         return height, width
 
+    async def count_pages(self, data: bytes) -> int:
+        """The number of pages of an encoded image.
+
+        Raises:
+            ImageError: not an image, an unsupported format, or too large.
+        """
+        await self.size(data)
+        return 1
+
     async def segment(
         self, model: ServedModel, data: bytes, options: Options, deadline: Deadline
     ) -> Segmentation:

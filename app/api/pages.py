@@ -1,0 +1,141 @@
+"""Files of several pages: one image per page in, and stacks of all pages out. Knows no HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from app.api.answers import Result
+from app.api.uploads import Upload
+from app.errors import InvalidRequest, ServiceError
+from app.imaging.stack import stack_tiffs
+from app.inference.outputs import Options, Output, Segmentation
+from app.inference.segmenter import Segmenter
+
+MAX_IMAGES = 10_000
+"""Images of one request, where all pages of its files are segmented."""
+
+_TIFF = ".tiff"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRequest:
+    """One image to segment.
+
+    Attributes:
+        name: of its file, and the number of its page if the file has several.
+        data: of its file.
+        options: what is asked of it.
+        upload: index of its file in the request.
+        page: from 1, if the client asked for all pages.
+    """
+
+    name: str
+    data: bytes
+    options: Options
+    upload: int
+    page: int | None = None
+
+
+async def list_images(
+    segmenter: Segmenter, uploads: Sequence[Upload], options: Options, *, all_pages: bool
+) -> list[ImageRequest]:
+    """The images of a request: one per file, or one per page.
+
+    Raises:
+        InvalidRequest: more than `MAX_IMAGES` pages.
+    """
+    images: list[ImageRequest] = []
+    for index, upload in enumerate(uploads):
+        name = upload.name or "image"
+        pages = await _count_pages(segmenter, upload) if all_pages else None
+        if pages is None:
+            images.append(ImageRequest(name, upload.data, options, index))
+            continue
+        if len(images) + pages > MAX_IMAGES:
+            raise InvalidRequest(
+                f"{name!r} has {pages} pages; page=all is for up to {MAX_IMAGES} in a request, "
+                "page=N for one"
+            )
+        images += [
+            ImageRequest(
+                name if pages == 1 else f"{name}-page{page}",
+                upload.data,
+                dataclasses.replace(options, page=page),
+                index,
+                page,
+            )
+            for page in range(1, pages + 1)
+        ]
+    return images
+
+
+async def _count_pages(segmenter: Segmenter, upload: Upload) -> int | None:
+    """The pages of a file; None if it is not an image, which its segmentation will report."""
+    try:
+        return await segmenter.count_pages(upload.data)
+    except ServiceError:
+        return None
+
+
+def join_stacks(
+    images: Sequence[ImageRequest], results: Sequence[Result]
+) -> tuple[list[ImageRequest], list[Result]]:
+    """Join the TIFFs of each file's pages into one.
+
+    Outputs in other formats stay one per page. If a page failed, there is no stack: the error of
+    the page takes its place.
+    """
+    joined: list[tuple[ImageRequest, Result]] = []
+    pairs = zip(images, results, strict=True)
+    for _, group in itertools.groupby(pairs, lambda pair: pair[0].upload):
+        pages = list(group)
+        joined += [pages[0]] if len(pages) == 1 else _join_pages(pages)
+    return [image for image, _ in joined], [result for _, result in joined]
+
+
+def _join_pages(pages: list[tuple[ImageRequest, Result]]) -> list[tuple[ImageRequest, Result]]:
+    first = pages[0][0]
+    whole = dataclasses.replace(first, name=first.name.removesuffix("-page1"), page=None)
+    done: list[Segmentation] = []
+    for image, result in pages:
+        if isinstance(result, ServiceError):
+            return [(whole, type(result)(f"page {image.page}: {result}"))]
+        done.append(result)
+    stacked = [output for output, each in done[0].rendered.items() if each.suffix == _TIFF]
+    if not stacked:
+        return pages
+    joined: list[tuple[ImageRequest, Result]] = [(whole, _summarize(done, stacked))]
+    if len(stacked) == len(done[0].rendered):
+        return joined
+    for (image, _), result in zip(pages, done, strict=True):
+        others = {key: each for key, each in result.rendered.items() if key not in stacked}
+        joined.append((image, dataclasses.replace(result, rendered=others)))
+    return joined
+
+
+def _summarize(pages: list[Segmentation], outputs: Sequence[Output]) -> Segmentation:
+    """The stacks of these outputs, with the statistics of all pages together."""
+    pixels = [page.width * page.height for page in pages]
+
+    def mean(values: Sequence[float]) -> float:
+        weighted = zip(values, pixels, strict=True)
+        return sum(value * count for value, count in weighted) / sum(pixels)
+
+    objects = [page.objects for page in pages if page.objects is not None]
+    stages = pages[0].seconds.keys()
+    return dataclasses.replace(
+        pages[0],
+        rendered={
+            output: dataclasses.replace(
+                pages[0].rendered[output],
+                content=stack_tiffs(page.rendered[output].content for page in pages),
+            )
+            for output in outputs
+        },
+        coverage=mean([page.coverage for page in pages]),
+        confidence=mean([page.confidence for page in pages]),
+        objects=sum(objects) if objects else None,
+        seconds={stage: sum(page.seconds.get(stage, 0.0) for page in pages) for stage in stages},
+    )
