@@ -1,4 +1,4 @@
-"""The results of a request's images -> the body of its response. Knows names and file formats.
+"""The results of a request's images -> headers and body of its response.
 
 One output of one image is a file by itself. Everything else is a zip, or JSON for clients that
 prefer it.
@@ -82,6 +82,21 @@ def only_output(answers: Sequence[Answer]) -> Rendered | None:
         return None
     rendered = list(answers[0].result.rendered.values())
     return rendered[0] if len(rendered) == 1 else None
+
+
+def mask_headers(result: Segmentation) -> dict[str, str]:
+    """The headers that describe the result for a single image."""
+    headers = {
+        "X-Mask-Coverage": f"{result.coverage:.6f}",
+        "X-Mask-Confidence": f"{result.confidence:.6f}",
+        "X-Image-Pages": str(result.pages),
+        "Server-Timing": ", ".join(
+            f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in result.seconds.items()
+        ),
+    }
+    if result.objects is not None:
+        headers["X-Mask-Objects"] = str(result.objects)
+    return headers
 
 
 def write_json(head: Mapping[str, Any], answers: Sequence[Answer]) -> bytes:

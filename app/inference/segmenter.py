@@ -333,10 +333,17 @@ class Segmenter:
         return finish
 
     async def _run_until(self, deadline: Deadline, job: ImageJob, finish: Finish[T]) -> T:
-        """Run a client's job, and count it if the deadline passes."""
+        """Run a client's job, and count it."""
         count = self._metrics.rejected.labels("deadline").inc
-        async with deadline.enforced("the deadline passed before the mask was ready", count):
-            return await self._run(job, finish, deadline)
+        start = time.perf_counter()
+        try:
+            async with deadline.enforced("the deadline passed before the mask was ready", count):
+                result = await self._run(job, finish, deadline)
+        except BaseException:  # a client that disconnects cancels its job
+            job.model.statistics.count_failure(time.perf_counter() - start)
+            raise
+        job.model.statistics.count_image(time.perf_counter() - start, job.timer.seconds)
+        return result
 
     async def _run(
         self,

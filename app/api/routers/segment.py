@@ -17,6 +17,7 @@ from app.api.answers import (
     ZIP,
     Answer,
     Result,
+    mask_headers,
     only_output,
     prefers_json,
     unique_names,
@@ -44,7 +45,7 @@ from app.inference.service import Service
 router = APIRouter(tags=["segmentation"])
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-BODY = {
+_BODY = {
     "requestBody": {
         "required": True,
         "content": {
@@ -86,7 +87,7 @@ _CONTENT: dict[str, Any] = {
         },
         **PROBLEM_RESPONSES,
     },
-    openapi_extra=BODY,
+    openapi_extra=_BODY,
     dependencies=[Depends(reject_repeated_params)],
 )
 async def segment(
@@ -122,11 +123,11 @@ async def segment(
             Answer(name, result, image.page)
             for name, image, result in zip(names, images, results, strict=True)
         ]
-        log_images(request, answers)
-        return await respond(model, answers, as_json=as_json)
+        _log_images(request, answers)
+        return await _respond(model, answers, as_json=as_json)
 
 
-async def respond(model: ServedModel, answers: Sequence[Answer], *, as_json: bool) -> Response:
+async def _respond(model: ServedModel, answers: Sequence[Answer], *, as_json: bool) -> Response:
     """The response with these answers.
 
     Raises:
@@ -137,7 +138,7 @@ async def respond(model: ServedModel, answers: Sequence[Answer], *, as_json: boo
         (answer,) = answers
         if isinstance(answer.result, ServiceError):
             raise answer.result
-        headers |= _mask_headers(answer.result)
+        headers |= mask_headers(answer.result)
     if as_json:
         named = model_headers(model).items()
         head = {name.lower().removeprefix("x-"): value for name, value in named}
@@ -192,25 +193,10 @@ def _count_copies(
     return copies + stacked
 
 
-def log_images(request: Request, answers: Sequence[Answer]) -> None:
+def _log_images(request: Request, answers: Sequence[Answer]) -> None:
     """Add the number of images, or the size of the only one, to the log line of a request."""
     fields = request.state.log_fields
     if len(answers) > 1:
         fields["images"] = len(answers)
     elif isinstance(answers[0].result, Segmentation):
         fields["size"] = f"{answers[0].result.width}x{answers[0].result.height}"
-
-
-def _mask_headers(result: Segmentation) -> dict[str, str]:
-    """The headers that describe the mask of a single image."""
-    headers = {
-        "X-Mask-Coverage": f"{result.coverage:.6f}",
-        "X-Mask-Confidence": f"{result.confidence:.6f}",
-        "X-Image-Pages": str(result.pages),
-        "Server-Timing": ", ".join(
-            f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in result.seconds.items()
-        ),
-    }
-    if result.objects is not None:
-        headers["X-Mask-Objects"] = str(result.objects)
-    return headers
