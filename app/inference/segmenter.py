@@ -244,11 +244,11 @@ class Segmenter:
                 fields = await self._workers.call(limit, render_outputs, stitched, options, outputs)
                 job.timer.add(fields["seconds"])
                 rendered, start = {}, 0
-                for output, (media_type, size) in zip(
+                for output, (media_type, suffix, size) in zip(
                     options.outputs, fields["rendered"], strict=True
                 ):
                     content = await self._copy(size, outputs.read, size, start)
-                    rendered[output] = Rendered(content, media_type)
+                    rendered[output] = Rendered(content, media_type, suffix)
                     start += size
             return Segmentation(**fields | {"rendered": rendered, "seconds": job.timer.seconds})
 

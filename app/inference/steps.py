@@ -126,7 +126,7 @@ def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -
         outputs: receives the files, one after the other.
 
     Returns:
-        The fields of a `Segmentation`; for `rendered` the media type and the bytes of each output.
+        The fields of a `Segmentation`; for `rendered` media type, suffix and size of each output.
     """
     start = time.perf_counter()
     decision = stitched.decide()
@@ -135,7 +135,7 @@ def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -
     rendered, end = [], 0
     for each in segmentation.rendered.values():
         end = outputs.write(each.content, end)
-        rendered.append((each.media_type, len(each.content)))
+        rendered.append((each.media_type, each.suffix, len(each.content)))
     fields = dataclasses.asdict(dataclasses.replace(segmentation, rendered={}))
     seconds = {"stitch": decided - start, "encode": time.perf_counter() - decided}
     return fields | {"rendered": rendered, "seconds": seconds}
