@@ -141,7 +141,17 @@ def test_animation_gives_its_first_frame(post: Post) -> None:
         ({"treshold": "0.5"}, 422, "available: model, threshold, output"),
         ({"threshold": ""}, 422, "threshold"),
         ({"threshold": ["0.2", "0.8"]}, 422, "threshold"),
-        ({"output": ["mask", "overlay"]}, 422, "output"),
+        ({"output": "mask,overlay"}, 422, "output"),
+        ({"page": "0"}, 422, "page: must be the number of a page, from 1, or 'all'"),
+        ({"channel": "0"}, 422, "channel"),
+        ({"format": "jpeg"}, 422, "'png', 'tiff' or 'webp'"),
+        ({"min_area": "-1"}, 422, "min_area"),
+        ({"exclude_edges": "some"}, 422, "exclude_edges"),
+        ({"percentiles": "99,1"}, 422, "percentiles: must be LOW,HIGH"),
+        ({"percentiles": ["1,99", "2,98"]}, 422, "percentiles is given 2 times"),
+        ({"pixel_size": "0"}, 422, "pixel_size"),
+        ({"background": "white"}, 422, "background: must be RRGGBB"),
+        ({"output": ["mask", "mask"]}, 422, "given twice"),
         ({"model": ""}, 404, "nuclei"),
     ],
 )
@@ -181,6 +191,7 @@ def test_request_without_a_file_is_422(server: Server) -> None:
     assert_problem(httpx.post(url, content=b"x", headers=no_boundary), 422)
     assert_problem(httpx.post(url), 422)
     assert_problem(httpx.post(url, json={"file": "x"}), 422)
+    assert_problem(httpx.post(url, data={"file": "x"}), 422)
 
 
 def test_empty_file_is_named_as_such(server: Server) -> None:
