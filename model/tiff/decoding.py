@@ -169,9 +169,10 @@ def _choose_decoder(
 
     def decode(page: TiffPage, encoded: bytes, index: int, shape: Sequence[int]) -> AnyArray:
         if bit_order == _LOW_BITS_FIRST:
-            encoded = imagecodecs.bitorder_decode(encoded)
+            encoded = bytes(imagecodecs.bitorder_decode(encoded))
         unpacked = _unpack(compression, encoded, page, shape)
-        segment: AnyArray = page.decode(unpacked, index)[0]
+        segment, _, _ = page.decode(unpacked, index)
+        assert segment is not None
         return segment
 
     return decode_fax if compression in _FAX else decode
