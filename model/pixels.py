@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from model.arrays import AnyArray, UInt16Array
@@ -154,9 +155,7 @@ def lay_on_black(colours: AnyArray, alpha: AnyArray | None) -> AnyArray:
     return colours[:, :, 0] if colours.shape[2] == 1 else colours
 
 
-def spread(
-    values: AnyArray, *, inverted: bool = False, nodata: float | None = None
-) -> UInt16Array:
+def spread(values: AnyArray, *, inverted: bool = False, nodata: float | None = None) -> UInt16Array:
     """Convert numbers of any type to 16 bits.
 
     A few absurd values do not change what becomes of the others: see `model.outliers`. Values that
@@ -227,11 +226,16 @@ def _find_end(
 def _list_sentinels(dtype: np.dtype[Any]) -> tuple[float, ...]:
     """List the values that programs write where a number type has no data."""
     if dtype.kind == "f":
-        limits = [np.finfo(kind) for kind in (np.float32, dtype)]
+        extremes = [value for kind in (np.float32, dtype) for value in _list_extremes(kind)]
     else:
-        limits = [np.iinfo(dtype)]
-    own = [float(value) for limit in limits for value in (limit.min, limit.max) if value != 0]
-    return (*own, *_SENTINELS)
+        extremes = [np.iinfo(dtype).min, np.iinfo(dtype).max]
+    return (*(float(value) for value in extremes if value != 0), *_SENTINELS)
+
+
+def _list_extremes(kind: npt.DTypeLike) -> tuple[Any, Any]:
+    """The least and the greatest value of a type of floats."""
+    limits = np.finfo(kind)
+    return limits.min, limits.max
 
 
 def _is_present(rows: AnyArray, missing: tuple[float, ...]) -> AnyArray:

@@ -29,6 +29,7 @@ class ImageRequest:
         options: what is asked of it.
         upload: index of its file in the request.
         page: from 1, if the client asked for all pages.
+        error: why it cannot be segmented, if that is known already.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ImageRequest:
     options: Options
     upload: int
     page: int | None = None
+    error: ServiceError | None = None
 
 
 async def list_images(
@@ -48,35 +50,31 @@ async def list_images(
     """
     images: list[ImageRequest] = []
     for index, upload in enumerate(uploads):
-        name = upload.name or "image"
-        pages = await _count_pages(segmenter, upload) if all_pages else None
-        if pages is None:
-            images.append(ImageRequest(name, upload.data, options, index))
+        whole = ImageRequest(upload.name or "image", upload.data, options, index)
+        if not all_pages:
+            images.append(whole)
+            continue
+        try:
+            pages = await segmenter.count_pages(upload.data)
+        except ServiceError as error:
+            images.append(dataclasses.replace(whole, error=error))
             continue
         if len(images) + pages > MAX_IMAGES:
             raise InvalidRequest(
-                f"{name!r} has {pages} pages; page=all is for up to {MAX_IMAGES} in a request, "
-                "page=N for one"
+                f"{whole.name!r} has {pages} pages; page=all is for up to {MAX_IMAGES} in a "
+                "request, page=N for one"
             )
-        images += [
-            ImageRequest(
-                name if pages == 1 else f"{name}-page{page}",
-                upload.data,
-                dataclasses.replace(options, page=page),
-                index,
-                page,
-            )
-            for page in range(1, pages + 1)
-        ]
+        images += [_choose_page(whole, page, pages) for page in range(1, pages + 1)]
     return images
 
 
-async def _count_pages(segmenter: Segmenter, upload: Upload) -> int | None:
-    """The pages of a file; None if it is not an image, which its segmentation will report."""
-    try:
-        return await segmenter.count_pages(upload.data)
-    except ServiceError:
-        return None
+def _choose_page(whole: ImageRequest, page: int, pages: int) -> ImageRequest:
+    return dataclasses.replace(
+        whole,
+        name=whole.name if pages == 1 else f"{whole.name}-page{page}",
+        options=dataclasses.replace(whole.options, page=page),
+        page=page,
+    )
 
 
 def join_stacks(

@@ -131,8 +131,8 @@ class Segmentation:
         coverage: fraction of the pixels that are not background.
         confidence: mean over the pixels of the probability of the class in the mask.
         objects: number of objects, if an output separates them.
+        pages: of the file, or frames of the animation, that the image is from.
         seconds: by stage.
-        pages: of the file that the image is from.
     """
 
     rendered: Mapping[Output, Rendered]
@@ -141,8 +141,8 @@ class Segmentation:
     coverage: float
     confidence: float
     objects: int | None = None
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     pages: int = 1
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -22,7 +22,7 @@ _PREMULTIPLIED, _STRAIGHT = 1, 2
 _FAX = (COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4, COMPRESSION.CCIRLEW)
 
 _GREYS = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
-_INKS = {PHOTOMETRIC.SEPARATED: 4, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3}
+_INKS: dict[int, int] = {PHOTOMETRIC.SEPARATED: 4, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3}
 """Colour spaces that are converted to RGB -> samples of a pixel that are colours."""
 _AS_GREY = (PHOTOMETRIC.MASK, PHOTOMETRIC.DEPTH_MAP, PHOTOMETRIC.SEMANTIC_MASK)
 _DEPTHS: dict[int, Sequence[int]] = {
@@ -229,7 +229,8 @@ def _convert(page: TiffPage, meaning: Samples, samples: AnyArray) -> AnyArray:
     if meaning.photometric == PHOTOMETRIC.PALETTE:
         table = (np.asarray(page.colormap) >> 8).astype(np.uint8).T
         indices = colours[:, :, 0]
-        return table[indices.view(np.uint8) if indices.dtype == np.bool_ else indices]
+        shown: AnyArray = table[indices.view(np.uint8) if indices.dtype == np.bool_ else indices]
+        return shown
     if meaning.photometric == PHOTOMETRIC.SEPARATED:
         colours = _from_cmyk(colours)
     elif meaning.photometric == PHOTOMETRIC.CIELAB:

@@ -49,7 +49,7 @@ _FAX = (
     COMPRESSION.CCITTFAX4,
     COMPRESSION.CCIRLEW,
 )
-_UNPACK: dict[int, Callable[..., bytes]] = {
+_UNPACK: dict[int, Callable[..., bytes | bytearray]] = {
     COMPRESSION.ADOBE_DEFLATE: imagecodecs.deflate_decode,
     COMPRESSION.DEFLATE: imagecodecs.deflate_decode,
     COMPRESSION.PIXTIFF: imagecodecs.deflate_decode,
@@ -70,7 +70,7 @@ PREDICTORS = frozenset(
         *(PREDICTOR.FLOATINGPOINTX2, PREDICTOR.FLOATINGPOINTX4),
     }
 )
-_LERC_PACKED: dict[int, Callable[..., bytes]] = {
+_LERC_PACKED: dict[int, Callable[..., bytes | bytearray]] = {
     1: imagecodecs.deflate_decode,
     2: imagecodecs.zstd_decode,
 }
@@ -169,7 +169,7 @@ def _choose_decoder(
 
     def decode(page: TiffPage, encoded: bytes, index: int, shape: Sequence[int]) -> AnyArray:
         if bit_order == _LOW_BITS_FIRST:
-            encoded = imagecodecs.bitorder_decode(encoded)
+            encoded = bytes(imagecodecs.bitorder_decode(encoded))
         unpacked = _unpack(compression, encoded, page, shape)
         segment, _, _ = page.decode(unpacked, index)
         assert segment is not None
@@ -178,7 +178,9 @@ def _choose_decoder(
     return decode_fax if compression in _FAX else decode
 
 
-def _unpack(compression: int, encoded: bytes, page: TiffPage, shape: Sequence[int]) -> bytes:
+def _unpack(
+    compression: int, encoded: bytes | bytearray, page: TiffPage, shape: Sequence[int]
+) -> bytes | bytearray:
     """Decompress the bytes of a segment of a shape (planes, H, W, interleaved samples)."""
     if compression == COMPRESSION.NONE:
         return encoded
@@ -192,7 +194,7 @@ def _unpack(compression: int, encoded: bytes, page: TiffPage, shape: Sequence[in
     return _UNPACK[compression](encoded, out=depth * rows * row)
 
 
-def _unpack_lzw(encoded: bytes, size: int) -> bytes:
+def _unpack_lzw(encoded: bytes | bytearray, size: int) -> bytes:
     """Decompress LZW by libtiff.
 
     The decoder of imagecodecs 2026.3.6 reads beyond its table when a strip is damaged.
@@ -216,7 +218,9 @@ def _decode_fax(
     return out.reshape(shape)
 
 
-def _write_strip(encoded: bytes, height: int, width: int, tags: dict[int, int]) -> bytes:
+def _write_strip(
+    encoded: bytes | bytearray, height: int, width: int, tags: dict[int, int]
+) -> bytes:
     """Write a TIFF of one encoded strip, for libtiff."""
     header = 8
     values = tags | {256: width, 257: height, 277: 1, 278: height}
@@ -238,7 +242,7 @@ def _decode_embedded(page: TiffPage, encoded: bytes, index: int, shape: Sequence
     if depth != 1:
         raise ValueError("a volume of tiles that are images")
     if page.compression == COMPRESSION.LERC:
-        encoded = _unpack_lerc(page, encoded, shape)
+        encoded = bytes(_unpack_lerc(page, encoded, shape))
     _, (_, _, top, left, _), _ = page.decode(None, index)
     sizes = [(height, width)]
     if page.is_tiled:
@@ -253,9 +257,7 @@ def _decode_embedded(page: TiffPage, encoded: bytes, index: int, shape: Sequence
         return _decode_image(page, encoded, sizes[1], samples)
 
 
-def _decode_image(
-    page: TiffPage, encoded: bytes, size: tuple[int, int], samples: int
-) -> AnyArray:
+def _decode_image(page: TiffPage, encoded: bytes, size: tuple[int, int], samples: int) -> AnyArray:
     """Decode an image of a known size: (1, H, W, samples)."""
     options = _jpeg_options(page) if page.compression in JPEG else {}
     if page.compression in _JPEG_2000:
@@ -297,7 +299,7 @@ def _check_jpeg_2000(encoded: bytes, height: int, width: int, samples: int) -> N
         raise ValueError("a JPEG 2000 codestream of another size than its TIFF states")
 
 
-def _unpack_lerc(page: TiffPage, encoded: bytes, shape: Sequence[int]) -> bytes:
+def _unpack_lerc(page: TiffPage, encoded: bytes, shape: Sequence[int]) -> bytes | bytearray:
     """Undo the second compression that LERC may have."""
     parameters = page.tags.valueof(_LERC_PARAMETERS) or (0, 0)
     unpack = _LERC_PACKED.get(parameters[1])

@@ -33,9 +33,7 @@ _IMAGE_WIDTH, _STRIP_OFFSETS, _JPEG_THUMBNAIL = 256, 273, 513
 _MAX_DIRECTORIES = 10_000
 """As many as a service allows; a loop of directories ends there at the latest."""
 
-_FORMATS_WITH_AXES = (
-    *("ome", "imagej", "shaped", "stk", "lsm", "fluoview", "sis", "qpi", "scn"),
-)
+_FORMATS_WITH_AXES = (*("ome", "imagej", "shaped", "stk", "lsm", "fluoview", "sis", "qpi", "scn"),)
 """Formats, by tifffile's names, whose metadata say along which axis planes lie."""
 _ACCOMPANYING = ("Thumbnail", "Label", "Macro", "Map")
 """Series of whole-slide images, by tifffile's names, that show the slide but not its pixels."""

@@ -258,7 +258,9 @@ class TiffImage:
             planes.append(read_samples(page, self._plane(index), self._data))
         page = self._read_tags(self._planes[0])
         joined = np.concatenate(planes, axis=2)
-        return np.ascontiguousarray(turn(to_pixels(page, _TRUE_COLOURS, joined), _orientation(page)))
+        return np.ascontiguousarray(
+            turn(to_pixels(page, _TRUE_COLOURS, joined), _orientation(page))
+        )
 
     def _read_by_pillow(self, page: TiffPage) -> AnyArray:
         plane = self._plane(0)

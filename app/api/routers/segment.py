@@ -171,6 +171,8 @@ async def _segment_images(
         try:
             deadline.check()
             check_not_empty(image.data)
+            if image.error is not None:
+                raise image.error
             result = await service.segmenter.segment(model, image.data, image.options, deadline)
             allocation.grow(copies * result.size)
             results.append(result)
