@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def stack_tiffs(files: Iterable[bytes]) -> bytes:
-    """Join TIFFs that this service wrote, in their order. Their strips are copied as they are."""
+    """Join TIFFs that this service wrote, in their order. Their strips or tiles are copied as they are."""
     import tifffile
 
     buffer = io.BytesIO()
@@ -15,12 +15,13 @@ def stack_tiffs(files: Iterable[bytes]) -> bytes:
         for data in files:
             with tifffile.TiffFile(io.BytesIO(data)) as file:
                 page = file.pages.first
-                strips = zip(page.dataoffsets, page.databytecounts, strict=True)
+                segments = zip(page.dataoffsets, page.databytecounts, strict=True)
                 writer.write(
-                    iter([data[start : start + size] for start, size in strips]),
+                    iter([data[start : start + size] for start, size in segments]),
                     shape=page.shape,
                     dtype=page.dtype,
-                    rowsperstrip=page.rowsperstrip,
+                    rowsperstrip=None if page.is_tiled else page.rowsperstrip,
+                    tile=page.tile,
                     compression=page.compression,
                     predictor=page.predictor,
                     photometric=page.photometric,

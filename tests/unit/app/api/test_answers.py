@@ -30,7 +30,7 @@ CSV = Rendered("id,µm\n1,2\n".encode(), "text/csv", ".csv")
 
 def segmented(**rendered: Rendered) -> Segmentation:
     outputs = {Output(name): each for name, each in rendered.items()}
-    return Segmentation(outputs, 80, 64, 0.25, 0.75, 3, {"infer": 0.0123}, pages=2)
+    return Segmentation(outputs, 80, 64, 0.25, 0.75, 3, 2, {"infer": 0.0123})
 
 
 def unzip(data: bytes) -> dict[str, bytes]:
