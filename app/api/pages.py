@@ -62,7 +62,7 @@ async def list_images(
         if len(images) + pages > MAX_IMAGES:
             raise InvalidRequest(
                 f"{whole.name!r} has {pages} pages; page=all is for up to {MAX_IMAGES} in a "
-                "request, page=N for one"
+                "request; send page=N"
             )
         images += [_choose_page(whole, page, pages) for page in range(1, pages + 1)]
     return images

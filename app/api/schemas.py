@@ -130,7 +130,7 @@ class SegmentQuery(ParametersModel):
         return value
 
     def options(self) -> Options:
-        """What is asked of each image, without the choice of all pages."""
+        """Options for each image, without the choice of all pages."""
         page = self.page if isinstance(self.page, int) else None
         fields = {name: getattr(self, name) for name in _OPTION_FIELDS}
         return Options(outputs=tuple(self.output), page=page, **fields)

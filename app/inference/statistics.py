@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass
 class ModelStatistics:
-    """What a model has done.
+    """Images and durations of one model.
 
     Attributes:
         images: segmented.

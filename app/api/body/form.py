@@ -1,7 +1,7 @@
 """The parts of a multipart/form-data body (RFC 7578), parsed as they arrive.
 
 Knows bytes; no requests. Every part is checked at the end of its headers, and nothing is kept that
-nobody asked for.
+the caller does not ask for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_VALUE_BYTES = 1000
 
 _PARAMETER = re.compile(rb';\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))', re.S)
 _ESCAPED = re.compile(rb'\\(["\\])')
-"""What curl escapes. A backslash before anything else belongs to a Windows path."""
+"""Escapes, as curl writes them. A backslash before anything else belongs to a Windows path."""
 
 
 class FormParser:

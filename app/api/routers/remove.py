@@ -73,7 +73,7 @@ class RemoveQuery(ParametersModel):
             raise PydanticCustomError("extras", "is for rembg's own models; leave it out")
 
     def options(self) -> Options:
-        """What is asked of the image."""
+        """Options for the segmentation of the image."""
         if self.om:
             return Options((Output.MASK,))
         red, green, blue, alpha = (*map(int, (self.bgc or "0,0,0,0").split(",")), 255)[:4]

@@ -106,7 +106,7 @@ def describe_config(model: ServedModel) -> dict[str, Any]:
 
 
 def describe_statistics(model: ServedModel) -> dict[str, Any]:
-    """What a model has done since it was loaded, as Triton's statistics extension has it.
+    """The statistics of a model since it was loaded, as Triton's statistics extension has them.
 
     An image counts as an inference, and as an execution too: its windows share batches with those
     of other images, and no batch belongs to one request.
