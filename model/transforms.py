@@ -88,6 +88,19 @@ def prepare(image: AnyArray, config: PreprocessConfig) -> ByteArray:
     raise ValueError(f"cannot make {channels} channels of {pixels.shape[2]}")
 
 
+def stretch_contrast(image: AnyArray, percentiles: tuple[float, float]) -> ByteArray:
+    """Map the values between two percentiles to 0..255, as `prepare` does.
+
+    Args:
+        image: (H, W) or (H, W, 3), uint8 or uint16.
+
+    Returns:
+        The same shape, uint8.
+    """
+    channels = image[:, :, None] if image.ndim == 2 else image
+    return _stretch(channels, *_percentiles(channels, percentiles)).reshape(image.shape)
+
+
 def _percentiles(image: AnyArray, percentiles: tuple[float, float]) -> tuple[float, float]:
     """Compute percentiles over all channels together, which keeps the colours.
 
