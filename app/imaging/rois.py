@@ -42,8 +42,7 @@ def encode_rois(objects: Objects, classes: Sequence[str], page: int | None = Non
     with zipfile.ZipFile(buffer, "w") as archive:
         for index, polygons in enumerate(outlines):
             kind = int(objects.classes[index])
-            roi = _make_roi(polygons)
-            roi.name = f"{index + 1:0{digits}}"
+            roi = _make_roi(polygons, f"{index + 1:0{digits}}")
             roi.position = page or 0
             roi.group = min(kind, _MAX_GROUP)
             roi.props = f"class: {classes[kind]}\nscore: {objects.scores[index]:.4f}\n"
@@ -53,11 +52,11 @@ def encode_rois(objects: Objects, classes: Sequence[str], page: int | None = Non
     return buffer.getvalue()
 
 
-def _make_roi(polygons: list[Polygon]) -> ImagejRoi:
+def _make_roi(polygons: list[Polygon], name: str) -> ImagejRoi:
     import roifile
 
     rings = [ring for polygon in polygons for ring in polygon]
-    roi = roifile.ImagejRoi.frompoints(rings[0])
+    roi = roifile.ImagejRoi.frompoints(rings[0], name=name)
     corners = np.concatenate(rings)
     roi.left, roi.top = corners.min(axis=0).tolist()
     roi.right, roi.bottom = corners.max(axis=0).tolist()
