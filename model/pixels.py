@@ -40,11 +40,18 @@ class SelectionError(ValueError):
     """A page or a channel has to be chosen, or the chosen one does not exist."""
 
 
+def describe_choices(number: int, what: str) -> str:
+    """Say how many pages or channels an image has, and how they are counted."""
+    if number == 1:
+        return f"the image has 1 {what}, {what}=0"
+    return f"the image has {number} {what}s, {what}=0 to {what}={number - 1}"
+
+
 def decode_image(data: bytes, page: int | None = None) -> AnyArray:
     """Decode an image of a file, upright.
 
     Args:
-        page: of a TIFF, from 1; None for the only one.
+        page: of a TIFF, from 0; None for the only one.
 
     Returns:
         (H, W, 3) or, for grey images, (H, W); uint8, or uint16 where the file has more than 8 bits.

@@ -68,8 +68,8 @@ class Options:
     Attributes:
         outputs: at least one.
         threshold: of the mask, 0..1; None is the model's own.
-        page: of a file with several, from 1; None is the only one.
-        channel: of an image that is neither grey nor colour, from 1; None is all of a usual image.
+        page: of a file with several, from 0; None is the only one.
+        channel: of an image that is neither grey nor color, from 0; None is all of a usual image.
         percentiles: (low, high) of the image's values that become 0 and 1, 0..100; None is the
             model's own.
         min_area: in pixels; smaller objects are removed.

@@ -108,7 +108,7 @@ class ImageJob:
         model: segments the image.
         source: the encoded image, or its pixels: (H, W) or (H, W, C), uint8 or uint16.
         threshold: of the mask; None is the model's own.
-        page, channel: of the file, from 1; None for the only page and for all colours.
+        page, channel: of the file, from 0; None for the only page and for all colours.
         needs_image: the outputs show the decoded image.
         needs_full_probabilities: the outputs need the probabilities at the size of the image.
         needs_all_channels: the outputs need every channel of a binary model, not only the first.
