@@ -6,16 +6,19 @@
 | pixels of a side | 131,072: a long and narrow image has many windows for few pixels |
 | bytes, decoded | 8 per pixel of that: 16-bit RGBA at full size, wider samples in smaller images |
 | a strip or a tile of a TIFF | 16 megapixels, or as many as the image has |
+| pixels of all pages of a TIFF together | `UNET_MAX_MEGAPIXELS`, where all are asked for |
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from app.errors import CorruptImage, ImageTooLarge
 
 if TYPE_CHECKING:
-    from model.tiff import TiffLayout
+    from model.arrays import Shape
+    from model.tiff.reader import TiffLayout
 
 BYTES_PER_PIXEL = 8
 SEGMENT_PIXELS = 1 << 24
@@ -54,3 +57,20 @@ def check_tiff(layout: TiffLayout, max_pixels: int) -> None:
     height, width = layout.segment
     if height * width > max(SEGMENT_PIXELS, pixels):
         raise CorruptImage(f"a TIFF of {pixels} pixels with tiles of {height * width}")
+
+
+def check_pages(sizes: Iterable[Shape], max_pixels: int) -> None:
+    """Reject a file whose pages together have too many pixels.
+
+    Args:
+        sizes: (height, width) of each page.
+
+    Raises:
+        ImageTooLarge: more than `max_pixels`.
+    """
+    pixels = [height * width for height, width in sizes]
+    if sum(pixels) > max_pixels:
+        raise ImageTooLarge(
+            f"the image has {len(pixels)} pages of {sum(pixels) / 1e6:.1f} megapixels together; "
+            f"{max_pixels / 1e6:g} are allowed at once: send page=N for one page at a time"
+        )

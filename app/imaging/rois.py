@@ -34,7 +34,7 @@ def encode_rois(objects: Objects, classes: Sequence[str], page: int | None = Non
 
     Args:
         classes: names of the classes, the background first.
-        page: from 1: the position of the ROIs in a stack; None is every position.
+        page: from 0: where in a stack the ROIs are shown; None is on every page.
     """
     buffer = io.BytesIO()
     digits = len(str(objects.count))
@@ -43,7 +43,7 @@ def encode_rois(objects: Objects, classes: Sequence[str], page: int | None = Non
         for index, polygons in enumerate(outlines):
             kind = int(objects.classes[index])
             roi = _make_roi(polygons, f"{index + 1:0{digits}}")
-            roi.position = page or 0
+            roi.position = 0 if page is None else page + 1  # 0 is everywhere
             roi.group = min(kind, _MAX_GROUP)
             roi.props = f"class: {classes[kind]}\nscore: {objects.scores[index]:.4f}\n"
             entry = zipfile.ZipInfo(f"{roi.name}.roi")  # without a time: equal objects, equal bytes

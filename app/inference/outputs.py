@@ -80,8 +80,8 @@ class Options:
     Attributes:
         outputs: at least one.
         threshold: of the mask, 0..1; None is the model's own.
-        page: of a file with several, from 1; None is the only one.
-        channel: of an image that is neither grey nor colour, from 1; None is all of a usual image.
+        page: of a file with several, from 0; None is the only one.
+        channel: of an image that is neither grey nor color, from 0; None is all of a usual image.
         percentiles: (low, high) of the image's values that become 0 and 1, 0..100; None is the
             model's own.
         min_area: in pixels; smaller objects are removed from every output that shows objects, the
@@ -212,6 +212,7 @@ class Segmentation:
         coverage: fraction of the pixels that are not background.
         confidence: mean over the pixels of the probability of the class in the mask.
         objects: number of objects, if an output separates them.
+        pages: of the file, or frames of the animation, that the image is from.
         seconds: by stage.
     """
 
@@ -221,6 +222,7 @@ class Segmentation:
     coverage: float
     confidence: float
     objects: int | None = None
+    pages: int = 1
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property

@@ -10,7 +10,7 @@ import dataclasses
 import time
 from typing import Any
 
-from app.imaging.decode import ImageHeader, decode, inspect
+from app.imaging.decode import ImageHeader, count_pages, decode, inspect
 from app.imaging.workers.shared import SharedBlock, StoredArray
 from app.inference.outputs import Options
 from app.inference.rendering import Decision, render
@@ -30,7 +30,7 @@ class Stitched:
         threshold: of the mask.
         full: the outputs need the probabilities at the size of the image.
         image: the decoded image, if an output needs it.
-        pixel_size: in micrometres, from the file; None if it does not say.
+        pages, pixel_size: of the file, as in `ImageHeader`.
     """
 
     probabilities: StoredArray
@@ -40,6 +40,7 @@ class Stitched:
     threshold: float
     full: bool
     image: StoredArray | None = None
+    pages: int = 1
     pixel_size: float | None = None
 
     def decide(self, options: Options) -> Decision:
@@ -75,14 +76,27 @@ class EncodedImage:
         return self.block.read(self.size)
 
 
-def inspect_image(data: EncodedImage, max_pixels: int) -> dict[str, Any]:
+def inspect_image(
+    data: EncodedImage, max_pixels: int, page: int | None = None, channel: int | None = None
+) -> dict[str, Any]:
     """Read the header of an encoded image, and return its fields.
 
     Raises:
-        ImageError: not an image that is accepted.
+        ImageError: not an image that is accepted, or not such a page or channel.
         ImageTooLarge: more than `max_pixels`.
     """
-    return dataclasses.asdict(inspect(data.read(), max_pixels=max_pixels))
+    header = inspect(data.read(), max_pixels=max_pixels, page=page, channel=channel)
+    return dataclasses.asdict(header)
+
+
+def count_image_pages(data: EncodedImage, max_pixels: int) -> int:
+    """Count the pages of an encoded image.
+
+    Raises:
+        ImageError: a damaged TIFF.
+        ImageTooLarge: its pages have more than `max_pixels` together.
+    """
+    return count_pages(data.read(), max_pixels=max_pixels)
 
 
 def decode_and_prepare(
@@ -146,7 +160,7 @@ def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -
     start = time.perf_counter()
     decision = stitched.decide(options)
     decided = time.perf_counter()
-    segmentation = render(decision)
+    segmentation = dataclasses.replace(render(decision), pages=stitched.pages)
     rendered, end = [], 0
     for each in segmentation.rendered.values():
         end = outputs.write(each.content, end)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from model.errors import DataError
 from model.pixels import decode_image
-from model.tiff import TiffReader, UnsupportedTiff
+from model.tiff.colours import UnsupportedTiff
+from model.tiff.reader import TiffReader
 from model.training.data import read_image
 from tests.conftest import set_tag, tiff
 
@@ -32,9 +33,9 @@ ORDERS: tuple[Order, ...] = ("<", ">")
 
 
 def read(data: bytes) -> np.ndarray:
-    reader = TiffReader(data)
-    pixels = reader.read()
-    layout = reader.layout()
+    image = TiffReader(data).select()
+    pixels = image.read()
+    layout = image.layout()
     assert pixels.shape[:2] == (layout.height, layout.width)
     return pixels
 
@@ -48,7 +49,7 @@ def saved(image: Image.Image, **options: object) -> bytes:
 def damage(data: bytes) -> str:
     """The message of the error that a damaged TIFF raises."""
     try:
-        TiffReader(data).read()
+        TiffReader(data).select().read()
     except UnsupportedTiff as error:
         pytest.fail(f"not damaged, but {error}")
     except ValueError as error:
@@ -229,7 +230,7 @@ def test_ycbcr_at_half_the_resolution_without_jpeg() -> None:
 def test_a_compression_that_is_not_read_is_named() -> None:
     for code, name in ((34934, "JPEGXR"), (34677, "SGILOG24"), (12345, "12345")):
         with pytest.raises(UnsupportedTiff, match=f"with the compression {name}"):
-            TiffReader(tiff(GREY, t259=code))
+            TiffReader(tiff(GREY, t259=code)).select()
 
 
 # --- colours ---
@@ -300,14 +301,14 @@ REJECTED = {
 def test_a_kind_that_is_not_read_is_named(kind: str) -> None:
     data, message = REJECTED[kind]
     with pytest.raises(UnsupportedTiff, match=message):
-        TiffReader(data)
+        TiffReader(data).select()
 
 
 def test_a_volume_is_rejected() -> None:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, np.zeros((16, 32, 32), np.uint8), volumetric=True, tile=(16, 16, 16))
     with pytest.raises(UnsupportedTiff, match="of a volume of 16 planes"):
-        TiffReader(buffer.getvalue())
+        TiffReader(buffer.getvalue()).select()
 
 
 # --- the file ---

@@ -57,7 +57,7 @@ def test_holes_and_parts_make_composite_rois() -> None:
 
 
 def test_rois_have_names_classes_and_positions() -> None:
-    rois = read(draw_discs(48, 12), page=7)
+    rois = read(draw_discs(48, 12), page=6)
     assert [roi.name for roi in rois] == [f"{label:02}" for label in range(1, 17)]
     assert {roi.position for roi in rois} == {7}
     assert {roi.group for roi in rois} == {1}
