@@ -2,6 +2,7 @@
 
 A value is absurd if it is one of few at that end of the range, and if the gap between it and the
 others is wider than these are apart. A few bright objects are not: their edges fill the gap.
+Such a pixel gets the median of its neighbours, so that it does not look like an object.
 Knows arrays; no files.
 """
 
@@ -22,6 +23,8 @@ _FEW_SHARE, _FEW_SMALL, _FEW_LEAST = 500, 50, 16
 In a small image up to 16 may be, if they are one in 50 or fewer."""
 _REACH = 20
 """Values further from the others than this many times their range are clipped, gap or not."""
+_AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]).T
+"""Rows and columns of a pixel's neighbours, relative to it."""
 
 
 def count_few(values: int) -> int:
@@ -67,6 +70,34 @@ def find_range(blocks: Iterable[AnyArray], count: int) -> tuple[float, float]:
         reach = _REACH * (stop - start)
         low, high = 2 * max(low / 2, start - reach), 2 * min(high / 2, stop + reach)
     return low, high
+
+
+def replace_absurd(image: AnyArray, absurd: AnyArray, missing: AnyArray | None = None) -> None:
+    """Replace absurd values by the median of their neighbours, in place.
+
+    One whose neighbours are all absurd or missing stays as it is.
+
+    Args:
+        image: (H, W) or (H, W, C).
+        absurd: where values are absurd; the same shape, bool.
+        missing: where they are missing, in the same way.
+    """
+    places = np.nonzero(absurd)
+    rows, columns = (
+        place[:, None] + shift for place, shift in zip(places[:2], _AROUND, strict=True)
+    )
+    height, width = image.shape[:2]
+    usable = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    around = (rows.clip(0, height - 1), columns.clip(0, width - 1))
+    around += tuple(np.broadcast_to(place[:, None], rows.shape) for place in places[2:])
+    usable &= ~absurd[around]
+    if missing is not None:
+        usable &= ~missing[around]
+    known = usable.any(axis=1)
+    neighbours = np.where(usable, image[around], np.nan)[known]
+    if known.any():
+        medians = np.nanmedian(neighbours, axis=1)
+        image[tuple(place[known] for place in places)] = np.rint(medians)
 
 
 class _Greatest:

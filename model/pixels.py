@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.arrays import AnyArray, UInt16Array
-from model.outliers import find_range
+from model.outliers import find_range, replace_absurd
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 """Suffixes of files that are taken for images."""
@@ -40,11 +40,18 @@ class SelectionError(ValueError):
     """A page or a channel has to be chosen, or the chosen one does not exist."""
 
 
+def describe_choices(number: int, what: str) -> str:
+    """Say how many pages or channels an image has, and how they are counted."""
+    if number == 1:
+        return f"the image has 1 {what}, {what}=0"
+    return f"the image has {number} {what}s, {what}=0 to {what}={number - 1}"
+
+
 def decode_image(data: bytes, page: int | None = None) -> AnyArray:
     """Decode an image of a file, upright.
 
     Args:
-        page: of a TIFF, from 1; None for the only one.
+        page: of a TIFF, from 0; None for the only one.
 
     Returns:
         (H, W, 3) or, for grey images, (H, W); uint8, or uint16 where the file has more than 8 bits.
@@ -169,12 +176,11 @@ def spread(values: AnyArray, *, inverted: bool = False, nodata: float | None = N
 
     Returns:
         Integers from 0 to 65535 as they are; others spread over their range, 0 where data are
-        missing. Absurd values become the least or the greatest of the others. The same shape,
-        uint16.
+        missing. Absurd values become the median of their neighbours. The same shape, uint16.
     """
     missing = _find_missing(values, nodata)
-    count = sum(int(rows.size) for rows in _present(values, missing))
-    low, high = find_range(_present(values, missing), count) if count else (0.0, 0.0)
+    count, *ends = _measure(values, missing)
+    low, high = find_range(_present(values, missing), count) if count else ends
     as_they_are = values.dtype.kind in "iu" and low >= 0 and high <= 65535
     # Halves, because the range of float64 itself may not fit into float64.
     start, width = (high, low) if inverted else (low, high)
@@ -188,7 +194,16 @@ def spread(values: AnyArray, *, inverted: bool = False, nodata: float | None = N
         scaled = (clipped / 2 - start) / (width or 1.0)
         return np.where(present, np.rint(scaled * 65535), 0)
 
-    return map_rows(scale, np.uint16, values)
+    scaled = map_rows(scale, np.uint16, values)
+    if [low, high] != ends:
+        absurd = map_rows(
+            lambda rows: _is_present(rows, missing) & ((rows < low) | (rows > high)),
+            np.bool_,
+            values,
+        )
+        gone = map_rows(lambda rows: ~_is_present(rows, missing), np.bool_, values)
+        replace_absurd(scaled, absurd, gone)
+    return scaled
 
 
 def _find_missing(values: AnyArray, nodata: float | None) -> tuple[float, ...]:
@@ -198,29 +213,31 @@ def _find_missing(values: AnyArray, nodata: float | None) -> tuple[float, ...]:
     the least or the greatest.
     """
     missing = () if nodata is None else (nodata,)
-    if values.dtype.kind not in "iuf":
-        return missing
-    for _ in range(2):  # at both ends
-        for end in (np.min, np.max):
-            extreme = _find_end(values, missing, end)
-            if extreme is None or extreme not in _list_sentinels(values.dtype):
-                continue
-            others = (*missing, extreme)
-            low, high = (_find_end(values, others, each) for each in (np.min, np.max))
-            if low is None or high is None or low == high:
-                continue
-            gap = max(low / 2 - extreme / 2, extreme / 2 - high / 2)
-            if gap > high / 2 - low / 2:
-                missing = others
+    sentinels = _list_sentinels(values.dtype)
+    count, *ends = _measure(values, missing)
+    for extreme in ends if count else ():
+        if extreme not in sentinels:
+            continue
+        others = (*missing, extreme)
+        rest, _, _ = _measure(values, others)
+        if rest == 0:
+            continue
+        low, high = find_range(_present(values, others), rest)
+        # Halves, because the range of float64 itself may not fit into float64.
+        gap = max(low / 2 - extreme / 2, extreme / 2 - high / 2)
+        if low < high and gap > high / 2 - low / 2:
+            missing = others
     return missing
 
 
-def _find_end(
-    values: AnyArray, missing: tuple[float, ...], end: Callable[[AnyArray], Any]
-) -> float | None:
-    """Find the least or the greatest value that is present; None if there is none."""
-    ends = [end(rows) for rows in _present(values, missing) if rows.size]
-    return float(end(np.array(ends))) if ends else None
+def _measure(values: AnyArray, missing: tuple[float, ...]) -> tuple[int, float, float]:
+    """Count the values that are present, and find the least and the greatest; zeros for none."""
+    count, low, high = 0, np.inf, -np.inf
+    for rows in _present(values, missing):
+        if rows.size:
+            count += rows.size
+            low, high = min(low, float(rows.min())), max(high, float(rows.max()))
+    return (count, low, high) if count else (0, 0.0, 0.0)
 
 
 def _list_sentinels(dtype: np.dtype[Any]) -> tuple[float, ...]:
@@ -229,7 +246,11 @@ def _list_sentinels(dtype: np.dtype[Any]) -> tuple[float, ...]:
         extremes = [value for kind in (np.float32, dtype) for value in _list_extremes(kind)]
     else:
         extremes = [np.iinfo(dtype).min, np.iinfo(dtype).max]
-    return (*(float(value) for value in extremes if value != 0), *_SENTINELS)
+    own = [float(value) for value in extremes if value != 0]
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # some are beyond float16
+            return (*own, *np.array(_SENTINELS).astype(dtype).tolist())
+    return (*own, *_SENTINELS)
 
 
 def _list_extremes(kind: npt.DTypeLike) -> tuple[Any, Any]:
@@ -239,9 +260,11 @@ def _list_extremes(kind: npt.DTypeLike) -> tuple[Any, Any]:
 
 
 def _is_present(rows: AnyArray, missing: tuple[float, ...]) -> AnyArray:
-    present = np.isfinite(rows)
+    present: AnyArray = np.isfinite(rows)
     for value in missing:
-        present &= rows != rows.dtype.type(value) if _fits(value, rows.dtype) else True
+        if _fits(value, rows.dtype):
+            with np.errstate(over="ignore"):
+                present &= rows != rows.dtype.type(value)
     return present
 
 

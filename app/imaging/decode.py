@@ -23,6 +23,7 @@ from model.arrays import AnyArray
 from model.pixels import (
     SIDEWAYS,
     SelectionError,
+    describe_choices,
     is_tiff,
     read_orientation,
     read_pixels,
@@ -53,7 +54,7 @@ class ImageHeader:
         pages: of a TIFF, or frames of an animation, of which the first is decoded.
         channels: to choose from with `channel`; transparency is none.
         pixel_size: micrometres per pixel as the file's metadata say; None if they do not.
-        page, channel: the chosen ones, from 1; None for the only page and for all colours.
+        page, channel: the chosen ones, from 0; None for the only page and for all colours.
     """
 
     format: str
@@ -73,8 +74,8 @@ def inspect(
     """Read the header and nothing else.
 
     Args:
-        page: of a TIFF, from 1; None for the only one.
-        channel: from 1; None for all colours.
+        page: of a TIFF, from 0; None for the only one.
+        channel: from 0; None for all colours.
 
     Raises:
         CorruptImage: not an image.
@@ -153,7 +154,7 @@ def decode(
             image.load()
             pixels = turn(read_pixels(image, data), header.orientation)
         if header.channel is not None and pixels.ndim == 3:
-            pixels = pixels[:, :, header.channel - 1]
+            pixels = pixels[:, :, header.channel]
     if at_least is None and pixels.shape[:2] != (header.height, header.width):
         raise CorruptImage("the image is not as large as its header says")
     return np.ascontiguousarray(pixels)
@@ -215,16 +216,13 @@ def _check_selection(header: ImageHeader) -> None:
     Raises:
         WrongSelection: one that does not exist.
     """
-    if header.page not in (None, 1):
+    if header.page not in (None, 0):
         frames = f" and {header.pages} frames, of which the first is read"
-        raise WrongSelection(
-            f"page={header.page}: a {header.format} has 1 page{frames if header.pages > 1 else ''}"
-        )
-    if header.channel is not None and header.channel > header.channels:
-        plural = "" if header.channels == 1 else "s"
-        raise WrongSelection(
-            f"channel={header.channel}: the image has {header.channels} channel{plural}"
-        )
+        choice = describe_choices(1, "page") + (frames if header.pages > 1 else "")
+        raise WrongSelection(f"page={header.page}: {choice}")
+    if header.channel is not None and not 0 <= header.channel < header.channels:
+        choice = describe_choices(header.channels, "channel")
+        raise WrongSelection(f"channel={header.channel}: {choice}")
 
 
 @contextmanager

@@ -29,13 +29,12 @@ import numpy as np
 from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
 from app.engine.device_engines import WindowJob
-from app.errors import InvalidRequest
 from app.imaging.bounds import check_size
 from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache, SharedBlock, StoredArray
 from app.imaging.workers.worker import CallLimit
 from app.inference.budget import Budget
-from app.inference.outputs import Options, Output, Rendered, Segmentation
+from app.inference.outputs import Options, Rendered, Segmentation
 from app.inference.registry import ServedModel
 from app.inference.steps import (
     EncodedImage,
@@ -108,8 +107,9 @@ class ImageJob:
         model: segments the image.
         source: the encoded image, or its pixels: (H, W) or (H, W, C), uint8 or uint16.
         threshold: of the mask; None is the model's own.
-        page, channel: of the file, from 1; None for the only page and for all colours.
-        needs_image: the outputs show the decoded image.
+        page, channel: of the file, from 0; None for the only page and for all colours.
+        percentiles: for the contrast of the image; None are the model's own.
+        needs_image: the outputs need the decoded image.
         needs_full_probabilities: the outputs need the probabilities at the size of the image.
         needs_all_channels: the outputs need every channel of a binary model, not only the first.
         timer: started when the job was created.
@@ -120,6 +120,7 @@ class ImageJob:
     threshold: float | None = None
     page: int | None = None
     channel: int | None = None
+    percentiles: tuple[float, float] | None = None
     needs_image: bool = False
     needs_full_probabilities: bool = False
     needs_all_channels: bool = False
@@ -127,8 +128,11 @@ class ImageJob:
 
     @property
     def preprocess(self) -> PreprocessConfig:
-        """The preprocessing of the model."""
-        return self.model.checkpoint.preprocess
+        """The preprocessing of the model, with the percentiles of the job."""
+        own = self.model.checkpoint.preprocess
+        if self.percentiles is None:
+            return own
+        return dataclasses.replace(own, percentiles=self.percentiles)
 
     @property
     def channels(self) -> int:
@@ -181,21 +185,9 @@ class Segmenter:
         """Check that the model can do what is asked for.
 
         Raises:
-            InvalidRequest: the model does not have such an output, or does not use a threshold.
+            InvalidRequest: see `Options.check`.
         """
-        if model.checkpoint.preprocess.binary:
-            return
-        classes = len(model.checkpoint.preprocess.classes)
-        if Output.INSTANCES in options.outputs:
-            raise InvalidRequest(
-                f"output=instances is only available for binary models; this model has {classes} "
-                "classes"
-            )
-        if options.threshold is not None:
-            raise InvalidRequest(
-                f"threshold is only available for binary models; this model has {classes} classes "
-                "and picks the most probable one"
-            )
+        options.check(model.checkpoint.preprocess)
 
     def precheck_admission(self, model: ServedModel, deadline: Deadline) -> None:
         """Reject a request before its image is read, if not even the smallest image would fit.
@@ -245,7 +237,7 @@ class Segmenter:
         Raises:
             ImageError: the bytes are not an image that is accepted.
             RequestRejected: the queue is full, or the deadline passed or cannot be met.
-            InvalidRequest: the model does not have such an output, or does not use a threshold.
+            InvalidRequest: see `Options.check`, or a file format cannot hold an output.
             EngineError: the engine failed.
         """
         self.check(model, options)
@@ -255,9 +247,10 @@ class Segmenter:
             options.threshold,
             options.page,
             options.channel,
+            options.percentiles,
             needs_image=options.needs_image,
             needs_full_probabilities=options.needs_full_probabilities,
-            needs_all_channels=options.needs_instances,
+            needs_all_channels=options.needs_objects,
         )
 
         async def render(stitched: Stitched, limit: CallLimit) -> Segmentation:
@@ -419,6 +412,7 @@ class Segmenter:
                 job.needs_full_probabilities,
                 stored_image,
                 1 if header is None else header["pages"],
+                None if header is None else header["pixel_size"],
             )
             return await finish(result, rendering_limit(height * width, deadline))
 

@@ -15,7 +15,7 @@ from PIL import Image
 from tifffile import COMPRESSION, PHOTOMETRIC, PREDICTOR, TiffFile, TiffPage
 
 from model.arrays import AnyArray, Shape
-from model.pixels import SIDEWAYS, SelectionError, to_array, turn
+from model.pixels import SIDEWAYS, SelectionError, describe_choices, to_array, turn
 from model.tiff.colours import (
     Samples,
     UnsupportedTiff,
@@ -100,8 +100,8 @@ class TiffReader:
         """Select an image.
 
         Args:
-            page: its number, from 1; None for the only one.
-            channel: its number, from 1; None for all colours of the page.
+            page: its index, from 0; None for the only one.
+            channel: its index, from 0; None for all colours of the page.
 
         Raises:
             SelectionError: there are several pages or channels to choose from, or not so many.
@@ -110,16 +110,16 @@ class TiffReader:
         """
         if page is None and self.pages > 1:
             raise SelectionError(
-                f"the image has {self.pages} pages: send page=1 to page={self.pages} for one of "
-                "them, or page=all"
+                f"the image has {self.pages} pages: send page=0 to page={self.pages - 1} for one "
+                "of them, or page=all"
             )
         if page is None and not self._complete:
             raise SelectionError(
-                "the TIFF is cut off: only its first page can be read; send page=1 for it"
+                "the TIFF is cut off: only its first page can be read; send page=0 for it"
             )
-        if page is not None and not 1 <= page <= self.pages:
-            raise SelectionError(f"page={page}: {_count(self.pages, 'page')}")
-        chosen = self._pages[(page or 1) - 1]
+        if page is not None and not 0 <= page < self.pages:
+            raise SelectionError(f"page={page}: {describe_choices(self.pages, 'page')}")
+        chosen = self._pages[page or 0]
         with as_value_errors():
             return TiffImage(self._file, self._data, chosen, channel)
 
@@ -167,13 +167,14 @@ class TiffImage:
         shown = page.joined or (len(page.channels) == 1 and self._samples.colours > 0)
         if channel is None and not shown:
             raise SelectionError(
-                f"the image has {self.channels} channels: send channel=1 to "
-                f"channel={self.channels} for one of them"
+                f"the image has {self.channels} channels: send channel=0 to "
+                f"channel={self.channels - 1} for one of them"
             )
         if channel is not None:
-            if not 1 <= channel <= self.channels:
-                raise SelectionError(f"channel={channel}: {_count(self.channels, 'channel')}")
-            plane, self._sample = choices[channel - 1]
+            if not 0 <= channel < self.channels:
+                choice = describe_choices(self.channels, "channel")
+                raise SelectionError(f"channel={channel}: {choice}")
+            plane, self._sample = choices[channel]
             self._planes = (plane,)
         self.pixel_size = read_pixel_size(file, tags)
 
@@ -271,10 +272,6 @@ class TiffImage:
             image.seek(plane.index)
             pixels = to_array(image)  # upright: Pillow turns TIFFs itself
         return pixels if self._sample is None else pixels[:, :, self._sample]
-
-
-def _count(number: int, what: str) -> str:
-    return f"the image has {number} {what}{'' if number == 1 else 's'}"
 
 
 def _orientation(page: TiffPage) -> int:
