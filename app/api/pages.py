@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from app.api.answers import Result
 from app.api.uploads import Upload
+from app.batching.deadline import Deadline
 from app.errors import InvalidRequest, ServiceError
-from app.imaging.stack import stack_tiffs
-from app.inference.outputs import Options, Output, Segmentation
+from app.inference.outputs import Options, Output, Rendered, Segmentation
 from app.inference.segmenter import Segmenter
 
 MAX_IMAGES = 10_000
@@ -28,7 +28,7 @@ class ImageRequest:
         data: of its file.
         options: what is asked of it.
         upload: index of its file in the request.
-        page: from 1, if the client asked for all pages.
+        page: from 0, if the client asked for all pages.
         error: why it cannot be segmented, if that is known already.
     """
 
@@ -50,7 +50,9 @@ async def list_images(
     """
     images: list[ImageRequest] = []
     for index, upload in enumerate(uploads):
-        whole = ImageRequest(upload.name or "image", upload.data, options, index)
+        name = upload.name or "image"
+        of_file = dataclasses.replace(options, name=upload.file_name or name)
+        whole = ImageRequest(name, upload.data, of_file, index)
         if not all_pages:
             images.append(whole)
             continue
@@ -61,10 +63,10 @@ async def list_images(
             continue
         if len(images) + pages > MAX_IMAGES:
             raise InvalidRequest(
-                f"{whole.name!r} has {pages} pages; page=all is for up to {MAX_IMAGES} in a "
+                f"{name!r} has {pages} pages; page=all is for up to {MAX_IMAGES} in a "
                 "request; send page=N"
             )
-        images += [_choose_page(whole, page, pages) for page in range(1, pages + 1)]
+        images += [_choose_page(whole, page, pages) for page in range(pages)]
     return images
 
 
@@ -77,8 +79,11 @@ def _choose_page(whole: ImageRequest, page: int, pages: int) -> ImageRequest:
     )
 
 
-def join_stacks(
-    images: Sequence[ImageRequest], results: Sequence[Result]
+async def join_stacks(
+    segmenter: Segmenter,
+    images: Sequence[ImageRequest],
+    results: Sequence[Result],
+    deadline: Deadline,
 ) -> tuple[list[ImageRequest], list[Result]]:
     """Join the TIFFs of each file's pages into one.
 
@@ -89,13 +94,15 @@ def join_stacks(
     pairs = zip(images, results, strict=True)
     for _, group in itertools.groupby(pairs, lambda pair: pair[0].upload):
         pages = list(group)
-        joined += [pages[0]] if len(pages) == 1 else _join_pages(pages)
+        joined += pages if len(pages) == 1 else await _join_pages(segmenter, pages, deadline)
     return [image for image, _ in joined], [result for _, result in joined]
 
 
-def _join_pages(pages: list[tuple[ImageRequest, Result]]) -> list[tuple[ImageRequest, Result]]:
+async def _join_pages(
+    segmenter: Segmenter, pages: list[tuple[ImageRequest, Result]], deadline: Deadline
+) -> list[tuple[ImageRequest, Result]]:
     first = pages[0][0]
-    whole = dataclasses.replace(first, name=first.name.removesuffix("-page1"), page=None)
+    whole = dataclasses.replace(first, name=first.name.removesuffix("-page0"), page=None)
     done: list[Segmentation] = []
     for image, result in pages:
         if isinstance(result, ServiceError):
@@ -104,7 +111,11 @@ def _join_pages(pages: list[tuple[ImageRequest, Result]]) -> list[tuple[ImageReq
     stacked = [output for output, each in done[0].rendered.items() if each.suffix == _TIFF]
     if not stacked:
         return pages
-    joined: list[tuple[ImageRequest, Result]] = [(whole, _summarize(done, stacked))]
+    try:
+        stacks = {output: await _stack(segmenter, done, output, deadline) for output in stacked}
+    except ServiceError as error:
+        return [(whole, error)]
+    joined: list[tuple[ImageRequest, Result]] = [(whole, _summarize(done, stacks))]
     if len(stacked) == len(done[0].rendered):
         return joined
     for (image, _), result in zip(pages, done, strict=True):
@@ -113,8 +124,17 @@ def _join_pages(pages: list[tuple[ImageRequest, Result]]) -> list[tuple[ImageReq
     return joined
 
 
-def _summarize(pages: list[Segmentation], outputs: Sequence[Output]) -> Segmentation:
-    """The stacks of these outputs, with the statistics of all pages together."""
+async def _stack(
+    segmenter: Segmenter, pages: Sequence[Segmentation], output: Output, deadline: Deadline
+) -> Rendered:
+    files = [page.rendered[output] for page in pages]
+    pixels = sum(page.width * page.height for page in pages)
+    content = await segmenter.stack_tiffs([file.content for file in files], pixels, deadline)
+    return dataclasses.replace(files[0], content=content)
+
+
+def _summarize(pages: list[Segmentation], stacks: Mapping[Output, Rendered]) -> Segmentation:
+    """The stacks, with the statistics of all pages together."""
     pixels = [page.width * page.height for page in pages]
 
     def mean(values: Sequence[float]) -> float:
@@ -125,13 +145,7 @@ def _summarize(pages: list[Segmentation], outputs: Sequence[Output]) -> Segmenta
     stages = pages[0].seconds.keys()
     return dataclasses.replace(
         pages[0],
-        rendered={
-            output: dataclasses.replace(
-                pages[0].rendered[output],
-                content=stack_tiffs(page.rendered[output].content for page in pages),
-            )
-            for output in outputs
-        },
+        rendered=stacks,
         coverage=mean([page.coverage for page in pages]),
         confidence=mean([page.confidence for page in pages]),
         objects=sum(objects) if objects else None,

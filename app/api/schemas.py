@@ -30,8 +30,8 @@ class Problem(BaseModel):
 def _parse_page(value: Any) -> Any:
     if value in (None, ALL_PAGES):
         return value
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", str(value), re.ASCII):
-        raise PydanticCustomError("page", "must be the number of a page, from 1, or 'all'")
+    if not re.fullmatch(r"[0-9]{1,9}", str(value), re.ASCII):
+        raise PydanticCustomError("page", "must be the number of a page, from 0, or 'all'")
     return int(value)
 
 
@@ -64,7 +64,7 @@ def _parse_color(value: Any) -> Any:
 Page = Annotated[
     int | Literal["all"] | None,
     BeforeValidator(_parse_page),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": ALL_PAGES}]}),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"const": ALL_PAGES}]}),
 ]
 Percentiles = Annotated[
     tuple[float, float] | None,
@@ -93,13 +93,13 @@ class SegmentQuery(ParametersModel):
         description="what is returned; repeat it for several outputs",
     )
     page: Page = Field(
-        None, description="of a file with several: a number from 1, or all; default: the only one"
+        None, description="of a file with several: a number from 0, or all; default: the only one"
     )
     channel: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         le=_MAX_NUMBER,
-        description="of an image of other than 1, 3 or 4 channels: a number from 1",
+        description="of an image of other than 1, 3 or 4 channels: a number from 0",
     )
     format: FileFormat = Field(
         FileFormat.PNG,

@@ -10,6 +10,7 @@ from fastapi import Request
 
 from app.api.body.codings import Decompressor, find_coding
 from app.api.body.form import FormParser
+from app.api.body.names import safe_name, safe_stem
 from app.errors import InvalidRequest, UploadTooLarge
 from app.inference.budget import Allocation
 
@@ -28,10 +29,12 @@ class Upload:
         name: its name without folder and suffix, safe as a file name; empty if the client sent
             none.
         data: its bytes.
+        file_name: its name with the suffix, just as safe.
     """
 
     name: str
     data: bytes
+    file_name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +161,7 @@ def _join_files(files: list[tuple[str, list[bytes]]]) -> list[Upload]:
     """Join the chunks of each file, and free them."""
     uploads = []
     for name, chunks in files:
-        uploads.append(Upload(name, b"".join(chunks)))
+        uploads.append(Upload(safe_stem(name), b"".join(chunks), safe_name(name)))
         chunks.clear()
     return uploads
 

@@ -20,7 +20,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ from app.inference.steps import (
     count_image_pages,
     decode_and_prepare,
     inspect_image,
+    join_pages,
     prepare_image,
     render_outputs,
     write_mask,
@@ -269,6 +270,24 @@ class Segmenter:
         result = await self._run_until(deadline, job, render)
         self._count(job, result.height, result.width)
         return result
+
+    async def stack_tiffs(self, files: Sequence[bytes], pixels: int, deadline: Deadline) -> bytes:
+        """Join TIFFs that `segment` made, in their order, to one with all pages.
+
+        Args:
+            pixels: of all files together.
+
+        Raises:
+            RequestRejected: the deadline passed.
+        """
+        with self._blocks.borrow() as pages, self._blocks.borrow() as stack:
+            end = 0
+            for file in files:
+                end = await self._copy(len(file), pages.write, file, end)
+            sizes = [len(file) for file in files]
+            limit = rendering_limit(pixels, deadline)
+            size: int = await self._workers.call(limit, join_pages, pages, sizes, stack)
+            return await self._copy(size, stack.read, size)
 
     async def predict(
         self,

@@ -7,10 +7,12 @@ Imports no engine and no web framework: each worker imports this module.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from typing import Any
 
 from app.imaging.decode import ImageHeader, count_pages, decode, inspect
+from app.imaging.tiff import stack_tiff
 from app.imaging.workers.shared import SharedBlock, StoredArray
 from app.inference.outputs import Options
 from app.inference.rendering import Decision, render
@@ -168,6 +170,22 @@ def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -
     fields = dataclasses.asdict(dataclasses.replace(segmentation, rendered={}))
     seconds = {"stitch": decided - start, "encode": time.perf_counter() - decided}
     return fields | {"rendered": rendered, "seconds": seconds}
+
+
+def join_pages(pages: SharedBlock, sizes: list[int], stack: SharedBlock) -> int:
+    """Join TIFFs of one page, as `render_outputs` makes them.
+
+    Args:
+        pages: the files, one after the other, and
+        sizes: of each, in bytes.
+        stack: receives the TIFF with all pages.
+
+    Returns:
+        Its size in bytes.
+    """
+    ends = list(itertools.accumulate(sizes))
+    files = [pages.read(size, end - size) for size, end in zip(sizes, ends, strict=True)]
+    return stack.write(stack_tiff(files))
 
 
 def write_mask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import http.client
@@ -14,7 +15,9 @@ import zlib
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
+import tifffile
 
 from tests.conftest import Post, Server, decode, encode, nuclei
 
@@ -110,6 +113,115 @@ def test_json_has_one_member_per_output(post: Post) -> None:
     assert image["polygons"]["type"] == "FeatureCollection"
     assert image["overlay"].startswith("iVBORw0KGgo")
     assert "mask" not in image
+
+
+def stack(pages: int) -> bytes:
+    """A TIFF of several pages, of which each shows other cells."""
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        for seed in range(pages):
+            writer.write(nuclei(64, 80, seed)[0], photometric="minisblack", metadata=None)
+    return buffer.getvalue()
+
+
+def test_page_of_a_stack_is_chosen(post: Post) -> None:
+    data = stack(3)
+    refused = post(data)
+    assert refused.status_code == 422
+    assert "3 pages" in refused.json()["detail"]
+    assert "page=all" in refused.json()["detail"]
+    chosen = post(data, page=1)
+    assert chosen.content == post(encode(nuclei(64, 80, 1)[0])).content
+    assert chosen.headers["x-image-pages"] == "3"
+    assert post(data, page=3).status_code == 422
+
+
+def test_all_pages_give_one_result_each(server: Server, post: Post) -> None:
+    data = stack(3)
+    inferred = server.metric("unet_images_total", model="nuclei")
+    answer = post(data, page="all")
+    assert server.metric("unet_images_total", model="nuclei") == inferred + 3
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.namelist() == [f"image-page{page}.png" for page in range(3)]
+    singles = [post(data, page=page).content for page in range(3)]
+    assert [archive.read(name) for name in archive.namelist()] == singles
+    headers = {"Accept": "application/json"}
+    images = post(data, page="all", headers=headers).json()["images"]
+    assert [(each["name"], each["page"], each["pages"]) for each in images] == [
+        (f"image-page{page}", page, 3) for page in range(3)
+    ]
+    assert [base64.b64decode(each["mask"]) for each in images] == singles
+
+
+def test_file_of_one_page_is_one_result_for_all_pages(post: Post) -> None:
+    assert post(CELLS, page="all").content == post(CELLS).content
+    assert post(b"no image", page="all").status_code == 422
+
+
+def test_all_pages_as_tiff_are_one_stack(post: Post) -> None:
+    data = stack(3)
+    answer = post(data, page="all", format="tiff", output="instances")
+    assert answer.headers["content-type"] == "image/tiff"
+    assert answer.headers["x-image-pages"] == "3"
+    with tifffile.TiffFile(io.BytesIO(answer.content)) as file:
+        pages = [page.asarray() for page in file.pages]
+    expected = [decode(post(data, page=page, output="instances").content) for page in range(3)]
+    assert all(np.array_equal(page, other) for page, other in zip(pages, expected, strict=True))
+    assert int(answer.headers["x-mask-objects"]) == sum(int(page.max()) for page in expected)
+    coverage = np.mean([float(post(data, page=n).headers["x-mask-coverage"]) for n in range(3)])
+    assert float(answer.headers["x-mask-coverage"]) == pytest.approx(coverage, abs=1e-5)
+
+
+def test_stack_and_tables_of_all_pages_are_a_zip(server: Server) -> None:
+    answer = httpx.post(
+        f"{server.url}/segment",
+        params={"page": "all", "format": "tiff", "output": ["mask", "measurements"]},
+        files=[("file", ("a.tif", stack(2))), ("file", ("b.png", CELLS))],
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.namelist() == ["a.tiff", "a-page0.csv", "a-page1.csv", "b.tiff", "b.csv"]
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "begins"),
+    [
+        ({"output": "mask", "format": "tiff"}, "image/tiff", b"II*\0"),
+        ({"output": "preview"}, "image/png", b"\x89PNG"),
+        ({"output": "cutout", "format": "webp"}, "image/webp", b"RIFF"),
+        ({"output": "coco"}, "application/json", b"{"),
+        ({"output": "rois"}, "application/zip", b"PK"),
+        ({"output": "measurements"}, "text/csv", b"id"),
+        ({"output": "polygons"}, "application/geo+json", b"{"),
+    ],
+)
+def test_output_has_its_media_type(
+    post: Post, query: dict[str, str], kind: str, begins: bytes
+) -> None:
+    answer = post(CELLS, headers={"Accept": "*/*"}, **query)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == kind
+    assert answer.content.removeprefix(b"\xef\xbb\xbf").startswith(begins)
+
+
+def test_coco_names_the_file_as_the_client_does(server: Server) -> None:
+    answer = httpx.post(
+        f"{server.url}/segment?output=coco", files={"file": ("zelle 1.png", CELLS)}, timeout=60
+    )
+    (image,) = answer.json()["images"]
+    assert image["file_name"] == "zelle 1.png"
+
+
+def test_small_objects_and_those_at_the_edge_are_removed(post: Post) -> None:
+    def count(**query: object) -> int:
+        return int(post(CELLS, output="instances", **query).headers["x-mask-objects"])
+
+    assert 0 <= count(exclude_edges="true") < count()
+    assert count(min_area=10_000) == 0
+    mask = post(CELLS, min_area=10_000)
+    assert float(mask.headers["x-mask-coverage"]) == 0
+    assert mask.headers["x-mask-objects"] == "0"
 
 
 def exchange(server: Server, sent: bytes) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.api.body.names import decode_filename, safe_stem
+from app.api.body.names import decode_filename
 from app.errors import InvalidRequest
 
 FILE = "file"
@@ -40,7 +40,7 @@ class FormParser:
         fields: names of the parts that are values; others than these and `file` are errors.
 
     Attributes:
-        files: name and chunks of each.
+        files: name, as the client sent it, and chunks of each.
         values: of the fields.
 
     Raises:
@@ -133,7 +133,7 @@ class FormParser:
         elif name == FILE:
             if len(self.files) == _MAX_FILES:
                 raise InvalidRequest(f"too many files; at most {_MAX_FILES} are allowed")
-            self.files.append((safe_stem(decode_filename(parameters)), []))
+            self.files.append((decode_filename(parameters), []))
         else:
             accepted = f"send images as {FILE!r}"
             accepted += f"; fields are {', '.join(self._fields)}" if self._fields else ""

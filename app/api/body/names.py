@@ -12,7 +12,7 @@ from email.header import decode_header
 from pathlib import PurePosixPath
 from urllib.parse import unquote, unquote_to_bytes
 
-MAX_STEM_BYTES = 215
+MAX_NAME_BYTES = 215
 """A name may have 255 bytes on common file systems. The rest is for what results add to it."""
 
 _SUFFIX = re.compile(
@@ -93,17 +93,21 @@ def _decode_word(word: str) -> str:
 
 
 def safe_stem(filename: str) -> str:
-    """A client's file name without folders and the suffix of an image, safe on any system.
+    """A client's file name as `safe_name` makes it, without the suffix of an image."""
+    return safe_name(_SUFFIX.sub("", filename))
 
-    Unicode is kept in its composed form (NFC). The result has at most `MAX_STEM_BYTES` in UTF-8,
+
+def safe_name(filename: str) -> str:
+    """A client's file name without folders, safe on any system.
+
+    Unicode is kept in its composed form (NFC). The result has at most `MAX_NAME_BYTES` in UTF-8,
     and may be empty.
     """
     name = unicodedata.normalize("NFC", PurePosixPath(filename.replace("\\", "/")).name)
-    name = "".join(c if _is_safe(c) else "_" for c in _SUFFIX.sub("", name))
-    name = name.lstrip(" .")
+    name = "".join(c if _is_safe(c) else "_" for c in name).lstrip(" .")
     if _RESERVED.match(name):
         name = f"_{name}"
-    return cut_utf8(name, MAX_STEM_BYTES).rstrip(" .")
+    return cut_utf8(name, MAX_NAME_BYTES).rstrip(" .")
 
 
 def cut_utf8(text: str, size: int) -> str:

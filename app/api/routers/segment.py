@@ -117,7 +117,7 @@ async def segment(
             service, model, images, deadline, request.state.allocation, copies
         )
         if stacked:
-            images, results = await asyncio.to_thread(join_stacks, images, results)
+            images, results = await join_stacks(service.segmenter, images, results, deadline)
         names = unique_names(image.name for image in images)
         answers = [
             Answer(name, result, image.page)

@@ -63,10 +63,10 @@ def test_all_pages_are_not_a_page() -> None:
         ("output", ["mask"] * 5000, "at most 10 items"),
         ("output", ["?"] * 5000, "not '?'"),
         *(
-            ("page", value, "must be the number of a page, from 1, or 'all'")
-            for value in ("0", "-1", "1.5", "ALL", "", "1,2", "\u0661", "9" * 5000)
+            ("page", value, "must be the number of a page, from 0, or 'all'")
+            for value in ("-1", "1.5", "ALL", "", "1,2", "\u0661", "9" * 5000)
         ),
-        ("channel", "0", "greater than or equal to 1"),
+        ("channel", "-1", "greater than or equal to 0"),
         ("channel", "red", "valid integer"),
         ("format", "jpeg", "'png', 'tiff' or 'webp', not 'jpeg'"),
         ("min_area", "-1", "greater than or equal to 0"),

@@ -68,9 +68,9 @@ def test_name_is_utf_8_whatever_charset_is_declared() -> None:
     body = part(b"x", 'name="file"; filename="Zellkörper.png"'.encode()) + END
     for charset in ("punycode", "utf-16", "idna", "unknown"):
         kind = f"multipart/form-data; boundary=B; charset={charset}"
-        assert upload(body, content_type=kind) == [Upload("Zellkörper", b"x")]
+        assert upload(body, content_type=kind) == [Upload("Zellkörper", b"x", "Zellkörper.png")]
     latin = part(b"x", 'name="file"; filename="Zellkörper.png"'.encode("latin-1")) + END
-    assert upload(latin) == [Upload("Zellk_rper", b"x")]
+    assert upload(latin) == [Upload("Zellk_rper", b"x", "Zellk_rper.png")]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_fields_that_are_expected_are_read() -> None:
     form = read_with_fields(
         part(b"true", b'name="om"'), part(b"x"), part(b"pers\xff", b"name=model")
     )
-    assert form == Form([Upload("a", b"x")], {"om": "true", "model": "pers\ufffd"})
+    assert form == Form([Upload("a", b"x", "a.png")], {"om": "true", "model": "pers\ufffd"})
 
 
 @pytest.mark.parametrize(

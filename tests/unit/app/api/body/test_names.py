@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.api.body.form import parse_disposition
-from app.api.body.names import MAX_STEM_BYTES, cut_utf8, decode_filename, safe_stem
+from app.api.body.names import MAX_NAME_BYTES, cut_utf8, decode_filename, safe_name, safe_stem
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,19 @@ def test_stem_is_safe_as_a_file_name(filename: str, stem: str) -> None:
     assert safe_stem(filename) == stem
 
 
+def test_name_keeps_its_suffix() -> None:
+    assert safe_name("C:\\images\\cell 1.ome.tif") == "cell 1.ome.tif"
+
+
 @pytest.mark.parametrize("character", ["x", "ö", "細", "👩"])
 def test_long_name_is_cut_between_characters(character: str) -> None:
     stem = safe_stem(character * 500 + ".png")
     assert set(stem) == {character}
-    assert MAX_STEM_BYTES - 4 < len(stem.encode()) <= MAX_STEM_BYTES
+    assert MAX_NAME_BYTES - 4 < len(stem.encode()) <= MAX_NAME_BYTES
 
 
 def test_name_that_is_cut_at_a_space_does_not_end_with_it() -> None:
-    assert safe_stem("x" * (MAX_STEM_BYTES - 1) + " yz.png") == "x" * (MAX_STEM_BYTES - 1)
+    assert safe_stem("x" * (MAX_NAME_BYTES - 1) + " yz.png") == "x" * (MAX_NAME_BYTES - 1)
 
 
 def test_text_is_cut_at_a_number_of_bytes() -> None:
