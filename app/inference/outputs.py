@@ -39,7 +39,7 @@ class Output(StrEnum):
     @property
     def is_picture(self) -> bool:
         """Whether it is an image file, whose format can be chosen."""
-        return not self.needs_objects or self is Output.INSTANCES
+        return self not in _DOCUMENT_TYPES
 
     @property
     def needs_image(self) -> bool:
@@ -69,6 +69,18 @@ class Output(StrEnum):
         )
 
 
+_PICTURE_TYPES = {
+    FileFormat.PNG: ("image/png", ".png"),
+    FileFormat.TIFF: ("image/tiff", ".tiff"),
+    FileFormat.WEBP: ("image/webp", ".webp"),
+}
+_DOCUMENT_TYPES = {
+    Output.POLYGONS: ("application/geo+json", ".geojson"),
+    Output.COCO: ("application/json", ".json"),
+    Output.ROIS: ("application/zip", ".zip"),
+    Output.MEASUREMENTS: ("text/csv", ".csv"),
+}
+"""Media type, and suffix of a file's name."""
 _LOSSY = (Output.OVERLAY, Output.CUTOUT, Output.PREVIEW)
 """Pictures for people, which may be WebP. The values of the others must stay as they are."""
 
@@ -125,6 +137,10 @@ class Options:
     def removes_objects(self) -> bool:
         """Whether objects may have to be removed from the mask."""
         return self.min_area > 0 or self.exclude_edges
+
+    def file_type(self, output: Output) -> tuple[str, str]:
+        """Return the media type of an output's file, and the suffix of its name."""
+        return _DOCUMENT_TYPES.get(output) or _PICTURE_TYPES[self.format]
 
     def check(self, preprocess: PreprocessConfig) -> None:
         """Check that a model can do what is asked for.

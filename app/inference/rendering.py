@@ -7,6 +7,7 @@ with the first output that needs them. Knows no windows, no queue and no HTTP.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from functools import cached_property
 from typing import TYPE_CHECKING, assert_never
 
@@ -25,7 +26,17 @@ from model.transforms import stretch_contrast
 if TYPE_CHECKING:
     from model.objects import Objects
 
-_MAX_PNG_LABEL = 65535
+_MAX_LABEL_16 = 65535
+_OBJECT_MODULES = (
+    "app.imaging.rois",
+    "model.coco",
+    "model.measurements",
+    "model.polygons",
+    "pycocotools.mask",
+    "roifile",
+    "tifffile",
+)
+"""Imported with the first output that needs them, unless `preload_object_modules` was called."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,29 +150,7 @@ def render(decision: Decision) -> Segmentation:
 
 def render_output(decision: Decision, output: Output) -> Rendered:
     """Render one output. See `render`."""
-    match output:
-        case Output.MASK:
-            return _render_mask(decision)
-        case Output.PROBABILITY:
-            return _render_probability(decision)
-        case Output.INSTANCES:
-            return _render_instances(decision)
-        case Output.OVERLAY:
-            return _render_picture(overlay(decision.show_image(), decision.mask), decision)
-        case Output.CUTOUT:
-            return _render_cutout(decision)
-        case Output.PREVIEW:
-            return _render_preview(decision)
-        case Output.POLYGONS:
-            return _render_polygons(decision)
-        case Output.COCO:
-            return _render_coco(decision)
-        case Output.ROIS:
-            return _render_rois(decision)
-        case Output.MEASUREMENTS:
-            return _render_measurements(decision)
-        case _:
-            assert_never(output)
+    return Rendered(_encode_output(decision, output), *decision.options.file_type(output))
 
 
 def preload_object_modules() -> None:
@@ -170,108 +159,119 @@ def preload_object_modules() -> None:
     SciPy takes a third of a second to import. A service does it once it is ready, so that neither
     its start nor its first request waits for that.
     """
-
-    import model.coco
-    import model.measurements
-    import model.objects
-    import model.polygons  # noqa: F401
+    for name in _OBJECT_MODULES:
+        importlib.import_module(name)
 
 
-def _render_mask(decision: Decision) -> Rendered:
+def _encode_output(decision: Decision, output: Output) -> bytes:
+    match output:
+        case Output.MASK:
+            return _encode_mask(decision)
+        case Output.PROBABILITY:
+            return _encode_probability(decision)
+        case Output.INSTANCES:
+            return _encode_instances(decision)
+        case Output.OVERLAY:
+            return _encode_picture(overlay(decision.show_image(), decision.mask), decision)
+        case Output.CUTOUT:
+            return _encode_cutout(decision)
+        case Output.PREVIEW:
+            return _encode_preview(decision)
+        case Output.POLYGONS:
+            return _encode_polygons(decision)
+        case Output.COCO:
+            return _encode_coco(decision)
+        case Output.ROIS:
+            return _encode_rois(decision)
+        case Output.MEASUREMENTS:
+            return _encode_measurements(decision)
+        case _:
+            assert_never(output)
+
+
+def _encode_mask(decision: Decision) -> bytes:
     if decision.options.format is FileFormat.TIFF:
-        return _to_tiff(decision.mask, decision)
+        return encode_tiff(decision.mask, decision.pixel_size)
     if decision.preprocess.binary:
-        return _to_png(encode_mask(decision.mask))
-    return _to_png(encode_labels(decision.mask, decision.preprocess.palette))
+        return encode_mask(decision.mask)
+    return encode_labels(decision.mask, decision.preprocess.palette)
 
 
-def _render_probability(decision: Decision) -> Rendered:
+def _encode_probability(decision: Decision) -> bytes:
     if decision.options.format is FileFormat.TIFF:
-        return _to_tiff(decision.foreground, decision)
-    return _to_png(encode_grey16(np.rint(decision.foreground * 65535).astype(np.uint16)))
+        return encode_tiff(decision.foreground, decision.pixel_size)
+    return encode_grey16(np.rint(decision.foreground * 65535).astype(np.uint16))
 
 
-def _render_instances(decision: Decision) -> Rendered:
+def _encode_instances(decision: Decision) -> bytes:
     labels, count = decision.objects.labels, decision.objects.count
-    fits = count <= _MAX_PNG_LABEL
+    fits = count <= _MAX_LABEL_16
     if decision.options.format is FileFormat.TIFF:
-        return _to_tiff(labels.astype(np.uint16 if fits else np.uint32), decision)
+        return encode_tiff(labels.astype(np.uint16 if fits else np.uint32), decision.pixel_size)
     if not fits:
         raise InvalidRequest(
-            f"the image has {count} objects; a 16-bit PNG holds {_MAX_PNG_LABEL}: use format=tiff"
+            f"the image has {count} objects; a 16-bit PNG holds {_MAX_LABEL_16}: use format=tiff"
         )
-    return _to_png(encode_grey16(labels.astype(np.uint16)))
+    return encode_grey16(labels.astype(np.uint16))
 
 
-def _render_cutout(decision: Decision) -> Rendered:
+def _encode_cutout(decision: Decision) -> bytes:
     alpha = soften_edge(decision.mask, decision.margin)
     picture = cutout(decision.show_image(), alpha, decision.options.background)
-    return _render_picture(picture, decision)
+    return _encode_picture(picture, decision)
 
 
-def _render_preview(decision: Decision) -> Rendered:
+def _encode_preview(decision: Decision) -> bytes:
     sees_percentiles = decision.preprocess.intensity == "percentile"
     shown = decision.spread_image() if sees_percentiles else decision.show_image()
-    return _render_picture(shown, decision)
+    return _encode_picture(shown, decision)
 
 
-def _render_picture(picture: ByteArray, decision: Decision) -> Rendered:
+def _encode_picture(picture: ByteArray, decision: Decision) -> bytes:
     match decision.options.format:
         case FileFormat.PNG:
-            return _to_png(encode_picture(picture))
+            return encode_picture(picture)
         case FileFormat.TIFF:
-            return _to_tiff(picture, decision)
+            return encode_tiff(picture, decision.pixel_size)
         case FileFormat.WEBP:
-            return _to_webp(picture)
+            return _encode_webp(picture)
 
 
-def _to_png(content: bytes) -> Rendered:
-    return Rendered(content, "image/png", ".png")
-
-
-def _to_tiff(values: AnyArray, decision: Decision) -> Rendered:
-    return Rendered(encode_tiff(values, decision.pixel_size), "image/tiff", ".tiff")
-
-
-def _to_webp(picture: ByteArray) -> Rendered:
+def _encode_webp(picture: ByteArray) -> bytes:
     height, width = picture.shape[:2]
     if max(height, width) > MAX_SIDE:
         raise InvalidRequest(
             f"the image has {width} x {height} pixels; a side of a WebP may have {MAX_SIDE}: use "
             "format=png"
         )
-    return Rendered(encode_webp(picture), "image/webp", ".webp")
+    return encode_webp(picture)
 
 
-def _render_polygons(decision: Decision) -> Rendered:
+def _encode_polygons(decision: Decision) -> bytes:
     from model.polygons import encode_polygons
 
-    content = encode_polygons(
+    return encode_polygons(
         decision.objects,
         decision.preprocess.classes,
         decision.colors,
         decision.measurements,
         "detection" if decision.preprocess.binary else "annotation",
     )
-    return Rendered(content, "application/geo+json", ".geojson")
 
 
-def _render_coco(decision: Decision) -> Rendered:
+def _encode_coco(decision: Decision) -> bytes:
     from model.coco import encode_coco
 
-    content = encode_coco(decision.objects, decision.preprocess.classes, decision.options.name)
-    return Rendered(content, "application/json", ".json")
+    return encode_coco(decision.objects, decision.preprocess.classes, decision.options.name)
 
 
-def _render_rois(decision: Decision) -> Rendered:
+def _encode_rois(decision: Decision) -> bytes:
     from app.imaging.rois import encode_rois
 
-    content = encode_rois(decision.objects, decision.preprocess.classes, decision.options.page)
-    return Rendered(content, "application/zip", ".zip")
+    return encode_rois(decision.objects, decision.preprocess.classes, decision.options.page)
 
 
-def _render_measurements(decision: Decision) -> Rendered:
+def _encode_measurements(decision: Decision) -> bytes:
     from model.measurements import encode_csv
 
-    content = encode_csv(decision.objects, decision.preprocess.classes, decision.measurements)
-    return Rendered(content, "text/csv", ".csv")
+    return encode_csv(decision.objects, decision.preprocess.classes, decision.measurements)

@@ -518,7 +518,7 @@ def decoding_limit(pixels: int, deadline: Deadline) -> CallLimit:
 def rendering_limit(pixels: int, deadline: Deadline) -> CallLimit:
     """The limits of deciding on the mask and rendering the outputs.
 
-    Measured: up to 0.12 s per megapixel without objects, and 36 bytes per pixel.
+    Measured with 2,500 objects per megapixel: see docs/decisions/0030-outputs-of-objects.md.
     """
-    seconds = RENDERING_SECONDS + 1e-6 * pixels
+    seconds = RENDERING_SECONDS + 4e-6 * pixels
     return CallLimit("rendering", seconds, 300_000_000 + 72 * pixels, deadline.at)
