@@ -12,6 +12,8 @@ TINT = (255, 64, 129)
 cannot show the image itself (`app/static/imaging.js`)."""
 _EDGE = 2
 """Rows and columns on either side of the border of a mask, where a cutout is soft."""
+_BLOCK_PIXELS = 1 << 20
+"""Pixels whose opacity is computed at once."""
 
 
 def overlay(image: ByteArray, mask: ByteArray) -> ByteArray:
@@ -59,7 +61,18 @@ def soften_edge(mask: ByteArray, margin: FloatArray) -> ByteArray:
         mask: (H, W), 0 is background.
         margin: (H, W) by how much the probability of the foreground exceeds the threshold.
     """
-    inside = mask > 0
+    alpha = np.empty(mask.shape, np.uint8)
+    step = max(1, _BLOCK_PIXELS // mask.shape[1])
+    for start in range(0, len(mask), step):  # a few rows at a time, to save memory
+        stop = min(start + step, len(mask))
+        first = max(0, start - _EDGE - 1)
+        seen = slice(first, stop + _EDGE + 1)
+        softened = _soften_rows(mask[seen] > 0, margin[seen])
+        alpha[start:stop] = softened[start - first : stop - first]
+    return alpha
+
+
+def _soften_rows(inside: BoolArray, margin: FloatArray) -> ByteArray:
     alpha = np.where(inside, np.uint8(255), np.uint8(0))
     rows, columns = np.nonzero(grow(inside, _EDGE) & grow(~inside, _EDGE))
     slope = np.hypot(_slope(margin, rows, columns, 0), _slope(margin, rows, columns, 1))

@@ -60,6 +60,18 @@ def test_parts_removed_from_the_mask_are_transparent() -> None:
     assert alpha[50, 45] == 255
 
 
+def test_opacity_does_not_depend_on_how_many_rows_are_computed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    margin = draw_disc(0.1)[1]
+    noisy = margin + RNG.normal(0, 0.1, margin.shape).astype(np.float32)
+    whole = render.soften_edge((noisy >= 0).astype(np.uint8), noisy)
+    for pixels in (1, 700):
+        monkeypatch.setattr(render, "_BLOCK_PIXELS", pixels)
+        blocks = render.soften_edge((noisy >= 0).astype(np.uint8), noisy)
+        np.testing.assert_array_equal(blocks, whole)
+
+
 def test_tiny_masks_have_an_edge_too() -> None:
     for shape in ((1, 1), (1, 7), (3, 1)):
         for value in (0, 255):

@@ -1,4 +1,4 @@
-"""What outputs need, and which options fit together."""
+"""The needs of outputs, and options that fit together."""
 
 from __future__ import annotations
 

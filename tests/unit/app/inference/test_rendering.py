@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -21,7 +23,7 @@ from model.arrays import AnyArray
 from model.config import PreprocessConfig
 from model.instances import separate_parts
 from model.transforms import mask_and_confidence
-from tests.conftest import decode, nuclei
+from tests.conftest import ROOT, decode, nuclei
 from tests.objects import draw_discs
 
 HEIGHT, WIDTH = 90, 120
@@ -243,6 +245,7 @@ def test_a_webp_of_a_long_image_is_rejected() -> None:
         render_output(decision, Output.OVERLAY)
 
 
+@pytest.mark.slow
 def test_more_than_65535_objects_need_a_tiff() -> None:
     labels = draw_discs(1024, 4) > 0  # 65,536 objects of 4 pixels
     probabilities = np.stack([labels, np.zeros_like(labels)]).astype(np.float32)
@@ -332,3 +335,35 @@ def test_statistics_are_of_the_mask() -> None:
     assert result.coverage == (LABELS > 0).mean()
     assert result.confidence == pytest.approx(0.9)
     assert result.objects is None
+
+
+@pytest.mark.slow  # a process of its own
+def test_outputs_import_no_library_that_was_not_preloaded() -> None:
+    code = """
+import sys
+import numpy as np
+from app.inference.outputs import FileFormat, Options, Output
+from app.inference.rendering import Decision, preload_object_modules, render_output
+from model.config import PreprocessConfig
+
+libraries = {"scipy", "tifffile", "roifile", "pycocotools", "model"}
+def imported():
+    return {name for name in sys.modules if name.count(".") < 2 and name.split(".")[0] in libraries}
+
+assert "scipy" not in sys.modules
+preload_object_modules()
+before = imported()
+probabilities = np.zeros((1, 20, 20), np.float32)
+probabilities[0, 5:15, 5:15] = 1
+mask = (probabilities[0] > 0.5).view(np.uint8) * np.uint8(255)
+for format in (FileFormat.PNG, FileFormat.TIFF):
+    options = Options(tuple(Output), format=format)
+    decision = Decision(probabilities, mask, 1.0, 0.5, PreprocessConfig(), options, mask)
+    for output in Output:
+        render_output(decision, output)
+sys.exit(", ".join(imported() - before) or 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
