@@ -299,8 +299,8 @@ def _unpack_lerc(page: TiffPage, encoded: bytes, shape: Sequence[int]) -> bytes 
     """Undo the second compression that LERC may have: its codec would do so without a bound."""
     if encoded.startswith(_LERC_SIGNATURES):
         return encoded
-    unpack = imagecodecs.deflate_decode
-    if encoded.startswith(_ZSTD_SIGNATURE):
-        unpack = imagecodecs.zstd_decode
     assert page.dtype is not None
-    return unpack(encoded, out=2 * math.prod(shape) * page.dtype.itemsize + _LERC_HEADER)
+    most = 2 * math.prod(shape) * page.dtype.itemsize + _LERC_HEADER
+    if encoded.startswith(_ZSTD_SIGNATURE):
+        return imagecodecs.zstd_decode(encoded, out=most)
+    return imagecodecs.deflate_decode(encoded, out=most)

@@ -313,6 +313,25 @@ def test_compressed_metadata_takes_no_memory(kind: bytes, depth: int) -> None:
     assert memory_growth(before) < 100_000
 
 
+@pytest.mark.parametrize("pack", [zlib.compress, imagecodecs.zstd_encode])
+def test_a_second_compression_that_unpacks_to_far_more_takes_no_memory(pack: Any) -> None:
+    """LERC is often compressed again; its codec unpacks whatever is there."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        iter([pack(bytes(200_000_000))]),
+        shape=GREY.shape,
+        dtype=GREY.dtype,
+        photometric="minisblack",
+        compression="lerc",
+        metadata=None,
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CorruptImage):
+        read(buffer.getvalue())
+    assert memory_growth(before) < 100_000
+
+
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits", "lzma", "zstd"])
 def test_a_strip_that_unpacks_to_far_more_takes_no_memory(compression: str) -> None:
     """One strip of 200 MB in a TIFF that says it has 16 rows."""

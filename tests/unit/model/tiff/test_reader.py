@@ -335,7 +335,9 @@ def test_impossible_tags_are_damage(code: int, value: int) -> None:
     assert damage(set_tag(tiff(DEEP.astype("f8"), compression="zlib"), code, value))
 
 
-@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "webp", "png", "jpegxl", "lerc"])
+@pytest.mark.parametrize(
+    "compression", ["jpeg", "jpeg2000", "webp", "png", "jpegxl", "lerc", "jpegxr"]
+)
 def test_a_strip_that_decodes_to_another_size_is_not_decoded(compression: str) -> None:
     """A TIFF of 16 x 16 pixels whose only strip is an image of 64 x 64."""
     buffer = io.BytesIO()
