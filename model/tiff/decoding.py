@@ -22,7 +22,7 @@ from model.tiff.pages import Plane
 _PLANAR = 2
 _LOW_BITS_FIRST = 2
 """Value of FillOrder."""
-_T4_OPTIONS, _T6_OPTIONS, _LERC_PARAMETERS = 292, 293, 50674
+_T4_OPTIONS, _T6_OPTIONS = 292, 293
 
 JPEG = (COMPRESSION.JPEG, COMPRESSION.ALT_JPEG)
 _JPEG_2000 = (
@@ -70,11 +70,7 @@ PREDICTORS = frozenset(
         *(PREDICTOR.FLOATINGPOINTX2, PREDICTOR.FLOATINGPOINTX4),
     }
 )
-_LERC_PACKED: dict[int, Callable[..., bytes | bytearray]] = {
-    1: imagecodecs.deflate_decode,
-    2: imagecodecs.zstd_decode,
-}
-"""Compressions of LERC by the second value of LercParameters, as GDAL writes it."""
+_LERC_SIGNATURES, _ZSTD_SIGNATURE = (b"Lerc2 ", b"CntZImage "), b"\x28\xb5\x2f\xfd"
 _LERC_HEADER = 1 << 16
 
 
@@ -300,10 +296,11 @@ def _check_jpeg_2000(encoded: bytes, height: int, width: int, samples: int) -> N
 
 
 def _unpack_lerc(page: TiffPage, encoded: bytes, shape: Sequence[int]) -> bytes | bytearray:
-    """Undo the second compression that LERC may have."""
-    parameters = page.tags.valueof(_LERC_PARAMETERS) or (0, 0)
-    unpack = _LERC_PACKED.get(parameters[1])
-    if unpack is None:
+    """Undo the second compression that LERC may have: its codec would do so without a bound."""
+    if encoded.startswith(_LERC_SIGNATURES):
         return encoded
     assert page.dtype is not None
-    return unpack(encoded, out=2 * math.prod(shape) * page.dtype.itemsize + _LERC_HEADER)
+    most = 2 * math.prod(shape) * page.dtype.itemsize + _LERC_HEADER
+    if encoded.startswith(_ZSTD_SIGNATURE):
+        return imagecodecs.zstd_decode(encoded, out=most)
+    return imagecodecs.deflate_decode(encoded, out=most)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import io
 import math
 import struct
@@ -137,12 +138,12 @@ def find_pages(file: TiffFile) -> Contents:
         ValueError: the first directory is damaged.
     """
     with as_value_errors():
-        chain, complete = _read_chain(file)
-        if len(chain) == 1 and not chain[0].page.subifds and not _has_axes(file):
-            images, series = chain, []
-        else:
-            series = _read_series(file)
-            images = _select_images(file, chain, series)
+        chain, end = _read_chain(file)
+        complete = end is not _End.CUT
+        # tifffile follows a loop of directories without end.
+        sorts = end is not _End.LOOP and (_has_axes(file) or len(chain) > 1)
+        series = _read_series(file) if sorts else []
+        images = _select_images(file, chain, series)
         pages = _arrange(file, images, series)
         if pages is None:
             pages, whole = _list_planes(file, images)
@@ -164,29 +165,36 @@ class _Directory:
         return Plane(self.page.offset, self.index)
 
 
+class _End(enum.Enum):
+    """How a chain of directories ends."""
+
+    LAST = enum.auto()
+    LOOP = enum.auto()
+    CUT = enum.auto()
+
+
 def _read_at(file: TiffFile, offset: int, index: int) -> TiffPage:
     file.filehandle.seek(offset)
     return TiffPage(file, index)
 
 
-def _read_chain(file: TiffFile) -> tuple[list[_Directory], bool]:
-    """Read the directories of the chain, and whether all could be read.
-
-    A loop ends where it closes.
-    """
+def _read_chain(file: TiffFile) -> tuple[list[_Directory], _End]:
+    """Read the directories of the chain, and how it ends. A loop ends where it closes."""
     chain = [_Directory(file.pages.first, 0)]
     visited = {file.pages.first.offset}
     while len(chain) < _MAX_DIRECTORIES:
         try:
             offset = _find_next(file, chain[-1].page.offset)
-            if offset == 0 or offset in visited:
-                return chain, True
+            if offset == 0:
+                return chain, _End.LAST
+            if offset in visited:
+                return chain, _End.LOOP
             page = _read_at(file, offset, len(chain))
         except (ValueError, struct.error, OSError):
-            return chain, False
+            return chain, _End.CUT
         visited.add(offset)
         chain.append(_Directory(page, len(chain)))
-    return chain, False
+    return chain, _End.CUT
 
 
 def _find_next(file: TiffFile, offset: int) -> int:
