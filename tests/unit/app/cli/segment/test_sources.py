@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.errors import CommandError
-from app.cli.sources import STANDARD, plan_outputs
+from app.cli.segment.sources import STANDARD, plan_targets
 
 PNG = (".png",)
 
@@ -18,8 +18,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(*paths: str, out: str = "out", keep_suffix: bool = False) -> dict[str, str]:
-    masks = plan_outputs([Path(path) for path in paths], Path(out), PNG, keep_suffix=keep_suffix)
-    return {str(mask): str(image) for mask, image in masks.items()}
+    images = [Path(path) for path in paths]
+    targets = plan_targets(images, Path(out), PNG, keep_suffix=keep_suffix)
+    return {str(target.locate(".png")): str(target.image) for target in targets}
 
 
 def touch(*paths: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app import cli
-from app.cli import segment as local
+from app.cli.segment import local, results
 from app.errors import GoldenMaskMismatch, OutOfMemory
 from app.inference.service import Service
 from tests.conftest import decode, encode, nuclei
@@ -67,7 +67,7 @@ def test_bug_is_raised_and_the_service_is_stopped(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(Service, "stop", record_stop)
-    monkeypatch.setattr(local, "write_atomically", fail)
+    monkeypatch.setattr(results, "write_atomically", fail)
     with pytest.raises(ExceptionGroup):
         cli.main(["segment", str(images), "-o", "out"])
     assert at_stop == [(0, 0.0)]
