@@ -44,10 +44,13 @@ async def _start(service: Service, options: Options) -> None:
     """Load the model, and check that it can do what is asked for before the first image."""
     try:
         await service.start_without_probes()
+    except ServiceError as error:
+        raise CommandError(f"the model cannot be used: {error}") from error
+    try:
         with service.registry.lease(None) as model:
             service.segmenter.check(model, options)
     except ServiceError as error:
-        raise CommandError(f"the model cannot be used: {error}") from error
+        raise CommandError(str(error)) from error
 
 
 class _LocalSegmenter:
