@@ -1,4 +1,4 @@
-// Fiji and ImageJ (1.53 or later): segments the current slice by unet-server, and opens the objects in
+// Fiji and ImageJ (1.52 or later): segments the current slice by unet-server, and opens the objects in
 // the ROI Manager. It needs curl, which Windows 10, macOS and most Linux systems have.
 // Run it in Plugins > Macros > Run, or install it there.
 

@@ -150,7 +150,7 @@ def main(args: argparse.Namespace) -> int:
     )
     has_table = Output.MEASUREMENTS in work.options.outputs and not is_file(args.out)
     files = ResultFiles(work, targets, args.out / TABLE_NAME if has_table else None)
-    # The number of pages is only known once a file is read.
+    # The number of pages is known only after reading a file.
     wanted = [target for target in targets if work.all_pages or not files.skip(target)]
     report = Report(skipped=len(targets) - len(wanted))
     try:

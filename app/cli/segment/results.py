@@ -25,7 +25,7 @@ TABLE_NAME = "measurements.csv"
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is done with each image.
+    """The work on each image.
 
     Attributes:
         options: for its only page, or for each.

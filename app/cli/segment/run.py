@@ -27,7 +27,7 @@ class RunStopped(CommandError):
 
 @dataclasses.dataclass
 class Report:
-    """What became of the images.
+    """Counts of images, and the failures.
 
     Attributes:
         written: number with new results.

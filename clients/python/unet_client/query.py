@@ -17,7 +17,7 @@ Output: TypeAlias = Literal[
     "measurements",
     "preview",
 ]
-"""What the service returns of an image."""
+"""Names of the outputs that the service can return of an image."""
 
 
 class SegmentQuery(TypedDict, total=False):
