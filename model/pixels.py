@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from model.arrays import AnyArray, UInt16Array
-from model.outliers import find_range, replace_absurd
+from model.outliers import count_few, find_range, replace_absurd
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 """Suffixes of files that are taken for images."""
@@ -167,7 +167,7 @@ def spread(values: AnyArray, *, inverted: bool = False, nodata: float | None = N
 
     A few absurd values do not change what becomes of the others: see `model.outliers`. Values that
     stand for missing data are left out as well: `nodata`, what is not finite, and `_SENTINELS`
-    where they lie apart from the others.
+    where many lie apart from the others.
 
     Args:
         values: (H, W) or (H, W, C), integers or floats.
@@ -220,7 +220,7 @@ def _find_missing(values: AnyArray, nodata: float | None) -> tuple[float, ...]:
             continue
         others = (*missing, extreme)
         rest, _, _ = _measure(values, others)
-        if rest == 0:
+        if rest == 0 or count - rest <= count_few(count):  # a few are absurd instead
             continue
         low, high = find_range(_present(values, others), rest)
         # Halves, because the range of float64 itself may not fit into float64.
