@@ -21,7 +21,7 @@ from app.imaging.structure import check_structure
 from model.arrays import AnyArray
 from model.pixels import SIDEWAYS, is_tiff, turn
 from model.readers import open_image
-from model.readers.base import ImageReader, UnknownFormat, UnsupportedKind
+from model.readers.base import ImageReader, MissingPixels, UnknownFormat, UnsupportedKind
 
 if TYPE_CHECKING:
     from model.tiff import TiffReader
@@ -136,6 +136,8 @@ def _image_errors(data: bytes) -> Iterator[None]:
         raise
     except UnsupportedKind as error:
         raise UnsupportedImage(f"{error} is not accepted; send {_ACCEPTED}") from None
+    except MissingPixels as error:
+        raise CorruptImage(str(error)) from None
     except UnknownFormat:
         if other := formats.known(data):
             raise UnsupportedImage(f"{other} is not accepted; send {_ACCEPTED}") from None

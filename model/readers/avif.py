@@ -12,8 +12,8 @@ import numpy as np
 from PIL import AvifImagePlugin, Image
 
 from model.arrays import AnyArray, Shape
-from model.pixels import lay_on_black, to_array
-from model.readers.base import ImageReader, check_tail, read_orientation, scale_to_bits
+from model.pixels import to_array
+from model.readers.base import ImageReader, check_tail, drop_alpha, read_orientation, scale_to_bits
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the caller decodes several images at once
 
@@ -45,13 +45,8 @@ class AvifReader(ImageReader):
         import imagecodecs
 
         values: AnyArray = imagecodecs.avif_decode(self._data, numthreads=1)
-        if values.dtype == np.uint8:
-            return to_array(Image.fromarray(values))
-        values = scale_to_bits(values, bits)
-        if values.ndim == 2:
-            return values
-        colors = 1 if values.shape[2] == 2 else 3
-        return lay_on_black(values[:, :, :colors], values[:, :, colors:])
+        deep = values.dtype != np.uint8
+        return drop_alpha(scale_to_bits(values, bits) if deep else values)
 
     def _bits(self) -> int:
         """Bits of a sample, from the first configuration of AV1."""

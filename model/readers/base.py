@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from model.arrays import AnyArray, Shape
-from model.pixels import map_rows
+from model.pixels import lay_on_black, map_rows, to_array
 
 _ORIENTATION = 0x0112
 _XMP_ORIENTATION = re.compile(rb"""tiff:Orientation(?:=["']|>)([1-8])""")
@@ -22,6 +22,10 @@ _ZERO_TAIL_PART = 8
 
 class UnsupportedKind(ValueError):
     """An image of a kind that is not read; the message is the name of the kind."""
+
+
+class MissingPixels(ValueError):
+    """Pixels are missing, or overwritten; the message says which."""
 
 
 class UnknownFormat(ValueError):
@@ -56,7 +60,8 @@ class ImageReader(abc.ABC):
             See `model.pixels.decode_image`; not upright yet.
 
         Raises:
-            OSError, ValueError: pixels are missing or damaged.
+            MissingPixels: the reader knows which pixels are missing.
+            OSError, ValueError: otherwise damaged.
         """
 
 
@@ -67,7 +72,7 @@ def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
         exif: Exif 2.32 data, of which tag 274 counts; empty for none.
         xmp: used if EXIF has no orientation, as Pillow does; empty for none.
     """
-    value = None
+    value: Any = None
     if exif:
         tags = Image.Exif()
         try:
@@ -77,7 +82,7 @@ def read_orientation(exif: bytes, xmp: bytes = b"") -> int:
             value = None
     if value is None and (match := _XMP_ORIENTATION.search(xmp)):
         value = int(match[1])
-    return value if value in range(1, 9) else 1
+    return int(value) if value in range(1, 9) else 1
 
 
 def scale_to_bits(values: AnyArray, bits: int) -> AnyArray:
@@ -102,16 +107,32 @@ def scale_to_bits(values: AnyArray, bits: int) -> AnyArray:
     )
 
 
+def drop_alpha(values: AnyArray) -> AnyArray:
+    """Lay decoded samples on black.
+
+    Args:
+        values: (H, W), or (H, W, C) for grey and alpha, RGB, or RGB and alpha; uint8 or uint16.
+
+    Returns:
+        See `model.pixels.decode_image`.
+    """
+    if values.ndim == 2 or values.shape[2] == 3:
+        return values
+    if values.dtype == np.uint8:  # Pillow is faster
+        return to_array(Image.fromarray(values))
+    return lay_on_black(values[:, :, :-1], values[:, :, -1:])
+
+
 def check_tail(pixels: bytes | memoryview, name: str) -> None:
     """Reject compressed pixels that end with many zero bytes: the rest of a download is missing.
 
     Their decoders read zeros as valid pixels.
 
     Raises:
-        ValueError: too many zero bytes.
+        MissingPixels: too many zero bytes.
     """
     zeros = len(pixels) - len(bytes(pixels).rstrip(b"\0"))
     if zeros > max(_ZERO_TAIL, len(pixels) // _ZERO_TAIL_PART):
-        raise ValueError(
+        raise MissingPixels(
             f"the {name} is incomplete: the last {zeros} of its {len(pixels)} bytes are zeros"
         )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from model.arrays import AnyArray, Shape
 from model.pixels import lay_on_black, map_rows, to_array
-from model.readers.base import ImageReader, UnsupportedKind
+from model.readers.base import ImageReader, MissingPixels, UnsupportedKind
 
 _CORE = 12
 _OS2 = (16, 64)
@@ -60,7 +60,7 @@ class BmpReader(ImageReader):
         if self._bits <= 8:
             return self._read_indices()
         if self._bits == 24:
-            return self._read_rows(np.dtype(np.uint8), 3)[:, :, ::-1]
+            return self._read_colors()
         return self._read_fields()
 
     def _check_kind(self) -> None:
@@ -73,11 +73,11 @@ class BmpReader(ImageReader):
         if self._bits not in _DEPTHS:
             raise UnsupportedKind(f"a BMP of {self._bits} bits per pixel")
 
-    def _read_rows(self, kind: np.dtype[np.generic], samples: int | None = None) -> AnyArray:
-        """The stored values, the top row first: (H, values of a row), or (H, W, samples).
+    def _read_body(self) -> tuple[bytes, int]:
+        """The rows as they are stored, and the bytes of one with its padding.
 
         Raises:
-            ValueError: rows are missing.
+            MissingPixels: rows are missing.
         """
         row_bytes = -(-self.width * self._bits // 8)
         stride = -(-row_bytes // 4) * 4
@@ -85,17 +85,25 @@ class BmpReader(ImageReader):
         body = self._data[self._pixels_at : self._pixels_at + stride * self.height]
         if len(body) < needed:
             rows = len(body) // stride
-            raise ValueError(f"the BMP is truncated: {rows} of its {self.height} rows are there")
-        body = body.ljust(stride * self.height, b"\0")  # the last row may lack its padding
-        rows_of_bytes = np.frombuffer(body, np.uint8).reshape(self.height, stride)[:, :row_bytes]
-        values = np.ascontiguousarray(rows_of_bytes).view(kind)
-        if samples is not None:
-            values = values.reshape(self.height, self.width, samples)
+            raise MissingPixels(f"the BMP is truncated: {rows} of its {self.height} rows are there")
+        return body.ljust(stride * self.height, b"\0"), stride  # the last row may lack its padding
+
+    def _read_rows(self, kind: np.dtype[np.generic]) -> AnyArray:
+        """The stored values, the top row first: (H, values of a row with its padding)."""
+        body, _ = self._read_body()
+        values = np.frombuffer(body, kind).reshape(self.height, -1)
         return values[::-1] if self._bottom_up else values
+
+    def _read_colors(self) -> AnyArray:
+        """(H, W, 3) of 24 bits per pixel."""
+        body, stride = self._read_body()
+        size, order = (self.width, self.height), -1 if self._bottom_up else 1
+        return np.asarray(Image.frombytes("RGB", size, body, "raw", "BGR", stride, order))
 
     def _read_indices(self) -> AnyArray:
         """(H, W) if all colors are grey, otherwise (H, W, 3)."""
-        indices = self._read_rows(np.dtype(np.uint8))
+        row_bytes = -(-self.width * self._bits // 8)
+        indices = self._read_rows(np.dtype(np.uint8))[:, :row_bytes]
         if self._bits < 8:
             shifts = np.arange(8 - self._bits, -1, -self._bits, dtype=np.uint8)
             indices = (indices[:, :, None] >> shifts) & ((1 << self._bits) - 1)
@@ -132,9 +140,10 @@ class BmpReader(ImageReader):
     def _read_fields(self) -> AnyArray:
         """(H, W, 3), uint16 if a color has more than 8 bits."""
         pixels = self._read_rows(np.dtype("<u2" if self._bits == 16 else "<u4"))
+        pixels = pixels[:, : self.width]
         *colors, alpha = self._read_masks()
         deep = any(mask.bit_count() > 8 for mask in colors)
-        kind = np.dtype(np.uint16 if deep else np.uint8)
+        kind = np.dtype(np.uint16) if deep else np.dtype(np.uint8)
         values = np.empty((self.height, self.width, 3), kind)
         for channel, mask in enumerate(colors):
             values[:, :, channel] = _read_field(pixels, mask, kind)
@@ -142,7 +151,9 @@ class BmpReader(ImageReader):
         return lay_on_black(values, opacity[:, :, None]) if opacity.any() else values
 
 
-def _read_field(pixels: AnyArray, mask: int, kind: np.dtype[np.generic]) -> AnyArray:
+def _read_field(
+    pixels: AnyArray, mask: int, kind: np.dtype[np.uint8] | np.dtype[np.uint16]
+) -> AnyArray:
     """Scale the bits of a mask to the range of a type; zeros for an empty mask."""
     if not mask:
         return np.zeros(pixels.shape, kind)

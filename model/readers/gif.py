@@ -25,7 +25,8 @@ class GifReader(ImageReader):
         self.pages = max(1, _count_frames(data))
 
     def read(self, at_least: Shape | None = None) -> AnyArray:
-        left, top, right, bottom = self._image.tile[0][1]
+        # Where the first frame lies on the canvas.
+        left, top, right, bottom = self._image.tile[0].extents or (0, 0, self.width, self.height)
         pixels = to_array(self._image)
         if pixels[top:bottom, left:right].size == pixels.size:
             return pixels

@@ -6,11 +6,9 @@ Source: ISO/IEC 23008-12.
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
 from model.arrays import AnyArray, Shape
-from model.pixels import lay_on_black, to_array
-from model.readers.base import ImageReader, UnsupportedKind, check_tail
+from model.readers.base import ImageReader, UnsupportedKind, check_tail, drop_alpha
 
 
 class HeicReader(ImageReader):
@@ -37,9 +35,4 @@ class HeicReader(ImageReader):
         self.width, self.height = self._image.size
 
     def read(self, at_least: Shape | None = None) -> AnyArray:
-        values = np.asarray(self._image)
-        if values.dtype == np.uint8:
-            return to_array(Image.fromarray(values))
-        if values.ndim == 2:
-            return values
-        return lay_on_black(values[:, :, :3], values[:, :, 3:])
+        return drop_alpha(np.asarray(self._image))

@@ -9,11 +9,17 @@ from __future__ import annotations
 import struct
 
 import numpy as np
-from PIL import Image
 
 from model.arrays import AnyArray, Shape
-from model.pixels import lay_on_black, spread, to_array
-from model.readers.base import ImageReader, UnsupportedKind, check_tail, scale_to_bits
+from model.pixels import spread
+from model.readers.base import (
+    ImageReader,
+    MissingPixels,
+    UnsupportedKind,
+    check_tail,
+    drop_alpha,
+    scale_to_bits,
+)
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 """SOC and SIZ, the first markers of a codestream."""
@@ -39,6 +45,8 @@ class Jpeg2000Reader(ImageReader):
         self._tiles, self._depths = size.tiles, size.depths
         if len(self._depths) not in (1, 2, 3, 4):
             raise UnsupportedKind(f"a JPEG 2000 of {len(self._depths)} components")
+        if size.subsampling != (1, 1):
+            raise UnsupportedKind("a JPEG 2000 whose first component is subsampled")
 
     def read(self, at_least: Shape | None = None) -> AnyArray:
         import imagecodecs
@@ -52,12 +60,7 @@ class Jpeg2000Reader(ImageReader):
             values = spread(values)
         elif len(set(self._depths)) == 1 and values.ndim <= 3:
             values = scale_to_bits(values, bits)
-        if values.dtype == np.uint8:
-            return to_array(Image.fromarray(values))
-        if values.ndim == 2:
-            return values
-        colors = 1 if values.shape[2] == 2 else 3
-        return lay_on_black(values[:, :, :colors], values[:, :, colors:])
+        return drop_alpha(values)
 
     def _check_complete(self) -> None:
         """Walk over the parts of tiles (T.800, A.4.2).
@@ -68,7 +71,7 @@ class Jpeg2000Reader(ImageReader):
         data = self._data
         at = data.find(_SOT, self._start, self._end)
         complete: set[int] = set()
-        while 0 <= at and data[at : at + 2] == _SOT and at + 12 <= self._end:
+        while at >= 0 and data[at : at + 2] == _SOT and at + 12 <= self._end:
             tile, length = struct.unpack_from(">HI", data, at + 4)
             end = at + length if length else self._end - len(_EOC)  # 0: up to the end
             if end > self._end or end <= at:
@@ -76,7 +79,7 @@ class Jpeg2000Reader(ImageReader):
             complete.add(tile)
             at = end
         if len(complete) < self._tiles or data[at : at + 2] != _EOC:
-            raise ValueError(
+            raise MissingPixels(
                 f"the JPEG 2000 is truncated: {min(len(complete), self._tiles)} of its "
                 f"{self._tiles} tiles are there as a whole"
                 + ("" if len(complete) < self._tiles else ", without the end of the codestream")
@@ -91,6 +94,7 @@ class CodestreamSize:
         width, height: of the image, in pixels.
         tiles: how many the image has.
         depths: (bits, whether signed) of each component.
+        subsampling: (horizontal, vertical) of the first component.
 
     Raises:
         ValueError: sizes that are impossible.
@@ -106,6 +110,7 @@ class CodestreamSize:
         rows = -(-(bottom - tile_top) // tile_height)
         self.tiles = columns * rows
         components = data[start + 42 : start + 42 + 3 * count : 3]
+        self.subsampling = (data[start + 43], data[start + 44])
         self.depths = [((depth & 0x7F) + 1, bool(depth & 0x80)) for depth in components]
 
 

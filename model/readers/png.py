@@ -11,26 +11,41 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
 from zlib_ng import zlib_ng
 
 from model.arrays import AnyArray, Shape
-from model.pixels import lay_on_black, to_array
-from model.readers.base import ImageReader, UnsupportedKind, read_orientation
+from model.readers.base import (
+    ImageReader,
+    MissingPixels,
+    UnsupportedKind,
+    drop_alpha,
+    read_orientation,
+)
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Color type -> samples of a pixel."""
-_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
 """First row and column, and steps down and right, of the passes of an interlaced image."""
+_NEEDED = (b"IHDR", b"PLTE", b"tRNS")
+"""Chunks before IDAT that pixels depend on."""
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _TEXT_BYTES = 1 << 20
 """Metadata of an orientation is not larger than this when it is decompressed."""
 _RAW_EXIF = b"Raw profile type exif\0"
 """Keyword of the text chunk in which ImageMagick wrote EXIF before PNG had a chunk for it."""
 _XMP = b"XML:com.adobe.xmp\0"
-_INFLATED_AT_ONCE = 1 << 20
+_ZLIB_HEADER = 2
+_INFLATED_AT_ONCE = 1024
+"""Bytes to decompress at once; what they give is lost if one of them is damaged."""
 
 
 class _Chunk(NamedTuple):
@@ -77,7 +92,7 @@ class PngReader(ImageReader):
 
         end = self._chunks.get(b"IEND")
         if end is None or not end.intact:
-            raise ValueError(f"the PNG is truncated: {self._describe_missing('no IEND chunk')}")
+            raise MissingPixels(f"the PNG is truncated: {self._describe_missing('no IEND chunk')}")
         packed = b"".join(chunk.data for chunk in self._pixels)
         try:
             values: AnyArray = imagecodecs.png_decode(self._assemble(packed))
@@ -86,14 +101,9 @@ class PngReader(ImageReader):
             rows = self._inflate(packed)
             if len(rows) < self._row_bytes() or not all(chunk.intact for chunk in self._pixels):
                 what = self._describe_missing(str(error))
-                raise ValueError(f"the PNG is damaged: {what}") from None
+                raise MissingPixels(f"the PNG is damaged: {what}") from None
             values = imagecodecs.png_decode(self._assemble(zlib.compress(rows, 0)))
-        if values.dtype == np.uint8:
-            return to_array(Image.fromarray(values))
-        if values.ndim == 2:
-            return values
-        colors = 1 if values.shape[2] == 2 else 3
-        return lay_on_black(values[:, :, :colors], values[:, :, colors:])
+        return drop_alpha(values)
 
     def _read_header(self) -> tuple[int, ...]:
         chunk = self._chunks.get(b"IHDR")
@@ -108,10 +118,8 @@ class PngReader(ImageReader):
 
     def _assemble(self, packed: bytes) -> bytes:
         """Write a PNG of the chunks that pixels depend on."""
-        chunks = [(b"IHDR", bytes(self._chunks[b"IHDR"].data))]
-        for kind in (b"PLTE", b"tRNS"):
-            if kind in self._chunks and self._chunks[kind].intact:
-                chunks.append((kind, bytes(self._chunks[kind].data)))
+        needed = (self._chunks[kind] for kind in _NEEDED if kind in self._chunks)
+        chunks = [(chunk.kind, bytes(chunk.data)) for chunk in needed if chunk.intact]
         parts = [_SIGNATURE]
         for kind, data in (*chunks, (b"IDAT", packed), (b"IEND", b"")):
             checksum = zlib_ng.crc32(data, zlib_ng.crc32(kind))
@@ -133,15 +141,16 @@ class PngReader(ImageReader):
         return sum(rows * size for rows, size in self._passes())
 
     def _inflate(self, packed: bytes) -> bytes:
-        """Decompress as much as the rows need, or as much as there is."""
-        needed, parts = self._row_bytes(), []
-        stream = zlib_ng.decompressobj()
+        """Decompress as much as the rows need, or as much as there is; checksums do not count."""
+        needed, parts = self._row_bytes(), list[bytes]()
+        stream = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            while packed and needed > 0:
-                parts.append(stream.decompress(packed, min(needed, _INFLATED_AT_ONCE)))
+            for at in range(_ZLIB_HEADER, len(packed), _INFLATED_AT_ONCE):
+                parts.append(stream.decompress(packed[at : at + _INFLATED_AT_ONCE], needed))
                 needed -= len(parts[-1])
-                packed = stream.unconsumed_tail
-        except zlib_ng.error:
+                if needed <= 0:
+                    break
+        except zlib.error:
             pass  # damaged from here on
         return b"".join(parts)
 
@@ -189,8 +198,8 @@ def _read_text(chunk: _Chunk, start: int) -> bytes:
     else:  # iTXt: flag and method of compression, language, translated keyword
         packed, (*_, data) = data[:1] == b"\1", data[2:].split(b"\0", 2)
     try:
-        return zlib_ng.decompressobj().decompress(data, _TEXT_BYTES) if packed else data
-    except zlib_ng.error:
+        return zlib.decompressobj().decompress(data, _TEXT_BYTES) if packed else data
+    except zlib.error:
         return b""
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.arrays import AnyArray, Shape
 from model.pixels import to_array
-from model.readers.base import ImageReader, check_tail, read_orientation
+from model.readers.base import ImageReader, MissingPixels, check_tail, read_orientation
 
 _PIXELS = (b"VP8 ", b"VP8L")
 _ALPHA, _ANIMATION = 0x10, 0x02
@@ -38,7 +38,7 @@ class WebpReader(ImageReader):
             at += 8 + length + length % 2
             if kind in (*_PIXELS, b"ALPH", b"ANMF"):
                 if len(body) < length:
-                    raise ValueError(
+                    raise MissingPixels(
                         f"the WebP is truncated: {len(body)} of {length} bytes of pixels are there"
                     )
                 frames += kind == b"ANMF"
