@@ -40,6 +40,7 @@ class ImageHeader:
         width, height: of the upright image, in pixels.
         orientation: EXIF orientation, 1 to 8; 1 for a TIFF, whose reader turns it.
         pages: number of frames of an animation, of which the first is decoded.
+        channels: 1 for grey, 3 for colors; transparency is none of them.
     """
 
     format: str
@@ -47,6 +48,7 @@ class ImageHeader:
     height: int
     orientation: int = 1
     pages: int = 1
+    channels: int = 1
 
 
 def inspect(data: bytes, *, max_pixels: int) -> ImageHeader:
@@ -69,7 +71,9 @@ def inspect(data: bytes, *, max_pixels: int) -> ImageHeader:
     width, height = reader.width, reader.height
     if reader.orientation in SIDEWAYS:
         width, height = height, width
-    return ImageHeader(reader.format, width, height, reader.orientation, reader.pages)
+    return ImageHeader(
+        reader.format, width, height, reader.orientation, reader.pages, reader.channels
+    )
 
 
 def decode(

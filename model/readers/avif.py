@@ -13,7 +13,14 @@ from PIL import AvifImagePlugin, Image
 
 from model.arrays import AnyArray, Shape
 from model.pixels import to_array
-from model.readers.base import ImageReader, check_tail, drop_alpha, read_orientation, scale_to_bits
+from model.readers.base import (
+    ImageReader,
+    check_tail,
+    count_channels,
+    drop_alpha,
+    read_orientation,
+    scale_to_bits,
+)
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the caller decodes several images at once
 
@@ -34,6 +41,7 @@ class AvifReader(ImageReader):
         check_tail(data, "AVIF")
         self._image = Image.open(io.BytesIO(data), formats=("AVIF",))
         self.width, self.height = self._image.size
+        self.channels = count_channels(self._image)
         self.pages = getattr(self._image, "n_frames", 1)
         # Pillow describes the rotation of the container as EXIF does.
         self.orientation = read_orientation(self._image.info.get("exif", b""))

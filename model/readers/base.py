@@ -39,6 +39,7 @@ class ImageReader(abc.ABC):
         format: name of the format.
         height, width: of the stored image, in pixels.
         orientation: as in EXIF, 1 to 8: how to turn the stored image upright.
+        channels: 1 for grey, 3 for colors; transparency is none of them.
         pages: number of frames of an animation; 1 for other images.
     """
 
@@ -46,6 +47,7 @@ class ImageReader(abc.ABC):
     height: int
     width: int
     orientation: int = 1
+    channels: int = 3
     pages: int = 1
 
     @abc.abstractmethod
@@ -105,6 +107,11 @@ def scale_to_bits(values: AnyArray, bits: int) -> AnyArray:
         kind,
         values,
     )
+
+
+def count_channels(image: Image.Image) -> int:
+    """Count the colors of a Pillow image: 1 for grey, otherwise 3."""
+    return 1 if image.mode in ("1", "L", "LA", "La", "I", "I;16", "F") else 3
 
 
 def drop_alpha(values: AnyArray) -> AnyArray:

@@ -52,6 +52,9 @@ class BmpReader(ImageReader):
         if self.width <= 0 or self.height <= 0:
             raise ValueError(f"the BMP is damaged: it has {self.width} x {self.height} pixels")
         self._check_kind()
+        self._palette = self._read_palette() if self._bits <= 8 else None
+        if self._palette is not None and (self._palette == self._palette[:, :1]).all():
+            self.channels = 1
 
     def read(self, at_least: Shape | None = None) -> AnyArray:
         if self._compression in (_RLE8, _RLE4):
@@ -108,10 +111,8 @@ class BmpReader(ImageReader):
             shifts = np.arange(8 - self._bits, -1, -self._bits, dtype=np.uint8)
             indices = (indices[:, :, None] >> shifts) & ((1 << self._bits) - 1)
             indices = indices.reshape(self.height, -1)[:, : self.width]
-        palette = self._read_palette()
-        if (palette == palette[:, :1]).all():
-            palette = palette[:, 0]
-        return palette[indices]
+        assert self._palette is not None
+        return (self._palette[:, 0] if self.channels == 1 else self._palette)[indices]
 
     def _read_palette(self) -> AnyArray:
         """(256, 3) RGB; black where the file has no color."""

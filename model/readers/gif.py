@@ -9,7 +9,7 @@ from PIL import Image
 
 from model.arrays import AnyArray, Shape
 from model.pixels import to_array
-from model.readers.base import ImageReader
+from model.readers.base import ImageReader, count_channels
 
 _EXTENSION, _FRAME = 0x21, 0x2C
 
@@ -22,6 +22,7 @@ class GifReader(ImageReader):
     def __init__(self, data: bytes) -> None:
         self._image = Image.open(io.BytesIO(data), formats=("GIF",))
         self.width, self.height = self._image.size
+        self.channels = count_channels(self._image)
         self.pages = max(1, _count_frames(data))
 
     def read(self, at_least: Shape | None = None) -> AnyArray:

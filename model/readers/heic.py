@@ -32,6 +32,7 @@ class HeicReader(ImageReader):
         check_tail(data, "HEIC")
         file = pillow_heif.open_heif(data, convert_hdr_to_8bit=False)
         self._image = file[file.primary_index]
+        self.channels = 1 if self._image.mode.startswith("L") else 3
         self.width, self.height = self._image.size
 
     def read(self, at_least: Shape | None = None) -> AnyArray:

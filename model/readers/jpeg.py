@@ -85,6 +85,7 @@ class JpegReader(ImageReader):
             raise UnsupportedKind("a JPEG whose height follows its pixels")
         if len(self._components) not in (1, 3, 4):
             raise UnsupportedKind(f"a JPEG of {len(self._components)} channels")
+        self.channels = 1 if len(self._components) == 1 else 3
         self.orientation = read_orientation(self._exif, self._xmp)
 
     def read(self, at_least: Shape | None = None) -> AnyArray:

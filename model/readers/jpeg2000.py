@@ -45,6 +45,7 @@ class Jpeg2000Reader(ImageReader):
         self._tiles, self._depths = size.tiles, size.depths
         if len(self._depths) not in (1, 2, 3, 4):
             raise UnsupportedKind(f"a JPEG 2000 of {len(self._depths)} components")
+        self.channels = 1 if len(self._depths) <= 2 else 3
         if size.subsampling != (1, 1):
             raise UnsupportedKind("a JPEG 2000 whose first component is subsampled")
 

@@ -25,6 +25,7 @@ from model.readers.base import (
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Color type -> samples of a pixel."""
+_GREY = (0, 4)
 _ADAM7 = (
     (0, 0, 8, 8),
     (0, 4, 8, 8),
@@ -82,6 +83,7 @@ class PngReader(ImageReader):
         header = self._read_header()
         self.width, self.height, self._bits, color, _, _, self._interlaced = header
         self._samples = _SAMPLES[color]
+        self.channels = 1 if color in _GREY else 3
         self.orientation = self._read_orientation()
         animation = first.get(b"acTL")
         if animation is not None and len(animation.data) == 8:

@@ -123,7 +123,7 @@ def test_heic_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_kinds_of_accepted_formats_that_are_not_read_are_named() -> None:
-    with pytest.raises(UnsupportedImage, match="^JPEG-LS is not accepted; send JPEG"):
+    with pytest.raises(UnsupportedImage, match=r"^JPEG-LS is not accepted; send JPEG"):
         decode.inspect(imagecodecs.jpegls_encode(IMAGE), max_pixels=10**8)
 
 

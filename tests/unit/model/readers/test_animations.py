@@ -72,7 +72,9 @@ def webp(**options: object) -> bytes:
     return saved(RGB, "WEBP", **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"lossless": True}, FRAMES], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"lossless": True}, FRAMES], ids=["lossy", "lossless", "frames"]
+)
 def test_missing_pixels_of_a_webp_are_an_error(options: dict[str, object]) -> None:
     whole = saved(Image.fromarray(RGB), "WEBP", **options)
     for length in (len(whole) - 3, len(whole) // 2):
