@@ -26,7 +26,7 @@ pillow_heif.register_heif_opener()
 
 
 def avif(values: np.ndarray, bits: int) -> bytes:
-    return imagecodecs.avif_encode(values.astype(np.uint16), bitspersample=bits, level=98)
+    return imagecodecs.avif_encode(values.astype(np.uint16), bitspersample=bits, level=98, speed=10)
 
 
 @pytest.mark.parametrize("bits", [10, 12])
