@@ -33,7 +33,7 @@ _ALL_PAGES = "all"
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What is done with each image.
+    """The work on each image.
 
     Attributes:
         options: for its only page, or for each.

@@ -184,7 +184,7 @@ def _open_tiff(data: bytes) -> TiffReader:
 
 
 def _check_selection(header: ImageHeader) -> None:
-    """Check the page and channel that are asked for of an image that is no TIFF.
+    """Check the page and channel that are asked for of an image that is not a TIFF.
 
     Raises:
         WrongSelection: one that does not exist.

@@ -50,7 +50,7 @@ class UnsupportedTiff(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What the samples of a pixel are.
+    """The meaning of the samples of a pixel.
 
     Attributes:
         photometric: how colours are meant; RGB, MINISBLACK, MINISWHITE or one that is converted.

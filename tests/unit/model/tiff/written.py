@@ -179,7 +179,7 @@ def _by_color() -> dict[str, Written]:
 
 
 def _without_photometric(data: bytes) -> bytes:
-    """Turn the tag into one that nobody knows."""
+    """Turn the tag into one that does not exist."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         offset = file.pages.first.tags[262].offset
     return data[:offset] + (263).to_bytes(2, "little") + data[offset + 2 :]
