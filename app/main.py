@@ -25,7 +25,7 @@ from app.api.middleware import (
     ServerErrorMiddleware,
 )
 from app.api.problems import install_handlers
-from app.api.routers import models, probes, segment, v2
+from app.api.routers import models, probes, remove, segment, v2
 from app.api.schemas import Application
 from app.inference.service import Service
 from app.settings import Settings
@@ -39,6 +39,7 @@ _EXPOSED_HEADERS = [
     "X-Mask-Coverage",
     "X-Mask-Confidence",
     "X-Mask-Objects",
+    "X-Image-Pages",
     "Server-Timing",
     "Retry-After",
     "Inference-Header-Content-Length",
@@ -90,7 +91,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     app.state.authenticator = authenticator
     authentication = [Depends(require_api_key)] if settings.requires_keys else []
-    for router in (segment.router, models.router, probes.metrics_router, v2.router):
+    with_keys = (segment.router, remove.router, models.router, probes.metrics_router, v2.router)
+    for router in with_keys:
         app.include_router(router, dependencies=authentication)
     for router in (probes.router, v2.health_router):
         app.include_router(router)

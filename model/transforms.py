@@ -73,11 +73,9 @@ def prepare(image: AnyArray, config: PreprocessConfig) -> ByteArray:
     if image.ndim == 2:
         image = image[:, :, None]
     if config.intensity == "percentile":
-        image, counts = _without_absurd(image)
-        low, high = _percentiles(counts, config.percentiles)
+        pixels = stretch_contrast(image, config.percentiles)
     else:
-        low, high = 0.0, float(np.iinfo(image.dtype).max)
-    pixels = _stretch(image, low, high)
+        pixels = _stretch(image, 0.0, float(np.iinfo(image.dtype).max))
     if config.mode == "resize":
         pixels = _resize_bytes(pixels, *config.resized, config)
     channels = len(config.mean)
@@ -88,6 +86,21 @@ def prepare(image: AnyArray, config: PreprocessConfig) -> ByteArray:
     if channels == 1:
         return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
     raise ValueError(f"cannot make {channels} channels of {pixels.shape[2]}")
+
+
+def stretch_contrast(image: AnyArray, percentiles: tuple[float, float]) -> ByteArray:
+    """Map the values between two percentiles of an image to 0..255.
+
+    Args:
+        image: (H, W) or (H, W, C), uint8 or uint16.
+        percentiles: low and high, 0..100, of all channels together.
+
+    Returns:
+        The same shape, uint8.
+    """
+    channels = image[:, :, None] if image.ndim == 2 else image
+    channels, counts = _without_absurd(channels)
+    return _stretch(channels, *_percentiles(counts, percentiles)).reshape(image.shape)
 
 
 def _without_absurd(image: AnyArray) -> tuple[AnyArray, npt.NDArray[np.int64]]:

@@ -90,7 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Segment the images. Returns 1 if some failed."""
     logging.basicConfig(level=logging.WARNING, format="unet: %(message)s")
-    suffixes = (".geojson", ".json") if args.output == Output.POLYGONS else (".png",)
+    page = None if args.page == _ALL_PAGES else args.page
+    output = Output(args.output)
+    options = Options((output,), args.threshold, page=page, channel=args.channel)
+    suffix = options.file_type(output)[1]
+    suffixes = (suffix, ".json") if output is Output.POLYGONS else (suffix,)
     outputs = plan_outputs(args.images, args.out, suffixes, keep_suffix=args.keep_suffix)
     wanted = {
         output: image
@@ -101,8 +105,6 @@ def main(args: argparse.Namespace) -> int:
     if wanted:
         warn_about_unknown_variables()
         service = Service(load_settings(**explicit_flags(args, Settings)))
-        page = None if args.page == _ALL_PAGES else args.page
-        options = Options((Output(args.output),), args.threshold, page=page, channel=args.channel)
         work = _Work(options, all_pages=args.page == _ALL_PAGES, skip_existing=args.skip_existing)
         failed = asyncio.run(_segment_all(service, wanted, work))
     if args.out != STANDARD:

@@ -20,7 +20,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -29,13 +29,12 @@ import numpy as np
 from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
 from app.engine.device_engines import WindowJob
-from app.errors import InvalidRequest
 from app.imaging.bounds import check_size
 from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache, SharedBlock, StoredArray
 from app.imaging.workers.worker import CallLimit
 from app.inference.budget import Budget
-from app.inference.outputs import Options, Output, Rendered, Segmentation
+from app.inference.outputs import Options, Rendered, Segmentation
 from app.inference.registry import ServedModel
 from app.inference.steps import (
     EncodedImage,
@@ -43,6 +42,7 @@ from app.inference.steps import (
     count_image_pages,
     decode_and_prepare,
     inspect_image,
+    join_pages,
     prepare_image,
     render_outputs,
     write_mask,
@@ -109,7 +109,8 @@ class ImageJob:
         source: the encoded image, or its pixels: (H, W) or (H, W, C), uint8 or uint16.
         threshold: of the mask; None is the model's own.
         page, channel: of the file, from 0; None for the only page and for all colours.
-        needs_image: the outputs show the decoded image.
+        percentiles: for the contrast of the image; None are the model's own.
+        needs_image: the outputs need the decoded image.
         needs_full_probabilities: the outputs need the probabilities at the size of the image.
         needs_all_channels: the outputs need every channel of a binary model, not only the first.
         timer: started when the job was created.
@@ -120,6 +121,7 @@ class ImageJob:
     threshold: float | None = None
     page: int | None = None
     channel: int | None = None
+    percentiles: tuple[float, float] | None = None
     needs_image: bool = False
     needs_full_probabilities: bool = False
     needs_all_channels: bool = False
@@ -127,8 +129,11 @@ class ImageJob:
 
     @property
     def preprocess(self) -> PreprocessConfig:
-        """The preprocessing of the model."""
-        return self.model.checkpoint.preprocess
+        """The preprocessing of the model, with the percentiles of the job."""
+        own = self.model.checkpoint.preprocess
+        if self.percentiles is None:
+            return own
+        return dataclasses.replace(own, percentiles=self.percentiles)
 
     @property
     def channels(self) -> int:
@@ -181,21 +186,9 @@ class Segmenter:
         """Check that the model can do what is asked for.
 
         Raises:
-            InvalidRequest: the model does not have such an output, or does not use a threshold.
+            InvalidRequest: see `Options.check`.
         """
-        if model.checkpoint.preprocess.binary:
-            return
-        classes = len(model.checkpoint.preprocess.classes)
-        if Output.INSTANCES in options.outputs:
-            raise InvalidRequest(
-                f"output=instances is only available for binary models; this model has {classes} "
-                "classes"
-            )
-        if options.threshold is not None:
-            raise InvalidRequest(
-                f"threshold is only available for binary models; this model has {classes} classes "
-                "and picks the most probable one"
-            )
+        options.check(model.checkpoint.preprocess)
 
     def precheck_admission(self, model: ServedModel, deadline: Deadline) -> None:
         """Reject a request before its image is read, if not even the smallest image would fit.
@@ -245,7 +238,7 @@ class Segmenter:
         Raises:
             ImageError: the bytes are not an image that is accepted.
             RequestRejected: the queue is full, or the deadline passed or cannot be met.
-            InvalidRequest: the model does not have such an output, or does not use a threshold.
+            InvalidRequest: see `Options.check`, or a file format cannot hold an output.
             EngineError: the engine failed.
         """
         self.check(model, options)
@@ -255,9 +248,10 @@ class Segmenter:
             options.threshold,
             options.page,
             options.channel,
+            options.percentiles,
             needs_image=options.needs_image,
             needs_full_probabilities=options.needs_full_probabilities,
-            needs_all_channels=options.needs_instances,
+            needs_all_channels=options.needs_objects,
         )
 
         async def render(stitched: Stitched, limit: CallLimit) -> Segmentation:
@@ -276,6 +270,24 @@ class Segmenter:
         result = await self._run_until(deadline, job, render)
         self._count(job, result.height, result.width)
         return result
+
+    async def stack_tiffs(self, files: Sequence[bytes], pixels: int, deadline: Deadline) -> bytes:
+        """Join TIFFs that `segment` made, in their order, to one with all pages.
+
+        Args:
+            pixels: of all files together.
+
+        Raises:
+            RequestRejected: the deadline passed.
+        """
+        with self._blocks.borrow() as pages, self._blocks.borrow() as stack:
+            end = 0
+            for file in files:
+                end = await self._copy(len(file), pages.write, file, end)
+            sizes = [len(file) for file in files]
+            limit = rendering_limit(pixels, deadline)
+            size: int = await self._workers.call(limit, join_pages, pages, sizes, stack)
+            return await self._copy(size, stack.read, size)
 
     async def predict(
         self,
@@ -345,10 +357,17 @@ class Segmenter:
         return finish
 
     async def _run_until(self, deadline: Deadline, job: ImageJob, finish: Finish[T]) -> T:
-        """Run a client's job, and count it if the deadline passes."""
+        """Run a client's job, and count it."""
         count = self._metrics.rejected.labels("deadline").inc
-        async with deadline.enforced("the deadline passed before the mask was ready", count):
-            return await self._run(job, finish, deadline)
+        start = time.perf_counter()
+        try:
+            async with deadline.enforced("the deadline passed before the mask was ready", count):
+                result = await self._run(job, finish, deadline)
+        except BaseException:  # a client that disconnects cancels its job
+            job.model.statistics.count_failure(time.perf_counter() - start)
+            raise
+        job.model.statistics.count_image(time.perf_counter() - start, job.timer.seconds)
+        return result
 
     async def _run(
         self,
@@ -412,6 +431,7 @@ class Segmenter:
                 job.needs_full_probabilities,
                 stored_image,
                 1 if header is None else header["pages"],
+                None if header is None else header["pixel_size"],
             )
             return await finish(result, rendering_limit(height * width, deadline))
 
@@ -498,7 +518,7 @@ def decoding_limit(pixels: int, deadline: Deadline) -> CallLimit:
 def rendering_limit(pixels: int, deadline: Deadline) -> CallLimit:
     """The limits of deciding on the mask and rendering the outputs.
 
-    Measured: up to 0.12 s per megapixel without objects, and 36 bytes per pixel.
+    Measured with 2,500 objects per megapixel: see docs/decisions/0030-outputs-of-objects.md.
     """
-    seconds = RENDERING_SECONDS + 1e-6 * pixels
+    seconds = RENDERING_SECONDS + 4e-6 * pixels
     return CallLimit("rendering", seconds, 300_000_000 + 72 * pixels, deadline.at)

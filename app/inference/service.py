@@ -25,8 +25,8 @@ from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.worker import CallLimit
 from app.inference import steps
 from app.inference.budget import Budget
-from app.inference.outputs import preload_instance_modules
 from app.inference.registry import Registry
+from app.inference.rendering import preload_object_modules
 from app.inference.segmenter import Segmenter
 from app.metrics import Metrics
 from app.settings import Settings
@@ -229,13 +229,13 @@ class Service:
                 self.failed.set()
                 return
         try:
-            await self.workers.call_each(_PRELOAD, preload_instance_modules)
+            await self.workers.call_each(_PRELOAD, preload_object_modules)
         except (
             RuntimeError,
             ConnectionError,
             ServiceError,
         ) as error:  # the other outputs do not need these modules
-            log.error("instances and polygons are not available: %s", error)
+            log.error("outputs of objects are not available: %s", error)
         await self.registry.load_others()
         if self.settings.reload:
             await self.registry.watch()
