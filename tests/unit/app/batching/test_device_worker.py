@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.batching.device_worker import DeviceWorker
+from app.batching.device_worker import DeviceWorker, NotWanted
 from app.errors import DeviceLost, EngineError, OutOfMemory
 from tests.devices import Device, Recorder, until
 
@@ -40,10 +40,9 @@ def with_worker(
 
 async def compute(worker: DeviceWorker, *items: Item, key: str = "k") -> dict[Any, Any]:
     """The outcome of each payload; every item must have exactly one."""
-    staged = await worker.prepare(key, items)
-    outcomes = [each async for each in worker.compute(key, items, staged)]
-    assert sorted(id(item) for item, _ in outcomes) == sorted(map(id, items))
-    return {item.payload: outcome for item, outcome in outcomes}
+    outcomes = [each async for each in worker.compute(key, items)]
+    assert sorted(id(each.item) for each in outcomes) == sorted(map(id, items))
+    return {each.item.payload: each.result for each in outcomes}
 
 
 def test_batch_gives_every_item_its_result() -> None:
@@ -106,7 +105,7 @@ def test_batch_that_no_request_waits_for_is_not_run() -> None:
 
     async def body(worker: DeviceWorker) -> None:
         outcomes = await compute(worker, Item(1, wanted=False), Item(2, wanted=False))
-        assert [type(outcome) for outcome in outcomes.values()] == [asyncio.CancelledError] * 2
+        assert [type(outcome) for outcome in outcomes.values()] == [NotWanted] * 2
         assert len(await compute(worker, Item(3, wanted=False), Item(4))) == 2
 
     with_worker(body, device)
@@ -149,8 +148,8 @@ def test_error_while_preparing_counts_as_one_of_the_batch() -> None:
 
 def test_wrong_number_of_results_is_an_error() -> None:
     class Generous(Device):
-        def run(self, key: Any, staged: Any) -> list[Any]:
-            return [*super().run(key, staged), "one more"]
+        def collect(self, key: Any, staged: Any) -> list[Any]:
+            return [*super().collect(key, staged), "one more"]
 
     async def body(worker: DeviceWorker) -> None:
         outcome = (await compute(worker, Item(1)))[1]

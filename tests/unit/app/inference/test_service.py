@@ -100,7 +100,7 @@ def test_hung_or_lost_engine_is_not_alive(tiny: Path, monkeypatch: pytest.Monkey
             assert gate.wait(20)
             raise DeviceLost("illegal address")
 
-        monkeypatch.setattr(device, "run", hang)
+        monkeypatch.setattr(device, "collect", hang)
         with service.registry.lease(None) as model:
             golden = asyncio.create_task(service.segmenter.golden_mask(model))
             await until(lambda: service.liveness_error() is not None)
