@@ -135,8 +135,8 @@ class CudaEngine(Engine):
     @torch.inference_mode()
     def submit(self, windows: ByteArray) -> _Flight:
         queues, slot = self._queues, next(self._slots)
-        batch = self._view(slot.buffers, windows.shape)
         with queues.errors():
+            batch = self._view(slot.buffers, windows.shape)
             with queues.on(queues.copy_in):
                 queues.copy_in.wait_event(slot.computed)  # the batch before has read its inputs
                 batch.inputs.copy_(torch.from_numpy(windows), non_blocking=True)
@@ -233,7 +233,9 @@ class CudaEngine(Engine):
             self._graphs[shape, size] = self._queues.capture(
                 lambda: self._compute(captured), self._pool
             )
-            self.collect(self.submit(self.stage(shape, size)))
+            black = self.stage(shape, size)
+            black[:] = 0
+            self.collect(self.submit(black))
         except OutOfMemory as error:
             if size == 1:
                 raise
@@ -272,7 +274,10 @@ class CudaEngine(Engine):
 
     def _new_slot(self) -> _Slot:
         event = self._queues.event
-        return _Slot(self._new_buffers(), event(), event(), event())
+        slot = _Slot(self._new_buffers(), event(), event(), event())
+        # Its memory may have been that of a tensor of this stream.
+        slot.computed.record(self._queues.compute)
+        return slot
 
 
 @functools.cache
