@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import queue
 import threading
 import time
@@ -112,18 +113,21 @@ class DeviceThread:
     def _submit(self, call: DeviceCall) -> None:
         if not self._in_flight:
             self._busy_since = time.monotonic()
+        settle: Callable[[], None] | None = None
         try:
             submitted = call.submit()
         except BaseException as error:  # the caller gets it, whatever it is
             release_frames(error)
-            call.outcome.set_exception(error)
+            settle = functools.partial(call.outcome.set_exception, error)
         else:
             if call.collect is None:
-                call.outcome.set_result(submitted)
+                settle = functools.partial(call.outcome.set_result, submitted)
             else:
                 self._in_flight.append((call, submitted))
         if not self._in_flight:
             self._busy_since = None
+        if settle is not None:
+            settle()
 
     def _collect(self, call: DeviceCall, submitted: Any) -> None:
         assert call.collect is not None
@@ -133,10 +137,12 @@ class DeviceThread:
             result = call.collect(submitted)
         except BaseException as error:
             release_frames(error)
-            call.outcome.set_exception(error)
+            settle = functools.partial(call.outcome.set_exception, error)
         else:
-            call.outcome.set_result(Timed(result, started, time.monotonic() - started))
+            done = Timed(result, started, time.monotonic() - started)
+            settle = functools.partial(call.outcome.set_result, done)
         self._busy_since = time.monotonic() if self._in_flight else None
+        settle()
 
 
 def release_frames(error: BaseException | None) -> None:

@@ -316,7 +316,8 @@ class DeviceWorker:
                 outcome.set_exception(error)
                 return
             seconds = time.monotonic() - start
-            self._prepare_seconds += _SMOOTHING * (seconds - self._prepare_seconds)
+            weight = _SMOOTHING if self._prepare_seconds else 1.0
+            self._prepare_seconds += weight * (seconds - self._prepare_seconds)
             self._thread.put(DeviceCall(functools.partial(submit, staged), collect, outcome))
 
         def submit(staged: Any) -> Any:

@@ -294,6 +294,13 @@ class Service:
         gauge("image_workers_busy", "Image workers with a call.", lambda: self.workers.busy)
         gauge("held_pixels", "Pixels of the decoded images in memory.", lambda: self.pixels.used)
         gauge("held_bytes", "Bytes of uploads and responses in memory.", lambda: self.bytes.used)
+        self._register_gpu_memory()
+        self.metrics.add_counter(
+            "log_lines_dropped", "Lines dropped because the log was not read.", logs.dropped_lines
+        )
+        gauge("ready", "1 if requests are served.", lambda: float(self.readiness_error() is None))
+
+    def _register_gpu_memory(self) -> None:
         self.metrics.add_labeled_gauge(
             "gpu_memory_used_bytes",
             "Memory in use on a CUDA device.",
@@ -305,10 +312,6 @@ class Service:
                 if device.name != "cpu"
             },
         )
-        self.metrics.add_counter(
-            "log_lines_dropped", "Lines dropped because the log was not read.", logs.dropped_lines
-        )
-        gauge("ready", "1 if requests are served.", lambda: float(self.readiness_error() is None))
 
     def _windows_per_second(self) -> float:
         seconds = self.batcher.estimates.seconds()
