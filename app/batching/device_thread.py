@@ -95,22 +95,27 @@ class DeviceThread:
     def _work(self) -> None:
         stopping = False
         while True:
+            settle: Callable[[], None] | None = None
             if self._in_flight and (stopping or not self._can_submit()):
-                self._collect(*self._in_flight.popleft())
-                continue
-            if stopping:
+                settle = self._collect(*self._in_flight.popleft())
+            elif stopping:
                 return
-            call = self._calls.get()
-            if call is None:
-                stopping = True
             else:
-                self._submit(call)
-            del call  # otherwise the last batch's buffers would live until the next call
+                call = self._calls.get()
+                if call is None:
+                    stopping = True
+                else:
+                    settle = self._submit(call)
+                del call
+            # Only now: nothing here keeps the memory of a batch that will be tried again.
+            if settle is not None:
+                settle()
 
     def _can_submit(self) -> bool:
         return len(self._in_flight) < self._depth and not self._calls.empty()
 
-    def _submit(self, call: DeviceCall) -> None:
+    def _submit(self, call: DeviceCall) -> Callable[[], None] | None:
+        """Submit a batch, or make another call; returns what settles its outcome."""
         if not self._in_flight:
             self._busy_since = time.monotonic()
         settle: Callable[[], None] | None = None
@@ -124,32 +129,38 @@ class DeviceThread:
                 settle = functools.partial(call.outcome.set_result, submitted)
             else:
                 self._in_flight.append((call, submitted))
+            del submitted
+        finally:
+            del call  # the traceback of an error keeps this frame, which still runs
         if not self._in_flight:
             self._busy_since = None
-        if settle is not None:
-            settle()
+        return settle
 
-    def _collect(self, call: DeviceCall, submitted: Any) -> None:
-        assert call.collect is not None
-        started = self._busy_since
+    def _collect(self, call: DeviceCall, submitted: Any) -> Callable[[], None]:
+        """Collect a batch; returns what settles its outcome."""
+        collect, outcome, started = call.collect, call.outcome, self._busy_since
+        assert collect is not None
         assert started is not None
         try:
-            result = call.collect(submitted)
+            result = collect(submitted)
         except BaseException as error:
             release_frames(error)
-            settle = functools.partial(call.outcome.set_exception, error)
+            settle = functools.partial(outcome.set_exception, error)
         else:
             done = Timed(result, started, time.monotonic() - started)
-            settle = functools.partial(call.outcome.set_result, done)
+            settle = functools.partial(outcome.set_result, done)
+        finally:
+            del call, submitted  # as in `_submit`
         self._busy_since = time.monotonic() if self._in_flight else None
-        settle()
+        return settle
 
 
 def release_frames(error: BaseException | None) -> None:
     """Drop the local variables that the tracebacks of an error and its causes keep alive.
 
     After a lack of memory these are the activations of the failed batch: the next, smaller batch
-    would have no more room than the first. The tracebacks can still be printed.
+    would have no more room than the first. The tracebacks can still be printed. Frames that still
+    run keep their variables.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)

@@ -11,6 +11,7 @@ from app.engine.base import Engine
 from app.engine.openvino import OpenVinoEngine, has_bf16
 from app.engine.predictor import engine_predictor
 from app.engine.torch import TorchEngine
+from app.errors import NonFiniteOutput
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.evaluation.evaluate import evaluate, from_probabilities
@@ -105,6 +106,17 @@ def test_a_window_does_not_depend_on_its_batch(which: int) -> None:
             assert np.array_equal(alone, together[index])
         else:
             assert np.abs(alone - together[index]).max() < 1e-5
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])
+def test_values_that_are_not_finite_are_an_error(which: int) -> None:
+    checkpoint = untrained(*CASES["padded"])
+    checkpoint.state["final_conv.bias"][:] = np.nan
+    engine = build_engines(checkpoint)[which]
+    staged = engine.stage((64, 96), 2)
+    staged[:] = 0
+    with pytest.raises(NonFiniteOutput):
+        engine.collect(engine.submit(staged))
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])

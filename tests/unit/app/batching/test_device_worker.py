@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -83,6 +85,43 @@ def test_running_out_of_memory_lowers_the_limit_of_that_key() -> None:
 
     with_worker(body, device, recorder)
     assert recorder.caps == {("device", "k"): 2}
+
+
+def test_batch_that_ran_out_of_memory_is_gone_before_it_is_tried_again() -> None:
+    class Staged(list[Any]):
+        pass
+
+    class Full(Device):
+        """Has room for the windows of one batch."""
+
+        def prepare(self, key: Any, payloads: Any) -> Any:
+            end = time.monotonic() + 1  # the thread that prepared the last one may still return
+            while any(each() is not None for each in alive) and time.monotonic() < end:
+                time.sleep(0.001)
+            assert all(each() is None for each in alive)
+            staged = Staged(payloads)
+            alive.append(weakref.ref(staged))
+            return staged
+
+    alive: list[weakref.ref[Staged]] = []
+
+    device = Full()
+    device.memory = 1
+
+    async def body(worker: DeviceWorker) -> None:
+        outcomes = await compute(worker, *map(Item, range(4)))
+        assert outcomes == {n: ("done", n) for n in range(4)}
+
+    device.batches = Forgetful()  # type: ignore[assignment]
+    with_worker(body, device)
+    assert len(alive) == 7
+
+
+class Forgetful(list[Any]):
+    """Keeps nothing, so that it holds no batch in memory."""
+
+    def append(self, value: Any) -> None:
+        pass
 
 
 def test_lost_device_runs_nothing_more() -> None:
