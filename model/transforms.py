@@ -201,9 +201,23 @@ def _resize_bytes(
 def normalize(windows: Tensor, config: PreprocessConfig) -> Tensor:
     """Compute (value/255 - mean) / std: (N, h, w, C) uint8 -> (N, C, h, w) float32, same device."""
     scaled = windows.permute(0, 3, 1, 2).float()
-    mean = scaled.new_tensor(config.mean).view(1, -1, 1, 1)
-    std = scaled.new_tensor(config.std).view(1, -1, 1, 1)
+    mean, std = (_constants(values, scaled) for values in (config.mean, config.std))
     return (scaled / 255 - mean) / std
+
+
+def _constants(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """The values as a tensor (1, C, 1, 1) on the device of `like`.
+
+    They are copied there once: every copy would wait for the device, and one within the capture of
+    a CUDA graph is an error.
+    """
+    key = values, like.device
+    if key not in _constants_by_device:
+        _constants_by_device[key] = like.new_tensor(values).view(1, -1, 1, 1)
+    return _constants_by_device[key]
+
+
+_constants_by_device: dict[tuple[tuple[float, ...], object], Tensor] = {}
 
 
 def probabilities(logits: Tensor, config: PreprocessConfig) -> Tensor:
