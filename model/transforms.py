@@ -156,12 +156,24 @@ def _resize_bytes(
     return np.asarray(resized).reshape(height, width, pixels.shape[2])
 
 
-def normalize(windows: Tensor, config: PreprocessConfig) -> Tensor:
-    """Compute (value/255 - mean) / std: (N, h, w, C) uint8 -> (N, C, h, w) float32, same device."""
+def normalize(
+    windows: Tensor, config: PreprocessConfig, constants: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Compute (value/255 - mean) / std: (N, h, w, C) uint8 -> (N, C, h, w) float32, same device.
+
+    Args:
+        constants: from `normalization_constants`. Without them mean and std are copied to the
+            device, which makes the caller wait for the device.
+    """
     scaled = windows.permute(0, 3, 1, 2).float()
-    mean = scaled.new_tensor(config.mean).view(1, -1, 1, 1)
-    std = scaled.new_tensor(config.std).view(1, -1, 1, 1)
+    mean, std = constants or normalization_constants(config, scaled)
     return (scaled / 255 - mean) / std
+
+
+def normalization_constants(config: PreprocessConfig, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and std for `normalize`, (1, C, 1, 1), with the type and device of `like`."""
+    mean, std = like.new_tensor(config.mean), like.new_tensor(config.std)
+    return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
 
 def probabilities(logits: Tensor, config: PreprocessConfig) -> Tensor:

@@ -58,11 +58,10 @@ def border_weights(labels: Int32Array, weight: float, sigma: float) -> FloatArra
 def batch_border_weights(labels: Tensor, weight: float, sigma: float) -> Tensor:
     """Compute `border_weights` of a batch, on the device of the labels.
 
-    Distances to the two nearest objects are found along one axis after the other, as Felzenszwalb
-    and Huttenlocher (2012) do for one. Of a column, a pixel's two nearest objects are among the two
-    that are nearest within this column, so two candidates per pixel suffice.
-
-    A candidate is one integer: the squared distance, and the label in the lowest bits.
+    Distances are found along one axis after the other, as Felzenszwalb and Huttenlocher (2012) do
+    for a single set of pixels. In each column only the two objects that are nearest within it can
+    be a pixel's two nearest, so two candidates per pixel suffice. A candidate is one integer: the
+    squared distance, and the label in the lowest bits.
 
     Args:
         labels: (N, H, W), at most `MAX_BATCH_LABEL`; 0 and below is background.

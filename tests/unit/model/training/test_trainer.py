@@ -43,7 +43,7 @@ def test_state_with_old_keys_restores_the_trainer(data: Path) -> None:
     trainer = make_trainer(data)
     pixels = torch.randint(0, 255, (2, 48, 48, 3), dtype=torch.uint8)
     trainer.step(pixels, torch.ones(2, 48, 48), torch.ones(2, 48, 48), 0.0)
-    state = trainer.state()
+    state = trainer.snapshot().state
     old = {"average": state["ema"], "optimiser": state["optimizer"]}
     old |= {key: state[key] for key in ("network", "step", "seconds")}
     again = make_trainer(data)
