@@ -12,7 +12,7 @@ from model.checkpoint import Checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.predict import build_network
 from model.transforms import normalize, probabilities
-from tests.conftest import drawn_weights
+from tests.drawing import drawn_weights
 
 pytestmark = [
     pytest.mark.gpu,
