@@ -173,7 +173,7 @@ def _check_readable(samples: PairedDataset) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Length:
+class RunLength:
     """How long to train: up to `steps`, or `seconds` of training, whichever comes first.
 
     Seconds count over all starts of a run, but only steps: no reading, validation or report. Both
@@ -207,7 +207,7 @@ class _ProgressBar:
         speed: images per second in the last steps.
     """
 
-    def __init__(self, trainer: Trainer, length: _Length) -> None:
+    def __init__(self, trainer: Trainer, length: RunLength) -> None:
         self.trainer = trainer
         self.length = length
         self.loss = math.nan
@@ -268,7 +268,7 @@ def _train_loop(
 ) -> None:
     """Train until the end of the recipe's steps or minutes, or until `interrupted`."""
     recipe = trainer.recipe
-    length = _Length.of(recipe.optim, len(crops.samples))
+    length = RunLength.of(recipe.optim, len(crops.samples))
     preview_every = _preview_interval(recipe, len(crops.samples))
     log_every = max(_LOG_EVERY, trainer.read_every)
     images = recipe.optim.batch_size
@@ -279,7 +279,7 @@ def _train_loop(
         _ProgressBar(trainer, length) as bar,
         _Validator(trainer.device, recipe, validation, run, bar) as validator,
     ):
-        for pixels, labels, weights, indices in _load_batches(trainer, crops, length):
+        for pixels, labels, weights, indices in load_batches(trainer, crops, length):
             progress = length.progress(trainer)
             if interrupted.is_set() or progress >= 1:
                 break
@@ -315,7 +315,7 @@ def _preview_interval(recipe: Recipe, images: int) -> int:
     return max(1, steps_per_epoch // previews) if previews else 0
 
 
-def _load_batches(trainer: Trainer, crops: CropDataset, length: _Length) -> Iterator[Batch]:
+def load_batches(trainer: Trainer, crops: CropDataset, length: RunLength) -> Iterator[Batch]:
     """Yield batches of crops in order, from the step at which the run stands.
 
     Raises:
