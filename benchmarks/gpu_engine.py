@@ -35,7 +35,7 @@ from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.convert.flops import count_flops
 from model.predict import Predictor, attach_golden, build_network
-from model.transforms import normalization_constants, normalize, prepare, probabilities, to_mask
+from model.transforms import normalize, prepare, probabilities, to_mask
 from model.windows import plan_windows
 from tests.drawing import drawn_weights, nuclei
 
@@ -233,10 +233,9 @@ def _measure_bare_network(
     network = build_network(checkpoint).eval()
     network = network.to(device, torch.bfloat16, memory_format=torch.channels_last)
     pixels = torch.randint(0, 256, (batch, *shape, 3), dtype=torch.uint8, device=device)
-    constants = normalization_constants(checkpoint.preprocess, torch.ones(1, device=device))
 
     def compute(windows: torch.Tensor) -> torch.Tensor:
-        inputs = normalize(windows, checkpoint.preprocess, constants)
+        inputs = normalize(windows, checkpoint.preprocess)
         inputs = inputs.to(torch.bfloat16, memory_format=torch.channels_last)
         return probabilities(network(inputs), checkpoint.preprocess)
 

@@ -156,24 +156,26 @@ def _resize_bytes(
     return np.asarray(resized).reshape(height, width, pixels.shape[2])
 
 
-def normalize(
-    windows: Tensor, config: PreprocessConfig, constants: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
-    """Compute (value/255 - mean) / std: (N, h, w, C) uint8 -> (N, C, h, w) float32, same device.
-
-    Args:
-        constants: from `normalization_constants`. Without them mean and std are copied to the
-            device, which makes the caller wait for the device.
-    """
+def normalize(windows: Tensor, config: PreprocessConfig) -> Tensor:
+    """Compute (value/255 - mean) / std: (N, h, w, C) uint8 -> (N, C, h, w) float32, same device."""
     scaled = windows.permute(0, 3, 1, 2).float()
-    mean, std = constants or normalization_constants(config, scaled)
+    mean, std = (_constants(values, scaled) for values in (config.mean, config.std))
     return (scaled / 255 - mean) / std
 
 
-def normalization_constants(config: PreprocessConfig, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and std for `normalize`, (1, C, 1, 1), with the type and device of `like`."""
-    mean, std = like.new_tensor(config.mean), like.new_tensor(config.std)
-    return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+def _constants(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """The values as a tensor (1, C, 1, 1) on the device of `like`.
+
+    They are copied there once: every copy would wait for the device, and one within the capture of
+    a CUDA graph is an error.
+    """
+    key = values, like.device
+    if key not in _constants_by_device:
+        _constants_by_device[key] = like.new_tensor(values).view(1, -1, 1, 1)
+    return _constants_by_device[key]
+
+
+_constants_by_device: dict[tuple[tuple[float, ...], object], Tensor] = {}
 
 
 def probabilities(logits: Tensor, config: PreprocessConfig) -> Tensor:

@@ -1,10 +1,10 @@
 """Batches of crops, made on the device that holds all training images.
 
-Drawing crops on the host limits a fast device: 64 crops take 40 times as long there as a step of
-the network. Here the host draws the random numbers alone, the same ones for the same index as
-`model.training.crops`, and the device gathers, interpolates and varies the pixels of a whole batch.
-The noise comes from the device's own generator; everything else equals the crops of the host but
-for rounding. Nothing here waits for the device.
+A host that makes crops one at a time cannot keep a fast device busy. Here the host draws only the
+random numbers, the same ones for the same index as `model.training.crops`, and the device gathers,
+interpolates and varies the pixels of a whole batch. The noise comes from the device's own
+generator; everything else equals the crops of the host but for rounding. Nothing here waits for the
+device.
 
 Knows tensors; no network, no files.
 """

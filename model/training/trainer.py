@@ -27,7 +27,7 @@ from model.training.batchnorm import add_batch_norm, fold_batch_norm
 from model.training.crops import CropDataset
 from model.training.losses import make_targets, segmentation_loss
 from model.training.recipe import OptimConfig, Recipe
-from model.transforms import normalization_constants, normalize
+from model.transforms import normalize
 from model.unet import UNet
 
 _CALIBRATION_CROPS = 32
@@ -118,8 +118,6 @@ class Trainer:
         self.network = _move(UNet.from_config(recipe.network), device)
         self.read_every = READ_EVERY.get(device.type, 1)
         self._unread: list[tuple[Tensor, Tensor]] = []
-        parameter = next(self.network.parameters())
-        self._constants = normalization_constants(recipe.preprocess, parameter.detach())
         calibration_inputs = None
         if state is None and optim.init_from:
             self.network.load_state_dict(_initial_weights(Path(optim.init_from), recipe.network))
@@ -212,7 +210,7 @@ class Trainer:
     def _to_inputs(self, pixels: Tensor) -> Tensor:
         """Convert pixels (N, h, w, C) uint8 to the network's input on the device."""
         pixels = pixels.to(self.device, non_blocking=True)
-        inputs = normalize(pixels, self.recipe.preprocess, self._constants)
+        inputs = normalize(pixels, self.recipe.preprocess)
         return inputs.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()

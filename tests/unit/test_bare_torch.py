@@ -1,4 +1,4 @@
-"""What runs on a borrowed GPU imports nothing that an image with torch lacks."""
+"""The code for a borrowed GPU imports no package that an image with torch lacks."""
 
 from __future__ import annotations
 
