@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.gpu_engine import create_engine, draw_checkpoint, run_batch
+from benchmarks.gpu_engine import captured_sizes, create_engine, draw_checkpoint, run_batch
 from benchmarks.gpu_timing import Replay, measure_device_seconds, measure_products
 from benchmarks.results import Results
 from model.convert.flops import count_flops
@@ -158,7 +158,7 @@ class Probe:
         start = time.perf_counter()
         engine.warm()
         self.results.add("warm_seconds", time.perf_counter() - start)
-        graphs = sorted(size for _, size in engine.captured())
+        graphs = captured_sizes(engine, (self.side, self.side))
         self.results.add("graphs", graphs, f"batches of {graphs}; must have 1, 2 and 4")
         staged = engine.stage((self.side, self.side), 4)
         staged[:] = np.random.default_rng(0).integers(0, 256, staged.shape)

@@ -25,9 +25,10 @@ import numpy.typing as npt
 import torch
 
 from app.batching.batcher import Batcher
+from app.engine.base import Engine
 from app.engine.device_engines import BatchKey, DeviceEngines, WindowJob
 from app.engine.predictor import engine_predictor
-from app.engine.torch import TorchEngine
+from app.engine.selection import EngineChoice, build_engine
 from benchmarks.gpu_timing import Replay, measure_device_seconds, measure_products
 from benchmarks.results import Results
 from model.arrays import ByteArray, FloatArray, Shape
@@ -84,14 +85,21 @@ def draw_checkpoint(shape: Shape, features: int, padding: int = 1) -> Checkpoint
 
 def create_engine(
     checkpoint: Checkpoint, device: torch.device, precision: str, max_batch: int
-) -> TorchEngine:
-    """Create the engine of a checkpoint; `warm` is not called yet."""
-    return TorchEngine(checkpoint, device=str(device), precision=precision, max_batch=max_batch)
+) -> Engine:
+    """Create the engine of a checkpoint as the service does; `warm` is not called yet."""
+    choice = EngineChoice("torch", str(device), precision, torch.get_num_threads(), max_batch, "")
+    return build_engine(choice, checkpoint)
 
 
-def run_batch(engine: TorchEngine, staged: ByteArray) -> FloatArray:
+def run_batch(engine: Engine, staged: ByteArray) -> FloatArray:
     """Compute one batch, from bytes in memory to probabilities in memory."""
     return engine.run(engine.load(staged))
+
+
+def captured_sizes(engine: Engine, shape: Shape) -> list[int]:
+    """List the batch sizes of a window that have a CUDA graph."""
+    captured = engine.captured() if hasattr(engine, "captured") else set()
+    return sorted(size for window, size in captured if window == shape)
 
 
 def measure_table(device: torch.device, results: Results, *, quick: bool) -> None:
@@ -128,15 +136,15 @@ def _measure_engine(
     start = time.perf_counter()
     engine.warm()
     sizes = [1 << power for power in range(most.bit_length())]
-    missing = [size for size in sizes if (shape, size) not in engine.captured()]
+    graphs = captured_sizes(engine, shape)
     results.append(
         "warmed",
         {
             "precision": precision,
             "side": shape[0],
             "seconds": time.perf_counter() - start,
-            "graphs": sorted(size for _, size in engine.captured()),
-            "without_a_graph": missing,
+            "graphs": graphs,
+            "without_a_graph": [size for size in sizes if size not in graphs],
         },
     )
     work = count_flops(checkpoint.architecture, *shape)
@@ -242,7 +250,7 @@ def _measure_bare_network(
     return batch / measure_device_seconds(device, Replay(compute, pixels), seconds)
 
 
-def _measure_two_in_flight(engine: TorchEngine, buffers: list[ByteArray], seconds: float) -> float:
+def _measure_two_in_flight(engine: Engine, buffers: list[ByteArray], seconds: float) -> float:
     """Return the images/s when each batch is started before the one before it is collected."""
     before = engine.load(buffers[0])
     count, start = 0, time.perf_counter()
