@@ -144,12 +144,19 @@ def is_failure(part: Part, end: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def unpacked(wheels: Path) -> Iterator[dict[str, str]]:
-    """Unpack wheels into a temporary folder. Yields the environment in which they are found."""
+    """Unpack wheels into a temporary folder. Yields the environment in which they are found.
+
+    Installed packages have priority. PYTHONPATH would come before them, so a `sitecustomize`
+    appends the folder at the start of every Python.
+    """
     with tempfile.TemporaryDirectory() as folder:
+        packages, start = Path(folder) / "packages", Path(folder) / "start"
         for wheel in sorted(wheels.glob("*.whl")):
             with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(folder)
-        path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
+                archive.extractall(packages)
+        start.mkdir()
+        (start / "sitecustomize.py").write_text(f"import sys\nsys.path.append({str(packages)!r})\n")
+        path = os.pathsep.join(filter(None, [str(start), os.environ.get("PYTHONPATH", "")]))
         yield {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import subprocess
 import sys
 import time
 import zipfile
@@ -104,6 +105,13 @@ def test_missing_module_is_found_in_a_wheel(tmp_path: Path) -> None:
     assert missing_modules(["carried_module"], os.environ) == ["carried_module"]
     with unpacked(tmp_path) as environment:
         assert missing_modules(["carried_module", "json"], environment) == []
+
+
+def test_installed_package_has_priority_over_a_wheel(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "numpy-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("numpy/__init__.py", "raise ImportError('of another Python')")
+    with unpacked(tmp_path) as environment:
+        subprocess.run([sys.executable, "-c", "import numpy"], env=environment, check=True)
 
 
 def test_failed_measurement_is_recorded_and_does_not_end_the_part(tmp_path: Path) -> None:
