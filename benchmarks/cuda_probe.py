@@ -193,7 +193,7 @@ class Probe:
             engine.warm()
             staged = engine.stage((self.side, self.side), 2)
             staged[:] = windows
-            error = np.abs(np.asarray(run_batch(engine, staged), np.float32) - exact)
+            error = np.abs(run_batch(engine, staged) - exact)
             self.results.append(
                 "errors_of_precisions",
                 {

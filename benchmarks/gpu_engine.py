@@ -31,7 +31,7 @@ from app.engine.predictor import engine_predictor
 from app.engine.selection import EngineChoice, build_engine
 from benchmarks.gpu_timing import Replay, measure_device_seconds, measure_products
 from benchmarks.results import Results
-from model.arrays import ByteArray, FloatArray, Shape
+from model.arrays import ByteArray, FloatArray, Probabilities, Shape
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.convert.flops import count_flops
@@ -93,7 +93,8 @@ def create_engine(
 
 def run_batch(engine: Engine, staged: ByteArray) -> FloatArray:
     """Compute one batch, from bytes in memory to probabilities in memory."""
-    return engine.run(engine.load(staged))
+    found = engine.collect(engine.submit(staged))
+    return found / np.float32(65535) if found.dtype == np.uint16 else found
 
 
 def captured_sizes(engine: Engine, shape: Shape) -> list[int]:
@@ -151,7 +152,7 @@ def _measure_engine(
     for size in sizes:
         staged = engine.stage(shape, size)
         staged[:] = np.random.default_rng(0).integers(0, 256, staged.shape, np.uint8)
-        rate = size / _time_engine(lambda: run_batch(engine, staged), seconds)  # noqa: B023
+        rate = size / _time_engine(lambda: engine.collect(engine.submit(staged)), seconds)  # noqa: B023
         row = {
             "precision": precision,
             "side": shape[0],
@@ -225,7 +226,10 @@ def measure_service_engine(device: torch.device, results: Results, *, quick: boo
     buffers = [engine.stage((side, side), batch) for _ in range(2)]
     for staged in buffers:
         staged[:] = np.random.default_rng(0).integers(0, 256, staged.shape, np.uint8)
-    add("engine_one_batch", batch / _time_engine(lambda: run_batch(engine, buffers[0]), seconds))
+    add(
+        "engine_one_batch",
+        batch / _time_engine(lambda: engine.collect(engine.submit(buffers[0])), seconds),
+    )
     add("engine_two_in_flight", _measure_two_in_flight(engine, buffers, seconds))
     engine.close()
     add("batcher", asyncio.run(_measure_batcher(checkpoint, device, batch, seconds)))
@@ -252,14 +256,14 @@ def _measure_bare_network(
 
 def _measure_two_in_flight(engine: Engine, buffers: list[ByteArray], seconds: float) -> float:
     """Return the images/s when each batch is started before the one before it is collected."""
-    before = engine.load(buffers[0])
+    before = engine.submit(buffers[0])
     count, start = 0, time.perf_counter()
     while time.perf_counter() < start + seconds:
-        after = engine.load(buffers[(count + 1) % 2])
-        engine.run(before)
+        after = engine.submit(buffers[(count + 1) % 2])
+        engine.collect(before)
         before = after
         count += 1
-    engine.run(before)
+    engine.collect(before)
     return (count + 1) * len(buffers[0]) / (time.perf_counter() - start)
 
 
@@ -272,13 +276,15 @@ async def _measure_batcher(
     image = prepare(nuclei(*shape)[0], checkpoint.preprocess)
     image = np.ascontiguousarray(image)
     engine = create_engine(checkpoint, device, "bf16", batch)
-    engine.warm()
     engines = DeviceEngines(str(device))
     engines.engines[checkpoint.name] = engine
-    batcher: Batcher[WindowJob, FloatArray] = Batcher(
+    batcher: Batcher[WindowJob, Probabilities] = Batcher(
         [engines], max_batch=batch, capacity=4 * _REQUESTS * batch
     )
     await batcher.start()
+    (worker,) = batcher.workers
+    for step in engine.warm_steps():
+        await worker.call(step)
     key = BatchKey(checkpoint.name, shape)
     jobs = [WindowJob(image, plan, plan.windows[0])] * batch
     count = 0
@@ -300,8 +306,8 @@ async def _measure_batcher(
         count = 0
         elapsed = await run_requests(seconds)
     finally:
+        await worker.call(engine.close)
         await batcher.close()
-        engine.close()
     return count / elapsed
 
 

@@ -2,14 +2,15 @@
 
 ::
 
-    admit ──▶ Reservation ──submit──▶ fair queue ──▶ batch ──▶ prepare ──▶ run ──▶ futures
+    admit ──▶ Reservation ──submit──▶ fair queue ──▶ batch ──▶ device ──▶ futures
       └▶ QueueFull, DeadlineExceeded, Unavailable          (one worker per device)
 
 - **Bounded.** A request reserves one slot per window before its image is decoded. If the slots are
   not free it is rejected at once. A request takes at most a quarter of the slots, however many
   windows it has: since requests take turns, more windows do not delay the others more.
 - **Work-conserving.** A batch is formed from the windows that wait at the moment a device is free.
-  While it runs, the next one is prepared as soon as it is full: until then it can still grow.
+  While it runs, the next one is prepared as soon as it is full, or when the first is about to end:
+  until then it can still grow.
 - **Fair.** Requests take turns window by window, keys batch by batch. Estimates count these turns.
 - **Isolated.** An error of a window fails only its own request (`app.batching.device_worker`).
 
@@ -25,11 +26,17 @@ import dataclasses
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from app.batching.deadline import Deadline
-from app.batching.device_worker import DeviceWorker, Observer, Runner
+from app.batching.device_worker import (
+    MAX_BATCHES,
+    DeviceWorker,
+    NotWanted,
+    Observer,
+    Runner,
+)
 from app.batching.estimates import Estimates
 from app.batching.fair_queue import FairQueue
 from app.errors import DeadlineExceeded, DeviceLost, QueueFull, Unavailable
@@ -160,6 +167,9 @@ class Batcher(Generic[PayloadT, ResultT]):
         capacity: slots for windows that are admitted and have no result.
         max_wait: seconds that a batch waits to be filled, from the first window of its key.
         observer: receives events.
+
+    Attributes:
+        workers: one per runner, in their order.
     """
 
     def __init__(
@@ -172,8 +182,8 @@ class Batcher(Generic[PayloadT, ResultT]):
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Observer()
-        self._workers = [DeviceWorker(runner, self._observer) for runner in runners]
-        self.estimates = Estimates(self._workers)
+        self.workers = [DeviceWorker(runner, self._observer) for runner in runners]
+        self.estimates = Estimates(self.workers)
         self._max_batch = max_batch if callable(max_batch) else lambda key: max_batch
         self._capacity = capacity
         self._max_per_request = max(1, capacity // 4)  # slots
@@ -204,17 +214,21 @@ class Batcher(Generic[PayloadT, ResultT]):
     @property
     def failure(self) -> Unavailable | None:
         """Why nothing can be computed any more: the last device is lost."""
-        if any(worker.failure is None for worker in self._workers):
+        if any(worker.failure is None for worker in self.workers):
             return None
         return Unavailable("the engine is lost; see the server log")
 
     def elapsed(self) -> float:
-        """Seconds that the longest-running batch has been on its device; 0 if none runs."""
-        return max(worker.elapsed() for worker in self._workers)
+        """Seconds that a device has been at its batch or another call, at most; 0 if all idle."""
+        return max(worker.elapsed() for worker in self.workers)
+
+    async def check_devices(self) -> None:
+        """Check that every device responds; one that does not is lost."""
+        await asyncio.gather(*(worker.check() for worker in self.workers))
 
     def forget(self, matches: Callable[[Any], bool]) -> None:
         """Drop what was measured for the keys that match; no request uses them any more."""
-        for worker in self._workers:
+        for worker in self.workers:
             worker.forget(matches)
 
     # --- admission ---
@@ -309,15 +323,15 @@ class Batcher(Generic[PayloadT, ResultT]):
         """Find the key whose windows should form the worker's next batch now.
 
         A key is ready if it fills a batch, or if its first window has waited for `max_wait` and
-        the worker is not busy. If no key is ready, the second value is the seconds until one will
-        be, or None if only an event can change that.
+        the worker has no batch, or will soon be done with it. If no key is ready, the second value
+        is the seconds until one will be, or None if only an event can change that.
 
         Args:
-            busy: a batch is running on the worker.
+            busy: the worker has a batch.
         """
         now = time.monotonic()
         # An available device starts a full batch at once; a busy one would only prepare it.
-        leave_to_others = busy and any(each.available for each in self._workers)
+        leave_to_others = busy and any(each.available for each in self.workers)
         shortest_wait = None
         for key in self._queue:
             first_queued_at = min(window.queued_at for window in self._queue.heads(key))
@@ -325,21 +339,24 @@ class Batcher(Generic[PayloadT, ResultT]):
             full = self._queue.size(key) >= worker.max_batch(key, self._max_batch(key))
             if full and not leave_to_others:
                 return key, None
-            if wait <= 0:
-                # It has waited long enough: the keys after it do not overtake it.
-                return (None, None) if busy else (key, None)
+            if wait <= 0:  # it has waited long enough: the keys after it do not overtake it
+                growing = worker.growing_time() if busy else 0.0
+                if growing == 0 and not leave_to_others:
+                    return key, None
+                return None, growing or None
             shortest_wait = wait if shortest_wait is None else min(wait, shortest_wait)
         return None, shortest_wait
 
     async def _next_key(
-        self, worker: DeviceWorker, running: asyncio.Task[None] | None
+        self, worker: DeviceWorker, running: Collection[asyncio.Task[None]]
     ) -> Hashable | None:
         """Wait until a key is ready for the worker; None if its device is lost."""
         while worker.failure is None:
             worker.wake.clear()
             worker.idle = True
-            busy = running is not None and not running.done()
-            key, wait = self._ready_key(worker, busy=busy)
+            key, wait = None, None
+            if len(running) < MAX_BATCHES and not worker.splitting:
+                key, wait = self._ready_key(worker, busy=bool(running))
             if key is not None:
                 worker.idle = False
                 self._wake_workers()  # one that left this key to this worker may take the next
@@ -353,7 +370,7 @@ class Batcher(Generic[PayloadT, ResultT]):
     ) -> list[_QueuedWindow[PayloadT, ResultT]]:
         """Take the next batch of a key from the queue, and drop requests that would be late."""
         in_flight = Counter((window.reservation, window.key) for window in self._in_flight)
-        earliest_start = min(each.remaining() for each in self._workers if each.failure is None)
+        earliest_start = min(each.remaining() for each in self.workers if each.failure is None)
 
         def in_time(reservation: Reservation[PayloadT, ResultT]) -> bool:
             to_run = {
@@ -377,29 +394,31 @@ class Batcher(Generic[PayloadT, ResultT]):
         return batch
 
     async def _serve(self, worker: DeviceWorker) -> None:
-        """Form, prepare and run batches on one device until it is lost or the batcher is closed."""
-        running: asyncio.Task[None] | None = None
+        """Form and run batches on one device until it is lost or the batcher is closed."""
+        running: set[asyncio.Task[None]] = set()
+
+        def finish(task: asyncio.Task[None]) -> None:
+            running.discard(task)
+            worker.wake.set()
+
         try:
             while (key := await self._next_key(worker, running)) is not None:
                 batch = self._form_batch(worker, key)
                 if not batch:
                     continue
-                staged = await worker.prepare(key, batch)
-                if running is not None:
-                    await running
-                running = asyncio.create_task(self._run(worker, key, batch, staged))
-                running.add_done_callback(lambda _: worker.wake.set())
+                task = asyncio.create_task(self._run(worker, key, batch))
+                running.add(task)
+                task.add_done_callback(finish)
                 await asyncio.sleep(0)  # let it start: `_form_batch` asks how long it will run
         except asyncio.CancelledError:
-            if running is not None:
-                running.cancel()
+            for task in running:
+                task.cancel()
             raise
         except Exception as error:  # a bug: fail this device, so that no request waits forever
             log.exception("unexpected error in the batcher")
             worker.failure = DeviceLost(repr(error))
         finally:
-            if running is not None:
-                await asyncio.gather(running, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
             if self.failure is not None:
                 for reservation in list(self._reservations):
                     self._discard_waiting(reservation, "dead", self.failure)
@@ -409,20 +428,20 @@ class Batcher(Generic[PayloadT, ResultT]):
         worker: DeviceWorker,
         key: Hashable,
         batch: Sequence[_QueuedWindow[PayloadT, ResultT]],
-        staged: Any,
     ) -> None:
         """Compute a batch and settle its windows."""
-        started = time.monotonic()
         try:
-            async for window, outcome in worker.compute(key, batch, staged):
+            async for window, result, started in worker.compute(key, batch):
                 window.reservation.record_run(started, time.monotonic())
-                if isinstance(outcome, DeviceLost) and window.wanted:
+                if isinstance(result, DeviceLost) and window.wanted:
                     self._in_flight.discard(window)
                     self._enqueue(window.reservation, [window])  # for another device
-                    continue
-                self._settle(window, outcome)
-                if isinstance(outcome, Exception):  # the other windows are useless without it
-                    self._discard_waiting(window.reservation, "failed", outcome)
+                elif isinstance(result, NotWanted):
+                    self._settle(window, asyncio.CancelledError())
+                else:
+                    self._settle(window, result)
+                    if isinstance(result, Exception):  # the other windows are useless without it
+                        self._discard_waiting(window.reservation, "failed", result)
         except Exception as error:  # a bug, as in `_serve`
             log.exception("unexpected error in the batcher")
             worker.failure = DeviceLost(repr(error))
@@ -469,14 +488,14 @@ class Batcher(Generic[PayloadT, ResultT]):
         return {window.key for window in self._in_flight}
 
     def _wake_workers(self) -> None:
-        for worker in self._workers:
+        for worker in self.workers:
             worker.wake.set()
 
     # --- start and end ---
 
     async def start(self) -> None:
         """Begin to serve the queue."""
-        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self._workers]
+        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
 
     async def drain(self) -> None:
         """Admit no more requests, and return when every admitted one has left."""
@@ -489,7 +508,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for worker in self._workers:
+        for worker in self.workers:
             worker.stop()
         stopped = Unavailable("the service has stopped")
         for window in list(self._in_flight):

@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from model.arrays import AnyArray
 from model.checkpoint import Checkpoint, git_revision, save_checkpoint, update_manifest
-from model.errors import ConfigError, DataError, TrainingDiverged, TrainingOutOfMemory
+from model.cuda import choose_device
+from model.errors import DataError, TrainingDiverged, TrainingOutOfMemory
 from model.evaluation.evaluate import Report, Sample, evaluate, from_probabilities
 from model.predict import Predictor, attach_golden
 from model.training.crops import CropDataset
@@ -71,8 +72,8 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
 
     Raises:
         DataError: the data set is invalid; see `open_dataset`, `split_dataset` and `CropDataset`.
-        ConfigError: the recipe asks for a CUDA device and there is none, differs from the recipe of
-            the run in `folder`, or contradicts itself; or another run has locked the folder.
+        ConfigError: the recipe asks for a CUDA device that torch cannot use, differs from that
+            of the run in `folder`, or contradicts itself; or another run has locked the folder.
         CheckpointError: the checkpoint of the initial weights, or a manifest in the folder, is
             damaged.
         TrainingOutOfMemory: a batch, or what it needs, does not fit into memory.
@@ -82,7 +83,7 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
         KeyboardInterrupt: Ctrl-C while images are read, before the first step, after the last one,
             or a second time.
     """
-    device = _choose_device(recipe.run.device)
+    device = torch.device(choose_device(recipe.run.device))
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all crops have one shape, and windows have few
     training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
@@ -569,19 +570,6 @@ def _export_checkpoint(
         save_checkpoint(path, checkpoint)
         update_manifest(path)
     return path
-
-
-def _choose_device(name: str) -> torch.device:
-    """Choose the device that a recipe asks for: auto, cpu, cuda or cuda:N.
-
-    Raises:
-        ConfigError: there is no CUDA device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} is not available: there is no CUDA device")
-    return torch.device(name)
 
 
 def _describe_hardware(device: torch.device) -> str:

@@ -237,7 +237,8 @@ class RunConfig(ConfigBase):
     cache_mb: Count = Field(default=2048, description="memory for prepared images, in 10^6 bytes")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     autocast: Literal["auto", "bf16", "off"] = Field(
-        default="auto", description="mixed precision; auto: bf16 on CUDA, otherwise off"
+        default="auto",
+        description="mixed precision; auto: bf16 on CUDA devices that have it, otherwise off",
     )
     augment_on: Literal["auto", "host", "device"] = Field(
         default="auto",

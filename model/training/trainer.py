@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model.checkpoint import load_checkpoint
 from model.config import UNetConfig
 from model.convert.widen import narrow, widen
+from model.cuda import BF16_FROM
 from model.errors import TrainingDiverged
 from model.predict import Predictor, load_tensors
 from model.training.batchnorm import add_batch_norm, fold_batch_norm
@@ -135,7 +136,7 @@ class Trainer:
             self._forward = torch.compile(self.network)
         self.optimizer = _make_optimizer(self.network, optim)
         autocast = recipe.run.autocast
-        self.bf16 = autocast == "bf16" or (autocast == "auto" and device.type == "cuda")
+        self.bf16 = autocast == "bf16" or (autocast == "auto" and has_bf16(device))
         self.steps_done = 0
         self.seconds = 0.0
         if state is not None:
@@ -299,6 +300,11 @@ def _make_optimizer(network: UNet, optim: OptimConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         parameters, optim.learning_rate, weight_decay=optim.weight_decay, fused=True
     )
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 faster than fp32; older cards only emulate it."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_FROM
 
 
 def _move(network: UNet, device: torch.device) -> UNet:

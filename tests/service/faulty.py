@@ -12,6 +12,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,21 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from app import cli
+from app.engine.base import check_finite
 from app.engine.openvino import OpenVinoEngine
 from app.errors import DeviceLost, EngineError, OutOfMemory
 from app.inference.service import Service
 
 FAULT = os.environ["FAULT"]
-run = OpenVinoEngine.run
+collect = OpenVinoEngine.collect
 
 
-def run_with_fault(self: OpenVinoEngine, windows: np.ndarray) -> Any:
+def collect_with_fault(self: OpenVinoEngine, windows: np.ndarray) -> Any:
     if FAULT == "slow":
         time.sleep(0.1)
     if FAULT == "memory" and len(windows) > 2:
         raise OutOfMemory("not enough memory for more than two windows")
-    result = run(self, windows)
+    result = collect(self, windows)
     if any(window.min() == 255 for window in windows):
         match FAULT:
             case "hang" | "stuck":
@@ -43,7 +45,7 @@ def run_with_fault(self: OpenVinoEngine, windows: np.ndarray) -> Any:
             case "error":
                 raise EngineError("secret of the engine")
             case "nan":
-                result = np.full_like(result, np.nan)
+                check_finite(np.full_like(result, np.nan))
     return result
 
 
@@ -51,13 +53,13 @@ async def stop_never(self: Service) -> None:
     await asyncio.to_thread(time.sleep, 3600)
 
 
-def warm_forever(self: OpenVinoEngine) -> None:
-    time.sleep(3600)
+def warm_forever(self: OpenVinoEngine) -> Iterator[Callable[[], None]]:
+    yield lambda: time.sleep(3600)
 
 
-OpenVinoEngine.run = run_with_fault  # type: ignore[method-assign]
+OpenVinoEngine.collect = collect_with_fault  # type: ignore[method-assign]
 if FAULT == "load":
-    OpenVinoEngine.warm = warm_forever  # type: ignore[method-assign]
+    OpenVinoEngine.warm_steps = warm_forever  # type: ignore[method-assign]
 if FAULT == "stuck":
     Service.stop = stop_never  # type: ignore[method-assign]
 

@@ -73,6 +73,27 @@ def test_next_batch_is_prepared_while_one_runs() -> None:
         assert end > run_start
 
 
+def test_batch_is_formed_shortly_before_the_one_on_the_device_ends() -> None:
+    """It could grow until then, but the device would wait while it is prepared."""
+    device = Device(seconds=0.2, depth=2)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, "measured")
+        first = asyncio.create_task(request(batcher, "first"))
+        await until_running(batcher)
+        others = [asyncio.create_task(request(batcher, n)) for n in range(2)]
+        await asyncio.sleep(0.05)
+        assert batcher.statistics().waiting == 2
+        others.append(asyncio.create_task(request(batcher, 2)))
+        await asyncio.gather(first, *others)
+
+    with_batcher(body, device)
+    assert [batch for _, batch in device.batches] == [["measured"], ["first"], [0, 1, 2]]
+    prepared = [end for what, _, end in device.timeline if what == "prepare"]
+    ran = [end for what, _, end in device.timeline if what == "run"]
+    assert prepared[2] < ran[1] + 0.05  # at the latest about when the first ended
+
+
 def test_requests_take_turns() -> None:
     device = Device()
 

@@ -238,13 +238,13 @@ def test_missed_deadline_is_counted_and_leaves_nothing_behind(
     async def body(service: Service) -> None:
         gate = threading.Event()
         (device,) = service.devices
-        run = device.run
+        collect = device.collect
 
-        def run_later(key: BatchKey, staged: Any) -> Sequence[FloatArray]:
+        def collect_later(key: BatchKey, staged: Any) -> Sequence[FloatArray]:
             assert gate.wait(20)
-            return run(key, staged)
+            return collect(key, staged)
 
-        monkeypatch.setattr(device, "run", run_later)
+        monkeypatch.setattr(device, "collect", collect_later)
         with pytest.raises(DeadlineExceeded, match="before the mask was ready"):
             await segment(service, deadline=Deadline.after(0.3))
         assert_nothing_held(service)

@@ -583,7 +583,7 @@ def test_folder_that_cannot_be_created_is_one_line(
     [
         (["--images", "absent"], "absent is not a folder"),
         (["--crop", "[50,50]"], "multiples of 16"),
-        (["--device", "cuda"], "there is no CUDA device"),
+        (["--device", "cuda"], "device 'cuda' is not available: no CUDA device"),
         (["--seed", "9223372036854775808"], "seed must be"),
         (["--golden", "absent.png"], "absent.png cannot be read"),
         (["--init-from", "absent.safetensors"], "absent.safetensors cannot be read"),
