@@ -45,7 +45,7 @@ class CudaDevice:
 
 @dataclasses.dataclass(frozen=True)
 class CudaDevices:
-    """What a search for devices found.
+    """The result of a search for devices.
 
     Attributes:
         devices: in torch's order.

@@ -61,7 +61,7 @@ class FakeCuda:
             )
 
     def clock(self, name: str) -> Clock:
-        """What `name`, a stream or the host, knows to be done."""
+        """The operators that `name`, a stream or the host, knows to be done."""
         return dict(self._clocks[name])
 
     def merge(self, name: str, clock: Clock) -> None:

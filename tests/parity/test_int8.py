@@ -75,9 +75,11 @@ def test_a_window_depends_neither_on_its_batch_nor_on_warming(checkpoint: Checkp
     warm.warm()
     for which in range(len(warm.shapes)):
         staged = stage_windows(warm, 4, which)
-        together = np.array(warm.run(staged), copy=True)
+        together = np.array(warm.collect(staged), copy=True)
         for index in range(4):
-            assert np.array_equal(cold.run(staged[index : index + 1].copy())[0], together[index])
+            assert np.array_equal(
+                cold.collect(staged[index : index + 1].copy())[0], together[index]
+            )
 
 
 @pytest.mark.parametrize("case", CASES)
