@@ -81,10 +81,11 @@ gpu-proof:  ## test and measure on a GPU in eight minutes (DEVICE=, OUT=, QUICK=
 WHEEL_PYTHON ?= 3.12
 WHEEL_PLATFORMS := 2_28 2_17 2_12 2_5
 
-gpu-wheels:  ## download what a GPU machine may lack into .wheels: 7 MB (WHEEL_PYTHON=3.12)
+gpu-wheels:  ## download what a GPU machine may lack into .wheels: 10 MB (WHEEL_PYTHON=3.12)
 	$(GPU_PYTHON) -m pip download --quiet --only-binary=:all: --python-version $(WHEEL_PYTHON) \
 	  $(WHEEL_PLATFORMS:%=--platform manylinux_%_x86_64) --platform manylinux2014_x86_64 \
 	  --constraint requirements/serve.txt --requirement requirements/gpu-wheels.txt --dest .wheels
+	$(GPU_PYTHON) -m benchmarks.gpu_wheels .wheels
 
 clean:  ## remove .venv, build outputs and caches
 	rm -rf .venv .wheels .mypy_cache .ruff_cache .pytest_cache build *.egg-info clients/python/build clients/python/*.egg-info

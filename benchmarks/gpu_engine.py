@@ -313,7 +313,7 @@ async def _measure_batcher(
 
 def measure_http(device: torch.device, results: Results, *, quick: bool) -> None:
     """Measure the service over HTTP against the engine with two batches in flight, in bf16."""
-    from app.cli.bench.load import closed_loop
+    from app.cli.bench.load import closed_loop, format_statuses
     from app.cli.bench.serving import serving
     from app.cli.bench.stages import draw_image, encode_jpeg
 
@@ -336,6 +336,8 @@ def measure_http(device: torch.device, results: Results, *, quick: bool) -> None
             image = encode_jpeg(draw_image(side, side))
             for clients in (2, 4) if quick else (16, 32, 64):
                 run = closed_loop(service.url, image, clients, seconds)
+                if not run.statuses["200"]:
+                    raise OSError(f"{clients} clients got {format_statuses(run.statuses)}")
                 row = run.to_json() | {"clients": clients, "of_engine": run.throughput / bare}
                 results.append(
                     "runs",
