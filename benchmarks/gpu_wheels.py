@@ -1,7 +1,7 @@
 """Shrink wheels that travel to a borrowed GPU: `python -m benchmarks.gpu_wheels FOLDER`.
 
 The wheel of imagecodecs has every codec, 28 MB. The proof reads PNG and JPEG, for which 3 MB are
-enough: imagecodecs loads each codec when it is first used.
+enough: imagecodecs loads each codec when it is first used. NumPy is deleted: the image has it.
 """
 
 from __future__ import annotations
@@ -31,5 +31,8 @@ def shrink(wheel: Path) -> None:
 
 
 if __name__ == "__main__":
-    for found in sorted(Path(sys.argv[1]).glob("imagecodecs-*.whl")):
+    folder = Path(sys.argv[1])
+    for found in sorted(folder.glob("imagecodecs-*.whl")):
         shrink(found)
+    for found in folder.glob("numpy-*.whl"):
+        found.unlink()
