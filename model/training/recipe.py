@@ -216,7 +216,10 @@ class OptimConfig(ConfigBase):
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig(ConfigBase):
-    """Records and hardware. Of these, only device and autocast change the result of a step."""
+    """Records and hardware.
+
+    Of these, only device, autocast, augment_on and compile change the result of a step.
+    """
 
     validate_every: PositiveInt = Field(
         default=400,
@@ -236,6 +239,16 @@ class RunConfig(ConfigBase):
     autocast: Literal["auto", "bf16", "off"] = Field(
         default="auto",
         description="mixed precision; auto: bf16 on CUDA devices that have it, otherwise off",
+    )
+    augment_on: Literal["auto", "host", "device"] = Field(
+        default="auto",
+        description="where crops are made. device: in batches on the device, which then holds all "
+        "training images; auto: there on CUDA if they fit, otherwise on the host",
+    )
+    compile: Bool = Field(
+        default=False,
+        description="compile the network with torch.compile, which takes a minute or more at "
+        "each start",
     )
 
     @field_validator("device")
