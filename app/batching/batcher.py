@@ -5,9 +5,10 @@
     admit ──▶ Reservation ──submit──▶ fair queue ──▶ batch ──▶ prepare ──▶ run ──▶ futures
       └▶ QueueFull, DeadlineExceeded, Unavailable          (one worker per device)
 
-- **Bounded.** A request reserves one slot per window before its image is decoded. If the slots are
-  not free it is rejected at once. A request takes at most a quarter of the slots, however many
-  windows it has: since requests take turns, more windows do not delay the others more.
+- **Bounded.** A request reserves one slot per window. If the slots are not free it is rejected at
+  once. By default there are as many slots as windows that can be computed within the longest
+  deadline, as measured. A request takes at most a quarter of the slots, however many windows it
+  has: since requests take turns, more windows do not delay the others more.
 - **Work-conserving.** A batch is formed from the windows that wait at the moment a device is free.
   While it runs, the next one is prepared as soon as it is full: until then it can still grow.
 - **Fair.** Requests take turns window by window, keys batch by batch. Estimates count these turns.
@@ -28,6 +29,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
+from app.batching.backlog import Backlog
 from app.batching.deadline import Deadline
 from app.batching.device_worker import DeviceWorker, Observer, Runner
 from app.batching.estimates import Estimates
@@ -35,6 +37,14 @@ from app.batching.fair_queue import FairQueue
 from app.errors import DeadlineExceeded, DeviceLost, QueueFull, Unavailable
 
 log = logging.getLogger(__name__)
+
+UNMEASURED_CAPACITY = 64
+"""Slots while no batch has run, if their number follows the measured rate."""
+MAX_CAPACITY = 1 << 16
+"""Most slots in that case. A request takes 2.3 KB and each of its windows 0.7 KB, beside its pixels
+(measured): in all 200 MB at most."""
+_MIN_CAPACITY = 4
+"""Fewest slots in that case, so that a quarter of them is one."""
 
 PayloadT = TypeVar("PayloadT")
 ResultT = TypeVar("ResultT")
@@ -157,7 +167,9 @@ class Batcher(Generic[PayloadT, ResultT]):
     Args:
         runners: the devices.
         max_batch: windows per batch, or a function of the key.
-        capacity: slots for windows that are admitted and have no result.
+        capacity: slots for windows that are admitted and have no result. None is the number of
+            windows that can be computed in `longest` seconds, as measured.
+        longest: seconds, the longest deadline of a request.
         max_wait: seconds that a batch waits to be filled, from the first window of its key.
         observer: receives events.
     """
@@ -167,7 +179,8 @@ class Batcher(Generic[PayloadT, ResultT]):
         runners: Sequence[Runner],
         *,
         max_batch: int | Callable[[Any], int],
-        capacity: int,
+        capacity: int | None = None,
+        longest: float = 60.0,
         max_wait: float = 0.0,
         observer: Observer | None = None,
     ) -> None:
@@ -176,12 +189,13 @@ class Batcher(Generic[PayloadT, ResultT]):
         self.estimates = Estimates(self._workers)
         self._max_batch = max_batch if callable(max_batch) else lambda key: max_batch
         self._capacity = capacity
-        self._max_per_request = max(1, capacity // 4)  # slots
+        self._longest = longest
         self._max_wait = max_wait
         self._queue: FairQueue[Reservation[PayloadT, ResultT], _QueuedWindow[PayloadT, ResultT]] = (
             FairQueue()
         )
         self._reservations: set[Reservation[PayloadT, ResultT]] = set()
+        self._backlog = Backlog()
         self._all_released = asyncio.Event()
         self._all_released.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -192,7 +206,7 @@ class Batcher(Generic[PayloadT, ResultT]):
     def statistics(self) -> BatcherStatistics:
         """Count what the batcher holds at the moment."""
         return BatcherStatistics(
-            capacity=self._capacity,
+            capacity=self.capacity,
             requests=len(self._reservations),
             reserved=sum(each.pending.total() for each in self._reservations),
             waiting=len(self._queue),
@@ -200,6 +214,16 @@ class Batcher(Generic[PayloadT, ResultT]):
             submitted=self._submitted,
             settled=self._settled,
         )
+
+    @property
+    def capacity(self) -> int:
+        """Slots for windows that are admitted and have no result."""
+        if self._capacity is not None:
+            return self._capacity
+        seconds = self.estimates.seconds()
+        if not seconds:
+            return UNMEASURED_CAPACITY
+        return int(min(max(self._longest / seconds, _MIN_CAPACITY), MAX_CAPACITY))
 
     @property
     def failure(self) -> Unavailable | None:
@@ -248,15 +272,17 @@ class Batcher(Generic[PayloadT, ResultT]):
         self._check_deadline(Counter(keys), deadline)
         reservation: Reservation[PayloadT, ResultT] = Reservation(self, keys, deadline)
         self._reservations.add(reservation)
+        self._backlog.update(reservation, reservation.pending)
         self._all_released.clear()
         return reservation
 
     def _check_capacity(self, windows: int) -> None:
-        needed = min(windows, self._max_per_request)
-        used = sum(min(each.pending.total(), self._max_per_request) for each in self._reservations)
-        excess = used + needed - self._capacity
+        capacity = self.capacity
+        most = max(1, capacity // 4)  # slots of one request
+        needed, used = min(windows, most), self._backlog.count_slots(most)
+        excess = used + needed - capacity
         if excess > 0:
-            message = f"queue full: {used} of {self._capacity} slots used, {needed} needed"
+            message = f"queue full: {used} of {capacity} slots used, {needed} needed"
             retry_after = excess * self.estimates.seconds()
             self._reject("queue_full", QueueFull(message, retry_after=retry_after))
 
@@ -266,8 +292,8 @@ class Batcher(Generic[PayloadT, ResultT]):
             self._reject("deadline", DeadlineExceeded("the deadline has passed"))
         own = self.estimates.estimate(windows)
         total = own + sum(
-            self.estimates.interleaved_cost(each.pending, windows.total())
-            for each in self._reservations
+            count * self.estimates.interleaved_cost(pending, windows.total())
+            for pending, count in self._backlog
         )
         if total <= remaining:
             return
@@ -320,11 +346,11 @@ class Batcher(Generic[PayloadT, ResultT]):
         leave_to_others = busy and any(each.available for each in self._workers)
         shortest_wait = None
         for key in self._queue:
+            if self._queue.size(key) >= worker.max_batch(key, self._max_batch(key)):
+                # The device that it is left to wakes this worker when it has taken it.
+                return (None, None) if leave_to_others else (key, None)
             first_queued_at = min(window.queued_at for window in self._queue.heads(key))
             wait = first_queued_at + self._max_wait - now
-            full = self._queue.size(key) >= worker.max_batch(key, self._max_batch(key))
-            if full and not leave_to_others:
-                return key, None
             if wait <= 0:
                 # It has waited long enough: the keys after it do not overtake it.
                 return (None, None) if busy else (key, None)
@@ -436,6 +462,8 @@ class Batcher(Generic[PayloadT, ResultT]):
         self._in_flight.discard(window)
         self._settled += 1
         window.reservation.settle(window.key)
+        if window.wanted:
+            self._backlog.update(window.reservation, window.reservation.pending)
         if window.future.done():  # cancelled by the task that awaited it
             return
         if isinstance(outcome, asyncio.CancelledError):
@@ -451,6 +479,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         """Free a request's slots. A batch that runs already still computes its windows."""
         reservation.released = True
         self._reservations.discard(reservation)
+        self._backlog.update(reservation, {})
         if not self._reservations:
             self._all_released.set()
         self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())

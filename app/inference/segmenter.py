@@ -36,6 +36,7 @@ from app.imaging.workers.shared import BlockCache, SharedBlock, StoredArray
 from app.imaging.workers.worker import CallLimit
 from app.inference.budget import Budget
 from app.inference.outputs import Options, Output, Rendered, Segmentation
+from app.inference.progress import ProgressLog
 from app.inference.registry import ServedModel
 from app.inference.steps import (
     EncodedImage,
@@ -370,9 +371,11 @@ class Segmenter:
             block.clear()
             blended = stitched.map() if stitched.is_large else None
             stitcher = Stitcher(plan, job.channels, blended)
+            progress = ProgressLog(plan.count, "windows")
             for window in plan.windows:
                 job.timer.restart()
                 await self._copy(probabilities.nbytes, stitcher.add, window, probabilities)
+                progress.advance()
                 if futures:
                     probabilities = await futures.popleft()
             if blended is None:

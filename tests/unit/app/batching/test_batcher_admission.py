@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.batching.batcher import Batcher
+from app.batching.batcher import UNMEASURED_CAPACITY, Batcher
 from app.batching.deadline import Deadline
 from app.batching.estimates import MARGIN
 from app.errors import DeadlineExceeded, QueueFull
@@ -68,6 +68,73 @@ def test_large_request_takes_a_quarter_of_the_slots_and_its_turns() -> None:
             await asyncio.gather(large, return_exceptions=True)
 
     with_batcher(body, device, max_batch=1, capacity=8)
+
+
+def test_capacity_follows_the_measured_rate() -> None:
+    device = Device(seconds=0.01)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        assert batcher.capacity == UNMEASURED_CAPACITY
+        await request(batcher, *range(8))
+        assert batcher.capacity == int(3 / batcher.estimates.seconds())
+        device.seconds = 3
+        for _ in range(2):
+            await request(batcher, 1)
+        assert batcher.capacity == 4  # not fewer, so that a request can have a quarter
+
+    with_batcher(body, device, capacity=None, longest=3)
+
+
+def test_clients_of_a_fast_device_are_not_rejected() -> None:
+    """Eight images of a megapixel at once, where each has sixteen windows."""
+    device = Device(seconds=0.01)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, *range(8))
+        images = [
+            request(batcher, *range(16), deadline=Deadline.after(60), key="k") for _ in range(8)
+        ]
+        assert [len(results) for results in await asyncio.gather(*images)] == [16] * 8
+
+    with_batcher(body, device, capacity=None, longest=600)
+
+
+def test_idle_slow_device_rejects_what_cannot_be_done_in_time() -> None:
+    device = Device(seconds=0.2)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, 1)
+        with pytest.raises(DeadlineExceeded) as rejected:
+            batcher.admit(["k"] * 400, deadline=Deadline.after(60))
+        assert rejected.value.retry_after is None
+        with batcher.admit(["k"] * 400, deadline=Deadline.after(600)):
+            pass
+
+    with_batcher(body, device, max_batch=1, capacity=None, longest=600)
+
+
+def test_admission_takes_no_longer_when_thousands_wait() -> None:
+    device = Device(seconds=0.001)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, *range(8))
+        device.gate.clear()
+
+        def seconds_of_admission() -> float:
+            least = 1.0
+            for _ in range(20):
+                start = time.perf_counter()
+                with batcher.admit(["k"], deadline=Deadline.after(60)):
+                    least = min(least, time.perf_counter() - start)
+            return least
+
+        alone = seconds_of_admission()
+        with contextlib.ExitStack() as stack:
+            for _ in range(5000):
+                stack.enter_context(batcher.admit(["k"], deadline=Deadline.after(600)))
+            assert seconds_of_admission() < 5 * alone
+
+    with_batcher(body, device, capacity=10_000)
 
 
 def test_estimate_uses_the_measurements_of_the_key() -> None:
