@@ -226,6 +226,16 @@ class Batcher(Generic[PayloadT, ResultT]):
         return int(min(max(self._longest / seconds, _MIN_CAPACITY), MAX_CAPACITY))
 
     @property
+    def has_room(self) -> bool:
+        """Whether the slots of a request are free, however many windows it has."""
+        most = self._max_per_request
+        return self._backlog.count_slots(most) + most <= self.capacity
+
+    @property
+    def _max_per_request(self) -> int:
+        return max(1, self.capacity // 4)
+
+    @property
     def failure(self) -> Unavailable | None:
         """Why nothing can be computed any more: the last device is lost."""
         if any(worker.failure is None for worker in self._workers):
@@ -277,8 +287,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         return reservation
 
     def _check_capacity(self, windows: int) -> None:
-        capacity = self.capacity
-        most = max(1, capacity // 4)  # slots of one request
+        capacity, most = self.capacity, self._max_per_request
         needed, used = min(windows, most), self._backlog.count_slots(most)
         excess = used + needed - capacity
         if excess > 0:

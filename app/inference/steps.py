@@ -73,6 +73,33 @@ def inspect_image(data: EncodedImage, max_pixels: int) -> dict[str, Any]:
     return dataclasses.asdict(inspect(data.read(), max_pixels=max_pixels))
 
 
+def open_image(
+    data: EncodedImage,
+    max_pixels: int,
+    small: int,
+    preprocess: PreprocessConfig,
+    pixels: SharedBlock,
+    image: SharedBlock | None,
+) -> dict[str, Any]:
+    """Read the header of an encoded image, and decode and prepare the image if it is small.
+
+    For a small image a second call would cost about as much as decoding.
+
+    Args:
+        small: most pixels of an image that is decoded.
+
+    Returns:
+        `header`, its fields; for a small image also what `decode_and_prepare` returns.
+
+    Raises:
+        ImageError, ImageTooLarge: see `inspect_image` and `decode_and_prepare`.
+    """
+    header = inspect_image(data, max_pixels)
+    if header["height"] * header["width"] > small:
+        return {"header": header}
+    return {"header": header} | decode_and_prepare(data, header, preprocess, pixels, image)
+
+
 def decode_and_prepare(
     data: EncodedImage,
     header: dict[str, Any],

@@ -119,7 +119,9 @@ def test_stages_are_measured_in_their_order(tiny: Path) -> None:
     with_service(tiny, body)
 
 
-def test_image_takes_three_calls_of_workers(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_image_takes_two_calls_of_workers(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each change of process holds up the engine when all cores are busy."""
 
     async def body(service: Service) -> None:
@@ -132,7 +134,11 @@ def test_image_takes_three_calls_of_workers(tiny: Path, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(service.workers, "call", count)
         await segment(service, Output.POLYGONS, Output.OVERLAY)
-        assert called == ["inspect_image", "decode_and_prepare", "render_outputs"]
+        assert called == ["open_image", "render_outputs"]
+        called.clear()
+        monkeypatch.setattr(segmenter, "_SMALL_PIXELS", PIXELS.size - 1)
+        await segment(service)
+        assert called == ["open_image", "decode_and_prepare", "render_outputs"]
         called.clear()
         with service.registry.lease(None) as model:
             await service.segmenter.predict(model, PIXELS, Deadline.after(30))
