@@ -17,7 +17,7 @@ from app.engine.device_engines import BatchKey
 from app.errors import CorruptImage, DeadlineExceeded, ImageTooLarge, InvalidRequest, QueueFull
 from app.imaging.workers import shared
 from app.imaging.workers.worker import CallLimit
-from app.inference import steps
+from app.inference import segmenter, steps
 from app.inference.outputs import Options, Output, Segmentation
 from app.inference.registry import ServedModel
 from app.inference.segmenter import ImageJob, StageTimer
