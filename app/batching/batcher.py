@@ -12,6 +12,7 @@
 - **Work-conserving.** A batch is formed from the windows that wait at the moment a device is free.
   While it runs, the next one is prepared as soon as it is full: until then it can still grow.
 - **Fair.** Requests take turns window by window, keys batch by batch. Estimates count these turns.
+  The images of one request have reservations of their own and a common `Share` of the turns.
 - **Isolated.** An error of a window fails only its own request (`app.batching.device_worker`).
 
 Knows keys, payloads, runners and time; no torch, no images, no HTTP. All state belongs to the event
@@ -26,7 +27,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from app.batching.backlog import Backlog
@@ -73,6 +74,17 @@ class BatcherStatistics:
     settled: int
 
 
+class Share:
+    """The turns and the slots of one request, which its reservations have in common.
+
+    Attributes:
+        pending: windows of all its reservations without a result, by key.
+    """
+
+    def __init__(self) -> None:
+        self.pending: Counter[Hashable] = Counter()
+
+
 class _QueuedWindow(Generic[PayloadT, ResultT]):
     """One window of a reservation, from `submit` until its future is done."""
 
@@ -93,11 +105,12 @@ class _QueuedWindow(Generic[PayloadT, ResultT]):
 
 
 class Reservation(Generic[PayloadT, ResultT]):
-    """The slots of one request, one per window; a context manager.
+    """The slots of one image, one per window; a context manager.
 
     Leaving it discards the windows that still wait and frees the slots.
 
     Attributes:
+        share: of the request.
         deadline: of the request.
         pending: windows without a result, by key. Each occupies a slot.
         unsubmitted: keys of the windows that are reserved and not submitted.
@@ -107,10 +120,16 @@ class Reservation(Generic[PayloadT, ResultT]):
     """
 
     def __init__(
-        self, batcher: Batcher[PayloadT, ResultT], keys: Sequence[Hashable], deadline: Deadline
+        self,
+        batcher: Batcher[PayloadT, ResultT],
+        keys: Sequence[Hashable],
+        deadline: Deadline,
+        share: Share,
     ) -> None:
+        self.share = share
         self.deadline = deadline
         self.pending = Counter(keys)
+        share.pending += self.pending
         self.unsubmitted = deque(keys)
         self.released = False
         self.submitted_at = self.last_settled_at = 0.0
@@ -144,9 +163,9 @@ class Reservation(Generic[PayloadT, ResultT]):
 
     def settle(self, key: Hashable) -> None:
         """Free the slot of a window that has its outcome."""
-        self.pending[key] -= 1
-        if not self.pending[key]:
-            del self.pending[key]
+        _subtract(self.pending, {key: 1})
+        if not self.released:
+            _subtract(self.share.pending, {key: 1})
         self.last_settled_at = time.monotonic()
 
     def record_run(self, start: float, end: float) -> None:
@@ -191,9 +210,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         self._capacity = capacity
         self._longest = longest
         self._max_wait = max_wait
-        self._queue: FairQueue[Reservation[PayloadT, ResultT], _QueuedWindow[PayloadT, ResultT]] = (
-            FairQueue()
-        )
+        self._queue: FairQueue[Share, _QueuedWindow[PayloadT, ResultT]] = FairQueue()
         self._reservations: set[Reservation[PayloadT, ResultT]] = set()
         self._backlog = Backlog()
         self._all_released = asyncio.Event()
@@ -258,6 +275,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         keys: Sequence[Hashable],
         *,
         deadline: Deadline | None = None,
+        share: Share | None = None,
         ignore_capacity: bool = False,
     ) -> Reservation[PayloadT, ResultT]:
         """Reserve one slot per window.
@@ -265,6 +283,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         Args:
             keys: one per window.
             deadline: when the request needs its last window; None is never.
+            share: of the request, if it has several reservations.
             ignore_capacity: admit even if the queue is full. For the service's own work.
 
         Raises:
@@ -273,37 +292,41 @@ class Batcher(Generic[PayloadT, ResultT]):
             DeadlineExceeded: the deadline has passed or, as measured, cannot be met.
         """
         deadline = deadline or Deadline.never()
+        share = share or Share()
         if self.draining:
             self._reject("draining", Unavailable("the service is stopping"))
         if self.failure is not None:
             self._reject("dead", self.failure)
         if not ignore_capacity:
-            self._check_capacity(len(keys))
-        self._check_deadline(Counter(keys), deadline)
-        reservation: Reservation[PayloadT, ResultT] = Reservation(self, keys, deadline)
+            self._check_capacity(len(keys), share)
+        self._check_deadline(Counter(keys), deadline, share)
+        reservation: Reservation[PayloadT, ResultT] = Reservation(self, keys, deadline, share)
         self._reservations.add(reservation)
-        self._backlog.update(reservation, reservation.pending)
+        self._backlog.update(share, share.pending)
         self._all_released.clear()
         return reservation
 
-    def _check_capacity(self, windows: int) -> None:
+    def _check_capacity(self, windows: int, share: Share) -> None:
         capacity, most = self.capacity, self._max_per_request
-        needed, used = min(windows, most), self._backlog.count_slots(most)
+        used, own = self._backlog.count_slots(most), share.pending.total()
+        needed = min(own + windows, most) - min(own, most)
         excess = used + needed - capacity
         if excess > 0:
             message = f"queue full: {used} of {capacity} slots used, {needed} needed"
             retry_after = excess * self.estimates.seconds()
             self._reject("queue_full", QueueFull(message, retry_after=retry_after))
 
-    def _check_deadline(self, windows: Counter[Hashable], deadline: Deadline) -> None:
+    def _check_deadline(self, windows: Counter[Hashable], deadline: Deadline, share: Share) -> None:
         remaining = deadline.remaining()
         if remaining <= 0:
             self._reject("deadline", DeadlineExceeded("the deadline has passed"))
-        own = self.estimates.estimate(windows)
-        total = own + sum(
-            count * self.estimates.interleaved_cost(pending, windows.total())
+        needs = share.pending + windows  # those of the same request come first
+        own = self.estimates.estimate(needs)
+        others = sum(
+            count * self.estimates.interleaved_cost(pending, needs.total())
             for pending, count in self._backlog
-        )
+        ) - self.estimates.interleaved_cost(share.pending, needs.total())
+        total = own + others
         if total <= remaining:
             return
         self.estimates.discount(windows, remaining, exclude=self._keys_in_flight())
@@ -333,7 +356,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         windows: Sequence[_QueuedWindow[PayloadT, ResultT]],
     ) -> None:
         for window in windows:
-            self._queue.put(reservation, window.key, [window])
+            self._queue.put(reservation.share, window.key, [window])
         if self.failure is not None:
             self._discard_waiting(reservation, "dead", self.failure)
         self._wake_workers()
@@ -390,7 +413,8 @@ class Batcher(Generic[PayloadT, ResultT]):
         in_flight = Counter((window.reservation, window.key) for window in self._in_flight)
         earliest_start = min(each.remaining() for each in self._workers if each.failure is None)
 
-        def in_time(reservation: Reservation[PayloadT, ResultT]) -> bool:
+        def in_time(window: _QueuedWindow[PayloadT, ResultT]) -> bool:
+            reservation = window.reservation
             to_run = {
                 each: count - in_flight[reservation, each]
                 for each, count in reservation.pending.items()
@@ -471,8 +495,8 @@ class Batcher(Generic[PayloadT, ResultT]):
         self._in_flight.discard(window)
         self._settled += 1
         window.reservation.settle(window.key)
-        if window.wanted:
-            self._backlog.update(window.reservation, window.reservation.pending)
+        share = window.reservation.share
+        self._backlog.update(share, share.pending)
         if window.future.done():  # cancelled by the task that awaited it
             return
         if isinstance(outcome, asyncio.CancelledError):
@@ -486,9 +510,12 @@ class Batcher(Generic[PayloadT, ResultT]):
 
     def _release(self, reservation: Reservation[PayloadT, ResultT]) -> None:
         """Free a request's slots. A batch that runs already still computes its windows."""
+        if reservation.released:
+            return
         reservation.released = True
         self._reservations.discard(reservation)
-        self._backlog.update(reservation, {})
+        _subtract(reservation.share.pending, reservation.pending)
+        self._backlog.update(reservation.share, reservation.share.pending)
         if not self._reservations:
             self._all_released.set()
         self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())
@@ -497,7 +524,9 @@ class Batcher(Generic[PayloadT, ResultT]):
         self, reservation: Reservation[PayloadT, ResultT], reason: str, error: BaseException
     ) -> None:
         """Remove a request's waiting windows from the queue; their futures get the error."""
-        discarded = self._queue.discard(reservation)
+        discarded = self._queue.discard(
+            reservation.share, lambda window: window.reservation is reservation
+        )
         for window in discarded:
             self._settle(window, error)
         if discarded:
@@ -534,3 +563,11 @@ class Batcher(Generic[PayloadT, ResultT]):
             self._settle(window, stopped)
         for reservation in list(self._reservations):
             self._discard_waiting(reservation, "stopped", stopped)
+
+
+def _subtract(counts: Counter[Hashable], fewer: Mapping[Hashable, int]) -> None:
+    """Subtract in place, and drop what becomes zero."""
+    for key, count in fewer.items():
+        counts[key] -= count
+        if not counts[key]:
+            del counts[key]

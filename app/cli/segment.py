@@ -22,8 +22,6 @@ from app.settings import Settings, load_settings, warn_about_unknown_variables
 from model.checkpoint import write_atomically
 from model.files import MAX_IMAGE_BYTES, read_file, read_stream
 
-_CONCURRENCY = 3
-"""Images in progress: one is decoded and one encoded while the engine runs the third."""
 _SETTINGS = ("model", "weights_dir", "device", "engine", "precision", "threads")
 
 
@@ -96,31 +94,38 @@ async def _segment_all(service: Service, images: dict[Path, Path], options: Opti
     Raises:
         UserError: the model or the engine cannot be used.
     """
-    failed = 0
-    remaining = iter(images.items())
-
-    async def work() -> None:
-        nonlocal failed
-        for output, image in remaining:  # shared by all workers
-            try:
-                await _segment_one(service, image, output, options)
-            except (ServiceError, CommandError) as error:
-                failed += 1
-                tqdm.write(f"unet: {image}: {error}", file=sys.stderr)
-            bar.update()
-
     try:
         await _start(service)
-        with tqdm(total=len(images), unit="image", disable=not sys.stderr.isatty()) as bar:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(_CONCURRENCY):
-                    group.create_task(work())
+        with (
+            service.registry.lease(None) as model,
+            tqdm(total=len(images), unit="image", disable=not sys.stderr.isatty()) as bar,
+        ):
+            group = service.segmenter.group(model)
+
+            async def segment_file(paths: tuple[Path, Path]) -> bool:
+                """Whether it succeeded."""
+                output, image = paths
+                try:
+                    data = await asyncio.to_thread(_read, image)
+                    result = await service.segmenter.segment(
+                        model, data, options, Deadline.never(), group
+                    )
+                    (rendered,) = result.rendered.values()
+                    await asyncio.to_thread(_write, output, rendered.content)
+                except (ServiceError, CommandError) as error:
+                    tqdm.write(f"unet: {image}: {error}", file=sys.stderr)
+                    return False
+                finally:
+                    bar.update()
+                return True
+
+            succeeded = await group.run(list(images.items()), segment_file)
+            return succeeded.count(False)
     finally:
         # Python aborts if it exits while the engine computes.
         while service.batcher.elapsed():  # noqa: ASYNC110 (the batcher has no event for it)
             await asyncio.sleep(0.01)
         await service.stop()
-    return failed
 
 
 async def _start(service: Service) -> None:
@@ -128,14 +133,6 @@ async def _start(service: Service) -> None:
         await service.start_without_probes()
     except ServiceError as error:
         raise CommandError(f"the model cannot be used: {error}") from error
-
-
-async def _segment_one(service: Service, image: Path, output: Path, options: Options) -> None:
-    with service.registry.lease(None) as model:
-        data = await asyncio.to_thread(_read, image)
-        result = await service.segmenter.segment(model, data, options, Deadline.never())
-    (rendered,) = result.rendered.values()
-    await asyncio.to_thread(_write, output, rendered.content)
 
 
 def _read(image: Path) -> bytes:

@@ -35,6 +35,7 @@ from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache, SharedBlock, StoredArray
 from app.imaging.workers.worker import CallLimit
 from app.inference.budget import Budget
+from app.inference.image_group import ImageGroup
 from app.inference.outputs import Options, Output, Rendered, Segmentation
 from app.inference.progress import ProgressLog
 from app.inference.registry import ServedModel
@@ -114,6 +115,7 @@ class ImageJob:
         needs_image: the outputs show the decoded image.
         needs_full_probabilities: the outputs need the probabilities at the size of the image.
         needs_all_channels: the outputs need every channel of a binary model, not only the first.
+        group: of the request, if it has several images.
         timer: started when the job was created.
     """
 
@@ -123,6 +125,7 @@ class ImageJob:
     needs_image: bool = False
     needs_full_probabilities: bool = False
     needs_all_channels: bool = False
+    group: ImageGroup | None = None
     timer: StageTimer = dataclasses.field(default_factory=StageTimer)
 
     @property
@@ -206,6 +209,11 @@ class Segmenter:
         with self._batcher.admit(model.keys(model.plan(1, 1)), deadline=deadline):
             pass  # the image itself is admitted once its size is known
 
+    def group(self, model: ServedModel) -> ImageGroup:
+        """The group for the images of one request."""
+        windows = 2 * sum(choice.max_batch for choice in model.choices)  # on a device, and prepared
+        return ImageGroup(windows + 2 * self._workers.size, self._pixels.limit / 4)
+
     async def size(self, image: bytes | AnyArray) -> Shape:
         """(height, width) of an upright image, encoded or decoded.
 
@@ -223,9 +231,17 @@ class Segmenter:
         return height, width
 
     async def segment(
-        self, model: ServedModel, data: bytes, options: Options, deadline: Deadline
+        self,
+        model: ServedModel,
+        data: bytes,
+        options: Options,
+        deadline: Deadline,
+        group: ImageGroup | None = None,
     ) -> Segmentation:
         """Segment one encoded image; all outputs come from one inference.
+
+        Args:
+            group: of the request, if it has several images.
 
         Raises:
             ImageError: the bytes are not an image that is accepted.
@@ -241,6 +257,7 @@ class Segmenter:
             needs_image=options.needs_image,
             needs_full_probabilities=options.needs_full_probabilities,
             needs_all_channels=options.needs_instances,
+            group=group,
         )
 
         async def render(stitched: Stitched, limit: CallLimit) -> Segmentation:
@@ -268,6 +285,7 @@ class Segmenter:
         *,
         threshold: float | None = None,
         probabilities: bool = True,
+        group: ImageGroup | None = None,
     ) -> Prediction:
         """Segment one image and return arrays.
 
@@ -275,6 +293,7 @@ class Segmenter:
             image: encoded, or decoded: (H, W) or (H, W, C), uint8 or uint16.
             threshold: of the mask; None is the model's own.
             probabilities: return them too.
+            group: of the request, if it has several images.
 
         Raises:
             ImageError: the bytes are not an image that is accepted, or it is too large.
@@ -292,6 +311,7 @@ class Segmenter:
             threshold,
             needs_full_probabilities=probabilities,
             needs_all_channels=probabilities,
+            group=group,
         )
         result = await self._run_until(deadline, job, self._predict_with(job))
         self._count(job, *result.mask.shape)
@@ -353,10 +373,16 @@ class Segmenter:
             else:
                 height, width = source.shape[:2]
             plan = job.model.plan(height, width)
+            if job.group is not None:
+                await job.group.enter(height * width)
+                held.callback(job.group.leave, height * width)
             allocation = held.enter_context(self._pixels.allocate())
             reservation = held.enter_context(
                 self._batcher.admit(
-                    job.model.keys(plan), deadline=deadline, ignore_capacity=ignore_capacity
+                    job.model.keys(plan),
+                    deadline=deadline,
+                    share=None if job.group is None else job.group.share,
+                    ignore_capacity=ignore_capacity,
                 )
             )
             if not ignore_capacity:

@@ -163,9 +163,8 @@ def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -
     for each in segmentation.rendered.values():
         end = outputs.write(each.content, end)
         rendered.append((each.media_type, len(each.content)))
-    fields = dataclasses.asdict(dataclasses.replace(segmentation, rendered={}))
     seconds = {"stitch": decided - start, "encode": time.perf_counter() - decided}
-    return fields | {"rendered": rendered, "seconds": seconds}
+    return vars(segmentation) | {"rendered": rendered, "seconds": seconds}
 
 
 def write_mask(

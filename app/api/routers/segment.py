@@ -129,27 +129,29 @@ async def _segment_uploads(
     allocation: Allocation,
     factor: int,
 ) -> list[Result]:
-    """Segment one image after the other, so that a request with many takes turns with others.
+    """Segment images concurrently. An error of one does not affect the others.
 
     Args:
         factor: the memory to allocate for each output, in multiples of its size. It includes what
             joining the outputs will need: if that were allocated at the end and were not available,
             the images that are done would be lost as well.
     """
-    results: list[Result] = []
-    for upload in uploads:
+    group = service.segmenter.group(model)
+
+    async def segment_upload(upload: Upload) -> Result:
         try:
             deadline.check()
             check_not_empty(upload)
-            result = await service.segmenter.segment(model, upload.data, options, deadline)
+            result = await service.segmenter.segment(model, upload.data, options, deadline, group)
             allocation.grow(factor * result.size)
-            results.append(result)
+            return result
         except ServiceError as error:
-            # A traceback refers to this list. Only the garbage collector would free them, and it
-            # stops all threads.
+            # A traceback refers to its frames, and they to the error. Only the garbage collector
+            # would free them, and it stops all threads.
             error.__cause__ = error.__context__ = None
-            results.append(error.with_traceback(None))
-    return results
+            return error.with_traceback(None)
+
+    return await group.run(uploads, segment_upload)
 
 
 def prefers_json(accept: list[str]) -> bool:

@@ -249,7 +249,7 @@ async def _predict_all(
     deadline: Deadline,
     allocation: Allocation,
 ) -> list[Prediction]:
-    """Segment one image after the other, so that a request with many takes turns with others.
+    """Segment images concurrently.
 
     Raises:
         ResponseTooLarge: there would never be enough memory for the response.
@@ -261,21 +261,22 @@ async def _predict_all(
     advice = "ask for fewer images or outputs, or for binary data"
     _check_fits_budget(service.bytes, allocation, needed, ResponseTooLarge, "the response", advice)
     allocation.grow(needed)  # before the computation, which would be in vain if this failed
-    predictions = []
-    for index, image in enumerate(inference.images):
+    group = service.segmenter.group(model)
+
+    async def predict(index: int) -> Prediction:
         try:
-            predictions.append(
-                await service.segmenter.predict(
-                    model,
-                    image,
-                    deadline,
-                    threshold=inference.threshold,
-                    probabilities=inference.wants_probabilities,
-                )
+            return await service.segmenter.predict(
+                model,
+                inference.images[index],
+                deadline,
+                threshold=inference.threshold,
+                probabilities=inference.wants_probabilities,
+                group=group,
             )
         except (ImageError, ImageTooLarge) as error:
             raise tensors.name_image(error, index, inference) from error
-    return predictions
+
+    return await group.run(range(len(inference.images)), predict)
 
 
 def _check_fits_budget(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.batching.batcher import UNMEASURED_CAPACITY, Batcher
+from app.batching.batcher import UNMEASURED_CAPACITY, Batcher, Share
 from app.batching.deadline import Deadline
 from app.batching.estimates import MARGIN
 from app.errors import DeadlineExceeded, QueueFull
@@ -68,6 +68,70 @@ def test_large_request_takes_a_quarter_of_the_slots_and_its_turns() -> None:
             await asyncio.gather(large, return_exceptions=True)
 
     with_batcher(body, device, max_batch=1, capacity=8)
+
+
+def test_reservations_of_one_request_take_a_quarter_of_the_slots_together() -> None:
+    device = Device()
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        device.gate.clear()
+        share = Share()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(batcher.admit(["k"] * 3, share=share)) for _ in range(5)]
+            assert share.pending == {"k": 15}
+            stack.enter_context(batcher.admit(["k"] * 2))
+            stack.enter_context(batcher.admit(["k"] * 2))
+            stack.enter_context(batcher.admit(["k"]))
+            with pytest.raises(QueueFull, match="7 of 8 slots used, 2 needed"):
+                batcher.admit(["k"] * 2)
+            stack.enter_context(batcher.admit(["k"] * 9, share=share))  # needs no more
+            for each in files:
+                each.__exit__()
+            assert share.pending == {"k": 9}
+        assert not share.pending
+        device.gate.set()
+
+    with_batcher(body, device, capacity=8)
+
+
+def test_estimate_counts_the_windows_of_the_same_request_first() -> None:
+    device = Device(seconds=0.05)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, *range(8))
+        one, share = batcher.estimates.seconds(), Share()
+        with batcher.admit(["k"] * 20, share=share):
+            soon = Deadline.after(10 * one)
+            with pytest.raises(DeadlineExceeded):
+                batcher.admit(["k"], deadline=soon, share=share)
+            with batcher.admit(["k"], deadline=soon):  # of another request: takes turns
+                pass
+
+    with_batcher(body, device)
+
+
+def test_late_file_leaves_the_others_of_its_request_in_the_queue() -> None:
+    device = Device(seconds=0.05)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        device.gate.clear()
+        # One runs and one is prepared: neither waits in the queue.
+        first = asyncio.create_task(request(batcher, "first", "second"))
+        await until(lambda: batcher.statistics().in_flight == 2)
+        share = Share()
+        late = asyncio.create_task(
+            request(batcher, "late", share=share, deadline=Deadline.after(0.1))
+        )
+        other = asyncio.create_task(request(batcher, "other", share=share))
+        await until_reserved(batcher, 4)
+        await asyncio.sleep(0.2)
+        device.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert await other == [("done", "other")]
+        await first
+
+    with_batcher(body, device, max_batch=1)
 
 
 def test_capacity_follows_the_measured_rate() -> None:
