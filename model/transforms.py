@@ -126,7 +126,7 @@ def _percentiles(
 
 
 def _count_values(image: AnyArray) -> npt.NDArray[np.int64]:
-    """Count each value of 16 bits, a few rows at a time: `np.bincount` takes eight bytes a value.
+    """Count each value of 16 bits, a few rows at a time: `np.bincount` takes eight bytes per value.
 
     For bytes Pillow's histogram is ten times as fast.
     """

@@ -256,12 +256,12 @@ async def _predict_all(
         QueueFull: there is not enough memory now.
         ServiceError: from the first image that fails; a response needs all images.
     """
-    size = await tensors.common_size(service.segmenter, inference)
+    group = service.segmenter.group(model)
+    size = await tensors.common_size(service.segmenter, inference, group)
     needed = tensors.estimate_response_bytes(model, inference, size)
     advice = "ask for fewer images or outputs, or for binary data"
     _check_fits_budget(service.bytes, allocation, needed, ResponseTooLarge, "the response", advice)
     allocation.grow(needed)  # before the computation, which would be in vain if this failed
-    group = service.segmenter.group(model)
 
     async def predict(index: int) -> Prediction:
         try:

@@ -1,4 +1,4 @@
-"""What the log says about requests that take long."""
+"""Lines in the log about requests that take long."""
 
 from __future__ import annotations
 
