@@ -22,8 +22,8 @@ import numpy as np
 
 from app.api.v2 import codec
 from app.errors import ImageError, ImageTooLarge, InvalidRequest
-from app.inference.outputs import Options
 from app.inference.image_group import ImageGroup
+from app.inference.outputs import Options
 from app.inference.registry import ServedModel
 from app.inference.segmenter import Prediction, Segmenter
 from model.arrays import AnyArray, Shape
