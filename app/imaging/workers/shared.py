@@ -182,17 +182,24 @@ class BlockCache:
 
 
 class _Pickler(pickle.Pickler):
-    """Replaces each block by the index of its file descriptor."""
+    """Replaces each block by the index of its file descriptor.
+
+    By a table, because `persistent_id` would be called for every number in a message.
+    """
 
     def __init__(self, file: io.BytesIO, fds: list[int]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.dispatch_table = {SharedBlock: self._reduce}
         self._fds = fds
 
-    def persistent_id(self, value: Any) -> int | None:
-        if not isinstance(value, SharedBlock):
-            return None
-        self._fds.append(value.fd)
-        return len(self._fds) - 1
+    def _reduce(self, block: SharedBlock) -> tuple[Any, tuple[int]]:
+        self._fds.append(block.fd)
+        return _received_block, (len(self._fds) - 1,)
+
+
+def _received_block(index: int) -> SharedBlock:
+    """Stands for a block in a message; `_Unpickler` calls another function in its place."""
+    raise NotImplementedError
 
 
 class _Unpickler(pickle.Unpickler):
@@ -200,8 +207,10 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file)
         self._blocks = [SharedBlock(fd) for fd in fds]
 
-    def persistent_load(self, index: int) -> SharedBlock:
-        return self._blocks[index]
+    def find_class(self, module: str, name: str) -> Any:
+        if name == _received_block.__name__ and module == __name__:
+            return self._blocks.__getitem__
+        return super().find_class(module, name)
 
 
 def pack(message: Any) -> tuple[bytes, list[int]]:
