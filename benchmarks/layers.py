@@ -19,7 +19,7 @@ from app.engine.selection import cpu_quota
 from model.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
-PRODUCTS = ("Convolution", "Deconvolution")
+PRODUCTS = ("Convolution", "ConvolutionBackpropData", "Deconvolution")
 
 
 def main() -> None:
@@ -56,9 +56,8 @@ def main() -> None:
     total = sum(milliseconds.values())
     for (name, kind, implementation), spent in milliseconds.items():
         if spent >= total / 1000:
-            print(
-                f"{spent:9.3f} ms {100 * spent / total:5.1f} %  {kind:<16}{implementation:<28}{name}"
-            )
+            share = f"{100 * spent / total:5.1f} %"
+            print(f"{spent:9.3f} ms {share}  {kind:<24}{implementation:<26}{name}")
     products = sum(spent for (_, kind, _), spent in milliseconds.items() if kind in PRODUCTS)
     print(f"{total:9.3f} ms in all, of which {100 * products / total:.1f} % in convolutions")
 
