@@ -464,7 +464,8 @@ class Segmenter:
         """Read the header of an encoded image. A small one is decoded and prepared as well, unless
         the queue is so full that it may have to be rejected."""
         small = _SMALL_PIXELS if self._batcher.has_room else 0
-        limit = decoding_limit(small, deadline)
+        # The pixels of a small image need more memory than a header, but no more time.
+        limit = dataclasses.replace(decoding_limit(small, deadline), seconds=DECODING_SECONDS)
         result: dict[str, Any] = await self._workers.call(
             limit,
             open_image,
