@@ -43,8 +43,8 @@ from app.inference.steps import (
     EncodedImage,
     Stitched,
     decode_and_prepare,
+    inspect_and_decode,
     inspect_image,
-    open_image,
     prepare_image,
     render_outputs,
     write_mask,
@@ -468,7 +468,7 @@ class Segmenter:
         limit = dataclasses.replace(decoding_limit(small, deadline), seconds=DECODING_SECONDS)
         result: dict[str, Any] = await self._workers.call(
             limit,
-            open_image,
+            inspect_and_decode,
             source,
             self._max_pixels,
             small,

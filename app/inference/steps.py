@@ -70,10 +70,10 @@ def inspect_image(data: EncodedImage, max_pixels: int) -> dict[str, Any]:
         ImageError: not an image that is accepted.
         ImageTooLarge: more than `max_pixels`.
     """
-    return dataclasses.asdict(inspect(data.read(), max_pixels=max_pixels))
+    return vars(inspect(data.read(), max_pixels=max_pixels))
 
 
-def open_image(
+def inspect_and_decode(
     data: EncodedImage,
     max_pixels: int,
     small: int,
@@ -94,10 +94,12 @@ def open_image(
     Raises:
         ImageError, ImageTooLarge: see `inspect_image` and `decode_and_prepare`.
     """
-    header = inspect_image(data, max_pixels)
-    if header["height"] * header["width"] > small:
-        return {"header": header}
-    return {"header": header} | decode_and_prepare(data, header, preprocess, pixels, image)
+    content = data.read()
+    header = inspect(content, max_pixels=max_pixels)
+    fields = {"header": vars(header)}
+    if header.height * header.width > small:
+        return fields
+    return fields | _decode_and_prepare(content, header, preprocess, pixels, image)
 
 
 def decode_and_prepare(
@@ -120,11 +122,21 @@ def decode_and_prepare(
     Raises:
         ImageError: truncated or damaged.
     """
+    return _decode_and_prepare(data.read(), ImageHeader(**header), preprocess, pixels, image)
+
+
+def _decode_and_prepare(
+    content: bytes,
+    header: ImageHeader,
+    preprocess: PreprocessConfig,
+    pixels: SharedBlock,
+    image: SharedBlock | None,
+) -> dict[str, Any]:
     # An image that is resized anyway may be decoded at a fraction of its size.
     smaller = preprocess.mode == "resize" and image is None
     size = preprocess.resized if smaller else None
-    decoded = decode(data.read(), ImageHeader(**header), at_least=size)
-    result = {"pixels": _prepare_to(pixels, decoded, preprocess)}
+    decoded = decode(content, header, at_least=size)
+    result: dict[str, Any] = {"pixels": _prepare_to(pixels, decoded, preprocess)}
     if image is not None:
         stored = image.store(decoded)
         result["image"] = (stored.shape, stored.dtype)

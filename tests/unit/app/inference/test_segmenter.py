@@ -134,11 +134,11 @@ def test_small_image_takes_two_calls_of_workers(
 
         monkeypatch.setattr(service.workers, "call", count)
         await segment(service, Output.POLYGONS, Output.OVERLAY)
-        assert called == ["open_image", "render_outputs"]
+        assert called == ["inspect_and_decode", "render_outputs"]
         called.clear()
         monkeypatch.setattr(segmenter, "_SMALL_PIXELS", PIXELS.size - 1)
         await segment(service)
-        assert called == ["open_image", "decode_and_prepare", "render_outputs"]
+        assert called == ["inspect_and_decode", "decode_and_prepare", "render_outputs"]
         called.clear()
         with service.registry.lease(None) as model:
             await service.segmenter.predict(model, PIXELS, Deadline.after(30))
