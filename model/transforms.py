@@ -29,6 +29,7 @@ from PIL import Image
 
 from model.arrays import AnyArray, ByteArray, FloatArray
 from model.config import PreprocessConfig
+from model.outliers import count_few, find_gaps, replace_absurd
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,12 @@ def prepare(image: AnyArray, config: PreprocessConfig) -> ByteArray:
         )
     if image.ndim == 2:
         image = image[:, :, None]
-    pixels = _scale_to_bytes(image, config)
+    if config.intensity == "percentile":
+        image, counts = _without_absurd(image)
+        low, high = _percentiles(counts, config.percentiles)
+    else:
+        low, high = 0.0, float(np.iinfo(image.dtype).max)
+    pixels = _stretch(image, low, high)
     if config.mode == "resize":
         pixels = _resize_bytes(pixels, *config.resized, config)
     channels = len(config.mean)
@@ -84,36 +90,38 @@ def prepare(image: AnyArray, config: PreprocessConfig) -> ByteArray:
     raise ValueError(f"cannot make {channels} channels of {pixels.shape[2]}")
 
 
-def _scale_to_bytes(image: AnyArray, config: PreprocessConfig) -> ByteArray:
-    """Map the range of intensities to 0..255, by a lookup table: the percentiles of the image, or
-    the range of its type."""
-    full = 0.0, float(np.iinfo(image.dtype).max)
-    if image.dtype == np.uint8:
-        if config.intensity != "percentile":
-            return image
-        channels = np.array(_to_pillow(image).histogram(), np.int64).reshape(-1, 256)
-        low, high = _percentiles(channels.sum(axis=0), config.percentiles)
-        if (low, high) == full:
-            return image
-        # Faster than indexing by the array, and than Pillow.
-        looked_up = image.tobytes().translate(_stretch_table(low, high, 256).tobytes())
-        return np.frombuffer(looked_up, np.uint8).reshape(image.shape)
-    low, high = full
-    if config.intensity == "percentile":
-        low, high = _percentiles(_count_values(image), config.percentiles)
-    table = _stretch_table(low, high, 65536)
-    stretched = np.empty(image.shape, np.uint8)
-    for rows, out in zip(_row_blocks(image), _row_blocks(stretched), strict=True):
-        out[...] = table[rows]
-    return stretched
+def _without_absurd(image: AnyArray) -> tuple[AnyArray, npt.NDArray[np.int64]]:
+    """Replace absurd values of a 16-bit image (see `model.outliers`), and count each value.
+
+    Images without absurd values, and those of 8 bits, stay as they are.
+    """
+    counts = _histogram(image)
+    few = count_few(image.size)
+    if image.dtype == np.uint8 or few == 0:
+        return image, counts
+    cumulated = np.cumsum(counts)
+    ranks = np.arange(1, few + 2)
+    low, high = find_gaps(
+        np.searchsorted(cumulated, ranks), np.searchsorted(cumulated, image.size - few - 1 + ranks)
+    )
+    values = np.arange(len(counts))
+    if not counts[(values < low) | (values > high)].any():
+        return image, counts
+    image = image.copy()
+    replace_absurd(image, (image < low) | (image > high))
+    return image, _histogram(image)
 
 
 def _percentiles(
     counts: npt.NDArray[np.int64], percentiles: tuple[float, float]
 ) -> tuple[float, float]:
-    """Compute percentiles from the number of times that each value occurs.
+    """Compute percentiles over all channels together, which keeps the colours.
 
-    All channels count together, which keeps the colours.
+    A histogram is exact for integers and takes one pass.
+
+    Args:
+        counts: how often the image has each value.
+        percentiles: low and high, 0..100.
     """
     cumulated = np.cumsum(counts)
     # at least one value, so that 0% is the minimum
@@ -125,23 +133,36 @@ def _percentiles(
     return low, high
 
 
-def _count_values(image: AnyArray) -> npt.NDArray[np.int64]:
-    """Count each value of 16 bits, a few rows at a time: `np.bincount` takes eight bytes per value.
+def _histogram(image: AnyArray) -> npt.NDArray[np.int64]:
+    """Count each value.
 
-    For bytes Pillow's histogram is ten times as fast.
+    For bytes Pillow is ten times as fast as `np.bincount`. That one converts its input to eight
+    bytes per value, so it gets a few rows at a time.
     """
-    counts = np.zeros(65536, np.int64)
+    if image.dtype == np.uint8:
+        channels = np.array(_to_pillow(image).histogram(), np.int64)
+        total: npt.NDArray[np.int64] = channels.reshape(-1, 256).sum(axis=0)
+        return total
+    counts = np.zeros(int(np.iinfo(image.dtype).max) + 1, np.int64)
     for rows in _row_blocks(image):
         counts += np.bincount(rows.ravel(), minlength=len(counts))
     return counts
 
 
-def _stretch_table(low: float, high: float, size: int) -> ByteArray:
-    """The table that maps low..high to 0..255, clipped, for the values below `size`."""
-    values = np.arange(size, dtype=np.float32)
-    scaled = (values - low) * (255.0 / max(high - low, 1.0)) + 0.5
-    table: ByteArray = np.clip(scaled, 0, 255).astype(np.uint8)
-    return table
+def _stretch(image: AnyArray, low: float, high: float) -> ByteArray:
+    """Map low..high to 0..255, clipped, by a lookup table."""
+    values = np.arange(int(np.iinfo(image.dtype).max) + 1, dtype=np.float32)
+    table = np.clip((values - low) * (255.0 / max(high - low, 1.0)) + 0.5, 0, 255).astype(np.uint8)
+    if image.dtype == np.uint8:
+        if (low, high) == (0, 255):
+            return image
+        # Faster than indexing by the array, and than Pillow.
+        looked_up = image.tobytes().translate(table.tobytes())
+        return np.frombuffer(looked_up, np.uint8).reshape(image.shape)
+    stretched = np.empty(image.shape, np.uint8)
+    for rows, out in zip(_row_blocks(image), _row_blocks(stretched), strict=True):
+        out[...] = table[rows]
+    return stretched
 
 
 def _to_pillow(image: ByteArray) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import logging
 import math
 import sys
@@ -16,13 +17,33 @@ from app.cli.errors import CommandError, writing
 from app.cli.flags import add_flags, explicit_flags
 from app.cli.sources import STANDARD, plan_outputs
 from app.errors import ServiceError
+from app.inference.image_group import ImageGroup
 from app.inference.outputs import Options, Output
+from app.inference.registry import ServedModel
 from app.inference.service import Service
 from app.settings import Settings, load_settings, warn_about_unknown_variables
 from model.checkpoint import write_atomically
 from model.files import MAX_IMAGE_BYTES, read_file, read_stream
 
 _SETTINGS = ("model", "weights_dir", "device", "engine", "precision", "threads")
+
+
+_ALL_PAGES = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The work on each image.
+
+    Attributes:
+        options: for its only page, or for each.
+        all_pages: each page has a result of its own.
+        skip_existing: leave out pages that already have a result.
+    """
+
+    options: Options
+    all_pages: bool = False
+    skip_existing: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="probability from which a pixel is foreground, 0..1 (default: the model's)",
     )
+    parser.add_argument(
+        "--page",
+        type=_parse_page,
+        metavar="N",
+        help="page of a TIFF, from 0, or all, each with a result of its own: a-page0.png "
+        "(default: the only page)",
+    )
+    parser.add_argument(
+        "--channel",
+        type=_parse_index,
+        metavar="N",
+        help="channel of an image, from 0 (default: all colors of a usual image)",
+    )
     add_flags(parser.add_argument_group("model and engine"), Settings, _SETTINGS)
 
 
@@ -61,14 +95,16 @@ def main(args: argparse.Namespace) -> int:
     wanted = {
         output: image
         for output, image in outputs.items()
-        if not (args.skip_existing and output.is_file())
+        if args.page == _ALL_PAGES or not (args.skip_existing and output.is_file())
     }
     failed = 0
     if wanted:
         warn_about_unknown_variables()
         service = Service(load_settings(**explicit_flags(args, Settings)))
-        options = Options((Output(args.output),), args.threshold)
-        failed = asyncio.run(_segment_all(service, wanted, options))
+        page = None if args.page == _ALL_PAGES else args.page
+        options = Options((Output(args.output),), args.threshold, page=page, channel=args.channel)
+        work = _Work(options, all_pages=args.page == _ALL_PAGES, skip_existing=args.skip_existing)
+        failed = asyncio.run(_segment_all(service, wanted, work))
     if args.out != STANDARD:
         place = str(args.out) if args.out in outputs else f"{args.out}/"
         skipped = len(outputs) - len(wanted)
@@ -85,11 +121,12 @@ def _format_summary(written: int, place: str, skipped: int, failed: int) -> str:
     return ", ".join(parts)
 
 
-async def _segment_all(service: Service, images: dict[Path, Path], options: Options) -> int:
+async def _segment_all(service: Service, images: dict[Path, Path], work: _Work) -> int:
     """Segment images and report each failure. Returns the number of failures.
 
     Args:
         images: output path -> image.
+        work: what to do with each.
 
     Raises:
         UserError: the model or the engine cannot be used.
@@ -106,12 +143,7 @@ async def _segment_all(service: Service, images: dict[Path, Path], options: Opti
                 """Whether it succeeded."""
                 output, image = paths
                 try:
-                    data = await asyncio.to_thread(_read, image)
-                    result = await service.segmenter.segment(
-                        model, data, options, Deadline.never(), group
-                    )
-                    (rendered,) = result.rendered.values()
-                    await asyncio.to_thread(_write, output, rendered.content)
+                    await _segment_file(service, model, group, image, output, work)
                 except (ServiceError, CommandError) as error:
                     tqdm.write(f"unet: {image}: {error}", file=sys.stderr)
                     return False
@@ -133,6 +165,30 @@ async def _start(service: Service) -> None:
         await service.start_without_probes()
     except ServiceError as error:
         raise CommandError(f"the model cannot be used: {error}") from error
+
+
+async def _segment_file(
+    service: Service, model: ServedModel, group: ImageGroup, image: Path, output: Path, work: _Work
+) -> None:
+    """Segment an image, or each page of it."""
+    data = await asyncio.to_thread(_read, image)
+
+    async def segment(output: Path, options: Options) -> None:
+        result = await service.segmenter.segment(model, data, options, Deadline.never(), group)
+        (rendered,) = result.rendered.values()
+        await asyncio.to_thread(_write, output, rendered.content)
+
+    if not work.all_pages:
+        await segment(output, work.options)
+        return
+    pages = await service.segmenter.count_pages(data)
+    if pages > 1 and output == STANDARD:
+        raise CommandError(f"it has {pages} pages; their results need a folder, not --out -")
+    for page in range(pages):
+        target = output if pages == 1 else output.with_stem(f"{output.stem}-page{page}")
+        if not (work.skip_existing and target.is_file()):
+            options = dataclasses.replace(work.options, page=page)
+            await segment(target, options)
 
 
 def _read(image: Path) -> bytes:
@@ -172,3 +228,13 @@ def _parse_fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number in 0..1")
     return value
+
+
+def _parse_index(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return int(text)
+
+
+def _parse_page(text: str) -> int | str:
+    return text if text == _ALL_PAGES else _parse_index(text)

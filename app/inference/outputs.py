@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,14 @@ PNG = "image/png"
 GEOJSON = "application/geo+json"
 
 
+class FileFormat(StrEnum):
+    """A file format of pictures."""
+
+    PNG = "png"
+    TIFF = "tiff"
+    WEBP = "webp"
+
+
 class Output(StrEnum):
     """A kind of output."""
 
@@ -32,6 +40,10 @@ class Output(StrEnum):
     OVERLAY = "overlay"
     CUTOUT = "cutout"
     POLYGONS = "polygons"
+    COCO = "coco"
+    ROIS = "rois"
+    MEASUREMENTS = "measurements"
+    PREVIEW = "preview"
 
     @property
     def needs_image(self) -> bool:
@@ -56,10 +68,27 @@ class Options:
     Attributes:
         outputs: at least one.
         threshold: of the mask, 0..1; None is the model's own.
+        page: of a file with several, from 0; None is the only one.
+        channel: of an image that is neither grey nor color, from 0; None is all of a usual image.
+        percentiles: (low, high) of the image's values that become 0 and 1, 0..100; None is the
+            model's own.
+        min_area: in pixels; smaller objects are removed.
+        exclude_edges: remove objects that touch the edge of the image.
+        pixel_size: in micrometres; None is what the file says.
+        background: red, green and blue behind a cutout, 0..255; None is transparent.
+        format: of the outputs that are pictures.
     """
 
     outputs: tuple[Output, ...] = (Output.MASK,)
     threshold: float | None = None
+    page: int | None = None
+    channel: int | None = None
+    percentiles: tuple[float, float] | None = None
+    min_area: int = 0
+    exclude_edges: bool = False
+    pixel_size: float | None = None
+    background: tuple[int, int, int] | None = None
+    format: FileFormat = FileFormat.PNG
 
     @property
     def needs_image(self) -> bool:
@@ -79,10 +108,17 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """One output of one image, as the bytes of a file."""
+    """One output of one image, as the bytes of a file.
+
+    Attributes:
+        content: of the file.
+        media_type: of the content, for example `image/png`.
+        suffix: of the file's name, for example `.png`.
+    """
 
     content: bytes
     media_type: str
+    suffix: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +131,7 @@ class Segmentation:
         coverage: fraction of the pixels that are not background.
         confidence: mean over the pixels of the probability of the class in the mask.
         objects: number of objects, if an output separates them.
+        pages: of the file, or frames of the animation, that the image is from.
         seconds: by stage.
     """
 
@@ -104,6 +141,7 @@ class Segmentation:
     coverage: float
     confidence: float
     objects: int | None = None
+    pages: int = 1
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -199,7 +237,7 @@ def render_output(decision: Decision, output: Output) -> Rendered:
         case Output.POLYGONS:
             return _render_polygons(decision)
         case _:
-            assert_never(output)
+            raise NotImplementedError(output)
 
 
 def preload_instance_modules() -> None:
@@ -215,29 +253,29 @@ def preload_instance_modules() -> None:
 def _render_mask(decision: Decision) -> Rendered:
     preprocess = decision.preprocess
     if preprocess.binary:
-        return Rendered(encode_mask(decision.mask), PNG)
-    return Rendered(encode_labels(decision.mask, preprocess.palette), PNG)
+        return Rendered(encode_mask(decision.mask), PNG, ".png")
+    return Rendered(encode_labels(decision.mask, preprocess.palette), PNG, ".png")
 
 
 def _render_probability(decision: Decision) -> Rendered:
     grey = np.rint(decision.foreground * 65535).astype(np.uint16)
-    return Rendered(encode_grey16(grey), PNG)
+    return Rendered(encode_grey16(grey), PNG, ".png")
 
 
 def _render_instances(decision: Decision) -> Rendered:
-    return Rendered(encode_grey16(decision.instances), PNG)
+    return Rendered(encode_grey16(decision.instances), PNG, ".png")
 
 
 def _render_overlay(decision: Decision) -> Rendered:
     assert decision.image is not None
-    return Rendered(encode_rgb(overlay(decision.image, decision.mask)), PNG)
+    return Rendered(encode_rgb(overlay(decision.image, decision.mask)), PNG, ".png")
 
 
 def _render_cutout(decision: Decision) -> Rendered:
     assert decision.image is not None
-    return Rendered(encode_rgba(cutout(decision.image, decision.foreground)), PNG)
+    return Rendered(encode_rgba(cutout(decision.image, decision.foreground)), PNG, ".png")
 
 
 def _render_polygons(decision: Decision) -> Rendered:
     collection = {"type": "FeatureCollection", "features": decision.features}
-    return Rendered(json.dumps(collection).encode(), GEOJSON)
+    return Rendered(json.dumps(collection).encode(), GEOJSON, ".geojson")

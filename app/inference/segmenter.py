@@ -42,6 +42,7 @@ from app.inference.registry import ServedModel
 from app.inference.steps import (
     EncodedImage,
     Stitched,
+    count_image_pages,
     decode_and_prepare,
     inspect_and_decode,
     inspect_image,
@@ -112,6 +113,7 @@ class ImageJob:
         model: segments the image.
         source: the encoded image, or its pixels: (H, W) or (H, W, C), uint8 or uint16.
         threshold: of the mask; None is the model's own.
+        page, channel: of the file, from 0; None for the only page and for all colours.
         needs_image: the outputs show the decoded image.
         needs_full_probabilities: the outputs need the probabilities at the size of the image.
         needs_all_channels: the outputs need every channel of a binary model, not only the first.
@@ -122,6 +124,8 @@ class ImageJob:
     model: ServedModel
     source: bytes | AnyArray
     threshold: float | None = None
+    page: int | None = None
+    channel: int | None = None
     needs_image: bool = False
     needs_full_probabilities: bool = False
     needs_all_channels: bool = False
@@ -224,11 +228,26 @@ class Segmenter:
             with self._blocks.borrow() as block:
                 data = await self._share(image, block)
                 assert isinstance(data, EncodedImage)
-                header = await self._inspect(data, Deadline.never())
+                header = await self._inspect(data, None, None, Deadline.never())
             return header["height"], header["width"]
         height, width = image.shape[:2]
         check_size(height, width, self._max_pixels)
         return height, width
+
+    async def count_pages(self, data: bytes) -> int:
+        """Count the pages of an encoded image: several in a TIFF, one in other formats.
+
+        Raises:
+            ImageError: a damaged TIFF.
+            ImageTooLarge: its pages have more pixels together than one image may have.
+        """
+        with self._blocks.borrow() as block:
+            encoded = await self._share(data, block)
+            limit = decoding_limit(0, Deadline.never())
+            pages: int = await self._workers.call(
+                limit, count_image_pages, encoded, self._max_pixels
+            )
+        return pages
 
     async def segment(
         self,
@@ -254,6 +273,8 @@ class Segmenter:
             model,
             data,
             options.threshold,
+            options.page,
+            options.channel,
             needs_image=options.needs_image,
             needs_full_probabilities=options.needs_full_probabilities,
             needs_all_channels=options.needs_instances,
@@ -265,11 +286,11 @@ class Segmenter:
                 fields = await self._workers.call(limit, render_outputs, stitched, options, outputs)
                 job.timer.add(fields["seconds"])
                 rendered, start = {}, 0
-                for output, (media_type, size) in zip(
+                for output, (media_type, suffix, size) in zip(
                     options.outputs, fields["rendered"], strict=True
                 ):
                     content = await self._copy(size, outputs.read, size, start)
-                    rendered[output] = Rendered(content, media_type)
+                    rendered[output] = Rendered(content, media_type, suffix)
                     start += size
             return Segmentation(**fields | {"rendered": rendered, "seconds": job.timer.seconds})
 
@@ -369,9 +390,11 @@ class Segmenter:
             opened: dict[str, Any] = {}
             if isinstance(source, EncodedImage):
                 opened = await self._open(job, source, pixels, image, deadline)
-                height, width = opened["header"]["height"], opened["header"]["width"]
+                header = opened["header"]
+                height, width, pages = header["height"], header["width"], header["pages"]
             else:
                 height, width = source.shape[:2]
+                pages = 1
             plan = job.model.plan(height, width)
             if job.group is not None:
                 await job.group.enter(height * width)
@@ -413,6 +436,7 @@ class Segmenter:
                 threshold,
                 job.needs_full_probabilities,
                 stored_image,
+                pages,
             )
             return await finish(result, rendering_limit(height * width, deadline))
 
@@ -472,6 +496,8 @@ class Segmenter:
             source,
             self._max_pixels,
             small,
+            job.page,
+            job.channel,
             job.preprocess,
             pixels,
             image,
@@ -507,10 +533,12 @@ class Segmenter:
         self._metrics.images.labels(name).inc()
         self._metrics.pixels.labels(name).inc(height * width)
 
-    async def _inspect(self, data: EncodedImage, deadline: Deadline) -> dict[str, Any]:
+    async def _inspect(
+        self, data: EncodedImage, page: int | None, channel: int | None, deadline: Deadline
+    ) -> dict[str, Any]:
         limit = decoding_limit(0, deadline)
         header: dict[str, Any] = await self._workers.call(
-            limit, inspect_image, data, self._max_pixels
+            limit, inspect_image, data, self._max_pixels, page, channel
         )
         return header
 

@@ -10,7 +10,7 @@ import dataclasses
 import time
 from typing import Any
 
-from app.imaging.decode import ImageHeader, decode, inspect
+from app.imaging.decode import ImageHeader, count_pages, decode, inspect
 from app.imaging.workers.shared import SharedBlock, StoredArray
 from app.inference.outputs import Decision, Options, render
 from model.arrays import AnyArray
@@ -29,6 +29,7 @@ class Stitched:
         threshold: of the mask.
         full: the outputs need the probabilities at the size of the image.
         image: the decoded image, if an output shows it.
+        pages: of the file, as in `ImageHeader`.
     """
 
     probabilities: StoredArray
@@ -38,6 +39,7 @@ class Stitched:
     threshold: float
     full: bool
     image: StoredArray | None = None
+    pages: int = 1
 
     def decide(self) -> Decision:
         """Decide on the mask."""
@@ -63,20 +65,34 @@ class EncodedImage:
         return self.block.read(self.size)
 
 
-def inspect_image(data: EncodedImage, max_pixels: int) -> dict[str, Any]:
+def inspect_image(
+    data: EncodedImage, max_pixels: int, page: int | None = None, channel: int | None = None
+) -> dict[str, Any]:
     """Read the header of an encoded image, and return its fields.
 
     Raises:
-        ImageError: not an image that is accepted.
+        ImageError: not an image that is accepted, or not such a page or channel.
         ImageTooLarge: more than `max_pixels`.
     """
-    return vars(inspect(data.read(), max_pixels=max_pixels))
+    return vars(inspect(data.read(), max_pixels=max_pixels, page=page, channel=channel))
+
+
+def count_image_pages(data: EncodedImage, max_pixels: int) -> int:
+    """Count the pages of an encoded image.
+
+    Raises:
+        ImageError: a damaged TIFF.
+        ImageTooLarge: its pages have more than `max_pixels` together.
+    """
+    return count_pages(data.read(), max_pixels=max_pixels)
 
 
 def inspect_and_decode(
     data: EncodedImage,
     max_pixels: int,
     small: int,
+    page: int | None,
+    channel: int | None,
     preprocess: PreprocessConfig,
     pixels: SharedBlock,
     image: SharedBlock | None,
@@ -87,6 +103,7 @@ def inspect_and_decode(
 
     Args:
         small: most pixels of an image that is decoded.
+        page, channel: see `inspect_image`.
 
     Returns:
         `header`, its fields; for a small image also what `decode_and_prepare` returns.
@@ -95,7 +112,7 @@ def inspect_and_decode(
         ImageError, ImageTooLarge: see `inspect_image` and `decode_and_prepare`.
     """
     content = data.read()
-    header = inspect(content, max_pixels=max_pixels)
+    header = inspect(content, max_pixels=max_pixels, page=page, channel=channel)
     fields = {"header": vars(header)}
     if header.height * header.width > small:
         return fields
@@ -165,16 +182,16 @@ def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -
         outputs: receives the files, one after the other.
 
     Returns:
-        The fields of a `Segmentation`; for `rendered` the media type and the bytes of each output.
+        The fields of a `Segmentation`; for `rendered` media type, suffix and size of each output.
     """
     start = time.perf_counter()
     decision = stitched.decide()
     decided = time.perf_counter()
-    segmentation = render(decision, options)
+    segmentation = dataclasses.replace(render(decision, options), pages=stitched.pages)
     rendered, end = [], 0
     for each in segmentation.rendered.values():
         end = outputs.write(each.content, end)
-        rendered.append((each.media_type, len(each.content)))
+        rendered.append((each.media_type, each.suffix, len(each.content)))
     seconds = {"stitch": decided - start, "encode": time.perf_counter() - decided}
     return vars(segmentation) | {"rendered": rendered, "seconds": seconds}
 

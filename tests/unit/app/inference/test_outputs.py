@@ -157,5 +157,8 @@ def test_options_need_what_any_output_needs() -> None:
 
 
 def test_size_counts_every_output() -> None:
-    rendered = {Output.MASK: Rendered(b"12", "image/png"), Output.CUTOUT: Rendered(b"345", "x/y")}
+    rendered = {
+        Output.MASK: Rendered(b"12", "x/y", ".x"),
+        Output.CUTOUT: Rendered(b"345", "x/y", ".x"),
+    }
     assert Segmentation(rendered, 1, 1, 0, 1).size == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from app.batching.deadline import Deadline
 from app.engine.device_engines import BatchKey
-from app.errors import CorruptImage, DeadlineExceeded, ImageTooLarge, InvalidRequest, QueueFull
+from app.errors import (
+    CorruptImage,
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidRequest,
+    QueueFull,
+    WrongSelection,
+)
 from app.imaging.workers import shared
 from app.imaging.workers.worker import CallLimit
 from app.inference import segmenter, steps
@@ -270,6 +279,46 @@ def test_size_is_that_of_the_upright_image_and_bounded(tiny: Path) -> None:
                 await service.segmenter.size(large)
 
     with_service(tiny, body, max_megapixels=0.035)
+
+
+def test_pages_and_channels_are_chosen(tiny: Path) -> None:
+    planes = np.stack([np.zeros_like(PIXELS), PIXELS, PIXELS[::-1]])
+
+    async def mask(service: Service, data: bytes, **options: int) -> Segmentation:
+        with service.registry.lease(None) as model:
+            return await service.segmenter.segment(
+                model, data, Options(**options), Deadline.after(30)
+            )
+
+    async def body(service: Service) -> None:
+        plain = await mask(service, IMAGE)
+        assert plain.pages == 1
+        for axes, option in (("ZYX", "page"), ("CYX", "channel")):
+            buffer = io.BytesIO()
+            tifffile.imwrite(buffer, planes, imagej=True, metadata={"axes": axes})
+            data = buffer.getvalue()
+            pages = 3 if option == "page" else 1
+            assert await service.segmenter.count_pages(data) == pages
+            chosen = await mask(service, data, **{option: 1})
+            assert chosen.pages == pages
+            assert chosen.rendered == plain.rendered
+            with pytest.raises(WrongSelection, match=f"3 {option}s: send {option}=0"):
+                await mask(service, data)
+        assert await service.segmenter.count_pages(IMAGE) == 1
+        assert_nothing_held(service)
+
+    with_service(tiny, body)
+
+
+def test_pages_together_have_no_more_pixels_than_one_image(tiny: Path) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((40, 200, 150), np.uint8), photometric="minisblack")
+
+    async def body(service: Service) -> None:
+        with pytest.raises(ImageTooLarge, match=r"40 pages of 1.2 megapixels"):
+            await service.segmenter.count_pages(buffer.getvalue())
+
+    with_service(tiny, body, max_megapixels=1)
 
 
 def test_golden_mask_ignores_the_queue_and_is_not_counted(tiny: Path) -> None:
