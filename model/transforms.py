@@ -169,8 +169,9 @@ def _stretch(image: AnyArray, low: float, high: float) -> ByteArray:
     if image.dtype == np.uint8:
         if (low, high) == (0, 255):
             return image
-        looked_up = _to_pillow(image).point(table.tolist() * image.shape[2])
-        return np.asarray(looked_up).reshape(image.shape)
+        # Faster than indexing by the array, and than Pillow.
+        looked_up = image.tobytes().translate(table.tobytes())
+        return np.frombuffer(looked_up, np.uint8).reshape(image.shape)
     stretched = np.empty(image.shape, np.uint8)
     for rows, out in zip(_row_blocks(image), _row_blocks(stretched), strict=True):
         out[...] = table[rows]

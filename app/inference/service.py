@@ -34,7 +34,6 @@ from model.checkpoint import SUFFIX
 
 log = logging.getLogger(__name__)
 
-_QUEUE_ON_CPU, _QUEUE_ON_CUDA = 64, 512
 _CHECK_SECONDS = 5.0
 """Between two checks that a device responds; `gpu_memory_used_bytes` is as old."""
 _PRELOAD = CallLimit("preloading", 60, 500_000_000)
@@ -70,11 +69,11 @@ class Service:
         )
         self.metrics = Metrics()
         self.devices = [DeviceEngines(choice.device) for choice in choices]
-        on_cpu = choices[0].device == "cpu"
         self.batcher: Batcher[WindowJob, FloatArray] = Batcher(
             self.devices,
             max_batch=self.devices[0].max_batch,
-            capacity=settings.queue_windows or (_QUEUE_ON_CPU if on_cpu else _QUEUE_ON_CUDA),
+            capacity=settings.queue_windows,
+            longest=settings.longest_timeout_s,
             max_wait=settings.max_wait_ms / 1000,
             observer=self.metrics,
         )
@@ -274,6 +273,7 @@ class Service:
     def _register_gauges(self) -> None:
         gauge, batcher = self.metrics.add_gauge, self.batcher
         gauge("windows_waiting", "Windows in the queue.", lambda: batcher.statistics().waiting)
+        gauge("windows_capacity", "Limit on the windows reserved.", lambda: batcher.capacity)
         gauge("windows_in_flight", "Windows on a device.", lambda: batcher.statistics().in_flight)
         gauge(
             "windows_reserved",
