@@ -41,7 +41,7 @@ def find_gaps(lowest: Values, highest: Values) -> tuple[float, float]:
     """
     # Halves, because the range of float64 itself may not fit into float64.
     low, high = lowest.astype(np.float64) / 2, highest.astype(np.float64) / 2
-    if high[0] <= low[-1]:  # the others are one value, which is no measure of a gap
+    if high[0] <= low[-1]:  # the others are one value: nothing to compare a gap with
         return 2 * low[0], 2 * high[-1]
     above = np.flatnonzero(np.diff(high) > high[:-1] - low[-1])
     below = np.flatnonzero(np.diff(low) > high[0] - low[1:])

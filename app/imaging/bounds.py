@@ -5,6 +5,7 @@
 | pixels | `UNET_MAX_MEGAPIXELS` |
 | pixels of a side | 131,072: a long and narrow image has many windows for few pixels |
 | bytes, decoded | 8 per pixel of that: 16-bit RGBA at full size, wider samples in smaller images |
+| bytes of a TIFF page, decoded | 128 MB and 24 per pixel: many channels in small images |
 | a strip or a tile of a TIFF | 16 megapixels, or as many as the image has |
 | pixels of all pages of a TIFF together | `UNET_MAX_MEGAPIXELS`, where all are asked for |
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from model.tiff.reader import TiffLayout
 
 BYTES_PER_PIXEL = 8
+PAGE_BYTES, PAGE_BYTES_PER_PIXEL = 128_000_000, 24
 SEGMENT_PIXELS = 1 << 24
 MAX_SIDE = 131_072
 
@@ -49,10 +51,11 @@ def check_tiff(layout: TiffLayout, max_pixels: int) -> None:
     """
     pixels = layout.height * layout.width
     check_size(layout.height, layout.width, max_pixels)
-    if pixels * layout.bytes_per_pixel > max_pixels * BYTES_PER_PIXEL:
+    allowed = min(max_pixels * BYTES_PER_PIXEL, PAGE_BYTES + pixels * PAGE_BYTES_PER_PIXEL)
+    if pixels * layout.bytes_per_pixel > allowed:
         raise ImageTooLarge(
             f"the image has {pixels / 1e6:.1f} megapixels of {layout.bytes_per_pixel} bytes each; "
-            f"{max_pixels * BYTES_PER_PIXEL / 1e6:g} MB are allowed"
+            f"{allowed / 1e6:.0f} MB are allowed"
         )
     height, width = layout.segment
     if height * width > max(SEGMENT_PIXELS, pixels):

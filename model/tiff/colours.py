@@ -15,6 +15,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT, TiffPage
 
 from model.arrays import AnyArray
 from model.pixels import lay_on_black, map_rows, spread
+from model.readers.base import scale_to_bits
 
 _PHOTOMETRIC, _NODATA, _PLANAR = 262, 42113, 2
 _PREMULTIPLIED, _STRAIGHT = 1, 2
@@ -49,7 +50,7 @@ class UnsupportedTiff(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What the samples of a pixel are.
+    """The meaning of the samples of a pixel.
 
     Attributes:
         photometric: how colours are meant; RGB, MINISBLACK, MINISWHITE or one that is converted.
@@ -194,7 +195,7 @@ def to_pixels(
     bits = page.bitspersample if isinstance(page.bitspersample, int) else 8
     colours, alpha = (_to_depth(each, bits) for each in (colours, alpha))
     if inverted:
-        white = (1 << max(8, bits)) - 1
+        white = np.iinfo(colours.dtype).max
         colours = map_rows(lambda rows: white - rows, colours.dtype.type, colours)
     if empty is not None and empty.any():
         colours = np.where(empty[:, :, None], colours.dtype.type(0), colours)
@@ -241,12 +242,8 @@ def _convert(page: TiffPage, meaning: Samples, samples: AnyArray) -> AnyArray:
 
 
 def _to_depth(samples: AnyArray, bits: int) -> AnyArray:
-    """Convert unsigned samples of fewer than 8 bits to the full range of uint8."""
-    if bits >= 8:
-        return samples
-    top = (1 << bits) - 1
-    table: AnyArray = np.rint(np.arange(top + 1) * (255 / top)).astype(np.uint8)
-    return table.take(samples.view(np.uint8))
+    """Convert unsigned samples of a declared depth to the full range of uint8 or uint16."""
+    return scale_to_bits(samples.view(np.uint8) if samples.dtype == np.bool_ else samples, bits)
 
 
 def _from_cmyk(inks: AnyArray) -> AnyArray:

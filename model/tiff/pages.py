@@ -3,7 +3,7 @@
 A directory (an IFD) describes pixels. Which of them are pages, and which are channels of one page,
 is written in the metadata of the program that wrote the file:
 
-- Directories of reduced resolution (thumbnails, the levels of a pyramid) and masks are no pages,
+- Directories of reduced resolution (thumbnails, the levels of a pyramid) and masks are not pages,
   whether they follow in the chain of directories or lie in a SubIFD. If a thumbnail has the full
   image in its SubIFD, as camera raw files do, that is the page.
 - OME-TIFF, ImageJ, tifffile and some microscopes name axes. Along C lie the channels of a page;
@@ -63,7 +63,7 @@ class Plane:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """What one mask is made for.
+    """An image that gets one mask.
 
     Attributes:
         channels: the planes of the page, one per channel; None for one that is missing.

@@ -113,15 +113,17 @@ class TiffReader:
                 f"the image has {self.pages} pages: send page=0 to page={self.pages - 1} for one "
                 "of them, or page=all"
             )
-        if page is None and not self._complete:
-            raise SelectionError(
-                "the TIFF is cut off: only its first page can be read; send page=0 for it"
-            )
         if page is not None and not 0 <= page < self.pages:
             raise SelectionError(f"page={page}: {describe_choices(self.pages, 'page')}")
         chosen = self._pages[page or 0]
         with as_value_errors():
-            return TiffImage(self._file, self._data, chosen, channel)
+            image = TiffImage(self._file, self._data, chosen, channel)
+            if page is None and not self._complete:
+                image.check_complete()
+                raise SelectionError(
+                    "the TIFF is cut off: only its first page can be read; send page=0 for it"
+                )
+            return image
 
     def sizes(self) -> list[Shape]:
         """Read (height, width) of each page, upright; (0, 0) where tags are damaged."""
@@ -188,6 +190,15 @@ class TiffImage:
         assert page.dtype is not None
         samples = page.samplesperpixel * page.imagedepth * len(self._planes)
         return TiffLayout(height, width, segment, page.dtype.itemsize * samples)
+
+    def check_complete(self) -> None:
+        """Check that the file has all strips and tiles of the image.
+
+        Raises:
+            ValueError: some are missing.
+        """
+        for index, plane in enumerate(self._planes):
+            check_complete(self._read_tags(plane), self._plane(index), len(self._data))
 
     def read(self) -> AnyArray:
         """Decode the image, upright.

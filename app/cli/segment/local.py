@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
 from app.batching.deadline import Deadline
 from app.cli.errors import CommandError
 from app.cli.segment.results import ResultFiles, Work, read_image
-from app.cli.segment.run import Report, segment_all
+from app.cli.segment.run import Report, Run
 from app.cli.segment.sources import STANDARD, Target
 from app.errors import ServiceError
+from app.inference.image_group import ImageGroup
 from app.inference.outputs import Options, Output, Segmentation
+from app.inference.registry import ServedModel
 from app.inference.service import Service
 from app.settings import Settings
-
-_CONCURRENCY = 3
-"""Images in progress: one is decoded and one encoded while the engine runs the third."""
 
 
 async def segment_locally(
@@ -30,9 +30,13 @@ async def segment_locally(
     """
     service = Service(settings)
     try:
-        await _start(service, work.options)
-        segmenter = _LocalSegmenter(service, work, files)
-        await segment_all(segmenter.segment, targets, report, _CONCURRENCY)
+        await _start(service)
+        with service.registry.lease(None) as model:
+            _check(service, model, work.options)
+            group = service.segmenter.group(model)
+            segmenter = _LocalSegmenter(service, model, group, work, files)
+            with contextlib.closing(Run(segmenter.segment, len(targets), report)) as run:
+                await group.run(targets, run.process)
     finally:
         # Python aborts if it exits while the engine computes.
         while service.batcher.elapsed():  # noqa: ASYNC110 (the batcher has no event for it)
@@ -40,22 +44,33 @@ async def segment_locally(
         await service.stop()
 
 
-async def _start(service: Service, options: Options) -> None:
-    """Load the model, and check that it can do what is asked for before the first image."""
+async def _start(service: Service) -> None:
     try:
         await service.start_without_probes()
     except ServiceError as error:
         raise CommandError(f"the model cannot be used: {error}") from error
+
+
+def _check(service: Service, model: ServedModel, options: Options) -> None:
+    """Check that the model can do what is asked for, before the first image."""
     try:
-        with service.registry.lease(None) as model:
-            service.segmenter.check(model, options)
+        service.segmenter.check(model, options)
     except ServiceError as error:
         raise CommandError(str(error)) from error
 
 
 class _LocalSegmenter:
-    def __init__(self, service: Service, work: Work, files: ResultFiles) -> None:
+    def __init__(
+        self,
+        service: Service,
+        model: ServedModel,
+        group: ImageGroup,
+        work: Work,
+        files: ResultFiles,
+    ) -> None:
         self._service = service
+        self._model = model
+        self._group = group
         self._work = work
         self._files = files
 
@@ -63,19 +78,19 @@ class _LocalSegmenter:
         """Segment an image, or each page of it. See `SegmentImage`."""
         data = await asyncio.to_thread(read_image, target.image)
         if not self._work.all_pages:
-            await self._segment_only_page(target, data)
+            await self._segment_only_page(target, data, self._work.options.page)
             return True
         pages = await self._service.segmenter.count_pages(data)
         if self._files.skip(target, pages):
             return False
         if pages == 1:
-            await self._segment_only_page(target, data)
+            await self._segment_only_page(target, data, page=0)
         else:
             await self._segment_pages(target, data, pages)
         return True
 
-    async def _segment_only_page(self, target: Target, data: bytes) -> None:
-        result = await self._run(target, data, self._work.options.page)
+    async def _segment_only_page(self, target: Target, data: bytes, page: int | None) -> None:
+        result = await self._run(target, data, page)
         await self._write(target, None, result, self._work.options.outputs)
 
     async def _segment_pages(self, target: Target, data: bytes, pages: int) -> None:
@@ -114,8 +129,9 @@ class _LocalSegmenter:
     async def _run(self, target: Target, data: bytes, page: int | None) -> Segmentation:
         name = "image" if target.image == STANDARD else target.image.name
         options = dataclasses.replace(self._work.options, name=name, page=page)
-        with self._service.registry.lease(None) as model:
-            return await self._service.segmenter.segment(model, data, options, Deadline.never())
+        return await self._service.segmenter.segment(
+            self._model, data, options, Deadline.never(), self._group
+        )
 
     async def _write(
         self, target: Target, page: int | None, result: Segmentation, outputs: Sequence[Output]

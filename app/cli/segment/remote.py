@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import io
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 from app.cli.errors import CommandError
 from app.cli.segment.results import ResultFiles, Work, read_image
-from app.cli.segment.run import Report, RunStopped, segment_all
+from app.cli.segment.run import Report, Run, RunStopped
 from app.cli.segment.sources import STANDARD, Target
 from app.errors import ServiceError
 from app.imaging.decode import count_pages
+from app.inference.image_group import ImageGroup
 from app.inference.outputs import Output
 from model.config import PreprocessConfig
 from unet_client import (
@@ -77,7 +80,9 @@ async def segment_remotely(
         except UnetClientError as error:
             raise CommandError(str(error)) from error
         segmenter = _RemoteSegmenter(client, connection, work, files)
-        await segment_all(segmenter.segment, targets, report, connection.concurrency)
+        group = ImageGroup(connection.concurrency, math.inf)
+        with contextlib.closing(Run(segmenter.segment, len(targets), report)) as run:
+            await group.run(targets, run.process)
 
 
 def _check_model(listing: Mapping[str, object], connection: Connection, work: Work) -> None:

@@ -1,12 +1,10 @@
-"""Segments images concurrently, and keeps count. Knows neither engines nor HTTP."""
+"""Counts what becomes of the images. Knows neither engines nor HTTP."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import sys
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -52,28 +50,36 @@ class Report:
         return ", ".join(parts + [f"{count} {word}" for word, count in counts.items() if count])
 
 
-async def segment_all(
-    segment: SegmentImage, targets: Sequence[Target], report: Report, concurrency: int
-) -> None:
-    """Segment images with a progress bar, and add each to the report."""
-    remaining = deque(targets)
+class Run:
+    """Adds each image to a report, and shows the progress.
 
-    async def segment_remaining() -> None:
-        while remaining:
-            target = remaining.popleft()
-            try:
-                if await segment(target):
-                    report.written += 1
-                else:
-                    report.skipped += 1
-            except (ServiceError, CommandError) as error:
-                report.failures.append((target.image, str(error)))
-                if isinstance(error, RunStopped):
-                    report.untried += len(remaining)
-                    remaining.clear()
-            bar.update()
+    Args:
+        segment: called with each image.
+        images: number of all images, for the progress bar.
+    """
 
-    with tqdm(total=len(targets), unit="image", disable=not sys.stderr.isatty()) as bar:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(segment_remaining())
+    def __init__(self, segment: SegmentImage, images: int, report: Report) -> None:
+        self._segment = segment
+        self._report = report
+        self._stopped = False
+        self._bar = tqdm(total=images, unit="image", disable=not sys.stderr.isatty())
+
+    async def process(self, target: Target) -> None:
+        """Segment an image, unless the run was stopped."""
+        if self._stopped:
+            self._report.untried += 1
+            return
+        try:
+            if await self._segment(target):
+                self._report.written += 1
+            else:
+                self._report.skipped += 1
+        except (ServiceError, CommandError) as error:
+            self._report.failures.append((target.image, str(error)))
+            self._stopped = self._stopped or isinstance(error, RunStopped)
+        finally:
+            self._bar.update()
+
+    def close(self) -> None:
+        """Remove the progress bar."""
+        self._bar.close()

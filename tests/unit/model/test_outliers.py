@@ -1,4 +1,4 @@
-"""Absurd values are told from the others, however many blocks they come in."""
+"""Absurd values are found, however many blocks an image comes in."""
 
 from __future__ import annotations
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import transforms
 from model.arrays import AnyArray
 from model.config import PreprocessConfig
 from model.errors import ConfigError
@@ -104,6 +106,22 @@ def test_few_bright_pixels_stay_visible() -> None:
     image = np.zeros((100, 100), np.uint16)
     image[50, 50] = 60_000  # 0.01% of the pixels, outside the upper percentile
     assert prepare(image, PERCENTILE)[50, 50, 0] == 255
+
+
+@pytest.mark.parametrize("hot", [3000, 65535])
+@pytest.mark.parametrize("side", [64, 128])
+def test_hot_pixels_of_16_bits_do_not_change_the_others(side: int, hot: int) -> None:
+    """In a small image they are more than the upper percentile leaves out."""
+    image = nuclei(side, side)[0].astype(np.uint16) * 4
+    damaged = image.copy()
+    places = np.random.default_rng(0).permutation(image.size)[:10]
+    damaged.flat[places] = hot
+    for percentiles in ((0.2, 99.8), (0, 100)):
+        config = PreprocessConfig(intensity="percentile", percentiles=percentiles)
+        plain, pixels = prepare(image, config), prepare(damaged, config)
+        same = (damaged == image)[:, :, None] & np.ones(3, bool)
+        assert np.abs(pixels.astype(int) - plain)[same].max() <= 8
+        assert pixels[~same].mean() < plain.max() / 2
 
 
 def test_lower_percentile_below_1_keeps_the_shades_of_few_dark_nuclei() -> None:
@@ -226,3 +244,22 @@ def test_several_classes_give_indices_and_probabilities_that_sum_to_1() -> None:
 def test_module_does_not_import_torch() -> None:
     code = "import sys, model.transforms, model.windows; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_constants_are_copied_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from the host makes it wait for the device, and cannot be captured in a graph."""
+    monkeypatch.setattr(transforms, "_constants_by_device", {})
+    copies: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            copies.extend(["copy"] * (func._schema.name == "aten::lift_fresh"))
+            return func(*args, **(kwargs or {}))
+
+    config = PreprocessConfig(mean=(0.1, 0.2, 0.3))
+    windows = torch.full((1, 4, 4, 3), 255, dtype=torch.uint8)
+    with Watch():
+        for _ in range(3):
+            result = normalize(windows, config)
+    assert len(copies) == 2  # mean and standard deviation
+    np.testing.assert_allclose(result[0, :, 0, 0], [3.6, 3.2, 2.8], rtol=1e-6)

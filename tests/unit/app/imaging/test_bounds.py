@@ -30,6 +30,12 @@ def test_more_bytes_than_the_pixels_may_have_are_rejected() -> None:
         bounds.check_tiff(TiffLayout(1000, 1000, (1000, 1000), 12), 1_000_000)
 
 
+def test_a_small_image_may_have_many_channels_but_not_any_number() -> None:
+    bounds.check_tiff(TiffLayout(500, 500, (10, 500), 400), 100_000_000)
+    with pytest.raises(ImageTooLarge, match="65535 bytes each; 128 MB"):
+        bounds.check_tiff(TiffLayout(48, 64, (48, 64), 65_535), 100_000_000)
+
+
 def test_tiles_may_be_larger_than_a_small_image_but_not_huge() -> None:
     bounds.check_tiff(TiffLayout(10, 10, (4096, 4096), 1), 1_000_000)
     with pytest.raises(CorruptImage, match="tiles of"):

@@ -13,14 +13,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from app.batching.deadline import Deadline
 from app.engine.device_engines import BatchKey
-from app.errors import CorruptImage, DeadlineExceeded, ImageTooLarge, InvalidRequest, QueueFull
+from app.errors import (
+    CorruptImage,
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidRequest,
+    QueueFull,
+    WrongSelection,
+)
 from app.imaging.tiff import encode_tiff
 from app.imaging.workers import shared
 from app.imaging.workers.worker import CallLimit
-from app.inference import steps
+from app.inference import segmenter, steps
 from app.inference.outputs import FileFormat, Options, Output, Segmentation
 from app.inference.registry import ServedModel
 from app.inference.segmenter import ImageJob, StageTimer
@@ -206,7 +214,9 @@ def test_stages_are_measured_in_their_order(tiny: Path) -> None:
     with_service(tiny, body)
 
 
-def test_image_takes_three_calls_of_workers(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_image_takes_two_calls_of_workers(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each change of process holds up the engine when all cores are busy."""
 
     async def body(service: Service) -> None:
@@ -219,7 +229,11 @@ def test_image_takes_three_calls_of_workers(tiny: Path, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(service.workers, "call", count)
         await segment(service, Output.POLYGONS, Output.OVERLAY)
-        assert called == ["inspect_image", "decode_and_prepare", "render_outputs"]
+        assert called == ["inspect_and_decode", "render_outputs"]
+        called.clear()
+        monkeypatch.setattr(segmenter, "_SMALL_PIXELS", PIXELS.size - 1)
+        await segment(service)
+        assert called == ["inspect_and_decode", "decode_and_prepare", "render_outputs"]
         called.clear()
         with service.registry.lease(None) as model:
             await service.segmenter.predict(model, PIXELS, Deadline.after(30))
@@ -325,13 +339,13 @@ def test_missed_deadline_is_counted_and_leaves_nothing_behind(
     async def body(service: Service) -> None:
         gate = threading.Event()
         (device,) = service.devices
-        run = device.run
+        collect = device.collect
 
-        def run_later(key: BatchKey, staged: Any) -> Sequence[FloatArray]:
+        def collect_later(key: BatchKey, staged: Any) -> Sequence[FloatArray]:
             assert gate.wait(20)
-            return run(key, staged)
+            return collect(key, staged)
 
-        monkeypatch.setattr(device, "run", run_later)
+        monkeypatch.setattr(device, "collect", collect_later)
         with pytest.raises(DeadlineExceeded, match="before the mask was ready"):
             await segment(service, deadline=Deadline.after(0.3))
         assert_nothing_held(service)
@@ -351,6 +365,46 @@ def test_size_is_that_of_the_upright_image_and_bounded(tiny: Path) -> None:
                 await service.segmenter.size(large)
 
     with_service(tiny, body, max_megapixels=0.035)
+
+
+def test_pages_and_channels_are_chosen(tiny: Path) -> None:
+    planes = np.stack([np.zeros_like(PIXELS), PIXELS, PIXELS[::-1]])
+
+    async def mask(service: Service, data: bytes, **options: int) -> Segmentation:
+        with service.registry.lease(None) as model:
+            return await service.segmenter.segment(
+                model, data, Options(**options), Deadline.after(30)
+            )
+
+    async def body(service: Service) -> None:
+        plain = await mask(service, IMAGE)
+        assert plain.pages == 1
+        for axes, option in (("ZYX", "page"), ("CYX", "channel")):
+            buffer = io.BytesIO()
+            tifffile.imwrite(buffer, planes, imagej=True, metadata={"axes": axes})
+            data = buffer.getvalue()
+            pages = 3 if option == "page" else 1
+            assert await service.segmenter.count_pages(data) == pages
+            chosen = await mask(service, data, **{option: 1})
+            assert chosen.pages == pages
+            assert chosen.rendered == plain.rendered
+            with pytest.raises(WrongSelection, match=f"3 {option}s: send {option}=0"):
+                await mask(service, data)
+        assert await service.segmenter.count_pages(IMAGE) == 1
+        assert_nothing_held(service)
+
+    with_service(tiny, body)
+
+
+def test_pages_together_have_no_more_pixels_than_one_image(tiny: Path) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((40, 200, 150), np.uint8), photometric="minisblack")
+
+    async def body(service: Service) -> None:
+        with pytest.raises(ImageTooLarge, match=r"40 pages of 1.2 megapixels"):
+            await service.segmenter.count_pages(buffer.getvalue())
+
+    with_service(tiny, body, max_megapixels=1)
 
 
 def test_golden_mask_ignores_the_queue_and_is_not_counted(tiny: Path) -> None:

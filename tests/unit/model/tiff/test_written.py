@@ -19,7 +19,7 @@ FIXED: dict[str, tuple[np.ndarray, float]] = {
     **dict.fromkeys(("im-jpeg-rgb", "im-palette", "im-webp", "tc-jpeg", "vips-jpeg"), (RGB, 6)),
     **dict.fromkeys(("gdal-lerc-zstd", "vips-big"), (DEEP, 0)),
     **dict.fromkeys(("gdal-float-nodata", "im-float"), (spread(GREY), 0)),
-    "gdal-nbits12": (DEEP.clip(0, 4095), 0),
+    "gdal-nbits12": (np.rint(DEEP.clip(0, 4095) * (65535 / 4095)), 0),
     "im-grey-alpha": (np.rint(GREY * 0.5), 0.5),
     "im-planar16": (RGB.astype(np.uint16) * 257, 0),
     "tc-g3": (BLACK_AND_WHITE, 0),

@@ -118,9 +118,10 @@ def _by_compression() -> dict[str, Written]:
     twelve = DEEP >> 4
     jpeg = imagecodecs.jpeg8_encode(twelve, bitspersample=12, level=98)
     data = set_tag(by_codec(twelve, jpeg, "jpeg"), 258, 12)
-    files["jpeg of 12 bits"] = Written(data, twelve, 40)
+    files["jpeg of 12 bits"] = Written(data, twelve * (65535 / 4095), 640)
     lossless_jpeg = imagecodecs.jpeg8_encode(DEEP, lossless=True, bitspersample=16)
-    files["jpeg without loss"] = Written(by_codec(DEEP, lossless_jpeg, "jpeg"), DEEP)
+    data = set_tag(by_codec(DEEP, lossless_jpeg, "jpeg"), 258, 16)  # tifffile writes 12
+    files["jpeg without loss"] = Written(data, DEEP)
     for second, pack in (("deflate", zlib.compress), ("zstd", imagecodecs.zstd_encode)):
         packed = pack(imagecodecs.lerc_encode(DEEP))
         files[f"lerc, {second}"] = Written(by_codec(DEEP, packed, "lerc"), DEEP)
@@ -146,7 +147,8 @@ def _by_number() -> dict[str, Written]:
         files[f"{bits} bits"] = Written(by_tifffile(stored, bitspersample=bits), expected)
     for bits in (10, 12, 14):
         values = DEEP >> (16 - bits)
-        files[f"{bits} bits"] = Written(by_tifffile(values, bitspersample=bits), values)
+        expected = np.rint(values * (65535 / ((1 << bits) - 1)))
+        files[f"{bits} bits"] = Written(by_tifffile(values, bitspersample=bits), expected)
     values = DEEP.astype(np.uint32) << 6
     files["24 bits"] = Written(by_tifffile(values, bitspersample=24), spread(values))
     return files
@@ -177,7 +179,7 @@ def _by_color() -> dict[str, Written]:
 
 
 def _without_photometric(data: bytes) -> bytes:
-    """Turn the tag into one that nobody knows."""
+    """Turn the tag into one that does not exist."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         offset = file.pages.first.tags[262].offset
     return data[:offset] + (263).to_bytes(2, "little") + data[offset + 2 :]

@@ -77,7 +77,7 @@ def test_bug_is_raised_and_the_service_is_stopped(
 
     monkeypatch.setattr(Service, "stop", record_stop)
     monkeypatch.setattr(results, "write_atomically", fail)
-    with pytest.raises(ExceptionGroup):
+    with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["segment", str(images), "-o", "out"])
     assert at_stop == [(0, 0.0)]
 
@@ -416,3 +416,14 @@ def test_model_that_cannot_do_the_work_is_one_line(
     assert segment("in", "-o", "out", "instances") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("unet: error: output=instances is only available for binary models")
+
+
+def test_a_channel_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    planes = np.stack([np.zeros((60, 70), np.uint8), nuclei(60, 70)[0]])
+    tifffile.imwrite("a.tif", planes, imagej=True)
+    assert cli.main(["segment", "a.tif", "-o", "a.png"]) == 1
+    assert "has 2 channels: send channel=0 to channel=1" in capsys.readouterr().err
+    assert cli.main(["segment", "a.tif", "-o", "a.png", "--channel", "1"]) == 0
+    for flag, value in (("--channel", "-1"), ("--page", "x")):
+        with pytest.raises(SystemExit):
+            cli.main(["segment", "a.tif", f"{flag}={value}"])
