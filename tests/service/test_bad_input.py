@@ -94,9 +94,9 @@ def test_invalid_image_is_a_problem(post: Post, case: str) -> None:
 
 
 def test_415_names_the_format_and_lists_supported_ones(post: Post) -> None:
-    detail = assert_problem(post(psd_head(), headers={"Content-Type": "image/vnd.adobe.photoshop"}), 415)[
-        "detail"
-    ]
+    detail = assert_problem(
+        post(psd_head(), headers={"Content-Type": "image/vnd.adobe.photoshop"}), 415
+    )["detail"]
     assert all(name in detail for name in ("PSD", "JPEG", "PNG", "TIFF", "WebP", "BMP", "GIF"))
 
 

@@ -258,6 +258,7 @@ def test_table_has_the_objects_of_all_images(images: Path) -> None:
     assert [{name: row[name] for name in expected[0]} for row in single] == expected
 
 
+@pytest.mark.slow
 def test_resumed_run_completes_the_table(
     images: Path, inferences: list[Options], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +277,7 @@ def test_resumed_run_completes_the_table(
     assert read_rows() == rows
 
 
+@pytest.mark.slow
 def test_table_is_not_the_result_of_an_image(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +288,7 @@ def test_table_is_not_the_result_of_an_image(
     assert len({row["image"] for row in read_rows()}) == 5
 
 
+@pytest.mark.slow
 def test_pages_have_results_of_their_own(images: Path, inferences: list[Options]) -> None:
     write_stack(images / "s.tif", 3)
     assert (
@@ -304,6 +307,7 @@ def test_pages_have_results_of_their_own(images: Path, inferences: list[Options]
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_missing_pages_alone_are_segmented_again(
     images: Path, inferences: list[Options], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,6 +322,7 @@ def test_missing_pages_alone_are_segmented_again(
     assert capsys.readouterr().err == "1 written to out/\n0 written to out/, 1 skipped\n"
 
 
+@pytest.mark.slow
 def test_stack_becomes_one_tiff_with_documents_by_page(
     images: Path, inferences: list[Options]
 ) -> None:
@@ -335,6 +340,7 @@ def test_stack_becomes_one_tiff_with_documents_by_page(
     assert tifffile.imread("one.tif").shape == (3, 60, 70)
 
 
+@pytest.mark.slow
 def test_page_never_replaces_the_result_of_another_image(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,7 +352,14 @@ def test_page_never_replaces_the_result_of_another_image(
     assert decode(Path("out/s-page1.png").read_bytes()).shape == (60, 70)
     assert segment("in/s.tif", "in/s-page1.png", "-o", "in", "--page", "all", "overlay") == 2
     assert "would replace the image" in capsys.readouterr().err
-    assert segment("in/s.tif", "-o", "in", "--page", "all", "--skip-existing") == 0
+    image = (images / "1.png").rename(images / "s-page1-mask.png")
+    before = image.read_bytes()
+    arguments = ["in/s.tif", str(image), "-o", "in", "--page", "all", "mask", "overlay"]
+    assert segment(*arguments) == 1
+    assert "in/s.tif: its result would replace the image in/s-page1-mask.png" in (
+        capsys.readouterr().err
+    )
+    assert image.read_bytes() == before
 
 
 def test_failed_page_does_not_stop_the_others(
