@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.batching.call_thread import CallThread
+from app.engine.base import Engine
 from app.engine.device_engines import BatchKey, DeviceEngines
 from app.engine.selection import EngineChoice, build_engine, resolve
 from app.errors import GoldenMaskMismatch, ImageTooLarge, Unavailable, UnknownModel
@@ -111,6 +112,13 @@ class ModelEntry:
 
 
 GoldenMaskFn = Callable[[ServedModel], Awaitable[ByteArray]]
+WrapEngineFn = Callable[[Engine], Engine]
+"""Returns the engine to use in place of the one that was built."""
+
+
+def use_as_built(engine: Engine) -> Engine:
+    """Return the same engine."""
+    return engine
 
 
 class Registry:
@@ -124,6 +132,7 @@ class Registry:
         golden_mask: segments a model's golden image by the path of requests.
         on_free: called with the `engine_id` of a model whose engines were freed.
         metrics: shows models and reloads.
+        wrap_engine: for tests, which inject faults (docs/reliability.md).
     """
 
     def __init__(
@@ -135,6 +144,7 @@ class Registry:
         golden_mask: GoldenMaskFn,
         on_free: Callable[[str], object],
         metrics: Metrics,
+        wrap_engine: WrapEngineFn = use_as_built,
     ) -> None:
         self.folder = folder
         self.default = default
@@ -144,6 +154,7 @@ class Registry:
         self._golden_mask = golden_mask
         self._on_free = on_free
         self._metrics = metrics
+        self._wrap_engine = wrap_engine
         # Not an executor: Python joins its threads at exit, and a model takes long to load.
         self._thread = CallThread("models")
 
@@ -274,7 +285,7 @@ class Registry:
 
     def _build(self, checkpoint: Checkpoint, served: ServedModel) -> None:
         for choice, device in zip(served.choices, self._devices, strict=True):
-            engine = build_engine(choice, checkpoint)
+            engine = self._wrap_engine(build_engine(choice, checkpoint))
             engine.warm()
             device.engines[served.engine_id] = engine
 

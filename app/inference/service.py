@@ -8,6 +8,7 @@ not ready any more and accepts no work, answers every accepted request, and free
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Iterator
@@ -24,9 +25,10 @@ from app.errors import ServiceError, SettingsError, Unavailable
 from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.worker import CallLimit
 from app.inference import steps
+from app.inference.allocator import trim_memory
 from app.inference.budget import Budget
 from app.inference.outputs import preload_instance_modules
-from app.inference.registry import Registry
+from app.inference.registry import Registry, WrapEngineFn, use_as_built
 from app.inference.segmenter import Segmenter
 from app.metrics import Metrics
 from app.settings import Settings
@@ -37,6 +39,9 @@ log = logging.getLogger(__name__)
 
 _QUEUE_ON_CPU, _QUEUE_ON_CUDA = 64, 512
 _PRELOAD = CallLimit("preloading", 60, 500_000_000)
+_TRIM = CallLimit("trimming", 5, 100_000_000)
+_IDLE_S = 2.0
+"""Time without a new request after which free memory is given back to the system."""
 _ENGINE_FAILED = 70
 """Exit status after an engine failure (sysexits.h: EX_SOFTWARE)."""
 
@@ -46,6 +51,7 @@ class Service:
 
     Args:
         settings: of the process.
+        wrap_engine: see `Registry`.
 
     Attributes:
         failed: set when the process should end, because it cannot serve the default model.
@@ -57,7 +63,7 @@ class Service:
             this machine does not have.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> None:
         self.settings = settings
         _check_model(settings.weights_dir, settings.model)
         choices = choose_engines(
@@ -110,14 +116,17 @@ class Service:
             choices,
             self.devices,
             golden_mask=self.segmenter.golden_mask,
-            on_free=self._forget_measurements,
+            on_free=self._forget_model,
             metrics=self.metrics,
+            wrap_engine=wrap_engine,
         )
         self.choices = choices
         self.failed = asyncio.Event()
         self.exit_status = 1
         self.draining = False
         self._accepted: set[asyncio.Task[object]] = set()
+        self._accepted_ever = 0
+        self._freed = asyncio.Event()
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -127,7 +136,8 @@ class Service:
         """Begin to load models. Returns at once, so that probes are answered meanwhile."""
         self.workers.start()
         await self.batcher.start()
-        self._tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._watchdog())]
+        coroutines = (self._load(), self._watchdog(), self._trim_when_idle())
+        self._tasks = [asyncio.create_task(each) for each in coroutines]
 
     async def start_without_probes(self) -> None:
         """Load the default model alone, and return when it is ready.
@@ -152,6 +162,7 @@ class Service:
         task = asyncio.current_task()
         assert task is not None
         self._accepted.add(task)
+        self._accepted_ever += 1
         self._all_answered.clear()
         try:
             yield
@@ -252,8 +263,32 @@ class Service:
                 self.failed.set()
                 return
 
-    def _forget_measurements(self, engine_id: str) -> None:
-        """Estimates and metrics are about models that exist."""
+    async def _trim_when_idle(self) -> None:
+        """Give free memory back to the system after a model was freed, and in pauses.
+
+        While requests come, free memory is reused: new pages would take time.
+        """
+        trimmed_at = seen = self._accepted_ever
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._freed.wait(), _IDLE_S)
+            idle = seen == self._accepted_ever != trimmed_at
+            seen = self._accepted_ever
+            if idle or self._freed.is_set():
+                trimmed_at = seen
+                self._freed.clear()
+                await self._trim()
+
+    async def _trim(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.pool, trim_memory)
+        try:
+            await self.workers.call_each(_TRIM, trim_memory)
+        except (RuntimeError, ConnectionError, ServiceError) as error:  # it ended, or is replaced
+            log.warning("an image worker kept its memory: %s", error)
+
+    def _forget_model(self, engine_id: str) -> None:
+        """Estimates and metrics are about models that exist, and their memory is not needed."""
+        self._freed.set()
 
         def is_of_engine(key: BatchKey) -> bool:
             return key.model == engine_id
