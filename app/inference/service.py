@@ -126,7 +126,7 @@ class Service:
         self.draining = False
         self._accepted: set[asyncio.Task[object]] = set()
         self._accepted_ever = 0
-        self._freed = asyncio.Event()
+        self._unused_memory = asyncio.Event()
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -248,6 +248,7 @@ class Service:
         ) as error:  # the other outputs do not need these modules
             log.error("instances and polygons are not available: %s", error)
         await self.registry.load_others()
+        self._unused_memory.set()
         if self.settings.reload:
             await self.registry.watch()
 
@@ -264,19 +265,19 @@ class Service:
                 return
 
     async def _trim_when_idle(self) -> None:
-        """Give free memory back to the system after a model was freed, and in pauses.
+        """Give free memory back to the system after models were loaded or freed, and in pauses.
 
         While requests come, free memory is reused: new pages would take time.
         """
         trimmed_at = seen = self._accepted_ever
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._freed.wait(), _IDLE_S)
+                await asyncio.wait_for(self._unused_memory.wait(), _IDLE_S)
             idle = seen == self._accepted_ever != trimmed_at
             seen = self._accepted_ever
-            if idle or self._freed.is_set():
+            if idle or self._unused_memory.is_set():
                 trimmed_at = seen
-                self._freed.clear()
+                self._unused_memory.clear()
                 await self._trim()
 
     async def _trim(self) -> None:
@@ -288,7 +289,7 @@ class Service:
 
     def _forget_model(self, engine_id: str) -> None:
         """Estimates and metrics are about models that exist, and their memory is not needed."""
-        self._freed.set()
+        self._unused_memory.set()
 
         def is_of_engine(key: BatchKey) -> bool:
             return key.model == engine_id

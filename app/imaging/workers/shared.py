@@ -6,6 +6,7 @@ Nothing has a name in a file system, so nothing is left behind when a process is
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import math
 import mmap
@@ -18,12 +19,15 @@ from typing import Any, Self
 
 import numpy as np
 
+from app.errors import Unavailable
 from model.arrays import AnyArray
 
 _MAP_FROM = 1 << 22
 """Bytes from which an array is mapped. A smaller one is copied: its page faults would cost more."""
 _MAX_CACHED = 1 << 25
 """Bytes of all blocks that are kept for reuse."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC})
+"""Errors of a system that has no file descriptors or memory left."""
 
 
 class SharedBlock:
@@ -130,12 +134,20 @@ class BlockCache:
         """A block with any content.
 
         After an error it is not reused: the process whose call was cancelled may still write to it.
+
+        Raises:
+            Unavailable: the system has no file descriptors or no memory for it.
         """
-        block = self._free.pop() if self._free else SharedBlock.create()
+        block = None
         try:
+            block = self._free.pop() if self._free else SharedBlock.create()
             yield block
-        except BaseException:
-            block.close()
+        except BaseException as error:
+            if block is not None:
+                block.close()
+            if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+                text = "the service has no memory or files left for this image; retry in a moment"
+                raise Unavailable(text, retry_after=1) from error
             raise
         cached = sum(each.size for each in self._free)
         if block.size < _MAP_FROM and cached + block.size <= _MAX_CACHED:
