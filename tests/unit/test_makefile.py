@@ -80,6 +80,7 @@ def test_serve_listens_on_the_chosen_address(
         ("test", "no", EVERYTHING),
         ("test-unit", "no", EVERYTHING),
         ("lint", "no", EVERYTHING),
+        ("prove", "no", EVERYTHING),
         ("setup", "no", EVERYTHING),
     ],
 )
@@ -165,9 +166,16 @@ def test_changed_requirements_are_installed_again(
     assert "venv .venv" not in commands
 
 
+@pytest.mark.parametrize(("arguments", "flags"), [([], ""), (["LONG=1"], " --long")])
+def test_prove_runs_every_experiment(arguments: list[str], flags: str) -> None:
+    assert f"python -m tools.prove{flags}\n" in dry_run(ROOT, "prove", *arguments).replace(
+        " \n", "\n"
+    )
+
+
 def test_help_lists_every_target(clone: Path) -> None:
     listed = subprocess.run(
         ["make", "help"], cwd=clone, capture_output=True, text=True, check=True
     ).stdout
     targets = {line.split()[0] for line in listed.splitlines()}
-    assert {"serve", "test", "test-unit", "lint", "format", "setup", "bench"} <= targets
+    assert {"serve", "test", "test-unit", "lint", "format", "setup", "bench", "prove"} <= targets

@@ -27,9 +27,8 @@ from tools.prove.watch import LIVEZ_MS, Watch, small_image
 from tools.prove.wire import Answer, exchange, request
 
 MAX_MEGAPIXELS = 25
-"""Of the service that is attacked: the bounds grow with it."""
+"""Limit of the service that is attacked: the bounds grow with it."""
 _ALLOWED = frozenset({200, 400, 413, 415, 422, 429, 431, 503, 504})
-_CLIENT_ERRORS = frozenset({400, 413, 415, 422, 431})
 _FORM = "multipart/form-data; boundary=B"
 _END = b"--B--\r\n"
 _INFER = "/v2/models/nuclei/infer"

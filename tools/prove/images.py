@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ _ORIENTATION, _SIDEWAYS = 0x112, 6
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 """Values at which the arithmetic of readers overflows."""
 _HEADER_BYTES = 256
+_UUID = re.compile(rb"urn:uuid:[0-9a-f-]{36}")
+"""Random in each OME-TIFF."""
 
 
 def build_corpus(seed: int) -> dict[str, bytes]:
@@ -105,7 +108,7 @@ def _generate_tiffs(rgb: AnyArray, grey16: AnyArray) -> Iterator[tuple[str, byte
         "strips": (large, {"rowsperstrip": 4}),
         "BigTIFF": (grey16, {"bigtiff": True}),
         "big-endian": (grey16, {"byteorder": ">"}),
-        "pages": (np.stack([grey16] * 3), {}),
+        "pages": (np.stack([grey16] * 3), {"photometric": "minisblack"}),
         "OME": (grey16, {"ome": True}),
     }
     for compression in ("lzw", "zlib", "packbits", "jpeg", "zstd", "webp", "lzma", "jpeg2000"):
@@ -135,7 +138,7 @@ def _write_tiff(pixels: AnyArray, options: dict[str, Any]) -> bytes | None:
         tifffile.imwrite(buffer, pixels, **options)
     except (ImportError, KeyError, ValueError):
         return None
-    return buffer.getvalue()
+    return _UUID.sub(b"urn:uuid:" + bytes(36), buffer.getvalue())
 
 
 def _encode(pixels: AnyArray, format: str, *, mode: str | None = None, **options: Any) -> bytes:

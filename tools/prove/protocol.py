@@ -25,7 +25,7 @@ from tools.prove.wire import Answer, exchange, parse, receive, request
 
 _REQUEST_TIMEOUT_S = 20
 _SLOW_CLIENTS = 100
-"""Of each kind."""
+"""Number of each kind."""
 _FLOOD_MS = 500.0
 """Longest answer of a probe in a flood, which takes the event loop all its time."""
 _FILES = 300

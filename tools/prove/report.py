@@ -67,7 +67,8 @@ def format_table(rows: Iterable[Row]) -> str:
 
 
 def _format(value: float, unit: str) -> str:
-    number = f"{value:,.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
+    whole = abs(value) >= 100 or value == round(value)
+    number = f"{value:,.0f}" if whole else f"{value:.3g}"
     return f"{number} {unit}".rstrip()
 
 

@@ -43,7 +43,7 @@ def _encode_image() -> bytes:
 
 
 class Tally:
-    """What all terminations found.
+    """Counts over all terminations.
 
     Attributes:
         outcomes: number of requests by status, or `refused`.

@@ -1,4 +1,4 @@
-"""What clients and operators see of a service while it is attacked."""
+"""Watches a service while it is attacked: its probe, its memory, and a normal client."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came back on a connection until it was closed.
+    """Everything that came back on a connection until it was closed.
 
     Attributes:
         status: of the final response; 0 if there was none.
