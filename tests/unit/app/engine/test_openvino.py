@@ -31,3 +31,18 @@ def test_signals_are_handled_after_another_thread_freed_the_engine(tmp_path: Pat
         [sys.executable, "-c", PROGRAM, str(checkpoint)], cwd=ROOT, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
+
+
+def test_openvino_does_not_report_its_use() -> None:
+    program = """
+import multiprocessing, sys
+def fail(process):
+    raise AssertionError(f"{process} reports something")
+multiprocessing.Process.start = fail
+import app.engine.openvino
+print([name for name in sys.modules if name.startswith("openvino_telemetry.")])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (0, "[]\n"), result.stderr
