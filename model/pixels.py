@@ -1,11 +1,10 @@
 """Bytes of an image file -> the array of its pixels: for training, evaluation and the service.
 
-Knows Pillow, and leaves TIFF to `model.tiff`; knows no limits on size and no HTTP.
+The formats are read by `model.readers` and `model.tiff`. Knows no limits on size and no HTTP.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,7 +12,10 @@ from PIL import Image
 
 from model.arrays import AnyArray, UInt16Array
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".avif"),
+    *(".jp2", ".j2k", ".jpf", ".jpx", ".heic", ".heif"),
+)
 """Suffixes of files that are taken for images."""
 
 SIDEWAYS = (5, 6, 7, 8)
@@ -21,12 +23,6 @@ SIDEWAYS = (5, 6, 7, 8)
 
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """Little-endian and big-endian TIFF and BigTIFF."""
-_ORIENTATION = 0x0112
-_PNG_EXIF = (b"eXIf", b"Raw profile type exif")
-"""Marks of EXIF data in a PNG: the chunk's name, or the text chunk of older programs."""
-_PNG_DEPTH, _PNG_COLOUR = 24, 25
-"""Offsets of the bit depth and the colour type in a PNG: in IHDR, the first chunk."""
-_PNG_GREY = 0
 _BLOCK_VALUES = 1 << 20
 """Values that are converted at once, so that temporary arrays stay small."""
 
@@ -46,33 +42,14 @@ def decode_image(data: bytes) -> AnyArray:
         from model.tiff import TiffReader
 
         return TiffReader(data).read()
-    with Image.open(io.BytesIO(data)) as image:
-        orientation = read_orientation(image, data)
-        return np.ascontiguousarray(turn(read_pixels(image, data), orientation))
+    from model.readers import open_image
+
+    reader = open_image(data)
+    return np.ascontiguousarray(turn(reader.read(), reader.orientation))
 
 
 def is_tiff(data: bytes) -> bool:
     return data.startswith(_TIFF_SIGNATURES)
-
-
-def read_pixels(image: Image.Image, data: bytes) -> AnyArray:
-    """Convert an image that Pillow opened, of any format but TIFF, as it is stored.
-
-    Pillow reads 16-bit colour at 8 bits, so imagecodecs decodes PNGs of that kind.
-
-    Args:
-        data: the bytes that `image` was opened from.
-
-    Returns:
-        See `decode_image`; not upright yet.
-    """
-    if image.format == "PNG" and data[_PNG_DEPTH] == 16 and data[_PNG_COLOUR] != _PNG_GREY:
-        import imagecodecs
-
-        values: AnyArray = imagecodecs.png_decode(data)
-        colours = 1 if values.shape[2] == 2 else 3
-        return lay_on_black(values[:, :, :colours], values[:, :, colours:])
-    return to_array(image)
 
 
 def to_array(image: Image.Image) -> AnyArray:
@@ -91,22 +68,6 @@ def to_array(image: Image.Image) -> AnyArray:
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))
     return np.asarray(image.convert("RGB"))
-
-
-def read_orientation(image: Image.Image, data: bytes) -> int:
-    """Read the EXIF orientation (Exif 2.32, tag 274), 1 to 8; 1 where there is none.
-
-    Args:
-        data: the bytes that `image` was opened from.
-    """
-    # EXIF may follow the pixels of a PNG, so Pillow would decode all of them to look for it.
-    if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
-        return 1
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF: the image itself may be fine
-        return 1
-    return value if value in range(1, 9) else 1
 
 
 def turn(pixels: AnyArray, orientation: int) -> AnyArray:

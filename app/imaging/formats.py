@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import struct
 
+from model.readers import AVIF_BRANDS, HEIC_BRANDS, read_brands
+
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    (b"II\xbc\x01", "JPEG XR"),
     (b"8BPS", "PSD"),
     (b"%PDF-", "PDF"),
     (b"%!PS", "PostScript"),
@@ -27,9 +28,18 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"SIMPLE  =", "FITS"),
     (b"NRRD000", "NRRD"),
     (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an OLE file (OIB, ZVI)"),
+    (b"\x93NUMPY", "NumPy"),
+    (b"qoif", "QOI"),
+    (b"gimp xcf ", "XCF"),
+    (b"DDS ", "DDS"),
+    (b"icns", "ICNS"),
+    (b"\x1a\x45\xdf\xa3", "video (Matroska, WebM)"),
+    (b"PK\3\4", "ZIP"),
 )
 
 _SIGNATURES_LATER: tuple[tuple[int, bytes, str], ...] = (
+    (8, b"AVI LIST", "video (AVI)"),
     (128, b"DICM", "DICOM"),
     (208, b"MAP ", "MRC"),
     (344, b"n+1\0", "NIfTI"),
@@ -38,12 +48,15 @@ _SIGNATURES_LATER: tuple[tuple[int, bytes, str], ...] = (
 """Offset, bytes there, name."""
 
 _BRANDS: tuple[tuple[frozenset[bytes], str], ...] = (
-    (frozenset({b"avif", b"avis"}), "AVIF"),
-    (frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}), "HEIC"),
     (frozenset({b"mif1", b"mif2", b"msf1", b"miaf"}), "HEIF"),
     (frozenset({b"crx "}), "camera raw (CR3)"),
+    (
+        frozenset({b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1"})
+        | {b"qt  ", b"M4V ", b"dash", b"3gp4", b"3gp5"},
+        "video (MP4, QuickTime)",
+    ),
 )
-"""Brands of the ISO base media file format (ISO/IEC 14496-12). AVIF and HEIC list `mif1` too."""
+"""Brands of the ISO base media file format (ISO/IEC 14496-12); the first that matches counts."""
 
 _NETPBM = re.compile(rb"P([1-6]\s+[#\d]|[Ff]\n\d|7\n(#|WIDTH))")
 _XML = (b"<?xml", b"<!--", b"<!DOCTYPE svg")
@@ -59,8 +72,10 @@ def known(data: bytes) -> str | None:
     for offset, signature, name in _SIGNATURES_LATER:
         if head.startswith(signature, offset):
             return name
-    if head[4:8] == b"ftyp":
-        return _name_by_brand(head)
+    if brands := read_brands(head):
+        if brands & (AVIF_BRANDS | HEIC_BRANDS):
+            return None
+        return next((name for group, name in _BRANDS if brands & group), None)
     if _NETPBM.match(head):
         return "Netpbm (PPM, PGM, PBM)"
     if _is_icon(head):
@@ -69,13 +84,6 @@ def known(data: bytes) -> str | None:
     if text.startswith(b"<svg") or (text.startswith(_XML) and b"<svg" in text):
         return "SVG"
     return None
-
-
-def _name_by_brand(head: bytes) -> str | None:
-    """The first box holds its length, `ftyp`, the major brand, a version, and further brands."""
-    length = int.from_bytes(head[:4], "big")
-    brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(length, len(head)), 4))}
-    return next((name for group, name in _BRANDS if brands & group), None)
 
 
 def _is_icon(head: bytes) -> bool:

@@ -29,11 +29,21 @@ exceeded. Formats that are not in the table pass.
 | BMP | bytes of RLE | 2 per pixel and row, and 1,024 |
 | WebP | chunks | 20,000 |
 | WebP | sides of the canvas | 16,383, as libwebp |
+<<<<<<< HEAD
 | WebP | pixels of an animation | 33,554,432: libwebp allocates 8 bytes for each at once |
+=======
+| JPEG 2000 | boxes | 1,024 |
+| JPEG 2000 | components | 4 |
+| JPEG 2000 | tiles | 65,535, as the standard |
+| JPEG 2000 | quality layers | 1,024 |
+| AVIF, HEIC | boxes | 65,536 |
+| AVIF, HEIC | items | 4,096: libavif searches them one by one |
+| AVIF, HEIC | frames | 10,000 |
+>>>>>>> main
 | all | bytes of metadata | 16 MiB; 64 MiB in a TIFF |
 
 Sources: ITU-T T.81, annex B; PNG, third edition, section 5; GIF89a; TIFF 6.0 and BigTIFF;
-RFC 9649. Knows no decoder, no pixels and no HTTP.
+RFC 9649; ITU-T T.800, annexes A and I; ISO/IEC 14496-12. Knows no decoder, no pixels and no HTTP.
 """
 
 from __future__ import annotations
@@ -72,9 +82,23 @@ _BOUNDS = {
     "WebP chunks": 20_000,
     "WebP bytes of metadata": 16 << 20,
     "WebP pixels of a side": 16_383,
+<<<<<<< HEAD
     "WebP pixels of an animation": 1 << 25,
+=======
+    "JPEG 2000 boxes": 1024,
+    "JPEG 2000 components": 4,
+    "JPEG 2000 tiles": 65_535,
+    "JPEG 2000 quality layers": 1024,
+    "JPEG 2000 bytes of metadata": 16 << 20,
+    "AVIF or HEIC boxes": 65_536,
+    "AVIF or HEIC items": 4096,
+    "AVIF or HEIC frames": 10_000,
+    "AVIF or HEIC bytes of metadata": 16 << 20,
+>>>>>>> main
 }
 """The largest number that is allowed of each part: the table above."""
+
+_KINDS = ("JPEG 2000", "JPEG", "PNG", "GIF", "TIFF", "BMP", "WebP", "AVIF or HEIC")
 
 _RLE_SLACK = 1024
 
@@ -108,6 +132,21 @@ _WEBP_ANIMATED = 2
 """In the flags of the chunk VP8X."""
 _WEBP_PIXELS = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF")
 
+_CONTAINERS = {
+    **dict.fromkeys((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"iprp", b"ipco", b"dinf"), 0),
+    b"meta": 4,
+}
+"""Boxes that hold boxes, and the bytes before those."""
+_COUNTS = {
+    b"iinf": ("items", 4, ">H"),
+    b"iloc": ("items", 6, ">H"),
+    b"ipma": ("items", 4, ">I"),
+    b"stsz": ("frames", 8, ">I"),
+}
+"""Boxes that list items or frames: what, and offset and type of the number of entries. Later
+versions of `iinf` and `iloc` have 32 bits."""
+_BOX_DEPTH = 8
+
 
 class _Count(Counter[str]):
     """Counts the parts of a file up to their bounds."""
@@ -120,7 +159,8 @@ class _Count(Counter[str]):
         """
         self[part] += amount
         if self[part] > _BOUNDS[part]:
-            kind, _, name = part.partition(" ")
+            kind = next(each for each in _KINDS if part.startswith(each))
+            name = part.removeprefix(kind).strip()
             raise ImageTooLarge(f"the {kind} has more than {_BOUNDS[part]} {name}")
 
 
@@ -349,6 +389,73 @@ def _check_webp(data: bytes, count: _Count) -> None:
         at += 8 + length + length % 2
 
 
+def _check_jpeg2000(data: bytes, count: _Count) -> None:
+    start, at = 0, 0
+    while not data.startswith(b"\xff\x4f\xff\x51", start):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        start = at + 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, start)
+            start = at + 16
+        count.add("JPEG 2000 boxes")
+        if kind != b"jp2c":
+            count.add("JPEG 2000 bytes of metadata", min(length, len(data) - at))
+        at += length or len(data)
+    right, bottom, _, _, width, height, left, top, components = struct.unpack_from(
+        ">8IH", data, start + 8
+    )
+    count.add("JPEG 2000 components", components)
+    if width and height:
+        count.add("JPEG 2000 tiles", -(-(right - left) // width) * -(-(bottom - top) // height))
+    _count_jpeg2000_layers(data, start + 2, count)
+
+
+def _count_jpeg2000_layers(data: bytes, at: int, count: _Count) -> None:
+    """Find the coding style (COD) among the segments before the first tile."""
+    while data[at : at + 2] != b"\xff\x90":
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if data[at : at + 2] == b"\xff\x52":
+            count.add("JPEG 2000 quality layers", struct.unpack_from(">H", data, at + 6)[0])
+        count.add("JPEG 2000 bytes of metadata", max(length, 2))
+        at += 2 + length
+
+
+def _check_boxes(data: bytes, count: _Count) -> None:
+    if data[4:8] == b"ftyp":
+        _count_boxes(data, 0, len(data), count, 0)
+
+
+def _count_boxes(data: bytes, at: int, end: int, count: _Count, depth: int) -> None:
+    """Count the boxes of ISO/IEC 14496-12 from one position to another."""
+    while at + 8 <= end:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body = at + 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, body)
+            body += 8
+        stop = min(at + length if length else end, end)
+        count.add("AVIF or HEIC boxes")
+        if kind != b"mdat" and not depth:
+            count.add("AVIF or HEIC bytes of metadata", stop - at)
+        if kind in _COUNTS:
+            _count_entries(data, body, kind, count)
+        elif kind in _CONTAINERS and depth < _BOX_DEPTH:
+            _count_boxes(data, body + _CONTAINERS[kind], stop, count, depth + 1)
+        if stop <= at:
+            return
+        at = stop
+
+
+def _count_entries(data: bytes, body: int, kind: bytes, count: _Count) -> None:
+    name, offset, number = _COUNTS[kind]
+    long = {b"iinf": 1, b"iloc": 2}.get(kind)
+    if long is not None and data[body] >= long:
+        number = ">I"
+    part = f"AVIF or HEIC {name}"
+    count[part] = 0  # of each list
+    count.add(part, struct.unpack_from(number, data, body + offset)[0])
+
+
 _CHECKS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes, _Count], None]], ...] = (
     (b"\xff\xd8", _check_jpeg),
     (b"\x89PNG\r\n\x1a\n", _check_png),
@@ -356,4 +463,6 @@ _CHECKS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes, _Count], None]]
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _check_tiff),
     (b"BM", _check_bmp),
     (b"RIFF", _check_webp),
+    ((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), _check_jpeg2000),
+    (b"\0", _check_boxes),
 )

@@ -1,6 +1,6 @@
 // Lists the files that were dropped or chosen, with their paths, in natural order.
 
-const IMAGE_NAME = /\.(png|jpe?g|tiff?|webp|bmp|gif)$/i;
+const IMAGE_NAME = /\.(png|jpe?g|tiff?|webp|bmp|gif|avif|jp2|j2k|jpf|jpx|heic|heif)$/i;
 const { compare } = new Intl.Collator(undefined, { numeric: true }); // img2 before img10
 
 /** [{file, path}] of a FileList. Files of a chosen folder have a relative path. */

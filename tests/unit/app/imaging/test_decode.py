@@ -10,12 +10,15 @@ import zlib
 
 import imagecodecs
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageOps
 
 from app.errors import CorruptImage, ImageTooLarge, ServiceError, UnsupportedImage
 from app.imaging import decode
 from tests.conftest import encode, nuclei, set_tag, tiff
+
+pillow_heif.register_heif_opener()
 
 LIMIT = 100_000_000
 RNG = np.random.default_rng(0)
@@ -51,7 +54,7 @@ def test_an_image_beyond_the_limit_is_rejected_by_its_header() -> None:
 
 
 def test_a_format_that_is_not_accepted_and_no_image_differ() -> None:
-    with pytest.raises(UnsupportedImage, match=r"PPM.*send JPEG, PNG, TIFF"):
+    with pytest.raises(UnsupportedImage, match=r"PPM.*send JPEG, PNG, TIFF.*JPEG 2000"):
         decode.inspect(encode(RGB, "PPM"), max_pixels=LIMIT)
     with pytest.raises(CorruptImage, match=r"not a recognised image \(5 bytes\)"):
         decode.inspect(b"hello", max_pixels=LIMIT)
@@ -138,6 +141,20 @@ def kinds() -> dict[str, bytes]:
         "WEBP": saved(colour, "WEBP", exif=turned.tobytes()),
         "WEBP lossless": saved(colour, "WEBP", lossless=True),
         "MPO": saved(colour, "MPO", save_all=True, append_images=[colour]),
+        "JPEG 12 bits": imagecodecs.jpeg8_encode(deep // 150 * 16, bitspersample=12),
+        "JPEG lossless": imagecodecs.jpeg8_encode(np.asarray(colour), lossless=True),
+        "JPEG subsampled": saved(colour.convert("CMYK"), "JPEG", subsampling="4:2:2"),
+        "APNG": saved(colour, "PNG", **frames),
+        "WEBP frames": saved(colour, "WEBP", **frames),
+        "AVIF": saved(colour.convert("RGBA"), "AVIF", exif=turned.tobytes()),
+        "AVIF 10 bits": imagecodecs.avif_encode(deep // 150 * 4, bitspersample=10, speed=10),
+        "AVIF frames": saved(colour, "AVIF", **frames),
+        "JPEG 2000": saved(colour.convert("RGBA"), "JPEG2000"),
+        "JPEG 2000 16 bits": imagecodecs.jpeg2k_encode(deep, codecformat="j2k"),
+        "JPEG 2000 tiles": saved(colour, "JPEG2000", tile_size=(16, 16)),
+        "HEIC": saved(colour, "HEIF", exif=turned.tobytes()),
+        "BMP alpha": saved(colour.convert("RGBA"), "BMP"),
+        "BMP palette": saved(grey.convert("P"), "BMP"),
     }
 
 
@@ -244,3 +261,35 @@ def test_a_strip_that_unpacks_to_far_more_takes_no_memory(compression: str) -> N
     with contextlib.suppress(CorruptImage):
         assert not read(bomb).any()
     assert memory_growth(before) < 100_000
+
+
+def test_a_small_header_before_a_large_avif_takes_no_more_than_its_pixels() -> None:
+    """libavif decodes what the AV1 data state, and scales it to what the container states."""
+    size = (3000, 3000)
+    stated = b"ispe\0\0\0\0"
+    data = saved(Image.new("RGB", size), "AVIF", speed=10)
+    bomb = data.replace(
+        stated + b"".join(side.to_bytes(4) for side in size), stated + b"\0\0\0\x10" * 2
+    )
+    assert bomb != data
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(CorruptImage):
+        assert read(bomb).shape == (16, 16, 3)
+    assert memory_growth(before) < 60_000
+
+
+@pytest.mark.parametrize("format", ["AVIF", "JPEG2000", "HEIF"])
+def test_a_large_image_of_a_few_bytes_is_rejected_by_its_header(format: str) -> None:
+    data = saved(Image.new("RGB", (1500, 1500)), format)
+    assert len(data) < 30_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageTooLarge, match="1500 x 1500"):
+        decode.inspect(data, max_pixels=1_000_000)
+    assert memory_growth(before) < 10_000
+
+
+def test_animations_state_how_many_frames_they_have() -> None:
+    files = kinds()
+    for kind in ("GIF frames", "WEBP frames"):  # Pillow joins equal frames
+        assert decode.inspect(files[kind], max_pixels=LIMIT).pages == 2
+    assert decode.inspect(files["JPEG"], max_pixels=LIMIT).pages == 1

@@ -78,6 +78,47 @@ def canvas(width: int, height: int, *, animated: bool = False) -> bytes:
     return bytes([2 * animated, 0, 0, 0]) + b"".join(sides)
 
 
+def box(kind: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def avif(*boxes: bytes) -> bytes:
+    return box(b"ftyp", b"avif\0\0\0\0avif") + b"".join(boxes)
+
+
+def meta(*boxes: bytes) -> bytes:
+    return box(b"meta", bytes(4) + b"".join(boxes))
+
+
+def items(kind: bytes, version: int, number: int) -> bytes:
+    """A box that says how many entries it lists."""
+    head = bytes([version, 0, 0, 0]) + (bytes(2) if kind == b"iloc" else b"")
+    long = kind == b"ipma" or version >= {b"iinf": 1, b"iloc": 2}[kind]
+    return box(kind, head + number.to_bytes(4 if long else 2))
+
+
+def frames(number: int) -> bytes:
+    content = box(b"stsz", bytes(8) + number.to_bytes(4))
+    for kind in (b"stbl", b"minf", b"mdia", b"trak", b"moov"):
+        content = box(kind, content)
+    return content
+
+
+def codestream(
+    components: int = 3, tile: int = 64, layers: int = 1, comments: int = 0, size: int = 64
+) -> bytes:
+    """The header of a JPEG 2000 of size x size pixels."""
+    siz = struct.pack(">H8IH", 0, size, size, 0, 0, tile, tile, 0, 0, components)
+    siz += b"\x07\1\1" * components
+    cod = struct.pack(">BBHB", 0, 0, layers, 0) + b"\5\4\4\0\0"
+    header = segment(0x51, siz) + segment(0x52, cod) + segment(0x64, bytes(60_000)) * comments
+    return b"\xff\x4f" + header + b"\xff\x90"
+
+
+def jp2(*boxes: bytes) -> bytes:
+    return box(b"jP  ", b"\r\n\x87\n") + b"".join(boxes) + box(b"jp2c", codestream())
+
+
 def big_tiff(tag: int, offset: int) -> bytes:
     """A BigTIFF of one tag whose value lies at an offset."""
     head = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16)
@@ -135,6 +176,20 @@ def tiff_of_directories(number: int) -> bytes:
             webp((b"VP8X", canvas(16_383, 2049, animated=True))), id="webp-animation-canvas"
         ),
         pytest.param(webp((b"XMP ", bytes(17 << 20))), id="webp-metadata"),
+        pytest.param(avif(box(b"free") * 70_000), id="avif-boxes"),
+        pytest.param(avif(meta(box(b"free") * 70_000)), id="avif-boxes-within"),
+        pytest.param(avif(meta(items(b"iinf", 0, 5000))), id="avif-items"),
+        pytest.param(avif(meta(items(b"iinf", 1, 5000))), id="avif-items-of-version-1"),
+        pytest.param(avif(meta(items(b"iloc", 2, 5000))), id="avif-locations"),
+        pytest.param(avif(meta(items(b"ipma", 0, 5000))), id="avif-properties"),
+        pytest.param(avif(frames(20_000)), id="avif-frames"),
+        pytest.param(avif(box(b"uuid", bytes(17 << 20))), id="avif-metadata"),
+        pytest.param(codestream(components=5), id="jpeg2000-components"),
+        pytest.param(codestream(tile=1, size=300), id="jpeg2000-tiles"),
+        pytest.param(codestream(layers=2000), id="jpeg2000-layers"),
+        pytest.param(codestream(comments=300), id="jpeg2000-comments"),
+        pytest.param(jp2(box(b"free") * 2000), id="jpeg2000-boxes"),
+        pytest.param(jp2(box(b"uuid", bytes(17 << 20))), id="jpeg2000-metadata"),
     ],
 )
 def test_file_beyond_a_bound_is_too_large(data: bytes) -> None:
@@ -209,6 +264,10 @@ def test_loop_of_tiff_directories_ends() -> None:
         pytest.param(lambda: b"II*\0", id="tiff-truncated"),
         pytest.param(lambda: b"BM", id="bmp-truncated"),
         pytest.param(lambda: b"RIFF", id="webp-truncated"),
+        pytest.param(lambda: avif()[:10], id="avif-truncated"),
+        pytest.param(lambda: avif(meta(items(b"iinf", 0, 9)))[:-1], id="avif-items-truncated"),
+        pytest.param(lambda: codestream()[:20], id="jpeg2000-truncated"),
+        pytest.param(lambda: jp2()[:40], id="jp2-truncated"),
     ],
 )
 def test_truncated_file_is_left_to_the_decoder(make: Callable[[], bytes]) -> None:
@@ -290,6 +349,9 @@ def tiles(number: int) -> bytes:
         pytest.param(lambda: bmp(300, 300, 1, b"\1\7" * 90_000 + b"\0\0" * 300), id="bmp-rle"),
         pytest.param(lambda: save(photo(), "WEBP", lossless=True, exif=full_exif()), id="webp"),
         pytest.param(lambda: animation(200, "WEBP"), id="webp-animation"),
+        pytest.param(lambda: save(photo(), "AVIF", exif=full_exif()), id="avif"),
+        pytest.param(lambda: animation(200, "AVIF"), id="avif-animation"),
+        pytest.param(lambda: save(photo(), "JPEG2000", tile_size=(20, 20)), id="jpeg2000-tiles"),
     ],
 )
 def test_real_file_passes(make: Callable[[], bytes]) -> None:
@@ -300,9 +362,9 @@ def test_real_file_passes(make: Callable[[], bytes]) -> None:
     "path",
     [
         path
-        for folder in (FIXTURES, ROOT / "app/static/samples")
+        for folder in (FIXTURES, FIXTURES / "formats", ROOT / "app/static/samples")
         for path in sorted(folder.iterdir())
-        if path.suffix != ".txt"
+        if path.suffix not in ("", ".txt", ".md")
     ],
     ids=lambda path: path.name,
 )
