@@ -29,9 +29,7 @@ exceeded. Formats that are not in the table pass.
 | BMP | bytes of RLE | 2 per pixel and row, and 1,024 |
 | WebP | chunks | 20,000 |
 | WebP | sides of the canvas | 16,383, as libwebp |
-<<<<<<< HEAD
 | WebP | pixels of an animation | 33,554,432: libwebp allocates 8 bytes for each at once |
-=======
 | JPEG 2000 | boxes | 1,024 |
 | JPEG 2000 | components | 4 |
 | JPEG 2000 | tiles | 65,535, as the standard |
@@ -39,7 +37,6 @@ exceeded. Formats that are not in the table pass.
 | AVIF, HEIC | boxes | 65,536 |
 | AVIF, HEIC | items | 4,096: libavif searches them one by one |
 | AVIF, HEIC | frames | 10,000 |
->>>>>>> main
 | all | bytes of metadata | 16 MiB; 64 MiB in a TIFF |
 
 Sources: ITU-T T.81, annex B; PNG, third edition, section 5; GIF89a; TIFF 6.0 and BigTIFF;
@@ -82,9 +79,7 @@ _BOUNDS = {
     "WebP chunks": 20_000,
     "WebP bytes of metadata": 16 << 20,
     "WebP pixels of a side": 16_383,
-<<<<<<< HEAD
     "WebP pixels of an animation": 1 << 25,
-=======
     "JPEG 2000 boxes": 1024,
     "JPEG 2000 components": 4,
     "JPEG 2000 tiles": 65_535,
@@ -94,7 +89,6 @@ _BOUNDS = {
     "AVIF or HEIC items": 4096,
     "AVIF or HEIC frames": 10_000,
     "AVIF or HEIC bytes of metadata": 16 << 20,
->>>>>>> main
 }
 """The largest number that is allowed of each part: the table above."""
 

@@ -30,7 +30,7 @@ from tools.prove.subject import WEIGHTS
 SEED = 20260101
 MINIMUM = 50_000
 """Images in any run."""
-_ACCEPTED = ("JPEG", "PNG", "TIFF", "WebP", "BMP", "GIF")
+_ACCEPTED = ("JPEG", "PNG", "TIFF", "WebP", "BMP", "GIF", "AVIF", "JPEG 2000")
 _MAX_PIXELS = 100_000_000
 _OVERHEAD_S = 1.0
 """Time for a call besides its limit: to kill the process, and to be scheduled on a busy machine."""
