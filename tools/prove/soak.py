@@ -41,7 +41,7 @@ _TIMES = re.compile(rb'"milliseconds": ?{[^}]*}')
 _CLIENTS = 3
 _CYCLE_S = 3.0
 """Shortest time between two pauses."""
-_PAUSE_S = 4.5
+_PAUSE_S = 6.0
 """The service gives memory back after 2 to 4 s without a request."""
 _RELOAD_S = 60.0
 _ALLOWED = frozenset({200, 404, 413, 415, 422, 429, 503, 504})
@@ -107,6 +107,13 @@ class Traffic:
         for _ in self._threads:
             self._idle.acquire()
 
+    def warm(self) -> None:
+        """Send every image for every output once, so that all that is cached is cached."""
+        for model, output, name in itertools.product(
+            ("nuclei", "other"), sorted(set(_OUTPUTS)), sorted(self._images)
+        ):
+            self._request(model, output, name)
+
     def stop(self) -> None:
         """End the clients."""
         self._end.set()
@@ -127,8 +134,10 @@ class Traffic:
             self._idle.release()
 
     def _send_image(self, generator: random.Random) -> None:
-        name = generator.choice(sorted(self._images))
-        output, model = generator.choice(_OUTPUTS), generator.choice(("nuclei", "nuclei", "other"))
+        model = generator.choice(("nuclei", "nuclei", "other"))
+        self._request(model, generator.choice(_OUTPUTS), generator.choice(sorted(self._images)))
+
+    def _request(self, model: str, output: str, name: str) -> None:
         path = f"/segment?output={output}&model={model}"
         answer = self._subject.post(self._images[name], path=path)
         self._count(answer)
@@ -218,6 +227,7 @@ def run(seconds: float) -> list[Row]:
         with serving("--reload=on", weights=Path(name)) as subject:
             _wait_loaded(subject, "other")
             traffic, samples = Traffic(subject), list[Sample]()
+            traffic.warm()
             start, late = time.monotonic(), 0
             try:
                 while time.monotonic() < start + seconds:
@@ -225,9 +235,8 @@ def run(seconds: float) -> list[Row]:
                     models.replace()
                     late += not _run_until_reloaded(subject, traffic, before)
                     leftovers = subject.leftovers()
-                    time.sleep(_PAUSE_S)
                     minutes = (time.monotonic() - start) / 60
-                    samples.append(Sample(minutes, subject.memory()))
+                    samples.append(Sample(minutes, _read_lowest_memory(subject)))
             finally:
                 traffic.stop()
             reloads = subject.metric("reloads_total")
@@ -268,6 +277,15 @@ def _run_until_reloaded(subject: Subject, traffic: Traffic, before: float) -> bo
         if subject.metric("reloads_total") > before:
             return True
     return False
+
+
+def _read_lowest_memory(subject: Subject) -> int:
+    """The memory after a pause in which the service gives back what it does not need."""
+    end, lowest = time.monotonic() + _PAUSE_S, subject.memory()
+    while time.monotonic() < end:
+        time.sleep(0.5)
+        lowest = min(lowest, subject.memory())
+    return lowest
 
 
 def _slope(samples: list[Sample]) -> float:
