@@ -15,6 +15,7 @@ The tree, with the step of the data flow that raises each branch::
     ├── ImageError                   bytes -> decoded image
     │   ├── UnsupportedImage           an image in a format that is not supported
     │   ├── CorruptImage               not an image, or a truncated or damaged one
+    │   ├── WrongSelection             a page or channel has to be chosen, or does not exist
     │   └── UnprocessableImage         takes too much time or memory, or crashes its decoder
     ├── RequestRejected              windows -> batch
     │   ├── QueueFull                  the queue has no free slots
@@ -92,6 +93,10 @@ class UnsupportedImage(ImageError):
 
 class CorruptImage(ImageError):
     """Not an image, or a truncated or damaged one."""
+
+
+class WrongSelection(ImageError):
+    """A page or a channel has to be chosen, or the chosen one does not exist."""
 
 
 class UnprocessableImage(ImageError):

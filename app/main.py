@@ -25,7 +25,7 @@ from app.api.middleware import (
     ServerErrorMiddleware,
 )
 from app.api.problems import install_handlers
-from app.api.routers import models, probes, segment, v2
+from app.api.routers import models, probes, remove, segment, v2
 from app.api.schemas import Application
 from app.inference.registry import WrapEngineFn, use_as_built
 from app.inference.service import Service
@@ -40,6 +40,7 @@ _EXPOSED_HEADERS = [
     "X-Mask-Coverage",
     "X-Mask-Confidence",
     "X-Mask-Objects",
+    "X-Image-Pages",
     "Server-Timing",
     "Retry-After",
     "Inference-Header-Content-Length",
@@ -94,7 +95,8 @@ def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> 
     app.state.service = service
     app.state.authenticator = authenticator
     authentication = [Depends(require_api_key)] if settings.requires_keys else []
-    for router in (segment.router, models.router, probes.metrics_router, v2.router):
+    with_keys = (segment.router, remove.router, models.router, probes.metrics_router, v2.router)
+    for router in with_keys:
         app.include_router(router, dependencies=authentication)
     for router in (probes.router, v2.health_router):
         app.include_router(router)

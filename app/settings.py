@@ -91,7 +91,7 @@ class Settings(BaseSettings):
         False, description="exit when the engine hangs or its device is lost"
     )
 
-    max_upload_mb: _Number = Field(32, gt=0, description="largest request body, in 10^6 bytes")
+    max_upload_mb: _Number = Field(128, gt=0, description="largest request body, in 10^6 bytes")
     max_megapixels: _Number = Field(100, gt=0, description="largest image, in 10^6 pixels")
     api_keys: _Names = Field((), description="comma-separated API keys; none: no authentication")
     api_keys_file: Path | None = Field(

@@ -14,6 +14,7 @@ ByteArray = npt.NDArray[np.uint8]
 """Windows (N, h, w, C), and masks (H, W)."""
 UInt16Array = npt.NDArray[np.uint16]
 Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
 LabelArray = npt.NDArray[np.integer[Any]]
 """(H, W): 0 is background; class indices, or 1..n, one per object."""
 FloatArray = npt.NDArray[np.float32]

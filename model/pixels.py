@@ -6,11 +6,14 @@ The formats are read by `model.readers` and `model.tiff`. Knows no limits on siz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from model.arrays import AnyArray, UInt16Array
+from model.outliers import count_few, find_range, replace_absurd
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".avif"),
@@ -23,25 +26,42 @@ SIDEWAYS = (5, 6, 7, 8)
 
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """Little-endian and big-endian TIFF and BigTIFF."""
+_SENTINELS = (-9999.0, -99999.0, -32768.0, -32767.0, 1e20, 9.969209968386869e36)
+"""Values that programs write where data are missing, besides the extremes of a number type."""
 _BLOCK_VALUES = 1 << 20
 """Values that are converted at once, so that temporary arrays stay small."""
 
 
-def decode_image(data: bytes) -> AnyArray:
-    """Decode the first image of a file, upright.
+class SelectionError(ValueError):
+    """A page or a channel has to be chosen, or the chosen one does not exist."""
+
+
+def describe_choices(number: int, what: str) -> str:
+    """Say how many pages or channels an image has, and how they are counted."""
+    if number == 1:
+        return f"the image has 1 {what}, {what}=0"
+    return f"the image has {number} {what}s, {what}=0 to {what}={number - 1}"
+
+
+def decode_image(data: bytes, page: int | None = None) -> AnyArray:
+    """Decode an image of a file, upright.
+
+    Args:
+        page: of a TIFF, from 0; None for the only one.
 
     Returns:
         (H, W, 3) or, for grey images, (H, W); uint8, or uint16 where the file has more than 8 bits.
         Integers that fit into 16 bits keep their values; other integers and floats are spread over
-        their own range. Transparency is laid on black.
+        their own range, see `spread`. Transparency is laid on black.
 
     Raises:
+        SelectionError: a TIFF of several pages or channels, and nothing says which one is meant.
         OSError, ValueError, SyntaxError: not an image, a damaged one, or a kind that is not read.
     """
     if is_tiff(data):
-        from model.tiff import TiffReader
+        from model.tiff.reader import TiffReader
 
-        return TiffReader(data).read()
+        return TiffReader(data).select(page).read()
     from model.readers import open_image
 
     reader = open_image(data)
@@ -103,44 +123,125 @@ def lay_on_black(colours: AnyArray, alpha: AnyArray | None) -> AnyArray:
     return colours[:, :, 0] if colours.shape[2] == 1 else colours
 
 
-def spread(values: AnyArray, *, inverted: bool = False) -> UInt16Array:
+def spread(values: AnyArray, *, inverted: bool = False, nodata: float | None = None) -> UInt16Array:
     """Convert numbers of any type to 16 bits.
+
+    A few absurd values do not change what becomes of the others: see `model.outliers`. Values that
+    stand for missing data are left out as well: `nodata`, what is not finite, and `_SENTINELS`
+    where many lie apart from the others.
 
     Args:
         values: (H, W) or (H, W, C), integers or floats.
         inverted: whether the smallest number is the brightest.
+        nodata: the value of pixels without data.
 
     Returns:
-        Integers from 0 to 65535 as they are; others spread over their finite range, 0 where they
-        are not finite. The same shape, uint16.
+        Integers from 0 to 65535 as they are; others spread over their range, 0 where data are
+        missing. Absurd values become the median of their neighbours. The same shape, uint16.
     """
-    low, high = _finite_range(values)
-    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        same = values.astype(np.uint16)
-        return ~same if inverted else same
+    missing = _find_missing(values, nodata)
+    count, *ends = _measure(values, missing)
+    low, high = find_range(_present(values, missing), count) if count else ends
+    as_they_are = values.dtype.kind in "iu" and low >= 0 and high <= 65535
     # Halves, because the range of float64 itself may not fit into float64.
     start, width = (high, low) if inverted else (low, high)
     start, width = start / 2, width / 2 - start / 2
 
     def scale(rows: AnyArray) -> AnyArray:
-        finite = np.isfinite(rows)
-        halves = np.where(finite, rows, low).astype(np.float64) / 2
-        scaled = (halves - start) / (width or 1.0)
-        return np.where(finite, np.rint(scaled * 65535), 0)
+        present = _is_present(rows, missing)
+        clipped = np.where(present, rows, low).astype(np.float64).clip(low, high)
+        if as_they_are:
+            return np.where(present, 65535 - clipped if inverted else clipped, 0)
+        scaled = (clipped / 2 - start) / (width or 1.0)
+        return np.where(present, np.rint(scaled * 65535), 0)
 
-    return map_rows(scale, np.uint16, values)
+    scaled = map_rows(scale, np.uint16, values)
+    if [low, high] != ends:
+        absurd = map_rows(
+            lambda rows: _is_present(rows, missing) & ((rows < low) | (rows > high)),
+            np.bool_,
+            values,
+        )
+        gone = map_rows(lambda rows: ~_is_present(rows, missing), np.bool_, values)
+        replace_absurd(scaled, absurd, gone)
+    return scaled
 
 
-def _finite_range(values: AnyArray) -> tuple[float, float]:
-    """Find the least and the greatest finite value; (0, 0) where there is none."""
-    if values.dtype.kind in "iu":
-        return float(values.min()), float(values.max())
-    low, high = np.inf, -np.inf
+def _find_missing(values: AnyArray, nodata: float | None) -> tuple[float, ...]:
+    """Find the values that stand for missing data.
+
+    One that no tag names must lie further from the others than these are apart. So it has to be
+    the least or the greatest.
+    """
+    missing = () if nodata is None else (nodata,)
+    sentinels = _list_sentinels(values.dtype)
+    count, *ends = _measure(values, missing)
+    for extreme in ends if count else ():
+        if extreme not in sentinels:
+            continue
+        others = (*missing, extreme)
+        rest, _, _ = _measure(values, others)
+        if rest == 0 or count - rest <= count_few(count):  # a few are absurd instead
+            continue
+        low, high = find_range(_present(values, others), rest)
+        # Halves, because the range of float64 itself may not fit into float64.
+        gap = max(low / 2 - extreme / 2, extreme / 2 - high / 2)
+        if low < high and gap > high / 2 - low / 2:
+            missing = others
+    return missing
+
+
+def _measure(values: AnyArray, missing: tuple[float, ...]) -> tuple[int, float, float]:
+    """Count the values that are present, and find the least and the greatest; zeros for none."""
+    count, low, high = 0, np.inf, -np.inf
+    for rows in _present(values, missing):
+        if rows.size:
+            count += rows.size
+            low, high = min(low, float(rows.min())), max(high, float(rows.max()))
+    return (count, low, high) if count else (0, 0.0, 0.0)
+
+
+def _list_sentinels(dtype: np.dtype[Any]) -> tuple[float, ...]:
+    """List the values that programs write where a number type has no data."""
+    if dtype.kind == "f":
+        extremes = [value for kind in (np.float32, dtype) for value in _list_extremes(kind)]
+    else:
+        extremes = [np.iinfo(dtype).min, np.iinfo(dtype).max]
+    own = [float(value) for value in extremes if value != 0]
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # some are beyond float16
+            return (*own, *np.array(_SENTINELS).astype(dtype).tolist())
+    return (*own, *_SENTINELS)
+
+
+def _list_extremes(kind: npt.DTypeLike) -> tuple[Any, Any]:
+    """The least and the greatest value of a type of floats."""
+    limits = np.finfo(kind)
+    return limits.min, limits.max
+
+
+def _is_present(rows: AnyArray, missing: tuple[float, ...]) -> AnyArray:
+    present: AnyArray = np.isfinite(rows)
+    for value in missing:
+        if _fits(value, rows.dtype):
+            with np.errstate(over="ignore"):
+                present &= rows != rows.dtype.type(value)
+    return present
+
+
+def _fits(value: float, dtype: np.dtype[Any]) -> bool:
+    """Whether a type has a value, so that numbers of it can be compared with it."""
+    if dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return value.is_integer() and limits.min <= value <= limits.max
+
+
+def _present(values: AnyArray, missing: tuple[float, ...]) -> Iterator[AnyArray]:
+    """Yield the values that are present, a few rows at a time."""
+    whole = values.dtype.kind in "iu" and not missing
     for rows in _split_rows(values):
-        finite = rows[np.isfinite(rows)]
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    return (low, high) if low <= high else (0.0, 0.0)
+        yield rows if whole else rows[_is_present(rows, missing)]
 
 
 def map_rows(

@@ -1,74 +1,86 @@
-"""Label maps -> outlines in GeoJSON (RFC 7946), which QuPath, napari and GIS programs read.
+"""Objects -> outlines in GeoJSON (RFC 7946), which QuPath, napari and GIS programs read.
 
-Coordinates are pixels, x before y, with (0, 0) at the outer corner of the first pixel. Knows NumPy,
-SciPy and contourpy; no torch.
+Coordinates are pixels, x before y, with (0, 0) at the outer corner of the first pixel. Knows no
+images and no HTTP.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from contourpy import FillType, contour_generator
-from scipy import ndimage
 
-from model.arrays import AnyArray, BoolArray, FloatArray, Int32Array
+from model.arrays import AnyArray, Colour
+from model.measurements import to_short_numbers
+from model.objects import Objects
+from model.outlines import Polygon, trace_outlines
 
 
-def to_features(labels: AnyArray, probability: FloatArray, name: str) -> list[dict[str, Any]]:
-    """Convert each object to a GeoJSON Feature, in the order of the labels.
+def encode_polygons(
+    objects: Objects,
+    classes: Sequence[str],
+    colors: Sequence[Colour],
+    measurements: Mapping[str, AnyArray],
+    object_type: str = "detection",
+) -> bytes:
+    """Encode the objects of an image as a GeoJSON FeatureCollection.
+
+    A feature is a Polygon, or a MultiPolygon if the object has parts that no side of a pixel
+    connects. Its `id` is the label. The properties `objectType`, `name`, `classification` and
+    `measurements` are those that QuPath 0.4 and later read; `class`, `area` (pixels) and `score`
+    (mean probability) repeat the most important for other programs.
 
     Args:
-        labels: (H, W), 0 is background, one value per object.
-        probability: (H, W), of the foreground.
-        name: of the class.
-
-    Returns:
-        Features with the outer ring and the holes of each part, a bounding box, and the properties
-        `classification.name`, `area` (pixels) and `score` (mean probability).
+        classes, colors: of each class, the background first.
+        measurements: columns of finite numbers, one value per object.
+        object_type: QuPath's: detection, for many small objects, or annotation.
     """
-    features = []
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        inside = labels[box] == label
-        rows, columns = box
-        polygons = _rings(inside, columns.start, rows.start)
-        geometry = (
-            {"type": "Polygon", "coordinates": polygons[0]}
-            if len(polygons) == 1
-            else {"type": "MultiPolygon", "coordinates": polygons}
-        )
-        features.append(
-            {
-                "type": "Feature",
-                "bbox": [columns.start, rows.start, columns.stop, rows.stop],
-                "geometry": geometry,
-                "properties": {
-                    "objectType": "detection",
-                    "classification": {"name": name},
-                    "area": int(inside.sum()),
-                    "score": round(float(probability[box][inside].mean()), 4),
-                },
-            }
-        )
-    return features
+    features = ", ".join(
+        json.dumps(feature)
+        for feature in _describe_features(objects, classes, colors, measurements, object_type)
+    )
+    return f'{{"type": "FeatureCollection", "features": [{features}]}}'.encode()
 
 
-def label_components(mask: BoolArray) -> Int32Array:
-    """Label the 8-connected components of a mask, (H, W)."""
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    return np.asarray(labels, np.int32)
+def _describe_features(
+    objects: Objects,
+    classes: Sequence[str],
+    colors: Sequence[Colour],
+    measurements: Mapping[str, AnyArray],
+    object_type: str,
+) -> Iterator[dict[str, Any]]:
+    columns = {name: to_short_numbers(values) for name, values in measurements.items()}
+    outlines = trace_outlines(objects.labels, objects.count)
+    for index, polygons in enumerate(outlines):
+        outer = np.concatenate([polygon[0] for polygon in polygons])
+        kind = int(objects.classes[index])
+        score = round(float(objects.scores[index]), 4)
+        measured = {name: values[index] for name, values in columns.items()}
+        yield {
+            "type": "Feature",
+            "id": index + 1,
+            "bbox": [*outer.min(axis=0).tolist(), *outer.max(axis=0).tolist()],
+            "geometry": _to_geometry(polygons),
+            "properties": {
+                "objectType": object_type,
+                "name": str(index + 1),
+                "classification": {"name": classes[kind], "color": list(colors[kind])},
+                "measurements": measured | {"score": score},
+                "class": classes[kind],
+                "area": int(objects.areas[index]),
+                "score": score,
+            },
+        }
 
 
-def _rings(inside: BoolArray, left: int, top: int) -> list[list[list[list[float]]]]:
-    """Trace the polygons of a mask; each lists its closed outer ring first, then its holes."""
-    padded = np.pad(inside, 1).astype(np.float32)  # so that rings close at the edge
-    contours = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, np.inf)
-    polygons = []
-    for points, offsets in zip(*contours, strict=True):
-        # samples are pixel centres, and the padding shifts them by one
-        moved = np.asarray(points) - 0.5 + (left, top)
-        polygons.append([np.round(moved[a:b], 2).tolist() for a, b in pairwise(offsets)])
-    return polygons
+def _to_geometry(polygons: list[Polygon]) -> dict[str, Any]:
+    coordinates = [[_close(ring.tolist()) for ring in polygon] for polygon in polygons]
+    if len(coordinates) == 1:
+        return {"type": "Polygon", "coordinates": coordinates[0]}
+    return {"type": "MultiPolygon", "coordinates": coordinates}
+
+
+def _close(ring: list[list[int]]) -> list[list[int]]:
+    return [*ring, ring[0]]

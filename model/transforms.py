@@ -29,6 +29,7 @@ from PIL import Image
 
 from model.arrays import AnyArray, ByteArray, FloatArray
 from model.config import PreprocessConfig
+from model.outliers import count_few, find_gaps, replace_absurd
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,10 +73,9 @@ def prepare(image: AnyArray, config: PreprocessConfig) -> ByteArray:
     if image.ndim == 2:
         image = image[:, :, None]
     if config.intensity == "percentile":
-        low, high = _percentiles(image, config.percentiles)
+        pixels = stretch_contrast(image, config.percentiles)
     else:
-        low, high = 0.0, float(np.iinfo(image.dtype).max)
-    pixels = _stretch(image, low, high)
+        pixels = _stretch(image, 0.0, float(np.iinfo(image.dtype).max))
     if config.mode == "resize":
         pixels = _resize_bytes(pixels, *config.resized, config)
     channels = len(config.mean)
@@ -88,12 +88,54 @@ def prepare(image: AnyArray, config: PreprocessConfig) -> ByteArray:
     raise ValueError(f"cannot make {channels} channels of {pixels.shape[2]}")
 
 
-def _percentiles(image: AnyArray, percentiles: tuple[float, float]) -> tuple[float, float]:
+def stretch_contrast(image: AnyArray, percentiles: tuple[float, float]) -> ByteArray:
+    """Map the values between two percentiles of an image to 0..255.
+
+    Args:
+        image: (H, W) or (H, W, C), uint8 or uint16.
+        percentiles: low and high, 0..100, of all channels together.
+
+    Returns:
+        The same shape, uint8.
+    """
+    channels = image[:, :, None] if image.ndim == 2 else image
+    channels, counts = _without_absurd(channels)
+    return _stretch(channels, *_percentiles(counts, percentiles)).reshape(image.shape)
+
+
+def _without_absurd(image: AnyArray) -> tuple[AnyArray, npt.NDArray[np.int64]]:
+    """Replace absurd values of a 16-bit image (see `model.outliers`), and count each value.
+
+    Images without absurd values, and those of 8 bits, stay as they are.
+    """
+    counts = _histogram(image)
+    few = count_few(image.size)
+    if image.dtype == np.uint8 or few == 0:
+        return image, counts
+    cumulated = np.cumsum(counts)
+    ranks = np.arange(1, few + 2)
+    low, high = find_gaps(
+        np.searchsorted(cumulated, ranks), np.searchsorted(cumulated, image.size - few - 1 + ranks)
+    )
+    values = np.arange(len(counts))
+    if not counts[(values < low) | (values > high)].any():
+        return image, counts
+    image = image.copy()
+    replace_absurd(image, (image < low) | (image > high))
+    return image, _histogram(image)
+
+
+def _percentiles(
+    counts: npt.NDArray[np.int64], percentiles: tuple[float, float]
+) -> tuple[float, float]:
     """Compute percentiles over all channels together, which keeps the colours.
 
     A histogram is exact for integers and takes one pass.
+
+    Args:
+        counts: how often the image has each value.
+        percentiles: low and high, 0..100.
     """
-    counts = _histogram(image)
     cumulated = np.cumsum(counts)
     # at least one value, so that 0% is the minimum
     ranks = [max(cumulated[-1] * percent / 100, 1) for percent in percentiles]

@@ -75,15 +75,20 @@ async def get_deadline(
 DeadlineDep = Annotated[Deadline, Depends(get_deadline)]
 
 
+_REPEATABLE = ("output",)
+
+
 async def reject_repeated_params(request: Request) -> None:
     """Check that no query parameter is given twice: of several values FastAPI takes the last.
+
+    `output` may be, because several outputs can be asked for.
 
     Raises:
         InvalidRequest: names the parameter.
     """
     counts = Counter(name for name, _ in request.query_params.multi_items())
     for name, count in counts.items():
-        if count > 1:
+        if count > 1 and name not in _REPEATABLE:
             raise InvalidRequest(f"{name[:100]} is given {count} times; send it once")
 
 

@@ -71,16 +71,24 @@ class LingeringCloseMiddleware:
 
     If a server closes the connection while the client still sends, the client sees a broken pipe
     instead of the response. The rest is read and dropped, up to a limit. A client that sends more
-    gets the response, and the connection is closed.
+    gets the response, and has some more time to receive it before the connection is closed.
 
     Args:
         seconds: to read the rest for at most.
-        max_bytes: of the rest.
+        seconds_after: to read more of it once the response is sent.
+        max_bytes: of the rest, each time.
     """
 
-    def __init__(self, app: ASGIApp, seconds: float = 5.0, max_bytes: int = 256_000_000) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        seconds: float = 5.0,
+        seconds_after: float = 2.0,
+        max_bytes: int = 256_000_000,
+    ) -> None:
         self.app = app
         self.seconds = seconds
+        self.seconds_after = seconds_after
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,19 +106,23 @@ class LingeringCloseMiddleware:
             unread = message["type"] == "http.request" and message.get("more_body", False)
             return message
 
-        async def drop_rest() -> None:
+        async def drop_rest(seconds: float) -> None:
             remaining = self.max_bytes
-            async with asyncio.timeout(self.seconds):
-                while unread and remaining > 0:
-                    message = await receive_tracked()
-                    remaining -= len(message.get("body", b""))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while unread and remaining > 0:
+                        message = await receive_tracked()
+                        remaining -= len(message.get("body", b""))
 
         async def send_after_body(message: Message) -> None:
             if unread and message["type"] == "http.response.start":
-                with suppress(TimeoutError):
-                    await drop_rest()
+                await drop_rest(self.seconds)
                 if unread:
                     MutableHeaders(scope=message)["Connection"] = "close"
+            elif unread and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await drop_rest(self.seconds_after)
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
 
         await self.app(scope, receive_tracked, send_after_body)

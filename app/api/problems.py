@@ -27,6 +27,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.ResponseTooLarge: 413,
     errors.UnsupportedImage: 415,
     errors.CorruptImage: 422,
+    errors.WrongSelection: 422,
     errors.UnprocessableImage: 422,
     errors.QueueFull: 429,
     errors.TooManyWrongKeys: 429,

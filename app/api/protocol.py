@@ -80,6 +80,21 @@ class _RequestParser(h11.Connection):
         self.status = 400
         self.method = b""
         self.body_left = 0
+        self._kept_alive_by_request = False
+
+    def send(self, event: Any) -> Any:
+        """Tell a client of HTTP/1.0 that its connection is kept alive, as it asked.
+
+        h11 replaces the field where it has to close the connection to end the response.
+        """
+        if isinstance(event, h11.Response) and self._kept_alive_by_request:
+            headers = list(event.headers)
+            if b"connection" not in dict(headers):
+                headers.append((b"connection", b"keep-alive"))
+            event = h11.Response(
+                status_code=event.status_code, headers=headers, reason=event.reason
+            )
+        return super().send(event)
 
     def next_event(self) -> Any:
         try:
@@ -123,6 +138,7 @@ class _RequestParser(h11.Connection):
         if not request.http_version.startswith(b"1."):
             raise h11.RemoteProtocolError("unsupported version", error_status_hint=505)
         values = dict(request.headers)
+        self._keep_alive_if_asked(request.http_version, values.get(b"connection", b""))
         if b"transfer-encoding" not in values:
             self.body_left = int(values.get(b"content-length", 0))
             return request
@@ -135,6 +151,16 @@ class _RequestParser(h11.Connection):
             headers=[*headers, (b"connection", b"close")],
             http_version=request.http_version,
         )
+
+    def _keep_alive_if_asked(self, version: bytes, connection: bytes) -> None:
+        """Keep a connection of HTTP/1.0 whose client asks for it (RFC 9112, appendix C.2.2).
+
+        h11 closes it after one response, and a proxy would have to connect for each request.
+        """
+        options = [option.strip() for option in connection.lower().split(b",")]
+        self._kept_alive_by_request = version == b"1.0" and options == [b"keep-alive"]
+        if self._kept_alive_by_request:
+            self._cstate.keep_alive = True
 
     def _check_chunk_line(self) -> None:
         """Limit what is kept of a chunked body until its line, or its trailer, is complete."""

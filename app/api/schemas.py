@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema, field_validator
+from pydantic_core import PydanticCustomError
 
 from app.api.validation import ParametersModel
-from app.inference.outputs import Output
+from app.inference.outputs import FileFormat, Options, Output
+
+ALL_PAGES = "all"
+_MAX_NUMBER = 10**9
 
 
 class Problem(BaseModel):
@@ -22,6 +27,57 @@ class Problem(BaseModel):
     error: str | None = Field(None, description="/v2 only: `detail` again, where clients expect it")
 
 
+def _parse_page(value: Any) -> Any:
+    if value in (None, ALL_PAGES):
+        return value
+    if not re.fullmatch(r"[0-9]{1,9}", str(value), re.ASCII):
+        raise PydanticCustomError("page", "must be the number of a page, from 0, or 'all'")
+    return int(value)
+
+
+def _parse_percentiles(value: Any) -> Any:
+    """Two numbers with a comma between them. FastAPI passes the values of a tuple as a list."""
+    text = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if text is None:
+        return None
+    try:
+        low, high = map(float, str(text).split(","))
+    except ValueError:
+        low = high = -1.0
+    if not 0 <= low < high <= 100:
+        raise PydanticCustomError(
+            "percentiles", "must be LOW,HIGH with 0 <= LOW < HIGH <= 100, for example 1,99.8"
+        )
+    return low, high
+
+
+def _parse_color(value: Any) -> Any:
+    text = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if text is None:
+        return None
+    match = re.fullmatch(r"#?([0-9a-f]{6})", str(text), re.IGNORECASE | re.ASCII)
+    if not match:
+        raise PydanticCustomError("color", "must be RRGGBB in hexadecimal, for example ffffff")
+    return tuple(bytes.fromhex(match[1]))
+
+
+Page = Annotated[
+    int | Literal["all"] | None,
+    BeforeValidator(_parse_page),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"const": ALL_PAGES}]}),
+]
+Percentiles = Annotated[
+    tuple[float, float] | None,
+    BeforeValidator(_parse_percentiles),
+    WithJsonSchema({"type": "string", "examples": ["1,99.8"]}),
+]
+Color = Annotated[
+    tuple[int, int, int] | None,
+    BeforeValidator(_parse_color),
+    WithJsonSchema({"type": "string", "pattern": "^#?[0-9A-Fa-f]{6}$"}),
+]
+
+
 class SegmentQuery(ParametersModel):
     """The query of POST /segment."""
 
@@ -29,7 +85,62 @@ class SegmentQuery(ParametersModel):
     threshold: float | None = Field(
         None, ge=0, le=1, description="of the mask; default: the model's own"
     )
-    output: Output = Field(Output.MASK, description="what is returned")
+    output: list[Output] = Field(
+        [Output.MASK],
+        min_length=1,
+        max_length=len(Output),
+        fail_fast=True,
+        description="what is returned; repeat it for several outputs",
+    )
+    page: Page = Field(
+        None, description="of a file with several: a number from 0, or all; default: the only one"
+    )
+    channel: int | None = Field(
+        None,
+        ge=0,
+        le=_MAX_NUMBER,
+        description="of an image of other than 1, 3 or 4 channels: a number from 0",
+    )
+    format: FileFormat = Field(
+        FileFormat.PNG,
+        description="of outputs that are pictures; webp: of cutout, overlay and preview only",
+    )
+    min_area: int = Field(
+        0, ge=0, le=_MAX_NUMBER, description="smaller objects are removed, in pixels"
+    )
+    exclude_edges: bool = Field(False, description="remove objects that touch the image's edge")
+    percentiles: Percentiles = Field(
+        None,
+        description="LOW,HIGH: values of the image that become black and white; default: the "
+        "model's own",
+    )
+    pixel_size: float | None = Field(
+        None, gt=0, le=1e6, description="in micrometres; default: what the file says"
+    )
+    background: Color = Field(None, description="RRGGBB behind a cutout; default: transparent")
+
+    @field_validator("output")
+    @classmethod
+    def _check_distinct(cls, value: list[Output]) -> list[Output]:
+        for output in value:
+            if value.count(output) > 1:
+                raise PydanticCustomError(
+                    "repeated_output", "{output} is given twice; send it once", {"output": output}
+                )
+        return value
+
+    def options(self) -> Options:
+        """Options for each image, without the choice of all pages."""
+        page = self.page if isinstance(self.page, int) else None
+        fields = {name: getattr(self, name) for name in _OPTION_FIELDS}
+        return Options(outputs=tuple(self.output), page=page, **fields)
+
+
+_OPTION_FIELDS = (
+    *("threshold", "channel", "format", "min_area", "exclude_edges", "percentiles"),
+    *("pixel_size", "background"),
+)
+"""Parameters of a query that `Options` has under the same name."""
 
 
 def _describe_problem(description: str) -> dict[str, Any]:

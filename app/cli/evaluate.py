@@ -11,6 +11,7 @@ import io
 import json
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,18 +28,22 @@ from model.evaluation.evaluate import Predict, PredictedMasks, evaluate, from_pr
 from model.training.data import PairedDataset, open_dataset, split_dataset
 from model.training.plots import make_worst_sheet
 from model.training.recipe import DataConfig, Recipe
-from unet_client import Client, UnetClientError, encode_image
+from unet_client import Client, UnetClientError
+from unet_client.images import decode_png
 
 
 def http_predictor(client: Client, *, instances: bool = False, **query: str | float) -> Predict:
     """Predictor over a running service."""
 
     def predict(image: AnyArray) -> PredictedMasks:
-        data = encode_image(image)  # once, for both outputs
-        mask = client.segment(data, **query).image()
         if not instances:
-            return PredictedMasks(mask)
-        return PredictedMasks(mask, client.segment(data, output="instances", **query).image())
+            return PredictedMasks(client.segment(image, **query).image())
+        both = client.segment(image, output=["mask", "instances"], **query)
+        with zipfile.ZipFile(io.BytesIO(both.content)) as archive:
+            mask, labels = (
+                decode_png(archive.read(f"image-{output}.png")) for output in ("mask", "instances")
+            )
+            return PredictedMasks(mask, labels)
 
     return predict
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import logging
 import math
 import sys
@@ -25,6 +26,24 @@ from model.files import MAX_IMAGE_BYTES, read_file, read_stream
 _CONCURRENCY = 3
 """Images in progress: one is decoded and one encoded while the engine runs the third."""
 _SETTINGS = ("model", "weights_dir", "device", "engine", "precision", "threads")
+
+
+_ALL_PAGES = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The work on each image.
+
+    Attributes:
+        options: for its only page, or for each.
+        all_pages: each page has a result of its own.
+        skip_existing: leave out pages that already have a result.
+    """
+
+    options: Options
+    all_pages: bool = False
+    skip_existing: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,25 +71,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="probability from which a pixel is foreground, 0..1 (default: the model's)",
     )
+    parser.add_argument(
+        "--page",
+        type=_parse_page,
+        metavar="N",
+        help="page of a TIFF, from 0, or all, each with a result of its own: a-page0.png "
+        "(default: the only page)",
+    )
+    parser.add_argument(
+        "--channel",
+        type=_parse_index,
+        metavar="N",
+        help="channel of an image, from 0 (default: all colors of a usual image)",
+    )
     add_flags(parser.add_argument_group("model and engine"), Settings, _SETTINGS)
 
 
 def main(args: argparse.Namespace) -> int:
     """Segment the images. Returns 1 if some failed."""
     logging.basicConfig(level=logging.WARNING, format="unet: %(message)s")
-    suffixes = (".geojson", ".json") if args.output == Output.POLYGONS else (".png",)
+    page = None if args.page == _ALL_PAGES else args.page
+    output = Output(args.output)
+    options = Options((output,), args.threshold, page=page, channel=args.channel)
+    suffix = options.file_type(output)[1]
+    suffixes = (suffix, ".json") if output is Output.POLYGONS else (suffix,)
     outputs = plan_outputs(args.images, args.out, suffixes, keep_suffix=args.keep_suffix)
     wanted = {
         output: image
         for output, image in outputs.items()
-        if not (args.skip_existing and output.is_file())
+        if args.page == _ALL_PAGES or not (args.skip_existing and output.is_file())
     }
     failed = 0
     if wanted:
         warn_about_unknown_variables()
         service = Service(load_settings(**explicit_flags(args, Settings)))
-        options = Options((Output(args.output),), args.threshold)
-        failed = asyncio.run(_segment_all(service, wanted, options))
+        work = _Work(options, all_pages=args.page == _ALL_PAGES, skip_existing=args.skip_existing)
+        failed = asyncio.run(_segment_all(service, wanted, work))
     if args.out != STANDARD:
         place = str(args.out) if args.out in outputs else f"{args.out}/"
         skipped = len(outputs) - len(wanted)
@@ -87,11 +123,12 @@ def _format_summary(written: int, place: str, skipped: int, failed: int) -> str:
     return ", ".join(parts)
 
 
-async def _segment_all(service: Service, images: dict[Path, Path], options: Options) -> int:
+async def _segment_all(service: Service, images: dict[Path, Path], work: _Work) -> int:
     """Segment images and report each failure. Returns the number of failures.
 
     Args:
         images: output path -> image.
+        work: what to do with each.
 
     Raises:
         UserError: the model or the engine cannot be used.
@@ -99,11 +136,11 @@ async def _segment_all(service: Service, images: dict[Path, Path], options: Opti
     failed = 0
     remaining = iter(images.items())
 
-    async def work() -> None:
+    async def segment_remaining() -> None:
         nonlocal failed
         for output, image in remaining:  # shared by all workers
             try:
-                await _segment_one(service, image, output, options)
+                await _segment_file(service, image, output, work)
             except (ServiceError, CommandError) as error:
                 failed += 1
                 tqdm.write(f"unet: {image}: {error}", file=sys.stderr)
@@ -114,7 +151,7 @@ async def _segment_all(service: Service, images: dict[Path, Path], options: Opti
         with tqdm(total=len(images), unit="image", disable=not sys.stderr.isatty()) as bar:
             async with asyncio.TaskGroup() as group:
                 for _ in range(_CONCURRENCY):
-                    group.create_task(work())
+                    group.create_task(segment_remaining())
     finally:
         # Python aborts if it exits while the engine computes.
         while service.batcher.elapsed():  # noqa: ASYNC110 (the batcher has no event for it)
@@ -130,9 +167,24 @@ async def _start(service: Service) -> None:
         raise CommandError(f"the model cannot be used: {error}") from error
 
 
-async def _segment_one(service: Service, image: Path, output: Path, options: Options) -> None:
+async def _segment_file(service: Service, image: Path, output: Path, work: _Work) -> None:
+    """Segment an image, or each page of it."""
+    data = await asyncio.to_thread(_read, image)
+    if not work.all_pages:
+        await _segment_one(service, data, output, work.options)
+        return
+    pages = await service.segmenter.count_pages(data)
+    if pages > 1 and output == STANDARD:
+        raise CommandError(f"it has {pages} pages; their results need a folder, not --out -")
+    for page in range(pages):
+        target = output if pages == 1 else output.with_stem(f"{output.stem}-page{page}")
+        if not (work.skip_existing and target.is_file()):
+            options = dataclasses.replace(work.options, page=page)
+            await _segment_one(service, data, target, options)
+
+
+async def _segment_one(service: Service, data: bytes, output: Path, options: Options) -> None:
     with service.registry.lease(None) as model:
-        data = await asyncio.to_thread(_read, image)
         result = await service.segmenter.segment(model, data, options, Deadline.never())
     (rendered,) = result.rendered.values()
     await asyncio.to_thread(_write, output, rendered.content)
@@ -175,3 +227,13 @@ def _parse_fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number in 0..1")
     return value
+
+
+def _parse_index(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return int(text)
+
+
+def _parse_page(text: str) -> int | str:
+    return text if text == _ALL_PAGES else _parse_index(text)

@@ -13,7 +13,7 @@ from model.pixels import IMAGE_SUFFIXES
 STANDARD = Path("-")
 """Standard input as an image, standard output as its result."""
 
-_FILE_SUFFIXES = (*IMAGE_SUFFIXES, ".json", ".geojson")
+_FILE_SUFFIXES = (*IMAGE_SUFFIXES, ".json", ".geojson", ".csv", ".zip")
 """An `out` with one of these suffixes is a file, unless a folder of that name exists."""
 
 

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from app.errors import CorruptImage, ServiceError, UnsupportedImage
+from app.errors import CorruptImage, ServiceError, UnsupportedImage, WrongSelection
 from app.imaging import bounds, formats
 from app.imaging.structure import check_structure
 from model.arrays import AnyArray
-from model.pixels import SIDEWAYS, is_tiff, turn
+from model.pixels import SIDEWAYS, SelectionError, describe_choices, is_tiff, turn
 from model.readers import open_image
 from model.readers.base import ImageReader, MissingPixels, UnknownFormat, UnsupportedKind
 
 if TYPE_CHECKING:
-    from model.tiff import TiffReader
+    from model.tiff.reader import TiffReader
 
 Image.MAX_IMAGE_PIXELS = None  # `app.imaging.bounds` has a limit, as an error and not a warning
 
@@ -39,8 +39,10 @@ class ImageHeader:
         format: name of the format.
         width, height: of the upright image, in pixels.
         orientation: EXIF orientation, 1 to 8; 1 for a TIFF, whose reader turns it.
-        pages: number of frames of an animation, of which the first is decoded.
-        channels: 1 for grey, 3 for colors; transparency is none of them.
+        pages: of a TIFF, or frames of an animation, of which the first is decoded.
+        channels: to choose from with `channel`: 1 for grey, 3 for colors; transparency is none.
+        pixel_size: micrometres per pixel as the file's metadata say; None if they do not.
+        page, channel: the chosen ones, from 0; None for the only page and for all colors.
     """
 
     format: str
@@ -49,31 +51,63 @@ class ImageHeader:
     orientation: int = 1
     pages: int = 1
     channels: int = 1
+    pixel_size: float | None = None
+    page: int | None = None
+    channel: int | None = None
 
 
-def inspect(data: bytes, *, max_pixels: int) -> ImageHeader:
+def inspect(
+    data: bytes, *, max_pixels: int, page: int | None = None, channel: int | None = None
+) -> ImageHeader:
     """Read the header and nothing else.
+
+    Args:
+        page: of a TIFF, from 0; None for the only one.
+        channel: from 0; None for all colours.
 
     Raises:
         CorruptImage: not an image.
+        WrongSelection: a page or a channel has to be chosen, or the chosen one does not exist.
         UnsupportedImage: an image of a format, or a TIFF of a kind, that is not accepted.
         ImageTooLarge: more than `max_pixels`, more bytes than they may have, or parts beyond the
             bounds of `check_structure`.
     """
     check_structure(data)
     if is_tiff(data):
-        with _image_errors(data):
-            layout = _open_tiff(data).layout()
-            bounds.check_tiff(layout, max_pixels)
-            return ImageHeader("TIFF", layout.width, layout.height)
+        return _inspect_tiff(data, max_pixels, page, channel)
     reader = _open(data)
     bounds.check_size(reader.height, reader.width, max_pixels)
     width, height = reader.width, reader.height
     if reader.orientation in SIDEWAYS:
         width, height = height, width
-    return ImageHeader(
-        reader.format, width, height, reader.orientation, reader.pages, reader.channels
+    header = ImageHeader(
+        reader.format,
+        width,
+        height,
+        reader.orientation,
+        reader.pages,
+        reader.channels,
+        page=page,
+        channel=channel,
     )
+    _check_selection(header)
+    return header
+
+
+def count_pages(data: bytes, *, max_pixels: int) -> int:
+    """Count the pages of a TIFF. Other formats have one: an animation shows its first frame.
+
+    Raises:
+        CorruptImage: a damaged TIFF, or more parts than `check_structure` allows.
+        ImageTooLarge: its pages have more than `max_pixels` together.
+    """
+    if not is_tiff(data):
+        return 1
+    check_structure(data)
+    with _image_errors(data):
+        sizes = _open_tiff(data).sizes()
+        bounds.check_pages(sizes, max_pixels)
+        return len(sizes)
 
 
 def decode(
@@ -94,13 +128,15 @@ def decode(
     """
     if header.format == "TIFF":
         with _image_errors(data):
-            pixels = _open_tiff(data).read()
+            pixels = _open_tiff(data).select(header.page, header.channel).read()
     else:
         reader = _open(data)
         if at_least is not None and header.orientation in SIDEWAYS:
             at_least = at_least[::-1]
         with _image_errors(data):
             pixels = turn(reader.read(at_least), header.orientation)
+        if header.channel is not None and pixels.ndim == 3:
+            pixels = pixels[:, :, header.channel]
     if at_least is None and pixels.shape[:2] != (header.height, header.width):
         raise CorruptImage("the image is not as large as its header says")
     return np.ascontiguousarray(pixels)
@@ -112,21 +148,54 @@ def _open(data: bytes) -> ImageReader:
         return open_image(data)
 
 
+def _inspect_tiff(
+    data: bytes, max_pixels: int, page: int | None, channel: int | None
+) -> ImageHeader:
+    from model.tiff.colours import UnsupportedTiff
+
+    with _image_errors(data):
+        reader = _open_tiff(data)
+        try:
+            image = reader.select(page, channel)
+        except UnsupportedTiff as error:
+            raise UnsupportedImage(
+                f"a TIFF {error} is not accepted; send grey, RGB or RGBA without compression, or "
+                "with LZW or Deflate"
+            ) from None
+        layout = image.layout()
+        bounds.check_tiff(layout, max_pixels)
+        return ImageHeader(
+            "TIFF",
+            layout.width,
+            layout.height,
+            pages=reader.pages,
+            channels=image.channels,
+            pixel_size=image.pixel_size,
+            page=page,
+            channel=channel,
+        )
+
+
 def _open_tiff(data: bytes) -> TiffReader:
-    """Read a TIFF's tags. The libraries are imported here, when the first TIFF arrives.
+    """Read a TIFF's tags. The libraries are imported here, when the first TIFF arrives."""
+    from model.tiff.reader import TiffReader
+
+    return TiffReader(data)
+
+
+def _check_selection(header: ImageHeader) -> None:
+    """Check the page and channel that are asked for of an image that is not a TIFF.
 
     Raises:
-        UnsupportedImage: a kind that is not accepted.
+        WrongSelection: one that does not exist.
     """
-    from model.tiff import TiffReader, UnsupportedTiff
-
-    try:
-        return TiffReader(data)
-    except UnsupportedTiff as error:
-        raise UnsupportedImage(
-            f"a TIFF {error} is not accepted; send grey, RGB or RGBA without compression, or with "
-            "LZW or Deflate"
-        ) from None
+    if header.page not in (None, 0):
+        frames = f" and {header.pages} frames, of which the first is read"
+        choice = describe_choices(1, "page") + (frames if header.pages > 1 else "")
+        raise WrongSelection(f"page={header.page}: {choice}")
+    if header.channel is not None and not 0 <= header.channel < header.channels:
+        choice = describe_choices(header.channels, "channel")
+        raise WrongSelection(f"channel={header.channel}: {choice}")
 
 
 @contextmanager
@@ -138,6 +207,8 @@ def _image_errors(data: bytes) -> Iterator[None]:
             yield
     except ServiceError:
         raise
+    except SelectionError as error:
+        raise WrongSelection(str(error)) from None
     except UnsupportedKind as error:
         raise UnsupportedImage(f"{error} is not accepted; send {_ACCEPTED}") from None
     except MissingPixels as error:

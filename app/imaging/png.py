@@ -30,14 +30,10 @@ def encode_grey16(values: UInt16Array) -> bytes:
     return _encode(values, _GREY)
 
 
-def encode_rgb(image: ByteArray) -> bytes:
-    """Encode (H, W, 3) as an RGB PNG."""
-    return _encode(image, _RGB)
-
-
-def encode_rgba(image: ByteArray) -> bytes:
-    """Encode (H, W, 4) as an RGBA PNG."""
-    return _encode(image, _RGBA)
+def encode_picture(image: ByteArray) -> bytes:
+    """Encode (H, W) as a grey, (H, W, 3) as an RGB, and (H, W, 4) as an RGBA PNG."""
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    return _encode(image, {1: _GREY, 3: _RGB, 4: _RGBA}[channels])
 
 
 def _encode(image: AnyArray, colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:

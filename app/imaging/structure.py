@@ -19,7 +19,7 @@ exceeded. Formats that are not in the table pass.
 | GIF | blocks of comments | 1,024: Pillow joins them, in quadratic time |
 | GIF | blocks of other extensions | 65,536 |
 | GIF | bytes between blocks | 65,536 |
-| TIFF | directories | 10,000 |
+| TIFF | directories, with SubIFDs | 10,000 |
 | TIFF | tags of a directory | 1,024 |
 | TIFF | tags | 262,144 |
 | TIFF | strips or tiles of a directory | 131,072 |
@@ -109,6 +109,7 @@ _PNG_PIXELS = (b"IDAT", b"fdAT", b"fcTL")
 _TIFF_SEGMENTS = (273, 324)
 """StripOffsets and TileOffsets: they have one value per strip or tile."""
 _TIFF_COMPRESSION, _TIFF_JPEG = 259, (6, 7)
+_TIFF_SUBIFDS = 330
 _TIFF_JPEG_LAYOUT = (_TIFF_COMPRESSION, 273, 279, 324, 325)
 _TIFF_INTEGERS = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _SCAN = b"\xff\xda"
@@ -166,7 +167,7 @@ def check_structure(data: bytes) -> None:
 
     Raises:
         ImageTooLarge: a bound is exceeded.
-        CorruptImage: a TIFF whose tags point outside the file.
+        CorruptImage: a TIFF whose first directory points outside the file.
     """
     for signature, check in _CHECKS:
         if data.startswith(signature):
@@ -271,15 +272,19 @@ def _check_tiff(data: bytes, count: _Count) -> None:
     entry = struct.Struct(f"{order}HHQ8s" if big else f"{order}HHI4s")
     word, entries = (struct.Struct(order + each) for each in ("QQ" if big else "IH"))
     visited: set[int] = set()
-    (at,) = word.unpack_from(data, 8 if big else 4)
-    while at and at not in visited:
+    pending = [word.unpack_from(data, 8 if big else 4)[0]]
+    while pending:
+        at = pending.pop()
+        if not at or at in visited:
+            continue
         tags_at = at + entries.size
         tags = entries.unpack_from(data, at)[0] if tags_at <= len(data) else 0
         end = tags_at + tags * entry.size
         if end > len(data) and visited:
-            return  # only the first directory matters
+            continue  # the reader finds out that it cannot read this one
         if end > len(data):
             raise CorruptImage("the first directory of the TIFF lies outside the file")
+        first = not visited
         visited.add(at)
         count.add("TIFF directories")
         count["TIFF tags of a directory"] = count["TIFF strips or tiles of a directory"] = 0
@@ -290,31 +295,40 @@ def _check_tiff(data: bytes, count: _Count) -> None:
             if tag in _TIFF_SEGMENTS:
                 count.add("TIFF strips or tiles of a directory", values)
                 count.add("TIFF strips or tiles", values)
-            _check_tag(data, tag, values * _TIFF_BYTES.get(kind, 1), field, word, count)
+            size = values * _TIFF_BYTES.get(kind, 1)
+            if not _check_tag(data, tag, size, field, word, count):
+                if first and tag in _TIFF_LAYOUT:
+                    raise CorruptImage(f"the value of tag {tag} of the TIFF lies outside the file")
+                continue
             if tag in _TIFF_JPEG_LAYOUT:
                 layout[tag] = _read_tag(data, kind, values, field, order, word)
+            elif tag == _TIFF_SUBIFDS:
+                pending += _read_tag(data, kind, values, field, order, word)
         if layout.get(_TIFF_COMPRESSION, (1,))[0] in _TIFF_JPEG:
             _check_tiff_scans(data, layout, count)
-        at = word.unpack_from(data, end)[0] if end + word.size <= len(data) else 0
+        if end + word.size <= len(data):
+            pending += word.unpack_from(data, end)
 
 
 def _check_tag(
     data: bytes, tag: int, size: int, field: bytes, word: struct.Struct, count: _Count
-) -> None:
-    """Check the value of a tag, which lies elsewhere in the file if it does not fit into its field.
+) -> bool:
+    """Count the value of a tag, which lies elsewhere in the file if it does not fit into its field.
 
     Args:
         size: bytes of the value.
         word: an offset.
+
+    Returns:
+        Whether the value is in the file.
     """
     if size <= len(field):
-        return
-    end = word.unpack(field)[0] + size
-    if tag in _TIFF_LAYOUT:
-        if end > len(data):
-            raise CorruptImage(f"the value of tag {tag} of the TIFF lies outside the file")
-    elif end <= len(data):
+        return True
+    if word.unpack(field)[0] + size > len(data):
+        return False
+    if tag not in _TIFF_LAYOUT:
         count.add("TIFF bytes of metadata", size)
+    return True
 
 
 def _read_tag(

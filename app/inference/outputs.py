@@ -1,26 +1,25 @@
-"""The outputs a client can ask for, and how each is rendered from an image's probabilities.
+"""The outputs a client can ask for, and the result for one image.
 
-Knows arrays and file formats; no windows, no queue and no HTTP.
+Knows neither arrays nor HTTP; `app.inference.rendering` makes the outputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Mapping
 from enum import StrEnum
-from functools import cached_property
-from typing import Any, assert_never
 
-import numpy as np
-
-from app.imaging.png import encode_grey16, encode_labels, encode_mask, encode_rgb, encode_rgba
-from app.imaging.render import cutout, overlay
-from model.arrays import AnyArray, ByteArray, FloatArray, UInt16Array
+from app.errors import InvalidRequest
 from model.config import PreprocessConfig
 
-PNG = "image/png"
-GEOJSON = "application/geo+json"
+
+class FileFormat(StrEnum):
+    """A file format of pictures."""
+
+    PNG = "png"
+    TIFF = "tiff"
+    WEBP = "webp"
 
 
 class Output(StrEnum):
@@ -32,21 +31,58 @@ class Output(StrEnum):
     OVERLAY = "overlay"
     CUTOUT = "cutout"
     POLYGONS = "polygons"
+    COCO = "coco"
+    ROIS = "rois"
+    MEASUREMENTS = "measurements"
+    PREVIEW = "preview"
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is an image file, whose format can be chosen."""
+        return self not in _DOCUMENT_TYPES
 
     @property
     def needs_image(self) -> bool:
-        """Whether it shows the pixels of the image."""
-        return self in (Output.OVERLAY, Output.CUTOUT)
+        """Whether it shows or measures the pixels of the image."""
+        return self in (
+            Output.OVERLAY,
+            Output.CUTOUT,
+            Output.PREVIEW,
+            Output.MEASUREMENTS,
+            Output.POLYGONS,
+        )
 
     @property
     def needs_full_probabilities(self) -> bool:
         """Whether it needs the probabilities at the size of the image."""
-        return self not in (Output.MASK, Output.OVERLAY)
+        return self not in (Output.MASK, Output.OVERLAY, Output.PREVIEW)
 
     @property
-    def needs_instances(self) -> bool:
+    def needs_objects(self) -> bool:
         """Whether it needs touching objects separated."""
-        return self in (Output.INSTANCES, Output.POLYGONS)
+        return self in (
+            Output.INSTANCES,
+            Output.POLYGONS,
+            Output.COCO,
+            Output.ROIS,
+            Output.MEASUREMENTS,
+        )
+
+
+_PICTURE_TYPES = {
+    FileFormat.PNG: ("image/png", ".png"),
+    FileFormat.TIFF: ("image/tiff", ".tiff"),
+    FileFormat.WEBP: ("image/webp", ".webp"),
+}
+_DOCUMENT_TYPES = {
+    Output.POLYGONS: ("application/geo+json", ".geojson"),
+    Output.COCO: ("application/json", ".json"),
+    Output.ROIS: ("application/zip", ".zip"),
+    Output.MEASUREMENTS: ("text/csv", ".csv"),
+}
+"""Media type, and suffix of a file's name."""
+_LOSSY = (Output.OVERLAY, Output.CUTOUT, Output.PREVIEW)
+"""Pictures for people, which may be WebP. The values of the others must stay as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,33 +92,130 @@ class Options:
     Attributes:
         outputs: at least one.
         threshold: of the mask, 0..1; None is the model's own.
+        page: of a file with several, from 0; None is the only one.
+        channel: of an image that is neither grey nor color, from 0; None is all of a usual image.
+        percentiles: (low, high) of the image's values that become 0 and 1, 0..100; None is the
+            model's own.
+        min_area: in pixels; smaller objects are removed from every output that shows objects, the
+            mask included. 0 removes none from the mask.
+        exclude_edges: remove objects that touch the edge of the image in the same way.
+        pixel_size: in micrometres; None is what the file says.
+        background: red, green and blue behind a cutout, 0..255; None is transparent.
+        format: of the outputs that are pictures.
+        name: of the image's file, for outputs that state it.
     """
 
     outputs: tuple[Output, ...] = (Output.MASK,)
     threshold: float | None = None
+    page: int | None = None
+    channel: int | None = None
+    percentiles: tuple[float, float] | None = None
+    min_area: int = 0
+    exclude_edges: bool = False
+    pixel_size: float | None = None
+    background: tuple[int, int, int] | None = None
+    format: FileFormat = FileFormat.PNG
+    name: str = ""
 
     @property
     def needs_image(self) -> bool:
-        """Whether an output shows the pixels of the image."""
+        """Whether an output shows or measures the pixels of the image."""
         return any(output.needs_image for output in self.outputs)
 
     @property
     def needs_full_probabilities(self) -> bool:
         """Whether an output needs the probabilities at the size of the image."""
-        return any(output.needs_full_probabilities for output in self.outputs)
+        needed = any(output.needs_full_probabilities for output in self.outputs)
+        return needed or self.needs_objects
 
     @property
-    def needs_instances(self) -> bool:
-        """Whether an output needs touching objects separated."""
-        return any(output.needs_instances for output in self.outputs)
+    def needs_objects(self) -> bool:
+        """Whether touching objects have to be separated."""
+        return self.removes_objects or any(output.needs_objects for output in self.outputs)
+
+    @property
+    def removes_objects(self) -> bool:
+        """Whether objects may have to be removed from the mask."""
+        return self.min_area > 0 or self.exclude_edges
+
+    def file_type(self, output: Output) -> tuple[str, str]:
+        """Return the media type of an output's file, and the suffix of its name."""
+        return _DOCUMENT_TYPES.get(output) or _PICTURE_TYPES[self.format]
+
+    def check(self, preprocess: PreprocessConfig) -> None:
+        """Check that a model can do what is asked for.
+
+        Raises:
+            InvalidRequest: a value is out of range, options do not fit together, or the model does
+                not have such an output or does not use a threshold or percentiles.
+        """
+        self._check_values()
+        self._check_format()
+        self._check_model(preprocess)
+
+    def _check_values(self) -> None:
+        if self.min_area < 0:
+            raise InvalidRequest(f"min_area must be at least 0 pixels, not {self.min_area}")
+        size = self.pixel_size
+        if size is not None and not (math.isfinite(size) and size > 0):
+            raise InvalidRequest(f"pixel_size must be more than 0 micrometres, not {size:g}")
+        if self.percentiles is not None:
+            low, high = self.percentiles
+            if not 0 <= low < high <= 100:
+                raise InvalidRequest(
+                    "percentiles must be LOW,HIGH with 0 <= LOW < HIGH <= 100, "
+                    f"not {low:g},{high:g}"
+                )
+        if self.background is not None and Output.CUTOUT not in self.outputs:
+            raise InvalidRequest("background is only available with output=cutout")
+
+    def _check_format(self) -> None:
+        lossless = [output for output in self.outputs if output.is_picture and output not in _LOSSY]
+        if self.format is FileFormat.WEBP and lossless:
+            raise InvalidRequest(
+                f"format=webp is only available for {', '.join(_LOSSY)}, not for "
+                f"{', '.join(lossless)}; use png or tiff"
+            )
+        if self.format is not FileFormat.PNG and not any(each.is_picture for each in self.outputs):
+            raise InvalidRequest(
+                f"format={self.format} is only available for pictures, not for "
+                f"{', '.join(self.outputs)}"
+            )
+
+    def _check_model(self, preprocess: PreprocessConfig) -> None:
+        if self.percentiles is not None and preprocess.intensity != "percentile":
+            raise InvalidRequest(
+                "percentiles is only available for models that spread an image's contrast; this "
+                "model uses the full range of values"
+            )
+        if preprocess.binary:
+            return
+        classes = len(preprocess.classes)
+        if Output.INSTANCES in self.outputs:
+            raise InvalidRequest(
+                f"output=instances is only available for binary models; this model has {classes} "
+                "classes"
+            )
+        if self.threshold is not None:
+            raise InvalidRequest(
+                f"threshold is only available for binary models; this model has {classes} classes "
+                "and picks the most probable one"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """One output of one image, as the bytes of a file."""
+    """One output of one image, as the bytes of a file.
+
+    Attributes:
+        content: of the file.
+        media_type: of the content, for example `image/png`.
+        suffix: of the file's name, for example `.png`.
+    """
 
     content: bytes
     media_type: str
+    suffix: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +228,7 @@ class Segmentation:
         coverage: fraction of the pixels that are not background.
         confidence: mean over the pixels of the probability of the class in the mask.
         objects: number of objects, if an output separates them.
+        pages: of the file, or frames of the animation, that the image is from.
         seconds: by stage.
     """
 
@@ -104,140 +238,10 @@ class Segmentation:
     coverage: float
     confidence: float
     objects: int | None = None
+    pages: int = 1
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Bytes of all outputs."""
         return sum(len(each.content) for each in self.rendered.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """The model's result for one image, from which every output is made.
-
-    Attributes:
-        probabilities: (C, H, W) of the upright image if an output needs full probabilities, else
-            of any size. For a binary model the first channel is enough, unless an output needs
-            instances.
-        mask: (H, W) uint8 and
-        confidence: in it, both from `model.transforms.mask_and_confidence`.
-        threshold: that the mask was made with.
-        preprocess: of the model.
-        image: the decoded image, if an output needs it.
-    """
-
-    probabilities: FloatArray
-    mask: ByteArray
-    confidence: float
-    threshold: float
-    preprocess: PreprocessConfig
-    image: AnyArray | None = None
-
-    @cached_property
-    def foreground(self) -> FloatArray:
-        """(H, W) probability of not being background."""
-        first: FloatArray = self.probabilities[0]
-        return first if self.preprocess.binary else 1 - first
-
-    @cached_property
-    def instances(self) -> UInt16Array:
-        """(H, W) labels of the objects; binary models only."""
-        from model.instances import label_instances
-
-        return label_instances(self.probabilities, self.threshold)
-
-    @cached_property
-    def features(self) -> list[dict[str, Any]]:
-        """GeoJSON features: one per object for binary models, else one per connected part of each
-        class."""
-        from model.polygons import label_components, to_features
-
-        names = self.preprocess.classes
-        if self.preprocess.binary:
-            return to_features(self.instances, self.probabilities[0], names[1])
-        return [
-            feature
-            for index, name in enumerate(names[1:], start=1)
-            for feature in to_features(
-                label_components(self.mask == index), self.probabilities[index], name
-            )
-        ]
-
-    def count_objects(self) -> int:
-        """The number of objects that the outputs separate."""
-        return int(self.instances.max()) if self.preprocess.binary else len(self.features)
-
-
-def render(decision: Decision, options: Options) -> Segmentation:
-    """Render every output of `options`; `seconds` is left empty."""
-    rendered = {output: render_output(decision, output) for output in options.outputs}
-    mask = decision.mask
-    return Segmentation(
-        rendered,
-        width=mask.shape[1],
-        height=mask.shape[0],
-        coverage=np.count_nonzero(mask) / mask.size,
-        confidence=decision.confidence,
-        objects=decision.count_objects() if options.needs_instances else None,
-    )
-
-
-def render_output(decision: Decision, output: Output) -> Rendered:
-    """Render one output."""
-    match output:
-        case Output.MASK:
-            return _render_mask(decision)
-        case Output.PROBABILITY:
-            return _render_probability(decision)
-        case Output.INSTANCES:
-            return _render_instances(decision)
-        case Output.OVERLAY:
-            return _render_overlay(decision)
-        case Output.CUTOUT:
-            return _render_cutout(decision)
-        case Output.POLYGONS:
-            return _render_polygons(decision)
-        case _:
-            assert_never(output)
-
-
-def preload_instance_modules() -> None:
-    """Import the modules that separate and outline objects.
-
-    SciPy takes a third of a second to import. A service does it once it is ready, so that neither
-    its start nor its first request waits for that.
-    """
-    import model.instances
-    import model.polygons  # noqa: F401
-
-
-def _render_mask(decision: Decision) -> Rendered:
-    preprocess = decision.preprocess
-    if preprocess.binary:
-        return Rendered(encode_mask(decision.mask), PNG)
-    return Rendered(encode_labels(decision.mask, preprocess.palette), PNG)
-
-
-def _render_probability(decision: Decision) -> Rendered:
-    grey = np.rint(decision.foreground * 65535).astype(np.uint16)
-    return Rendered(encode_grey16(grey), PNG)
-
-
-def _render_instances(decision: Decision) -> Rendered:
-    return Rendered(encode_grey16(decision.instances), PNG)
-
-
-def _render_overlay(decision: Decision) -> Rendered:
-    assert decision.image is not None
-    return Rendered(encode_rgb(overlay(decision.image, decision.mask)), PNG)
-
-
-def _render_cutout(decision: Decision) -> Rendered:
-    assert decision.image is not None
-    return Rendered(encode_rgba(cutout(decision.image, decision.foreground)), PNG)
-
-
-def _render_polygons(decision: Decision) -> Rendered:
-    collection = {"type": "FeatureCollection", "features": decision.features}
-    return Rendered(json.dumps(collection).encode(), GEOJSON)

@@ -21,6 +21,7 @@ from app.engine.base import Engine
 from app.engine.device_engines import BatchKey, DeviceEngines
 from app.engine.selection import EngineChoice, build_engine, resolve
 from app.errors import GoldenMaskMismatch, ImageTooLarge, Unavailable, UnknownModel
+from app.inference.statistics import ModelStatistics
 from app.metrics import Metrics
 from model.arrays import ByteArray
 from model.checkpoint import MANIFEST, SUFFIX, Checkpoint, load_checkpoint
@@ -53,6 +54,7 @@ class ServedModel:
         golden_iou: of its golden mask with the mask it gave.
         users: requests that use it at the moment. A model that was replaced is freed after the
             last one.
+        statistics: of its images.
         engine_id: names its engines. Not the same as `id`: if a file is replaced by another and
             then put back, requests may still use the first model, and must not share engines with
             the third.
@@ -62,6 +64,7 @@ class ServedModel:
     choices: Sequence[EngineChoice]
     golden_iou: float = 0.0
     users: int = 0
+    statistics: ModelStatistics = dataclasses.field(default_factory=ModelStatistics)
     engine_id: str = ""
 
     def __post_init__(self) -> None:

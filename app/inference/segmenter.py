@@ -20,7 +20,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -29,19 +29,20 @@ import numpy as np
 from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
 from app.engine.device_engines import WindowJob
-from app.errors import InvalidRequest
 from app.imaging.bounds import check_size
 from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache, SharedBlock, StoredArray
 from app.imaging.workers.worker import CallLimit
 from app.inference.budget import Budget
-from app.inference.outputs import Options, Output, Rendered, Segmentation
+from app.inference.outputs import Options, Rendered, Segmentation
 from app.inference.registry import ServedModel
 from app.inference.steps import (
     EncodedImage,
     Stitched,
+    count_image_pages,
     decode_and_prepare,
     inspect_image,
+    join_pages,
     prepare_image,
     render_outputs,
     write_mask,
@@ -107,7 +108,9 @@ class ImageJob:
         model: segments the image.
         source: the encoded image, or its pixels: (H, W) or (H, W, C), uint8 or uint16.
         threshold: of the mask; None is the model's own.
-        needs_image: the outputs show the decoded image.
+        page, channel: of the file, from 0; None for the only page and for all colours.
+        percentiles: for the contrast of the image; None are the model's own.
+        needs_image: the outputs need the decoded image.
         needs_full_probabilities: the outputs need the probabilities at the size of the image.
         needs_all_channels: the outputs need every channel of a binary model, not only the first.
         timer: started when the job was created.
@@ -116,6 +119,9 @@ class ImageJob:
     model: ServedModel
     source: bytes | AnyArray
     threshold: float | None = None
+    page: int | None = None
+    channel: int | None = None
+    percentiles: tuple[float, float] | None = None
     needs_image: bool = False
     needs_full_probabilities: bool = False
     needs_all_channels: bool = False
@@ -123,8 +129,11 @@ class ImageJob:
 
     @property
     def preprocess(self) -> PreprocessConfig:
-        """The preprocessing of the model."""
-        return self.model.checkpoint.preprocess
+        """The preprocessing of the model, with the percentiles of the job."""
+        own = self.model.checkpoint.preprocess
+        if self.percentiles is None:
+            return own
+        return dataclasses.replace(own, percentiles=self.percentiles)
 
     @property
     def channels(self) -> int:
@@ -177,21 +186,9 @@ class Segmenter:
         """Check that the model can do what is asked for.
 
         Raises:
-            InvalidRequest: the model does not have such an output, or does not use a threshold.
+            InvalidRequest: see `Options.check`.
         """
-        if model.checkpoint.preprocess.binary:
-            return
-        classes = len(model.checkpoint.preprocess.classes)
-        if Output.INSTANCES in options.outputs:
-            raise InvalidRequest(
-                f"output=instances is only available for binary models; this model has {classes} "
-                "classes"
-            )
-        if options.threshold is not None:
-            raise InvalidRequest(
-                f"threshold is only available for binary models; this model has {classes} classes "
-                "and picks the most probable one"
-            )
+        options.check(model.checkpoint.preprocess)
 
     def precheck_admission(self, model: ServedModel, deadline: Deadline) -> None:
         """Reject a request before its image is read, if not even the smallest image would fit.
@@ -212,11 +209,26 @@ class Segmenter:
             with self._blocks.borrow() as block:
                 data = await self._share(image, block)
                 assert isinstance(data, EncodedImage)
-                header = await self._inspect(data, Deadline.never())
+                header = await self._inspect(data, None, None, Deadline.never())
             return header["height"], header["width"]
         height, width = image.shape[:2]
         check_size(height, width, self._max_pixels)
         return height, width
+
+    async def count_pages(self, data: bytes) -> int:
+        """Count the pages of an encoded image: several in a TIFF, one in other formats.
+
+        Raises:
+            ImageError: a damaged TIFF.
+            ImageTooLarge: its pages have more pixels together than one image may have.
+        """
+        with self._blocks.borrow() as block:
+            encoded = await self._share(data, block)
+            limit = decoding_limit(0, Deadline.never())
+            pages: int = await self._workers.call(
+                limit, count_image_pages, encoded, self._max_pixels
+            )
+        return pages
 
     async def segment(
         self, model: ServedModel, data: bytes, options: Options, deadline: Deadline
@@ -226,7 +238,7 @@ class Segmenter:
         Raises:
             ImageError: the bytes are not an image that is accepted.
             RequestRejected: the queue is full, or the deadline passed or cannot be met.
-            InvalidRequest: the model does not have such an output, or does not use a threshold.
+            InvalidRequest: see `Options.check`, or a file format cannot hold an output.
             EngineError: the engine failed.
         """
         self.check(model, options)
@@ -234,9 +246,12 @@ class Segmenter:
             model,
             data,
             options.threshold,
+            options.page,
+            options.channel,
+            options.percentiles,
             needs_image=options.needs_image,
             needs_full_probabilities=options.needs_full_probabilities,
-            needs_all_channels=options.needs_instances,
+            needs_all_channels=options.needs_objects,
         )
 
         async def render(stitched: Stitched, limit: CallLimit) -> Segmentation:
@@ -244,17 +259,35 @@ class Segmenter:
                 fields = await self._workers.call(limit, render_outputs, stitched, options, outputs)
                 job.timer.add(fields["seconds"])
                 rendered, start = {}, 0
-                for output, (media_type, size) in zip(
+                for output, (media_type, suffix, size) in zip(
                     options.outputs, fields["rendered"], strict=True
                 ):
                     content = await self._copy(size, outputs.read, size, start)
-                    rendered[output] = Rendered(content, media_type)
+                    rendered[output] = Rendered(content, media_type, suffix)
                     start += size
             return Segmentation(**fields | {"rendered": rendered, "seconds": job.timer.seconds})
 
         result = await self._run_until(deadline, job, render)
         self._count(job, result.height, result.width)
         return result
+
+    async def stack_tiffs(self, files: Sequence[bytes], pixels: int, deadline: Deadline) -> bytes:
+        """Join TIFFs that `segment` made, in their order, to one with all pages.
+
+        Args:
+            pixels: of all files together.
+
+        Raises:
+            RequestRejected: the deadline passed.
+        """
+        with self._blocks.borrow() as pages, self._blocks.borrow() as stack:
+            end = 0
+            for file in files:
+                end = await self._copy(len(file), pages.write, file, end)
+            sizes = [len(file) for file in files]
+            limit = rendering_limit(pixels, deadline)
+            size: int = await self._workers.call(limit, join_pages, pages, sizes, stack)
+            return await self._copy(size, stack.read, size)
 
     async def predict(
         self,
@@ -324,10 +357,17 @@ class Segmenter:
         return finish
 
     async def _run_until(self, deadline: Deadline, job: ImageJob, finish: Finish[T]) -> T:
-        """Run a client's job, and count it if the deadline passes."""
+        """Run a client's job, and count it."""
         count = self._metrics.rejected.labels("deadline").inc
-        async with deadline.enforced("the deadline passed before the mask was ready", count):
-            return await self._run(job, finish, deadline)
+        start = time.perf_counter()
+        try:
+            async with deadline.enforced("the deadline passed before the mask was ready", count):
+                result = await self._run(job, finish, deadline)
+        except BaseException:  # a client that disconnects cancels its job
+            job.model.statistics.count_failure(time.perf_counter() - start)
+            raise
+        job.model.statistics.count_image(time.perf_counter() - start, job.timer.seconds)
+        return result
 
     async def _run(
         self,
@@ -342,7 +382,7 @@ class Segmenter:
             source = await self._share(job.source, reading.enter_context(self._blocks.borrow()))
             header = None
             if isinstance(source, EncodedImage):
-                header = await self._inspect(source, deadline)
+                header = await self._inspect(source, job.page, job.channel, deadline)
                 height, width = header["height"], header["width"]
             else:
                 height, width = source.shape[:2]
@@ -390,6 +430,8 @@ class Segmenter:
                 threshold,
                 job.needs_full_probabilities,
                 stored_image,
+                1 if header is None else header["pages"],
+                None if header is None else header["pixel_size"],
             )
             return await finish(result, rendering_limit(height * width, deadline))
 
@@ -436,10 +478,12 @@ class Segmenter:
         self._metrics.images.labels(name).inc()
         self._metrics.pixels.labels(name).inc(height * width)
 
-    async def _inspect(self, data: EncodedImage, deadline: Deadline) -> dict[str, Any]:
+    async def _inspect(
+        self, data: EncodedImage, page: int | None, channel: int | None, deadline: Deadline
+    ) -> dict[str, Any]:
         limit = decoding_limit(0, deadline)
         header: dict[str, Any] = await self._workers.call(
-            limit, inspect_image, data, self._max_pixels
+            limit, inspect_image, data, self._max_pixels, page, channel
         )
         return header
 
@@ -474,7 +518,7 @@ def decoding_limit(pixels: int, deadline: Deadline) -> CallLimit:
 def rendering_limit(pixels: int, deadline: Deadline) -> CallLimit:
     """The limits of deciding on the mask and rendering the outputs.
 
-    Measured: up to 0.12 s per megapixel without objects, and 36 bytes per pixel.
+    Measured with 2,500 objects per megapixel: see docs/decisions/0030-outputs-of-objects.md.
     """
-    seconds = RENDERING_SECONDS + 1e-6 * pixels
+    seconds = RENDERING_SECONDS + 4e-6 * pixels
     return CallLimit("rendering", seconds, 300_000_000 + 72 * pixels, deadline.at)

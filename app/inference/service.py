@@ -27,8 +27,8 @@ from app.imaging.workers.worker import CallLimit
 from app.inference import steps
 from app.inference.allocator import trim_memory
 from app.inference.budget import Budget
-from app.inference.outputs import preload_instance_modules
 from app.inference.registry import Registry, WrapEngineFn, use_as_built
+from app.inference.rendering import preload_object_modules
 from app.inference.segmenter import Segmenter
 from app.metrics import Metrics
 from app.settings import Settings
@@ -240,13 +240,13 @@ class Service:
                 self.failed.set()
                 return
         try:
-            await self.workers.call_each(_PRELOAD, preload_instance_modules)
+            await self.workers.call_each(_PRELOAD, preload_object_modules)
         except (
             RuntimeError,
             ConnectionError,
             ServiceError,
         ) as error:  # the other outputs do not need these modules
-            log.error("instances and polygons are not available: %s", error)
+            log.error("outputs of objects are not available: %s", error)
         await self.registry.load_others()
         self._unused_memory.set()
         if self.settings.reload:

@@ -7,12 +7,15 @@ Imports no engine and no web framework: each worker imports this module.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from typing import Any
 
-from app.imaging.decode import ImageHeader, decode, inspect
+from app.imaging.decode import ImageHeader, count_pages, decode, inspect
+from app.imaging.tiff import stack_tiff
 from app.imaging.workers.shared import SharedBlock, StoredArray
-from app.inference.outputs import Decision, Options, render
+from app.inference.outputs import Options
+from app.inference.rendering import Decision, render
 from model.arrays import AnyArray
 from model.config import PreprocessConfig
 from model.transforms import mask_and_confidence, prepare, resize_to_image
@@ -25,10 +28,11 @@ class Stitched:
     Attributes:
         probabilities: (C, h, w) of the pixels that the windows were cut from.
         height, width: of the upright image.
-        preprocess: of the model.
+        preprocess: of the model, with the percentiles of the request.
         threshold: of the mask.
         full: the outputs need the probabilities at the size of the image.
-        image: the decoded image, if an output shows it.
+        image: the decoded image, if an output needs it.
+        pages, pixel_size: of the file, as in `ImageHeader`.
     """
 
     probabilities: StoredArray
@@ -38,9 +42,11 @@ class Stitched:
     threshold: float
     full: bool
     image: StoredArray | None = None
+    pages: int = 1
+    pixel_size: float | None = None
 
-    def decide(self) -> Decision:
-        """Decide on the mask."""
+    def decide(self, options: Options) -> Decision:
+        """Decide on the mask, for the outputs of `options`."""
         probabilities, size = self.probabilities.load(), (self.height, self.width)
         if self.full:  # resized once, for the mask as well
             probabilities = resize_to_image(probabilities, *size)
@@ -48,7 +54,16 @@ class Stitched:
             probabilities, *size, self.preprocess, self.threshold
         )
         image = None if self.image is None else self.image.load()
-        return Decision(probabilities, mask, confidence, self.threshold, self.preprocess, image)
+        return Decision(
+            probabilities,
+            mask,
+            confidence,
+            self.threshold,
+            self.preprocess,
+            options,
+            image,
+            options.pixel_size or self.pixel_size,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +78,27 @@ class EncodedImage:
         return self.block.read(self.size)
 
 
-def inspect_image(data: EncodedImage, max_pixels: int) -> dict[str, Any]:
+def inspect_image(
+    data: EncodedImage, max_pixels: int, page: int | None = None, channel: int | None = None
+) -> dict[str, Any]:
     """Read the header of an encoded image, and return its fields.
 
     Raises:
-        ImageError: not an image that is accepted.
+        ImageError: not an image that is accepted, or not such a page or channel.
         ImageTooLarge: more than `max_pixels`.
     """
-    return dataclasses.asdict(inspect(data.read(), max_pixels=max_pixels))
+    header = inspect(data.read(), max_pixels=max_pixels, page=page, channel=channel)
+    return dataclasses.asdict(header)
+
+
+def count_image_pages(data: EncodedImage, max_pixels: int) -> int:
+    """Count the pages of an encoded image.
+
+    Raises:
+        ImageError: a damaged TIFF.
+        ImageTooLarge: its pages have more than `max_pixels` together.
+    """
+    return count_pages(data.read(), max_pixels=max_pixels)
 
 
 def decode_and_prepare(
@@ -85,7 +113,7 @@ def decode_and_prepare(
     Args:
         header: from `inspect_image`.
         pixels: receives the prepared pixels, (h, w, C) uint8.
-        image: receives the decoded image, if an output shows it.
+        image: receives the decoded image, if an output needs it.
 
     Returns:
         The shape of the prepared pixels, and shape and type of the decoded image.
@@ -126,19 +154,38 @@ def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -
         outputs: receives the files, one after the other.
 
     Returns:
-        The fields of a `Segmentation`; for `rendered` the media type and the bytes of each output.
+        The fields of a `Segmentation`; for `rendered` media type, suffix and size of each output.
+
+    Raises:
+        InvalidRequest: the file format cannot hold an output.
     """
     start = time.perf_counter()
-    decision = stitched.decide()
+    decision = stitched.decide(options)
     decided = time.perf_counter()
-    segmentation = render(decision, options)
+    segmentation = dataclasses.replace(render(decision), pages=stitched.pages)
     rendered, end = [], 0
     for each in segmentation.rendered.values():
         end = outputs.write(each.content, end)
-        rendered.append((each.media_type, len(each.content)))
+        rendered.append((each.media_type, each.suffix, len(each.content)))
     fields = dataclasses.asdict(dataclasses.replace(segmentation, rendered={}))
     seconds = {"stitch": decided - start, "encode": time.perf_counter() - decided}
     return fields | {"rendered": rendered, "seconds": seconds}
+
+
+def join_pages(pages: SharedBlock, sizes: list[int], stack: SharedBlock) -> int:
+    """Join TIFFs of one page, as `render_outputs` makes them.
+
+    Args:
+        pages: the files, one after the other, and
+        sizes: of each, in bytes.
+        stack: receives the TIFF with all pages.
+
+    Returns:
+        Its size in bytes.
+    """
+    ends = list(itertools.accumulate(sizes))
+    files = [pages.read(size, end - size) for size, end in zip(sizes, ends, strict=True)]
+    return stack.write(stack_tiff(files))
 
 
 def write_mask(
@@ -153,8 +200,8 @@ def write_mask(
         The seconds that it took.
     """
     start = time.perf_counter()
-    decision = stitched.decide()
-    mask.store(decision.mask)
+    decision = stitched.decide(Options())
+    mask.store(decision.whole_mask)
     if probabilities is not None:
         probabilities.store(decision.probabilities)
     return {"seconds": {"stitch": time.perf_counter() - start}}

@@ -10,10 +10,7 @@ async function fetchOutput(item, kind) {
   if (kind === "mask") return item.blob;
   const { blob, statistics } = await segment(item, kind);
   item.statistics.objects ??= statistics.objects;
-  if (kind !== "polygons") return blob;
-  const [{ polygons, objects }] = JSON.parse(await blob.text()).images;
-  item.statistics.objects ??= objects ?? null;
-  return new Blob([JSON.stringify(polygons)], { type: "application/geo+json" });
+  return blob;
 }
 
 const suffix = (kind) => (kind === "polygons" ? ".geojson" : `-${kind}.png`);

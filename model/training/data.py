@@ -23,30 +23,33 @@ from model.config import PreprocessConfig
 from model.errors import DataError
 from model.evaluation.evaluate import Sample
 from model.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, check_regular, read_file
-from model.pixels import IMAGE_SUFFIXES, decode_image
+from model.pixels import IMAGE_SUFFIXES, decode_image, is_tiff
 from model.training.recipe import DataConfig
 
 Image.MAX_IMAGE_PIXELS = None  # training images are the user's own, so their size is not limited
 
+_TIFF_SUFFIXES, _SIGNATURE_BYTES = (".tif", ".tiff"), 4
 _MASK_MODES = ("L", "P", "1", "I;16", "I;16B", "I")
 """Pillow's modes with one channel of integers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """An image file and its mask file.
+    """An image and its mask.
 
     Attributes:
-        id: the image's file name without its suffix.
+        id: the image's file name without its suffix, and `-pageN` for a page of a stack.
         image, mask: the files.
         group: what the image shows: a field of view, a car, a patient. All images of a group are
-            either training or validation images.
+            either training or validation images. The pages of a stack are a group.
+        page: of both files, from 0, if they are stacks.
     """
 
     id: str
     image: Path
     mask: Path
     group: str
+    page: int | None = None
 
 
 class PairedDataset(Sequence[Sample]):
@@ -140,12 +143,13 @@ def split_dataset(
     """
     if config.validation_list:
         listed = _read_validation_list(Path(config.validation_list))
-        unknown = sorted(listed - set(dataset.ids))
+        stacks = {pair.image.stem for pair in dataset.pairs}
+        unknown = sorted(listed - set(dataset.ids) - stacks)
         if unknown:
             raise DataError(
                 f"{config.validation_list} names {unknown[0]!r}, which is not in the data set"
             )
-        groups = {pair.group for pair in dataset.pairs if pair.id in listed}
+        groups = {pair.group for pair in dataset.pairs if listed & {pair.id, pair.image.stem}}
     else:
         every = {pair.group for pair in dataset.pairs}
         groups = choose_validation_groups(every, config.validation_share)
@@ -172,15 +176,15 @@ def choose_validation_groups(groups: set[str], share: float) -> set[str]:
 def find_pairs(
     images: Path, masks: Path, groups: Mapping[str, str] | None = None, mask_suffix: str = ""
 ) -> list[Pair]:
-    """Match images and masks of two folders by file name, sorted by id.
+    """Match images and masks of two folders by file name, sorted by id; stacks page by page.
 
     Args:
         groups: id -> group. None: each image is its own group.
         mask_suffix: of a mask's name, before the file type: `car_01.jpg` and `car_01_mask.gif`.
 
     Raises:
-        DataError: a folder is missing, the image folder is empty, two images have the same name, or
-            an image has no mask or no group.
+        DataError: a folder is missing, the image folder is empty, two images have the same name, an
+            image has no mask or no group, or a stack has another number of pages than its mask.
     """
     image_files, mask_files = _index_images(images), _index_images(masks)
     if not image_files:
@@ -196,9 +200,51 @@ def find_pairs(
         if ungrouped:
             raise DataError(f"{image_files[ungrouped[0]]} has no row in the table of groups")
     return [
-        Pair(id, image_files[id], mask_files[id + mask_suffix], groups[id] if groups else id)
+        page
         for id in sorted(image_files)
+        for page in _split_stack(
+            Pair(id, image_files[id], mask_files[id + mask_suffix], groups[id] if groups else id)
+        )
     ]
+
+
+def _split_stack(pair: Pair) -> list[Pair]:
+    """Split the pair of two stacks into pairs of their pages.
+
+    Raises:
+        DataError: a file cannot be read, or they have different numbers of pages.
+    """
+    pages, masks = _count_pages(pair.image), _count_pages(pair.mask)
+    if pages != masks:
+        raise DataError(
+            f"{pair.image} has {pages} {'page' if pages == 1 else 'pages'}, but its mask "
+            f"{pair.mask.name} has {masks}"
+        )
+    if pages == 1:
+        return [pair]
+    return [
+        dataclasses.replace(pair, id=f"{pair.id}-page{page}", page=page) for page in range(pages)
+    ]
+
+
+def _count_pages(path: Path) -> int:
+    """Count the pages of an image file; one for other formats than TIFF.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if path.suffix.lower() not in _TIFF_SUFFIXES:
+        return 1
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            if not is_tiff(file.read(_SIGNATURE_BYTES)):
+                return 1
+        from model.tiff.pages import count_pages
+
+        return count_pages(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def read_groups(table: Path, column: str) -> dict[str, str]:
@@ -248,8 +294,11 @@ def read_scores(report: Path) -> dict[str, float]:
     return scores
 
 
-def read_image(path: Path) -> AnyArray:
+def read_image(path: Path, page: int | None = None) -> AnyArray:
     """Decode an image, upright, as the service does.
+
+    Args:
+        page: of a stack, from 0; None for the only one.
 
     Returns:
         (H, W) or (H, W, 3), uint8 or uint16.
@@ -258,7 +307,7 @@ def read_image(path: Path) -> AnyArray:
         DataError: the file cannot be read or decoded.
     """
     try:
-        return decode_image(read_file(path, MAX_IMAGE_BYTES))
+        return decode_image(read_file(path, MAX_IMAGE_BYTES), page)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -273,8 +322,8 @@ def read_sample(pair: Pair, kind: str = "binary", classes: int = 2) -> Sample:
         DataError: a file cannot be read, the sizes differ, the mask has several channels or lossy
             compression, or a label is not one of the classes.
     """
-    image = read_image(pair.image)
-    labels = _read_mask(pair.mask, binary=kind == "binary")
+    image = read_image(pair.image, pair.page)
+    labels = _read_mask(pair.mask, pair.page, binary=kind == "binary")
     if image.shape[:2] != labels.shape:
         raise DataError(
             f"{pair.mask} is {labels.shape[1]}x{labels.shape[0]}, but its image {pair.image.name} "
@@ -288,14 +337,23 @@ def read_sample(pair: Pair, kind: str = "binary", classes: int = 2) -> Sample:
     return Sample(pair.id, image, labels)
 
 
-def _read_mask(path: Path, binary: bool) -> Int32Array:
+def _read_mask(path: Path, page: int | None, binary: bool) -> Int32Array:
     """Read labels, (H, W): the stored values, or 0 and 1 if `binary`.
+
+    Args:
+        page: of a stack, from 0; None for the only one.
 
     Raises:
         DataError: the file cannot be read, has several channels or fractions, or is a JPEG with
             more than two values.
     """
-    with _open_image(path) as file:
+    try:
+        data = read_file(path, MAX_IMAGE_BYTES)
+        if is_tiff(data):
+            return _read_tiff_mask(data, page, binary)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    with _open_image(path, data) as file:
         if file.mode not in _MASK_MODES:
             bands = len(file.getbands())
             if bands == 1:
@@ -312,6 +370,30 @@ def _read_mask(path: Path, binary: bool) -> Int32Array:
                 "several values as PNG, TIFF or GIF"
             )
         return values.astype(np.int32)
+
+
+def _read_tiff_mask(data: bytes, page: int | None, binary: bool) -> Int32Array:
+    """Read labels as `_read_mask` does.
+
+    Raises:
+        ValueError: the TIFF cannot be read, or its values are not labels.
+    """
+    from model.tiff.reader import TiffReader
+
+    labels = TiffReader(data).select(page).read_labels()
+    values = labels.values
+    if binary:
+        shown = values
+        if labels.palette is not None:
+            # The order of a palette is arbitrary: white may have the index 0.
+            colours = labels.palette.max(axis=1)[values.astype(np.intp)]
+            shown = values if colours.all() else colours
+        foreground: Int32Array = (shown != 0).astype(np.int32)
+        return foreground
+    limits = np.iinfo(np.int32)
+    if values.min() < limits.min or values.max() > limits.max:
+        raise ValueError(f"a label is not within {limits.min} to {limits.max}")
+    return values.astype(np.int32)
 
 
 def _binarize(file: Image.Image, values: AnyArray) -> Int32Array:
@@ -331,11 +413,10 @@ def _has_black(file: Image.Image, indices: AnyArray) -> bool:
 
 
 @contextmanager
-def _open_image(path: Path) -> Iterator[Image.Image]:
+def _open_image(path: Path, data: bytes) -> Iterator[Image.Image]:
     """Open an image; errors of Pillow in the block become a `DataError` that names the file."""
     try:
-        check_regular(path)
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(data)) as file:
             yield file
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error

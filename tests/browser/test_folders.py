@@ -155,8 +155,8 @@ def test_zip_of_another_output_requests_it_for_every_image(page: Page) -> None:
         if b"failing" in (route.request.post_data_buffer or b""):
             return send_problem(route, 422, "outlines failed")
         features = {"type": "FeatureCollection", "features": []}
-        document = {"images": [{"objects": 7, "polygons": features}]}
-        return send_mask(route, json.dumps(document).encode(), Content_Type="application/json")
+        headers = {"Content_Type": "application/geo+json", "X_Mask_Objects": "7"}
+        return send_mask(route, json.dumps(features).encode(), **headers)
 
     page.route("**/segment*", serve)
     choose_files(page, ("a.png", CELLS), ("b.png", CELLS + b"failing"))

@@ -141,7 +141,17 @@ def test_animation_gives_its_first_frame(post: Post) -> None:
         ({"treshold": "0.5"}, 422, "available: model, threshold, output"),
         ({"threshold": ""}, 422, "threshold"),
         ({"threshold": ["0.2", "0.8"]}, 422, "threshold"),
-        ({"output": ["mask", "overlay"]}, 422, "output"),
+        ({"output": "mask,overlay"}, 422, "output"),
+        ({"page": "-1"}, 422, "page: must be the number of a page, from 0, or 'all'"),
+        ({"channel": "-1"}, 422, "channel"),
+        ({"format": "jpeg"}, 422, "'png', 'tiff' or 'webp'"),
+        ({"min_area": "-1"}, 422, "min_area"),
+        ({"exclude_edges": "some"}, 422, "exclude_edges"),
+        ({"percentiles": "99,1"}, 422, "percentiles: must be LOW,HIGH"),
+        ({"percentiles": ["1,99", "2,98"]}, 422, "percentiles is given 2 times"),
+        ({"pixel_size": "0"}, 422, "pixel_size"),
+        ({"background": "white"}, 422, "background: must be RRGGBB"),
+        ({"output": ["mask", "mask"]}, 422, "given twice"),
         ({"model": ""}, 404, "nuclei"),
     ],
 )
@@ -181,6 +191,7 @@ def test_request_without_a_file_is_422(server: Server) -> None:
     assert_problem(httpx.post(url, content=b"x", headers=no_boundary), 422)
     assert_problem(httpx.post(url), 422)
     assert_problem(httpx.post(url, json={"file": "x"}), 422)
+    assert_problem(httpx.post(url, data={"file": "x"}), 422)
 
 
 def test_empty_file_is_named_as_such(server: Server) -> None:
@@ -203,21 +214,35 @@ def test_truncated_multipart_body_is_422(server: Server) -> None:
     assert "no part named 'file'" in assert_problem(answer, 422)["detail"]
 
 
-def test_too_many_bytes_are_rejected_while_reading(server: Server, post: Post) -> None:
+@pytest.fixture(scope="module")
+def limited(tiny: Path) -> Iterator[Server]:
+    """A service that accepts bodies of up to 32 MB."""
+    with serving(UNET_WEIGHTS_DIR=str(tiny), UNET_MAX_UPLOAD_MB="32") as running:
+        yield running
+
+
+def send_to(server: Server, data: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+    kind = {"Content-Type": "application/octet-stream"}
+    return httpx.post(
+        f"{server.url}/segment", content=data, headers=kind | (headers or {}), timeout=60
+    )
+
+
+def test_too_many_bytes_are_rejected_while_reading(limited: Server) -> None:
     """With Content-Length or chunked, raw or multipart. The client can read the response."""
     big = b"\0" * 40_000_000
-    before = server.metric("process_resident_memory_bytes")
-    assert_problem(post(big), 413)
+    before = limited.metric("process_resident_memory_bytes")
+    assert_problem(send_to(limited, big), 413)
 
     def chunks() -> Iterator[bytes]:
         for _ in range(40):
             yield b"\0" * 1_000_000
 
-    url = f"{server.url}/segment"
+    url = f"{limited.url}/segment"
     headers = {"Content-Type": "application/octet-stream"}
     assert_problem(httpx.post(url, content=chunks(), headers=headers, timeout=30), 413)
     assert_problem(httpx.post(url, files={"file": ("x.png", big)}, timeout=30), 413)
-    assert server.metric("process_resident_memory_bytes") - before < 120e6
+    assert limited.metric("process_resident_memory_bytes") - before < 120e6
 
 
 @pytest.mark.parametrize(
@@ -246,24 +271,28 @@ def test_unsupported_content_encoding_lists_supported_ones(server: Server, codin
     ("coding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
 )
 def test_compressed_body_has_the_same_limits(
-    server: Server, post: Post, coding: str, compress: Callable[[bytes], bytes]
+    limited: Server, coding: str, compress: Callable[[bytes], bytes]
 ) -> None:
     image = encode(nuclei(32, 32)[0])
     compressed, headers = compress(image), {"Content-Encoding": coding}
     for damaged in (compressed[:-9], compressed + b"more", image, b""):
-        assert coding in assert_problem(post(damaged, headers=headers), 422)["detail"]
-    assert "empty" in assert_problem(post(compress(b""), headers=headers), 422)["detail"]
-    before = server.metric("process_resident_memory_bytes")
+        assert coding in assert_problem(send_to(limited, damaged, headers=headers), 422)["detail"]
+    assert (
+        "empty" in assert_problem(send_to(limited, compress(b""), headers=headers), 422)["detail"]
+    )
+    before = limited.metric("process_resident_memory_bytes")
     bomb = compress(bytes(300_000_000))
-    assert "decompresses" in assert_problem(post(bomb, headers=headers), 413)["detail"]
-    assert_problem(post(compress(np.random.default_rng(0).bytes(33_000_000)), headers=headers), 413)
-    assert server.metric("process_resident_memory_bytes") - before < 120e6
+    assert "decompresses" in assert_problem(send_to(limited, bomb, headers=headers), 413)["detail"]
+    assert_problem(
+        send_to(limited, compress(np.random.default_rng(0).bytes(33_000_000)), headers=headers), 413
+    )
+    assert limited.metric("process_resident_memory_bytes") - before < 120e6
     form = {**headers, "Content-Type": "multipart/form-data; boundary=x"}
     part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
     bomb = compress(part + bytes(300_000_000))
-    answer = httpx.post(f"{server.url}/segment", content=bomb, headers=form, timeout=30)
+    answer = httpx.post(f"{limited.url}/segment", content=bomb, headers=form, timeout=30)
     assert "decompresses" in assert_problem(answer, 413)["detail"]
-    assert server.metric("unet_held_bytes") == 0
+    assert limited.metric("unet_held_bytes") == 0
 
 
 def test_unknown_routes_and_methods_are_problems(server: Server) -> None:

@@ -85,6 +85,22 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     ),
     "form of a long field": lambda: request(part(b"a" * 9_000_000, b'name="x"') + END, kind=FORM),
     "form of 1000 files": lambda: request(part(b"x") * 1000 + END, kind=FORM),
+    "form of encoded names": lambda: request(
+        b"".join(
+            part(b"x", b'name="file"; filename="' + (word * 4000)[:3900] + b'"')
+            for word in (
+                b"=?utf-8?q?a?= ",
+                b"=?a?q?",
+                b"%41",
+                b"\\\\",
+                b'";a="',
+                b"a" + "\u0301".encode(),
+            )
+            for _ in range(60)
+        )
+        + END,
+        kind=FORM,
+    ),
     "form of 200 wide images": lambda: request(part(wide_png()) * 200 + END, kind=FORM),
     "form of headers": lambda: request(
         (part(b"x", b'name="file"; filename="a"\r\n' + b"X: y\r\n" * 14) * 1000) + END, kind=FORM
@@ -98,6 +114,11 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "wide image": lambda: request(wide_png()),
     "image of zeros": lambda: request(bytes(31_000_000), gz=True),
     "image that inflates too far": lambda: request(bytes(200_000_000), gz=True),
+    "many members": lambda: request(
+        gzip.compress(b"") * 9000 + gzip.compress(IMAGE), "Content-Encoding: gzip"
+    ),
+    "outputs of 60 KB": lambda: request(IMAGE, path="/segment?" + "output=x&" * 6500),
+    "index of 60 KB": lambda: request(b"[" * 60_000, path="/v2/repository/index"),
     "JSON of one string": lambda: request(
         b'{"id":"' + b"a" * 31_000_000 + b'"}', path=INFER, kind="application/json", gz=True
     ),

@@ -115,7 +115,10 @@ def small(tiny: Path) -> Iterator[Server]:
 def test_server_and_model_metadata(server: Server) -> None:
     checkpoint = load_checkpoint(ROOT / "weights" / "nuclei.safetensors")
     metadata = httpx.get(f"{server.url}/v2").json()
-    assert (metadata["name"], metadata["extensions"]) == ("unet-server", ["binary_tensor_data"])
+    assert (metadata["name"], metadata["extensions"]) == (
+        "unet-server",
+        ["binary_tensor_data", "model_configuration", "statistics"],
+    )
     assert metadata["version"]
     url = f"{server.url}/v2/models/nuclei"
     model = httpx.get(url).json()
@@ -135,11 +138,103 @@ def test_server_and_model_metadata(server: Server) -> None:
     for unknown in (
         f"{url}/versions/1",
         "/v2/models/no-such-model",
-        f"{url}/config",
+        f"{url}/trace",
         "/v2/nowhere",
     ):
         for more in ("", "/ready"):
             assert_rejected(httpx.get(httpx.URL(server.url).join(unknown + more)), 404)
+
+
+def test_index_lists_every_model(server: Server) -> None:
+    """Triton's clients send an empty body. The specification of the extension has `ready`."""
+    url = f"{server.url}/v2/repository/index"
+    until = time.monotonic() + 60
+    while (index := httpx.post(url).json())[1]["state"] == "LOADING":
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert [(each["name"], each["state"]) for each in index] == [
+        ("nuclei", "READY"),
+        ("person", "READY"),
+    ]
+    for each in index:
+        metadata = httpx.get(f"{server.url}/v2/models/{each['name']}").json()
+        assert metadata["versions"] == [each["version"]]
+    assert httpx.post(url, content=b'{"ready": true}').json() == index
+    assert httpx.post(url, json={}).json() == index
+    assert_rejected(httpx.post(url, content=b'{"ready": 1}'), 422, "ready")
+    assert_rejected(httpx.post(url, content=b'{"steady": true}'), 422, "unknown parameter 'steady'")
+    assert_rejected(httpx.post(url, content=b"{"), 422, "Invalid JSON")
+    assert_rejected(httpx.post(url, content=b" " * 20_000), 413)
+
+
+def test_model_that_cannot_be_served_is_in_the_index(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "nuclei.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no checkpoint")
+    with serving(UNET_WEIGHTS_DIR=str(tmp_path)) as server:
+        url = f"{server.url}/v2/repository/index"
+        until = time.monotonic() + 30
+        while (broken := httpx.post(url).json()[0])["state"] == "LOADING":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert (broken["name"], broken["state"]) == ("broken", "UNAVAILABLE")
+        assert broken["reason"]
+        assert "version" not in broken
+        (ready,) = httpx.post(url, json={"ready": True}).json()
+        assert ready["name"] == "nuclei"
+
+
+def test_configuration_has_the_tensors_of_the_metadata(server: Server) -> None:
+    url = f"{server.url}/v2/models/nuclei"
+    metadata, config = httpx.get(url).json(), httpx.get(f"{url}/config").json()
+    assert config == httpx.get(f"{url}/versions/{metadata['versions'][0]}/config").json()
+    assert config["name"] == "nuclei"
+    assert config["max_batch_size"] == 0
+    for ours, theirs in (("inputs", "input"), ("outputs", "output")):
+        assert config[theirs] == [
+            {
+                "name": tensor["name"],
+                "data_type": f"TYPE_{tensor['datatype']}",
+                "dims": tensor["shape"],
+            }
+            for tensor in metadata[ours]
+        ]
+    assert_rejected(httpx.get(f"{url}/versions/1/config"), 404, "unknown version '1'")
+    assert_rejected(httpx.get(f"{server.url}/v2/models/no/config"), 404, "unknown model 'no'")
+
+
+def test_statistics_count_images_and_failures(tiny: Path) -> None:
+    with serving(UNET_WEIGHTS_DIR=str(tiny)) as server:
+        url = f"{server.url}/v2/models/nuclei/stats"
+
+        def read() -> dict[str, Any]:
+            (only,) = httpx.get(url).json()["model_stats"]
+            return only
+
+        first = read()
+        assert (first["name"], first["inference_count"], first["last_inference"]) == (
+            "nuclei",
+            0,
+            0,
+        )
+        assert infer(server, files(PNG, PNG)).status_code == 200
+        assert infer(server, files(b"no image")).status_code == 422
+        post_one = httpx.post(f"{server.url}/segment", content=PNG)
+        assert post_one.status_code == 200
+        assert httpx.post(f"{server.url}/segment", content=b"no image").status_code == 422
+        after = read()
+        assert after["inference_count"] == after["execution_count"] == 3
+        assert abs(after["last_inference"] / 1000 - time.time()) < 60
+        stages = after["inference_stats"]
+        assert stages["fail"]["count"] == 1  # /v2 reads the size of its images first
+        for stage in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
+            assert stages[stage]["count"] == 3
+        parts = sum(stages[stage]["ns"] for stage in ("compute_input", "compute_infer"))
+        assert 0 < stages["compute_infer"]["ns"] < parts
+        assert stages["success"]["ns"] > stages["compute_output"]["ns"] > 0
+        everything = httpx.get(f"{server.url}/v2/models/stats").json()
+        assert everything == {"model_stats": [after]}
+        version = f"{server.url}/v2/models/nuclei/versions/{after['version']}/stats"
+        assert httpx.get(version).json() == everything
 
 
 def test_health_matches_the_probes(tiny: Path) -> None:
@@ -314,7 +409,7 @@ def test_request_may_be_compressed(
     assert np.array_equal(outputs(answer)["mask"], plain)
     for damaged in (compressed[:-9], compressed + b"more", text + data, b""):
         assert_rejected(httpx.post(url, content=damaged, headers=headers), 422, coding)
-    bomb = compress(bytes(33_000_000))
+    bomb = compress(bytes(129_000_000))
     assert_rejected(httpx.post(url, content=bomb, headers=headers), 413, "decompresses")
 
 

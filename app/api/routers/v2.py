@@ -25,7 +25,7 @@ from app.api.v2 import model as tensors
 from app.batching.deadline import Deadline
 from app.errors import ImageError, ImageTooLarge, RequestTooLarge, ResponseTooLarge, UnknownModel
 from app.inference.budget import Allocation, Budget
-from app.inference.registry import ServedModel
+from app.inference.registry import ModelEntry, ServedModel
 from app.inference.segmenter import Prediction
 from app.inference.service import Service
 
@@ -41,11 +41,23 @@ try:
 except metadata.PackageNotFoundError:  # run from a folder that was never installed
     _VERSION = "unknown"
 
+_EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 _PATHS = {
     "model": "/models/{name}",
     "version": "/models/{name}/versions/{version}",
 }
 _MODEL_RESPONSES = {status: PROBLEM_RESPONSES[status] for status in (401, 404, 503, "default")}
+_MAX_INDEX_BODY = 10_000
+"""Bytes of a request for the index of models."""
+_INDEX_BODY = {
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": {"ready": {"type": "boolean"}}}
+            }
+        }
+    }
+}
 _INFER_BODY = {
     "requestBody": {
         "required": True,
@@ -118,7 +130,32 @@ async def server_ready(service: ServiceDep) -> Response:
 @router.get("", summary="Describe the server", responses={401: PROBLEM_RESPONSES[401]})
 async def server_metadata() -> dict[str, Any]:
     """Its name, its version, and the extensions of the protocol that it supports."""
-    return {"name": SERVER_NAME, "version": _VERSION, "extensions": ["binary_tensor_data"]}
+    return {"name": SERVER_NAME, "version": _VERSION, "extensions": _EXTENSIONS}
+
+
+@router.post(
+    "/repository/index",
+    summary="List all models",
+    responses={status: PROBLEM_RESPONSES[status] for status in (401, 413, 422)},
+    openapi_extra=_INDEX_BODY,
+)
+async def repository_index(request: Request, service: ServiceDep) -> list[dict[str, Any]]:
+    """Every model with its version and state: READY, LOADING, or UNAVAILABLE with the reason. The
+    body may be empty; `{"ready": true}` leaves out models that are not served.
+    """
+    body = await read_body(request, _MAX_INDEX_BODY, request.state.allocation)
+    only_ready = codec.parse_index_request(body)
+    models = [_describe_entry(name, entry) for name, entry in service.registry.entries.items()]
+    return [each for each in models if each["state"] == "READY" or not only_ready]
+
+
+@router.get(
+    "/models/stats", summary="Statistics of all models", responses={401: PROBLEM_RESPONSES[401]}
+)
+async def all_statistics(service: ServiceDep) -> dict[str, Any]:
+    """Images and durations of every model that is served."""
+    served = [entry.served for entry in service.registry.entries.values() if entry.served]
+    return {"model_stats": [tensors.describe_statistics(model) for model in served]}
 
 
 @router.get(_PATHS["model"], summary="Describe a model's tensors", responses=_MODEL_RESPONSES)
@@ -133,6 +170,40 @@ async def version_metadata(service: ServiceDep, name: str, version: str) -> dict
     """The same for one version; 404 if another version is served."""
     with _lease_model(service, name, version) as model:
         return tensors.describe_tensors(model)
+
+
+@router.get(
+    _PATHS["model"] + "/config", summary="A model's configuration", responses=_MODEL_RESPONSES
+)
+async def model_config(service: ServiceDep, name: str) -> dict[str, Any]:
+    """The tensors of a model, as Triton's clients read them."""
+    with _lease_model(service, name) as model:
+        return tensors.describe_config(model)
+
+
+@router.get(
+    _PATHS["version"] + "/config", summary="A version's configuration", responses=_MODEL_RESPONSES
+)
+async def version_config(service: ServiceDep, name: str, version: str) -> dict[str, Any]:
+    """The same for one version; 404 if another version is served."""
+    with _lease_model(service, name, version) as model:
+        return tensors.describe_config(model)
+
+
+@router.get(_PATHS["model"] + "/stats", summary="A model's statistics", responses=_MODEL_RESPONSES)
+async def model_statistics(service: ServiceDep, name: str) -> dict[str, Any]:
+    """Images and durations since the model was loaded."""
+    with _lease_model(service, name) as model:
+        return {"model_stats": [tensors.describe_statistics(model)]}
+
+
+@router.get(
+    _PATHS["version"] + "/stats", summary="A version's statistics", responses=_MODEL_RESPONSES
+)
+async def version_statistics(service: ServiceDep, name: str, version: str) -> dict[str, Any]:
+    """The same for one version; 404 if another version is served."""
+    with _lease_model(service, name, version) as model:
+        return {"model_stats": [tensors.describe_statistics(model)]}
 
 
 @router.get(_PATHS["model"] + "/ready", summary="Is a model ready?", responses=_MODEL_RESPONSES)
@@ -293,6 +364,16 @@ def _check_fits_budget(
             f"{what} needs up to {needed / 1e6:.0f} MB of memory, UNET_QUEUE_MB is "
             f"{budget.limit / 1e6:g}; {advice}"
         )
+
+
+def _describe_entry(name: str, entry: ModelEntry) -> dict[str, Any]:
+    """A model in the index of the repository."""
+    if entry.served is not None:
+        version = tensors.model_version(entry.served)
+        return {"name": name, "version": version, "state": "READY"}
+    if entry.error is None:
+        return {"name": name, "state": "LOADING"}
+    return {"name": name, "state": "UNAVAILABLE", "reason": entry.error}
 
 
 def _check_version(model: ServedModel, version: str | None) -> None:

@@ -126,6 +126,12 @@ class OutputTensor:
 # The JSON of a request.
 
 
+class _IndexRequest(ParametersModel):
+    model_config = ConfigDict(strict=True)
+
+    ready: bool = False
+
+
 class _InputParameters(ParametersModel):
     model_config = ConfigDict(strict=True)
 
@@ -232,6 +238,20 @@ def estimate_encode_bytes(shape: Sequence[int], datatype: str, binary: bool) -> 
     if binary:
         return array_bytes(shape, datatype)
     return math.prod(shape) * _BYTES_PER_WRITTEN_VALUE[datatype]
+
+
+def parse_index_request(body: bytes) -> bool:
+    """Whether a request for the index of models asks for those alone that are ready.
+
+    Raises:
+        InvalidRequest: not JSON, or not such a request.
+    """
+    if not body.strip():
+        return False
+    try:
+        return _IndexRequest.model_validate_json(body).ready
+    except ValidationError as error:
+        raise InvalidRequest(describe_validation_error(error.errors()[0])) from None
 
 
 def parse(body: bytes, json_length: int | None = None) -> InferenceRequest:

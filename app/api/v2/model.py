@@ -80,6 +80,65 @@ def describe_tensors(model: ServedModel) -> dict[str, Any]:
     }
 
 
+def describe_config(model: ServedModel) -> dict[str, Any]:
+    """The configuration of a model, as Triton's model configuration extension has it.
+
+    Source: https://github.com/triton-inference-server/server, docs/protocol.
+    """
+    tensors = describe_tensors(model)
+
+    def describe(tensor: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "name": tensor["name"],
+            "data_type": f"TYPE_{tensor['datatype']}",
+            "dims": tensor["shape"],
+        }
+
+    return {
+        "name": tensors["name"],
+        "platform": tensors["platform"],
+        "backend": tensors["platform"],
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": 0,  # `dims` include the dimension of the batch
+        "input": [describe(tensor) for tensor in tensors["inputs"]],
+        "output": [describe(tensor) for tensor in tensors["outputs"]],
+    }
+
+
+def describe_statistics(model: ServedModel) -> dict[str, Any]:
+    """The statistics of a model since it was loaded, as Triton's statistics extension has them.
+
+    An image counts as an inference, and as an execution too: its windows share batches with those
+    of other images, and no batch belongs to one request.
+    """
+    done = model.statistics
+
+    def duration(count: int, seconds: float) -> dict[str, int]:
+        return {"count": count, "ns": round(seconds * 1e9)}
+
+    def stages(*names: str) -> dict[str, int]:
+        return duration(done.images, sum(done.stage_seconds[name] for name in names))
+
+    return {
+        "name": model.checkpoint.name,
+        "version": model_version(model),
+        "last_inference": round(done.last * 1000),
+        "inference_count": done.images,
+        "execution_count": done.images,
+        "inference_stats": {
+            "success": duration(done.images, done.seconds),
+            "fail": duration(done.failures, done.failure_seconds),
+            "queue": stages("queue"),
+            "compute_input": stages("decode"),
+            "compute_infer": stages("infer"),
+            "compute_output": stages("stitch", "encode"),
+            "cache_hit": duration(0, 0),
+            "cache_miss": duration(0, 0),
+        },
+        "batch_stats": [],
+    }
+
+
 def read_inference(model: ServedModel, request: codec.InferenceRequest) -> Inference:
     """Check a request against its model.
 

@@ -15,7 +15,7 @@ import math
 import re
 import time
 import urllib.parse
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias, TypeVar
 
@@ -32,7 +32,7 @@ from unet_client.proxies import choose_proxy
 from unet_client.results import SegmentationResult
 
 ResultT = TypeVar("ResultT")
-QueryValue: TypeAlias = str | int | float | bool
+QueryValue: TypeAlias = str | int | float | bool | Sequence[str]
 Outcome: TypeAlias = SegmentationResult | UnetClientError | OSError
 
 _RETRIED = (429, 503)

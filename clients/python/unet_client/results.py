@@ -19,7 +19,7 @@ class SegmentationResult:
     """The response of the service to one image.
 
     Attributes:
-        content: the body: a PNG, or JSON with `output="polygons"`.
+        content: the body: a PNG, or GeoJSON with `output="polygons"`.
         headers: the HTTP headers; names are case-insensitive.
     """
 
@@ -45,8 +45,7 @@ class SegmentationResult:
         """
         if not self._is_json:
             raise ValueError('the result is an image; request polygons with output="polygons"')
-        (image,) = json.loads(self.content)["images"]
-        polygons: dict[str, Any] = image["polygons"]
+        polygons: dict[str, Any] = json.loads(self.content)
         return polygons
 
     @property
@@ -57,4 +56,4 @@ class SegmentationResult:
     @property
     def _is_json(self) -> bool:
         content_type: str = self.headers.get("content-type", "")
-        return content_type.startswith("application/json")
+        return content_type.startswith("application/geo+json")

@@ -100,8 +100,8 @@ def test_palette_png_is_read_as_class_indices() -> None:
 
 
 def test_polygons_are_read_as_geojson() -> None:
-    content = b'{"images": [{"polygons": {"type": "FeatureCollection", "features": []}}]}'
-    polygons = result(content, "application/json")
+    content = b'{"type": "FeatureCollection", "features": []}'
+    polygons = result(content, "application/geo+json")
     assert polygons.polygons() == {"type": "FeatureCollection", "features": []}
     with pytest.raises(ValueError, match=r"\.polygons\(\)"):
         polygons.image()

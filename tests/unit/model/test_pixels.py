@@ -138,3 +138,65 @@ def test_spread_fills_sixteen_bits_by_blocks_as_at_once() -> None:
 def test_spread_takes_the_largest_range_of_float64() -> None:
     most = np.finfo(np.float64).max
     assert spread(np.array([[-most, 0.0, most]])).tolist() == [[0, 32768, 65535]]
+
+
+SMOOTH = (np.add.outer(np.arange(128), np.arange(128)) / 254).astype(np.float32)
+
+
+def test_hot_pixels_do_not_change_the_others() -> None:
+    plain = spread(SMOOTH).astype(int)
+    for amount in (3.0, 1e6, -1e6, 1e30):
+        damaged = SMOOTH.copy()
+        damaged[5:8, 5], damaged[60, 60:64] = amount, 2 * amount
+        assert np.abs(spread(damaged) - plain).max() <= 800  # the median of the neighbours
+        assert np.median(np.abs(spread(damaged) - plain)) == 0
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.7])
+@pytest.mark.parametrize("value", [np.nan, -np.inf, -9999.0, -3.4028234663852886e38, 1e20])
+def test_missing_data_are_black_and_do_not_change_the_others(value: float, share: float) -> None:
+    rows = max(1, int(128 * share))
+    damaged = np.vstack([np.full((rows, 128), value, np.float32), SMOOTH])
+    for inverted in (False, True):
+        pixels = spread(damaged, inverted=inverted)
+        assert (pixels[:rows] == 0).all()
+        assert (pixels[rows:] == spread(SMOOTH, inverted=inverted)).all()
+
+
+def test_a_value_that_a_tag_names_is_missing_wherever_it_lies() -> None:
+    damaged = SMOOTH.copy()
+    damaged[:40] = 0.5
+    assert (spread(damaged, nodata=0.5)[:40] == 0).all()
+    assert (spread(damaged)[:40] > 0).all()
+    values = np.arange(400, dtype=np.int32).reshape(20, 20) * 1000
+    assert spread(values, nodata=7000.0)[0, 7] == 0
+    assert (spread(values, nodata=1e300) == spread(values)).all()  # no value of this type
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.uint32, np.uint64])
+def test_the_full_range_of_a_type_keeps_its_order(dtype: type) -> None:
+    limits = np.iinfo(dtype)
+    step = (int(limits.max) - int(limits.min)) / 4095
+    steps = [min(int(limits.max), int(limits.min) + round(step * i)) for i in range(4096)]
+    values = np.array(steps, dtype).reshape(64, 64)
+    pixels = spread(values)
+    assert (np.diff(pixels.ravel().astype(int)) >= 0).all()
+    assert (pixels[0, 0], pixels[-1, -1]) == (0, 65535)
+
+
+def test_integers_that_fit_into_sixteen_bits_do_so_beside_hot_pixels() -> None:
+    values = np.arange(64 * 64, dtype=np.int32).reshape(64, 64)
+    damaged = values.copy()
+    damaged[3, 3], damaged[40, 40] = 2**31 - 1, -(2**31)
+    pixels = spread(damaged)
+    same = damaged == values
+    assert (pixels[same] == values[same]).all()
+    assert abs(int(pixels[40, 40]) - 40 * 65) <= 66
+
+
+def test_constant_images_are_black_and_two_values_stay_apart() -> None:
+    assert (spread(np.full((9, 9), 0.5)) == 0).all()
+    assert (spread(np.full((9, 9), -3, np.int16)) == 0).all()
+    binary = np.zeros((128, 128), np.float32)
+    binary[:3, :4] = 1e9
+    assert (spread(binary) == binary.clip(0, 1) * 65535).all()

@@ -1,29 +1,72 @@
-"""Outlines are closed, have the right area and position, and include holes and parts."""
+"""GeoJSON features: their geometry, their properties, and what QuPath reads of them."""
 
 from __future__ import annotations
 
+import json
+import math
+from typing import Any
+
 import numpy as np
+from shapely.geometry import shape
 
-from model.polygons import label_components, to_features
+from model.arrays import AnyArray
+from model.measurements import measure_objects
+from model.polygons import encode_polygons
 from tests.conftest import nuclei
+from tests.objects import make_objects
+
+CLASSES, COLORS = ("background", "nucleus"), ((0, 0, 0), (255, 64, 129))
 
 
-def compute_area(ring: list[list[float]]) -> float:
-    """Apply the shoelace formula; positive if counter-clockwise with y upwards."""
-    x, y = np.array(ring).T
-    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
+def collect(labels: AnyArray, object_type: str = "detection") -> list[dict[str, Any]]:
+    objects = make_objects(labels)
+    columns = measure_objects(objects, np.full(labels.shape, 3, np.uint8))
+    content = encode_polygons(objects, CLASSES, COLORS, columns, object_type)
+    document = json.loads(content)
+    assert document["type"] == "FeatureCollection"
+    features: list[dict[str, Any]] = document["features"]
+    return features
+
+
+def read_like_qupath(feature: dict[str, Any]) -> dict[str, Any]:
+    """Read a feature by the rules of QuPath 0.4 and later.
+
+    From its `QuPathTypeAdapters` and `GsonTools.PathClassTypeAdapter`: an `objectType` that it does
+    not know becomes an annotation; a classification needs a name and a color of three integers;
+    measurements are a map of names to numbers, where nothing else can be cast; a name is a string.
+    """
+    properties = feature["properties"]
+    assert properties["objectType"] in ("annotation", "detection", "cell", "tile")
+    classification = properties["classification"]
+    assert isinstance(classification["name"], str)
+    assert len(classification["color"]) == 3
+    assert all(type(value) is int and 0 <= value <= 255 for value in classification["color"])
+    assert isinstance(properties["name"], str)
+    for name, value in properties["measurements"].items():
+        assert isinstance(name, str)
+        assert type(value) in (int, float)
+        assert math.isfinite(value)
+    geometry = feature["geometry"]
+    assert geometry["type"] in ("Polygon", "MultiPolygon")
+    if geometry["type"] == "MultiPolygon":
+        assert len(geometry["coordinates"]) > 1
+    return {
+        "type": properties["objectType"],
+        "class": classification["name"],
+        "roi": shape(geometry),
+        "measurements": properties["measurements"],
+    }
 
 
 def test_square_in_the_corner_has_closed_ring_and_properties() -> None:
     labels = np.zeros((8, 9), np.int32)
     labels[:4, :4] = 1
-    probability = np.full(labels.shape, 0.75, np.float32)
-    (feature,) = to_features(labels, probability, "nucleus")
+    (feature,) = collect(labels)
     assert feature["type"] == "Feature"
+    assert feature["id"] == 1
     assert feature["bbox"] == [0, 0, 4, 4]
-    assert feature["properties"]["area"] == 16
-    assert feature["properties"]["score"] == 0.75
-    assert feature["properties"]["classification"] == {"name": "nucleus"}
+    properties = feature["properties"]
+    assert (properties["class"], properties["area"], properties["score"]) == ("nucleus", 16, 0.75)
     (ring,) = feature["geometry"]["coordinates"]
     assert ring[0] == ring[-1]
     assert np.min(ring) == 0
@@ -35,41 +78,30 @@ def test_object_with_hole_and_two_parts_is_a_multipolygon() -> None:
     labels[2:12, 2:12] = 1
     labels[5:9, 5:9] = 0
     labels[20:25, 20:25] = 1
-    (feature,) = to_features(labels, labels.astype(np.float32), "x")
+    (feature,) = collect(labels)
     assert feature["geometry"]["type"] == "MultiPolygon"
-    first, second = feature["geometry"]["coordinates"]
-    assert [len(first), len(second)] == [2, 1]
-    outer, hole = first
-    assert (
-        compute_area(outer) * compute_area(hole) < 0
-    )  # they wind in opposite directions (RFC 7946, 3.1.6)
-    total = abs(compute_area(outer)) - abs(compute_area(hole)) + abs(compute_area(second[0]))
-    assert abs(total - feature["properties"]["area"]) < 6  # corners are cut
+    assert sorted(map(len, feature["geometry"]["coordinates"])) == [1, 2]
+    assert feature["bbox"] == [2, 2, 25, 25]
+    assert shape(feature["geometry"]).area == feature["properties"]["area"] == 100 - 16 + 25
 
 
-def test_outlines_of_nuclei_match_their_area_and_position() -> None:
-    _, labels = nuclei(120, 150, seed=3)
-    features = to_features(labels, (labels > 0).astype(np.float32), "nucleus")
-    present = [label for label in np.unique(labels) if label]
-    assert len(features) == len(present)
-    for label, feature in zip(present, features, strict=True):
-        if feature["geometry"]["type"] != "Polygon":
-            continue
-        rows, columns = np.nonzero(labels == label)
-        rings = feature["geometry"]["coordinates"]
-        inside = abs(compute_area(rings[0])) - sum(abs(compute_area(ring)) for ring in rings[1:])
-        assert abs(inside - len(rows)) <= 0.1 * len(rows) + 3
-        x, y = np.array(rings[0]).mean(axis=0)
-        assert abs(x - columns.mean() - 0.5) < 3
-        assert abs(y - rows.mean() - 0.5) < 3
+def test_qupath_reads_every_object_with_its_measurements() -> None:
+    labels = np.unique(nuclei(120, 150, seed=3)[1], return_inverse=True)[1].reshape(120, 150)
+    features = collect(labels)
+    assert len(features) == labels.max()
+    for label, feature in enumerate(features, start=1):
+        read = read_like_qupath(feature)
+        assert (read["type"], read["class"]) == ("detection", "nucleus")
+        assert read["roi"].is_valid
+        assert read["roi"].area == (labels == label).sum() == read["measurements"]["area_px"]
+        assert read["measurements"]["mean_intensity_1"] == 3
+        assert read["measurements"]["score"] == 0.75
+
+
+def test_regions_can_be_annotations() -> None:
+    (feature,) = collect(np.ones((2, 2), int), "annotation")
+    assert read_like_qupath(feature)["type"] == "annotation"
 
 
 def test_empty_label_map_has_no_features() -> None:
-    empty = np.zeros((5, 5), np.int32)
-    assert to_features(empty, empty.astype(np.float32), "x") == []
-    assert label_components(empty > 0).max() == 0
-
-
-def test_components_are_8_connected() -> None:
-    mask = np.eye(4, dtype=bool)
-    assert label_components(mask).max() == 1
+    assert collect(np.zeros((5, 5), np.int32)) == []

@@ -106,6 +106,22 @@ def test_few_bright_pixels_stay_visible() -> None:
     assert prepare(image, PERCENTILE)[50, 50, 0] == 255
 
 
+@pytest.mark.parametrize("hot", [3000, 65535])
+@pytest.mark.parametrize("side", [64, 128])
+def test_hot_pixels_of_16_bits_do_not_change_the_others(side: int, hot: int) -> None:
+    """In a small image they are more than the upper percentile leaves out."""
+    image = nuclei(side, side)[0].astype(np.uint16) * 4
+    damaged = image.copy()
+    places = np.random.default_rng(0).permutation(image.size)[:10]
+    damaged.flat[places] = hot
+    for percentiles in ((0.2, 99.8), (0, 100)):
+        config = PreprocessConfig(intensity="percentile", percentiles=percentiles)
+        plain, pixels = prepare(image, config), prepare(damaged, config)
+        same = (damaged == image)[:, :, None] & np.ones(3, bool)
+        assert np.abs(pixels.astype(int) - plain)[same].max() <= 8
+        assert pixels[~same].mean() < plain.max() / 2
+
+
 def test_lower_percentile_below_1_keeps_the_shades_of_few_dark_nuclei() -> None:
     smear = np.full((100, 100), 180, np.uint8)
     smear[:1, :40], smear[1:2, :60] = 60, 120  # nuclei and cytoplasm: 1% of the image

@@ -109,7 +109,7 @@ def test_timeout_header_must_be_positive_and_finite(app: FastAPI, value: str) ->
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
-        ("treshold=1", "unknown parameter 'treshold'; available: model, threshold, output"),
+        ("treshold=1", "unknown parameter 'treshold'; available: model, threshold, output, page"),
         ("threshold=1&threshold=1", "threshold is given 2 times; send it once"),
         ("threshold=2", "query.threshold: Input should be less than or equal to 1, not '2'"),
     ],

@@ -259,6 +259,31 @@ def test_rest_of_a_rejected_body_is_read_within_bounds(
     assert ((b"connection", b"close") in sent[0]["headers"]) == closes
 
 
+def test_response_is_complete_before_more_of_a_rejected_body_is_read() -> None:
+    events: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        events.append("read")
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b".", "more_body": True}
+
+    async def send(message: Any) -> None:
+        events.append(f"{message['type'].rpartition('.')[2]} {message.get('more_body')}")
+
+    async def reject(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": []})
+        await send({"type": "http.response.body", "body": b"too large"})
+
+    middleware = LingeringCloseMiddleware(reject, seconds=0.05, seconds_after=0.05)
+    asyncio.run(
+        middleware({"type": "http", "headers": [(b"content-length", b"50")]}, receive, send)
+    )
+    sent = [event for event in events if event != "read"]
+    assert sent == ["start None", "body True", "body False"]
+    assert events.index("body True") < len(events) - 2  # bytes are read in between
+    assert events[-1] == "body False"
+
+
 def test_response_is_sent_in_chunks_while_it_is_allocated() -> None:
     budget = Budget(100, "bytes", lambda: None)
     used: list[tuple[bytes, float]] = []

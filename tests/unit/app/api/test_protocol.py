@@ -183,6 +183,38 @@ def test_halves_of_an_empty_line_before_a_request_are_skipped() -> None:
     run(client, echo_app)
 
 
+OLD = b"GET /old HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
+
+
+def test_connection_of_http_1_0_is_kept_alive_if_its_client_asks() -> None:
+    received = exchange(OLD + OLD + OLD.replace(b"Keep-Alive", b"close") + OLD)
+    assert received.count(b"</old 0>") == 3
+    first, second, last = received.lower().split(b"http/1.1 200 ok")[1:]
+    assert b"connection: keep-alive" in first
+    assert b"connection: keep-alive" in second
+    assert b"connection: close" in last
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET / HTTP/1.0\r\n\r\n", OLD.replace(b"Keep-Alive", b"keep-alive, close")]
+)
+def test_connection_of_http_1_0_is_closed_otherwise(head: bytes) -> None:
+    received = exchange(head + OLD)
+    assert received.count(b"HTTP/1.1 200 ") == 1
+    assert b"connection: close" in received.lower()
+
+
+def test_response_without_a_length_closes_a_connection_of_http_1_0() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    received = exchange(OLD + OLD, app=app)
+    assert received.count(b"HTTP/1.1 200 ") == 1
+    assert b"connection: close" in received.lower()
+    assert received.endswith(b"\r\n\r\nok")
+
+
 def with_fields(number: int, size: int = 1) -> bytes:
     return CLOSE[:-2] + (b"X: " + b"a" * size + b"\r\n") * number + b"\r\n"
 

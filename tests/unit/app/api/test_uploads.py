@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -13,8 +12,14 @@ from typing import Any
 import pytest
 from fastapi import Request
 
-from app.api.routers.segment import unique_names
-from app.api.uploads import Upload, check_not_empty, read_body, read_uploads, safe_stem
+from app.api.uploads import (
+    Form,
+    Upload,
+    check_not_empty,
+    read_body,
+    read_form,
+    read_uploads,
+)
 from app.errors import InvalidRequest, UploadTooLarge
 from app.inference.budget import Budget
 
@@ -63,17 +68,15 @@ def test_name_is_utf_8_whatever_charset_is_declared() -> None:
     body = part(b"x", 'name="file"; filename="Zellkörper.png"'.encode()) + END
     for charset in ("punycode", "utf-16", "idna", "unknown"):
         kind = f"multipart/form-data; boundary=B; charset={charset}"
-        assert upload(body, content_type=kind) == [Upload("Zellkörper", b"x")]
+        assert upload(body, content_type=kind) == [Upload("Zellkörper", b"x", "Zellkörper.png")]
     latin = part(b"x", 'name="file"; filename="Zellkörper.png"'.encode("latin-1")) + END
-    assert upload(latin) == [Upload("Zellk_rper", b"x")]
+    assert upload(latin) == [Upload("Zellk_rper", b"x", "Zellk_rper.png")]
 
 
 @pytest.mark.parametrize(
     ("disposition", "detail"),
     [
-        (b'name="file"', "has no file name"),
         (b'name="other"; filename="a"', "unknown form field 'other'"),
-        (b'filename="a"', "a part has no name"),
         (b"name=" + b"x" * 5000, "header size"),
         (b'name="file"\r\n' + b"X: y\r\n" * 20, "header count"),
     ],
@@ -133,42 +136,96 @@ def test_body_is_inflated_whatever_chunks_it_arrives_in(size: int) -> None:
     assert asyncio.run(read()) == plain
 
 
-def test_many_equal_names_are_numbered_in_linear_time() -> None:
-    start = time.perf_counter()
-    names = unique_names([Upload("a", b"")] * 20_000)
-    assert len(set(names)) == 20_000
-    assert time.perf_counter() - start < 1
+def test_file_needs_content() -> None:
+    with pytest.raises(InvalidRequest, match="empty file"):
+        check_not_empty(b"")
+    check_not_empty(b".")
+
+
+IMAGE = b"\x89PNG\r\n\x1a\n and more"
 
 
 @pytest.mark.parametrize(
-    ("filename", "stem"),
+    "kind",
     [
-        ("cell.png", "cell"),
-        ("../../etc/passwd", "passwd"),
-        ("C:\\images\\cell 1.tif", "cell 1"),
-        ("a/b/", "b"),
-        ("..", ""),
-        ("", ""),
-        (".hidden", "hidden"),
-        ("zell\u0000\n.png", "zell__"),
-        ("Zellkörper_αβ.png", "Zellkörper_αβ"),
-        ("x" * 500 + ".png", "x" * 120),
-        ('quo"te.png', "quo_te"),
+        *(
+            "",
+            "application/octet-stream",
+            "binary/octet-stream",
+            "application/x-www-form-urlencoded",
+        ),
+        *(
+            "image/png",
+            "image/tiff",
+            "image/*",
+            "text/plain; charset=utf-8",
+            "application/json",
+            "?",
+        ),
     ],
 )
-def test_stem_is_safe_as_a_file_name(filename: str, stem: str) -> None:
-    assert safe_stem(filename) == stem
+def test_raw_body_is_taken_whatever_its_content_type(kind: str) -> None:
+    assert upload(IMAGE[:5], IMAGE[5:], content_type=kind) == [Upload("", IMAGE)]
 
 
-def test_equal_names_are_numbered() -> None:
-    uploads = [Upload(name, b"") for name in ("a", "A", "a", "", "", "errors", "a-2")]
-    names = unique_names(uploads)
-    assert len({name.lower() for name in names}) == len(uploads)
-    assert names[0] == "a"
-    assert "errors" not in names
+def test_empty_body_is_invalid() -> None:
+    with pytest.raises(InvalidRequest, match="the body is empty"):
+        upload(content_type="image/png")
 
 
-def test_empty_file_is_invalid() -> None:
-    with pytest.raises(InvalidRequest, match="empty file"):
-        check_not_empty(Upload("a", b""))
-    check_not_empty(Upload("a", b"."))
+@pytest.mark.parametrize("body", [IMAGE, b"{}", b"--C\r\n", b"file=x"])
+def test_body_that_is_not_multipart_as_declared_is_named_as_such(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="does not begin with --B, its boundary"):
+        upload(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"--", b"--B", part(b"x"), part(b"x") + b"--B-"])
+def test_incomplete_form_is_invalid(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="incomplete"):
+        upload(body)
+
+
+def test_form_may_begin_with_an_empty_line_and_end_with_more() -> None:
+    assert upload(b"\r\n" + part(b"x") + END + b"\r\n")[0].data == b"x"
+
+
+@pytest.mark.parametrize(
+    "disposition", [b'name="file"', b'filename="a.png"', b"", b'name=file; filename=""']
+)
+def test_part_without_a_name_is_a_file(disposition: bytes) -> None:
+    (only,) = upload(part(b"x", disposition) + END)
+    assert only.data == b"x"
+
+
+def test_part_without_a_disposition_is_a_file() -> None:
+    assert upload(b"--B\r\nContent-Type: image/png\r\n\r\nx\r\n" + END) == [Upload("", b"x")]
+
+
+def read_with_fields(*parts: bytes) -> Form:
+    async def read() -> Form:
+        with Budget(1e9, "MB", lambda: None).allocate() as allocation:
+            body = request([*parts, END], FORM)
+            return await read_form(body, 10_000_000, allocation, fields=("om", "model"))
+
+    return asyncio.run(read())
+
+
+def test_fields_that_are_expected_are_read() -> None:
+    form = read_with_fields(
+        part(b"true", b'name="om"'), part(b"x"), part(b"pers\xff", b"name=model")
+    )
+    assert form == Form([Upload("a", b"x", "a.png")], {"om": "true", "model": "pers\ufffd"})
+
+
+@pytest.mark.parametrize(
+    ("parts", "detail"),
+    [
+        ([part(b"true", b'name="om"')] * 2, "om is given twice"),
+        ([part(b"x" * 1001, b'name="om"')], "om has more than 1000 bytes"),
+        ([part(b"x", b'name="url"')], "unknown form field 'url'; .*fields are om, model"),
+        ([part(b"x", b'name="om"')], "no part named 'file'"),
+    ],
+)
+def test_fields_are_checked(parts: list[bytes], detail: str) -> None:
+    with pytest.raises(InvalidRequest, match=detail):
+        read_with_fields(*parts)

@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 
 from app import cli
 from app.cli import segment as local
@@ -150,3 +152,37 @@ def test_mistake_is_one_line_before_a_model_is_loaded(
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line
     assert not Path("masks").exists()
+
+
+def write_stack(path: Path, pages: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    planes = np.stack([nuclei(60, 70, seed)[0] for seed in range(pages)])
+    tifffile.imwrite(path, planes, photometric="minisblack")
+
+
+def test_each_page_of_a_stack_has_a_mask_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    write_stack(Path("in/a.tif"), 3)
+    Path("in/b.png").write_bytes(encode(nuclei(60, 70)[0]))
+    assert cli.main(["segment", "in", "-o", "out"]) == 1
+    assert "in/a.tif: the image has 3 pages: send page=0 to page=2" in capsys.readouterr().err
+    assert written() == ["b.png"]
+    assert cli.main(["segment", "in", "-o", "out", "--page", "all"]) == 0
+    assert written() == ["a-page0.png", "a-page1.png", "a-page2.png", "b.png"]
+    assert cli.main(["segment", "in/a.tif", "-o", "one.png", "--page", "2"]) == 0
+    assert Path("one.png").read_bytes() == Path("out/a-page2.png").read_bytes()
+    Path("out/a-page1.png").unlink()
+    Path("out/b.png").write_bytes(b"kept")
+    assert cli.main(["segment", "in", "-o", "out", "--page", "all", "--skip-existing"]) == 0
+    assert written() == ["a-page0.png", "a-page1.png", "a-page2.png", "b.png"]
+    assert Path("out/b.png").read_bytes() == b"kept"
+
+
+def test_a_channel_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    planes = np.stack([np.zeros((60, 70), np.uint8), nuclei(60, 70)[0]])
+    tifffile.imwrite("a.tif", planes, imagej=True)
+    assert cli.main(["segment", "a.tif", "-o", "a.png"]) == 1
+    assert "has 2 channels: send channel=0 to channel=1" in capsys.readouterr().err
+    assert cli.main(["segment", "a.tif", "-o", "a.png", "--channel", "1"]) == 0
+    for flag, value in (("--channel", "-1"), ("--page", "x")):
+        with pytest.raises(SystemExit):
+            cli.main(["segment", "a.tif", f"{flag}={value}"])

@@ -7,14 +7,22 @@ import io
 import random
 import resource
 import zlib
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import pillow_heif
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
-from app.errors import CorruptImage, ImageTooLarge, ServiceError, UnsupportedImage
+from app.errors import (
+    CorruptImage,
+    ImageTooLarge,
+    ServiceError,
+    UnsupportedImage,
+    WrongSelection,
+)
 from app.imaging import decode
 from tests.conftest import encode, nuclei, set_tag, tiff
 
@@ -27,8 +35,9 @@ GREY = RNG.integers(0, 256, (20, 30), np.uint8)
 DEEP_RGB = RNG.integers(0, 65536, (20, 30, 3)).astype(np.uint16)
 
 
-def read(data: bytes) -> np.ndarray:
-    return decode.decode(data, decode.inspect(data, max_pixels=LIMIT))
+def read(data: bytes, page: int | None = None, channel: int | None = None) -> np.ndarray:
+    header = decode.inspect(data, max_pixels=LIMIT, page=page, channel=channel)
+    return decode.decode(data, header)
 
 
 def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -61,8 +70,8 @@ def test_a_format_that_is_not_accepted_and_no_image_differ() -> None:
 
 
 def test_a_tiff_of_a_kind_that_is_not_accepted_is_named() -> None:
-    data = tiff(GREY, t259=34934)
-    with pytest.raises(UnsupportedImage, match=r"^a TIFF with the compression JPEGXR .*; send"):
+    data = tiff(GREY, t259=34677)
+    with pytest.raises(UnsupportedImage, match=r"^a TIFF with the compression SGILOG24 .*; send"):
         decode.inspect(data, max_pixels=LIMIT)
 
 
@@ -71,6 +80,75 @@ def test_a_tiff_whose_decoder_would_need_too_much_is_rejected_by_its_tags() -> N
     with pytest.raises(ImageTooLarge, match="24 bytes each"):
         decode.inspect(tiff(wide, 2), max_pixels=600)
     assert decode.inspect(tiff(wide, 2), max_pixels=1800).width == 30
+
+
+# --- pages and channels ---
+
+
+def stack(pages: int = 3, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    values = np.stack([GREY // (index + 1) for index in range(pages)])
+    tifffile.imwrite(buffer, values, photometric="minisblack", **options)
+    return buffer.getvalue()
+
+
+def test_a_page_of_a_stack_has_to_be_chosen() -> None:
+    data = stack()
+    with pytest.raises(WrongSelection, match=r"has 3 pages: send page=0 to page=2 .* or page=all"):
+        decode.inspect(data, max_pixels=LIMIT)
+    header = decode.inspect(data, max_pixels=LIMIT, page=1)
+    assert (header.pages, header.channels, header.page) == (3, 1, 1)
+    assert (decode.decode(data, header) == GREY // 2).all()
+    for page in (3, -1):
+        with pytest.raises(WrongSelection, match=rf"page={page}: .* 3 pages, page=0 to page=2"):
+            decode.inspect(data, max_pixels=LIMIT, page=page)
+
+
+def test_a_channel_has_to_be_chosen_where_there_is_no_usual_image() -> None:
+    data = stack(2, imagej=True)
+    with pytest.raises(WrongSelection, match="has 2 channels: send channel=0 to channel=1"):
+        decode.inspect(data, max_pixels=LIMIT)
+    assert (read(data, channel=1) == GREY // 2).all()
+    with pytest.raises(WrongSelection, match="channel=2: the image has 2 channels"):
+        decode.inspect(data, max_pixels=LIMIT, channel=2)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
+def test_a_channel_of_a_usual_image_may_be_chosen(format: str) -> None:
+    for channel in range(3):
+        assert (read(encode(RGB, format), channel=channel) == RGB[:, :, channel]).all()
+    assert (read(encode(GREY, format), 0, 0) == GREY).all()
+    for data, channel in ((encode(RGB, format), 3), (encode(GREY, format), 1)):
+        with pytest.raises(WrongSelection, match=f"channel={channel}"):
+            read(data, channel=channel)
+
+
+def test_an_animation_has_one_page_and_says_how_many_frames_it_has() -> None:
+    frames = [Image.fromarray(GREY // (index + 1)) for index in range(3)]
+    for format in ("GIF", "WEBP", "PNG"):
+        data = saved(frames[0], format, save_all=True, append_images=frames[1:])
+        assert decode.inspect(data, max_pixels=LIMIT).pages == 3
+        assert decode.inspect(data, max_pixels=LIMIT, page=0).pages == 3
+        assert decode.count_pages(data, max_pixels=LIMIT) == 1
+        with pytest.raises(WrongSelection, match=r"page=1: .*3 frames"):
+            decode.inspect(data, max_pixels=LIMIT, page=1)
+
+
+def test_pages_are_counted_up_to_the_pixels_of_one_image() -> None:
+    assert decode.count_pages(stack(), max_pixels=1800) == 3
+    with pytest.raises(ImageTooLarge, match="3 pages"):
+        decode.count_pages(stack(), max_pixels=1799)
+    assert decode.inspect(stack(), max_pixels=600, page=2).width == 30
+
+
+def test_a_stack_that_was_cut_off_is_read_where_its_page_is_chosen() -> None:
+    whole = saved(
+        Image.fromarray(GREY), "TIFF", save_all=True, append_images=[Image.fromarray(GREY // 2)]
+    )
+    cut = whole[:-200]  # within the second page
+    with pytest.raises((WrongSelection, CorruptImage)):
+        read(cut)
+    assert (read(cut, 0) == GREY).all()
 
 
 # --- orientation and reduced decoding ---
@@ -187,7 +265,8 @@ def test_damage_is_an_image_error_and_takes_no_memory(kind: str) -> None:
     """150 random damages; none may raise another exception, or take memory beyond the limit."""
     rng = random.Random(kind)
     whole = kinds()[kind]
-    assert read(whole).shape[:2] in ((40, 50), (50, 40))
+    page = 0 if kind == "TIFF pages" else None
+    assert read(whole, page).shape[:2] in ((40, 50), (50, 40))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(150):
         data = damaged(whole, rng)
@@ -195,7 +274,7 @@ def test_damage_is_an_image_error_and_takes_no_memory(kind: str) -> None:
             data = with_right_sums(data)
         enough = (8, 8) if rng.random() < 0.3 else None
         try:
-            header = decode.inspect(data, max_pixels=1_000_000)
+            header = decode.inspect(data, max_pixels=1_000_000, page=page)
             pixels = decode.decode(data, header, at_least=enough)
         except ServiceError:
             continue
@@ -248,6 +327,25 @@ def test_compressed_metadata_takes_no_memory(kind: bytes, depth: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with contextlib.suppress(CorruptImage):
         assert (read(plain[:33] + chunk + plain[33:]) == image).all()
+    assert memory_growth(before) < 100_000
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, imagecodecs.zstd_encode])
+def test_a_second_compression_that_unpacks_to_far_more_takes_no_memory(pack: Any) -> None:
+    """LERC is often compressed again; its codec unpacks whatever is there."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        iter([pack(bytes(200_000_000))]),
+        shape=GREY.shape,
+        dtype=GREY.dtype,
+        photometric="minisblack",
+        compression="lerc",
+        metadata=None,
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CorruptImage):
+        read(buffer.getvalue())
     assert memory_growth(before) < 100_000
 
 

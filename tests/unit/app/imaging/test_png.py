@@ -45,11 +45,12 @@ def test_sixteen_bits_come_back() -> None:
     assert (np.asarray(opened(png.encode_grey16(wide))) == wide).all()
 
 
-def test_colours_come_back() -> None:
-    assert (np.asarray(opened(png.encode_rgb(RGB))) == RGB).all()
+def test_pictures_come_back() -> None:
+    assert (np.asarray(opened(png.encode_picture(GREY))) == GREY).all()
+    assert (np.asarray(opened(png.encode_picture(RGB))) == RGB).all()
     rgba = np.dstack([RGB, GREY])
-    assert (np.asarray(opened(png.encode_rgba(rgba))) == rgba).all()
-    assert (imagecodecs.png_decode(png.encode_rgba(rgba)) == rgba).all()
+    assert (np.asarray(opened(png.encode_picture(rgba))) == rgba).all()
+    assert (imagecodecs.png_decode(png.encode_picture(rgba)) == rgba).all()
 
 
 def test_a_mask_takes_few_bytes() -> None:

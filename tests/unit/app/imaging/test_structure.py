@@ -248,6 +248,20 @@ def test_directory_outside_a_big_tiff_is_corrupt() -> None:
         check_structure(b"II+\0\x08\0\0\0" + struct.pack("<Q", 1 << 63))
 
 
+def test_directories_in_subifds_are_counted() -> None:
+    children = 10_500
+    head = b"II*\0" + struct.pack("<IH", 8, 1)
+    array_at = len(head) + 12 + 4
+    first = array_at + 4 * children
+    data = head + struct.pack("<HHII", 330, 4, children, array_at) + bytes(4)
+    data += struct.pack(f"<{children}I", *(first + 6 * index for index in range(children)))
+    data += bytes(6 * children)  # directories without tags
+    with pytest.raises(ImageTooLarge, match="more than 10000 directories"):
+        check_structure(data)
+    looping = head + struct.pack("<HHII", 330, 4, 1, 8) + bytes(4)
+    check_structure(looping)
+
+
 def test_loop_of_tiff_directories_ends() -> None:
     check_structure(b"II*\0" + struct.pack("<IHI", 8, 0, 8))
 
@@ -362,8 +376,8 @@ def test_real_file_passes(make: Callable[[], bytes]) -> None:
     "path",
     [
         path
-        for folder in (FIXTURES, FIXTURES / "formats", ROOT / "app/static/samples")
-        for path in sorted(folder.iterdir())
+        for folder in (FIXTURES, ROOT / "app/static/samples")
+        for path in sorted(folder.rglob("*.*"))
         if path.suffix not in ("", ".txt", ".md")
     ],
     ids=lambda path: path.name,

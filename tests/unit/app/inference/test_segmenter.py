@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
+import io
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,18 +13,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 
 from app.batching.deadline import Deadline
 from app.engine.device_engines import BatchKey
-from app.errors import CorruptImage, DeadlineExceeded, ImageTooLarge, InvalidRequest, QueueFull
+from app.errors import (
+    CorruptImage,
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidRequest,
+    QueueFull,
+    WrongSelection,
+)
+from app.imaging.tiff import encode_tiff
 from app.imaging.workers import shared
 from app.imaging.workers.worker import CallLimit
 from app.inference import steps
-from app.inference.outputs import Options, Output, Segmentation
+from app.inference.outputs import FileFormat, Options, Output, Segmentation
 from app.inference.registry import ServedModel
 from app.inference.segmenter import ImageJob, StageTimer
 from app.inference.service import Service
 from model.arrays import FloatArray
+from model.checkpoint import load_checkpoint, save_checkpoint, update_manifest
+from model.predict import attach_golden
+from model.transforms import stretch_contrast
 from tests.conftest import decode, encode, nuclei, write_tiny
 from tests.in_process import read_metric, with_service
 
@@ -50,6 +64,20 @@ def resized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights folder with a model that resizes images."""
     folder = tmp_path_factory.mktemp("resized")
     write_tiny(folder / "nuclei.safetensors", resize=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder with a model that spreads the contrast of images."""
+    folder = tmp_path_factory.mktemp("spread")
+    path = folder / "nuclei.safetensors"
+    write_tiny(path)
+    own = load_checkpoint(path)
+    preprocess = dataclasses.replace(own.preprocess, intensity="percentile")
+    draft = dataclasses.replace(own, preprocess=preprocess)
+    save_checkpoint(path, attach_golden(draft, PIXELS))
+    update_manifest(path)
     return folder
 
 
@@ -93,6 +121,73 @@ def test_prediction_is_the_mask_of_the_same_image(tiny: Path) -> None:
                 model, PIXELS, Deadline.after(30), probabilities=False
             )
             assert alone.probabilities is None
+
+    with_service(tiny, body)
+
+
+async def segment_with(service: Service, options: Options, data: bytes = IMAGE) -> Segmentation:
+    with service.registry.lease(None) as model:
+        return await service.segmenter.segment(model, data, options, Deadline.after(30))
+
+
+def test_percentiles_of_the_request_replace_those_of_the_model(spread: Path) -> None:
+    outputs = (Output.PREVIEW, Output.PROBABILITY)
+
+    async def body(service: Service) -> None:
+        own = await segment_with(service, Options(outputs))
+        other = await segment_with(service, Options(outputs, percentiles=(20, 80)))
+        assert other.rendered[Output.PROBABILITY] != own.rendered[Output.PROBABILITY]
+        for result, percentiles in ((own, (1.0, 99.8)), (other, (20.0, 80.0))):
+            preview = decode(result.rendered[Output.PREVIEW].content)
+            np.testing.assert_array_equal(preview, stretch_contrast(PIXELS, percentiles))
+
+    with_service(spread, body)
+
+
+def test_measurements_use_the_pixel_size_of_the_file_unless_the_request_has_one(tiny: Path) -> None:
+    data = encode_tiff(PIXELS, 0.5)
+
+    async def body(service: Service) -> None:
+        async def columns(data: bytes, pixel_size: float | None = None) -> str:
+            options = Options((Output.MEASUREMENTS,), 0.0, pixel_size=pixel_size)
+            result = await segment_with(service, options, data)
+            return result.rendered[Output.MEASUREMENTS].content.decode()
+
+        of_file, of_request = await columns(data), await columns(data, 0.25)
+        assert "area_um2" in of_file
+        sizes = [
+            float(next(csv.DictReader(io.StringIO(text)))["area_um2"])
+            for text in (of_file, of_request)
+        ]
+        assert sizes == [PIXELS.size / 4, PIXELS.size / 16]
+        assert "area_px" in await columns(IMAGE)
+
+    with_service(tiny, body)
+
+
+def test_what_a_file_format_cannot_hold_is_an_invalid_request(tiny: Path) -> None:
+    long = encode(np.zeros((1, 16384), np.uint8))
+
+    async def body(service: Service) -> None:
+        options = Options((Output.OVERLAY,), format=FileFormat.WEBP)
+        with pytest.raises(InvalidRequest, match="use format=png"):
+            await segment_with(service, options, long)
+        with pytest.raises(InvalidRequest, match="not for mask"):
+            await segment_with(service, Options(format=FileFormat.WEBP))
+        assert_nothing_held(service)
+
+    with_service(tiny, body)
+
+
+def test_removing_objects_counts_them(tiny: Path) -> None:
+    async def body(service: Service) -> None:
+        whole = await segment_with(service, Options(threshold=0.0))
+        assert whole.objects is None
+        assert whole.coverage == 1
+        kept = await segment_with(service, Options(threshold=0.0, min_area=10))
+        assert (kept.objects, kept.coverage) == (1, 1)
+        removed = await segment_with(service, Options(threshold=0.0, exclude_edges=True))
+        assert (removed.objects, removed.coverage) == (0, 0)
 
     with_service(tiny, body)
 
@@ -264,6 +359,46 @@ def test_size_is_that_of_the_upright_image_and_bounded(tiny: Path) -> None:
                 await service.segmenter.size(large)
 
     with_service(tiny, body, max_megapixels=0.035)
+
+
+def test_pages_and_channels_are_chosen(tiny: Path) -> None:
+    planes = np.stack([np.zeros_like(PIXELS), PIXELS, PIXELS[::-1]])
+
+    async def mask(service: Service, data: bytes, **options: int) -> Segmentation:
+        with service.registry.lease(None) as model:
+            return await service.segmenter.segment(
+                model, data, Options(**options), Deadline.after(30)
+            )
+
+    async def body(service: Service) -> None:
+        plain = await mask(service, IMAGE)
+        assert plain.pages == 1
+        for axes, option in (("ZYX", "page"), ("CYX", "channel")):
+            buffer = io.BytesIO()
+            tifffile.imwrite(buffer, planes, imagej=True, metadata={"axes": axes})
+            data = buffer.getvalue()
+            pages = 3 if option == "page" else 1
+            assert await service.segmenter.count_pages(data) == pages
+            chosen = await mask(service, data, **{option: 1})
+            assert chosen.pages == pages
+            assert chosen.rendered == plain.rendered
+            with pytest.raises(WrongSelection, match=f"3 {option}s: send {option}=0"):
+                await mask(service, data)
+        assert await service.segmenter.count_pages(IMAGE) == 1
+        assert_nothing_held(service)
+
+    with_service(tiny, body)
+
+
+def test_pages_together_have_no_more_pixels_than_one_image(tiny: Path) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((40, 200, 150), np.uint8), photometric="minisblack")
+
+    async def body(service: Service) -> None:
+        with pytest.raises(ImageTooLarge, match=r"40 pages of 1.2 megapixels"):
+            await service.segmenter.count_pages(buffer.getvalue())
+
+    with_service(tiny, body, max_megapixels=1)
 
 
 def test_golden_mask_ignores_the_queue_and_is_not_counted(tiny: Path) -> None:

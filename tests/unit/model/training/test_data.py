@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from app.imaging import decode
@@ -16,6 +17,7 @@ from model.config import PreprocessConfig
 from model.errors import DataError
 from model.training.data import (
     CarvanaDataset,
+    Pair,
     PairedDataset,
     find_pairs,
     open_dataset,
@@ -24,6 +26,7 @@ from model.training.data import (
     split_dataset,
 )
 from model.training.recipe import DataConfig
+from tests.conftest import tiff
 
 
 def save(path: Path, array: AnyArray, **options: Any) -> None:
@@ -269,9 +272,66 @@ def test_jpeg_mask_is_thresholded_if_binary_and_rejected_otherwise(tmp_path: Pat
         read_labels(tmp_path, mask, "instances", name="a.jpg")
 
 
-def test_mask_of_floats_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has mode F; a mask contains integers"):
-        read_labels(tmp_path, Image.fromarray(np.zeros((8, 8), np.float32)), name="a.tif")
+def test_mask_of_fractions_is_rejected(tmp_path: Path) -> None:
+    values = np.arange(64, dtype=np.float32).reshape(8, 8)
+    whole = read_labels(tmp_path, Image.fromarray(values), "instances", name="a.tif")
+    assert np.array_equal(whole, values)
+    with pytest.raises(DataError, match="it has fractions; a mask contains integers"):
+        read_labels(tmp_path, Image.fromarray(values / 2), name="a.tif")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "i2", "u4", "i4", "u8", "f8", ">u2", ">i4"])
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
+def test_tiff_masks_of_every_type_keep_their_labels(
+    tmp_path: Path, dtype: str, compression: str | None
+) -> None:
+    values = (np.arange(64).reshape(8, 8) * 3).astype(dtype)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(values, compression=compression))
+    save(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
+    pair = Pair("a", tmp_path / "a.png", path, "a")
+    assert np.array_equal(read_sample(pair, "instances").labels, values)
+    assert np.array_equal(read_sample(pair).labels, values > 0)
+
+
+def test_label_beyond_31_bits_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(np.full((8, 8), 2**31, np.uint32)))
+    save(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
+    pair = Pair("a", tmp_path / "a.png", path, "a")
+    with pytest.raises(DataError, match=r"a.tif cannot be read: a label is not within"):
+        read_sample(pair, "instances")
+
+
+def write_stack(path: Path, pages: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    tifffile.imwrite(path, pages, photometric="minisblack")
+
+
+def test_stacks_are_split_into_pages_of_one_group(tmp_path: Path) -> None:
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    values = np.arange(3 * 64, dtype=np.uint16).reshape(3, 8, 8)
+    write_stack(images / "a.tif", values)
+    write_stack(masks / "a.tif", values % 5)
+    save(images / "b.png", np.zeros((8, 8), np.uint8))
+    save(masks / "b.png", np.zeros((8, 8), np.uint8))
+    dataset = PairedDataset(find_pairs(images, masks), "instances")
+    assert dataset.ids == ["a-page0", "a-page1", "a-page2", "b"]
+    assert [pair.group for pair in dataset.pairs] == ["a", "a", "a", "b"]
+    for index, sample in enumerate(dataset[:3]):
+        assert np.array_equal(sample.image, values[index])
+        assert np.array_equal(sample.labels, values[index] % 5)
+    (tmp_path / "validation.txt").write_text("a.tif\n")
+    config = DataConfig(validation_list=str(tmp_path / "validation.txt"))
+    training, validation = split_dataset(dataset, config)
+    assert (training.ids, validation.ids) == (["b"], ["a-page0", "a-page1", "a-page2"])
+
+
+def test_stack_and_mask_of_different_lengths_are_rejected(tmp_path: Path) -> None:
+    write_stack(tmp_path / "images" / "a.tif", np.zeros((3, 8, 8), np.uint8))
+    write_stack(tmp_path / "masks" / "a.tif", np.zeros((8, 8), np.uint8))
+    with pytest.raises(DataError, match=r"a.tif has 3 pages, but its mask a.tif has 1"):
+        find_pairs(tmp_path / "images", tmp_path / "masks")
 
 
 def test_two_files_with_the_same_name_are_both_named(tmp_path: Path) -> None:

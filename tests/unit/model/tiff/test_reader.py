@@ -16,7 +16,8 @@ from PIL import Image
 
 from model.errors import DataError
 from model.pixels import decode_image
-from model.tiff import TiffReader, UnsupportedTiff
+from model.tiff.colours import UnsupportedTiff
+from model.tiff.reader import TiffReader
 from model.training.data import read_image
 from tests.conftest import set_tag, tiff
 
@@ -32,9 +33,9 @@ ORDERS: tuple[Order, ...] = ("<", ">")
 
 
 def read(data: bytes) -> np.ndarray:
-    reader = TiffReader(data)
-    pixels = reader.read()
-    layout = reader.layout()
+    image = TiffReader(data).select()
+    pixels = image.read()
+    layout = image.layout()
     assert pixels.shape[:2] == (layout.height, layout.width)
     return pixels
 
@@ -48,7 +49,7 @@ def saved(image: Image.Image, **options: object) -> bytes:
 def damage(data: bytes) -> str:
     """The message of the error that a damaged TIFF raises."""
     try:
-        TiffReader(data).read()
+        TiffReader(data).select().read()
     except UnsupportedTiff as error:
         pytest.fail(f"not damaged, but {error}")
     except ValueError as error:
@@ -141,7 +142,7 @@ def test_samples_of_odd_depths(bits: int) -> None:
     stored = values.astype(bool) if bits == 1 else values
     tifffile.imwrite(buffer, stored, bitspersample=bits, photometric="minisblack")
     top = (1 << bits) - 1
-    expected = np.rint(values * (255 / top)) if bits < 8 else values
+    expected = np.rint(values * ((255 if bits < 8 else 65535) / top))
     assert (read(buffer.getvalue()) == expected).all()
 
 
@@ -227,9 +228,9 @@ def test_ycbcr_at_half_the_resolution_without_jpeg() -> None:
 
 
 def test_a_compression_that_is_not_read_is_named() -> None:
-    for code, name in ((34934, "JPEGXR"), (34677, "SGILOG24"), (12345, "12345")):
+    for code, name in ((34713, "NIKON_NEF"), (34677, "SGILOG24"), (12345, "12345")):
         with pytest.raises(UnsupportedTiff, match=f"with the compression {name}"):
-            TiffReader(tiff(GREY, t259=code))
+            TiffReader(tiff(GREY, t259=code)).select()
 
 
 # --- colours ---
@@ -286,9 +287,6 @@ def test_three_channels_without_a_colour_space_are_rgb() -> None:
 
 
 REJECTED = {
-    "a second channel": (tiff(np.dstack([DEEP] * 2)), "of 2 channels of 16-bit unsigned integers"),
-    "four channels": (tiff(np.dstack([GREY] * 4)), "of 4 channels of 8-bit"),
-    "five channels": (tiff(np.dstack([GREY] * 5), planes=True), "of 5 channels of 8-bit"),
     "complex": (tiff(DEEP.astype("c8")), "of 64-bit complex floats"),
     "a camera's mosaic": (tiff(GREY, t262=32803), "photometric interpretation CFA"),
     "16-bit LAB": (tiff(DEEP_RGB, 8), "of 16-bit unsigned integers in CIELAB"),
@@ -300,14 +298,7 @@ REJECTED = {
 def test_a_kind_that_is_not_read_is_named(kind: str) -> None:
     data, message = REJECTED[kind]
     with pytest.raises(UnsupportedTiff, match=message):
-        TiffReader(data)
-
-
-def test_a_volume_is_rejected() -> None:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, np.zeros((16, 32, 32), np.uint8), volumetric=True, tile=(16, 16, 16))
-    with pytest.raises(UnsupportedTiff, match="of a volume of 16 planes"):
-        TiffReader(buffer.getvalue())
+        TiffReader(data).select()
 
 
 # --- the file ---
@@ -322,18 +313,6 @@ def test_orientation_is_applied(orientation: int, compression: str | None) -> No
         expected = np.asarray(image.convert("RGB"))
     assert read(data).shape == expected.shape
     assert (read(data) == expected).all()
-
-
-def test_the_first_page_is_read() -> None:
-    buffer = io.BytesIO()
-    with tifffile.TiffWriter(buffer) as writer:
-        for page in (DEEP, DEEP // 2, GREY):
-            writer.write(page, photometric="minisblack")
-    assert (read(buffer.getvalue()) == DEEP).all()
-    for options in ({"imagej": True}, {"ome": True}):
-        buffer = io.BytesIO()
-        tifffile.imwrite(buffer, np.stack([DEEP, DEEP // 2]), **options)
-        assert (read(buffer.getvalue()) == DEEP).all()
 
 
 def test_a_tiff_that_ends_early_is_damaged() -> None:
@@ -356,7 +335,9 @@ def test_impossible_tags_are_damage(code: int, value: int) -> None:
     assert damage(set_tag(tiff(DEEP.astype("f8"), compression="zlib"), code, value))
 
 
-@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "webp", "png", "jpegxl", "lerc"])
+@pytest.mark.parametrize(
+    "compression", ["jpeg", "jpeg2000", "webp", "png", "jpegxl", "lerc", "jpegxr"]
+)
 def test_a_strip_that_decodes_to_another_size_is_not_decoded(compression: str) -> None:
     """A TIFF of 16 x 16 pixels whose only strip is an image of 64 x 64."""
     buffer = io.BytesIO()
@@ -374,8 +355,8 @@ def test_training_reads_the_same(tmp_path: Path) -> None:
     path.write_bytes(tiff(DEEP_RGB, 2, compression="lzw"))
     assert (read_image(path) == DEEP_RGB).all()
     assert (decode_image(path.read_bytes()) == DEEP_RGB).all()
-    path.write_bytes(tiff(GREY, t259=34934))
-    with pytest.raises(DataError, match=r"image.tif cannot be read: .*JPEGXR"):
+    path.write_bytes(tiff(GREY, t259=34677))
+    with pytest.raises(DataError, match=r"image.tif cannot be read: .*SGILOG24"):
         read_image(path)
 
 
