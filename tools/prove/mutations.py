@@ -70,13 +70,14 @@ class Trial:
     async def submit(self, name: str, image: bytes) -> bool:
         """Inspect, decode and prepare one image; returns whether it was decoded."""
         start = time.monotonic()
+        page = 1 if name.endswith("pages") else None
         limit = decoding_limit(0, Deadline.never())
         seconds, decoded = limit.seconds, False
         try:
             with self._blocks.borrow() as source, self._blocks.borrow() as pixels:
                 source.write(image)
                 data = EncodedImage(source, len(image))
-                header = await self.pool.call(limit, inspect_image, data, _MAX_PIXELS)
+                header = await self.pool.call(limit, inspect_image, data, _MAX_PIXELS, page)
                 limit = decoding_limit(header["width"] * header["height"], Deadline.never())
                 seconds += limit.seconds
                 await self.pool.call(
