@@ -6,6 +6,7 @@ They run twice: with any model name, which is rarely one that exists, and with t
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -96,7 +97,10 @@ def _run_schemathesis(subject: Subject, config: str, seconds: float) -> dict[str
             "--generation-database=none", "--report=json", "--no-color",
             f"--report-json-path={folder / 'report.json'}",
         ]  # fmt: skip
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}  # for the hooks
+        result = subprocess.run(  # it writes a cache to the current folder
+            command, cwd=folder, env=environment, capture_output=True, text=True
+        )
         if not (folder / "report.json").exists():
             raise RuntimeError(f"schemathesis failed:\n{(result.stdout + result.stderr)[-3000:]}")
         report: dict[str, Any] = json.loads((folder / "report.json").read_text())
