@@ -39,7 +39,7 @@ WORKDIR /srv
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 COPY deploy/healthcheck.py ./
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=3s --start-period=300s --retries=3 \
     CMD ["python", "-I", "/srv/healthcheck.py"]
 CMD ["unet", "serve"]
 

@@ -25,7 +25,7 @@ endif
 EVERYTHING := .venv/ready
 SERVING := $(or $(wildcard $(EVERYTHING)),.venv/ready-to-serve-torch-$(TORCH))
 
-.PHONY: help setup serve test test-unit lint format lock sbom bench prove clean
+.PHONY: help setup serve test test-unit lint format lock sbom bench prove gpu-proof gpu-wheels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -73,8 +73,25 @@ bench: $(SERVING)  ## measure this machine (benchmarks/README.md)
 prove: $(EVERYTHING)  ## attack the service for ten minutes (LONG=1: an hour) and check what docs/reliability.md promises
 	$(BIN)/python -m tools.prove $(if $(LONG),--long)
 
+# Installs nothing: PYTHON= where it is given, otherwise .venv's if there is one.
+DEVICE ?= cuda:0
+GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(BIN)/python),$(PYTHON)),$(PYTHON))
+
+gpu-proof:  ## test and measure on a GPU in eight minutes (DEVICE=, OUT=, QUICK=1)
+	$(GPU_PYTHON) -m benchmarks.gpu_proof --device $(DEVICE) --out $(or $(OUT),build/gpu-proof) $(if $(QUICK),--quick)
+
+# pip takes only these names of platforms for the file that it wants.
+WHEEL_PYTHON ?= 3.12
+WHEEL_PLATFORMS := 2_28 2_17 2_12 2_5
+
+gpu-wheels:  ## download what a GPU machine may lack into .wheels: 10 MB (WHEEL_PYTHON=3.12)
+	$(GPU_PYTHON) -m pip download --quiet --only-binary=:all: --python-version $(WHEEL_PYTHON) \
+	  $(WHEEL_PLATFORMS:%=--platform manylinux_%_x86_64) --platform manylinux2014_x86_64 \
+	  --constraint requirements/serve.txt --requirement requirements/gpu-wheels.txt --dest .wheels
+	$(GPU_PYTHON) -m benchmarks.gpu_wheels .wheels
+
 clean:  ## remove .venv, build outputs and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info clients/python/build clients/python/*.egg-info
+	rm -rf .venv .wheels .mypy_cache .ruff_cache .pytest_cache build *.egg-info clients/python/build clients/python/*.egg-info
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -107,9 +107,10 @@ class QueuedHandler(logging.Handler):
             if self._bytes + len(line) > self._max_bytes:
                 self.dropped += 1
                 return
+            if not self._lines:  # otherwise the thread takes this line with those that wait
+                self._changed.notify_all()
             self._lines.append(line)
             self._bytes += len(line)
-            self._changed.notify_all()
 
     def wait_written(self, seconds: float) -> bool:
         """Wait until every line is written. Returns False if that takes longer than `seconds`."""
@@ -120,10 +121,11 @@ class QueuedHandler(logging.Handler):
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._lines))
-                line = self._lines.popleft()
-            self._write(line)
+                lines = b"".join(self._lines)
+                self._lines.clear()
+            self._write(lines)
             with self._changed:
-                self._bytes -= len(line)
+                self._bytes -= len(lines)
                 missing = self.dropped - self._reported
                 self._reported = self.dropped
                 self._changed.notify_all()
@@ -143,8 +145,8 @@ class QueuedHandler(logging.Handler):
                 time.sleep(0.05)
             except OSError:  # the reader is gone: a service continues without its log
                 with self._changed:
-                    self.dropped += 1
-                    self._reported += 1
+                    self.dropped += line.count(b"\n")
+                    self._reported += line.count(b"\n")
                 return
 
 

@@ -69,7 +69,9 @@ class Settings(BaseSettings):
         0, ge=0, le=10_000, description="how long a batch that is not full waits, in ms"
     )
     queue_windows: _AutoInt = Field(
-        None, description="limit on queued windows; auto: depends on the device"
+        None,
+        description="limit on queued windows; auto: what the device can compute within the longest "
+        "deadline, as measured",
     )
     queue_megapixels: _Number = Field(
         400, gt=0, description="limit on decoded images in memory, in 10^6 pixels"
@@ -78,7 +80,10 @@ class Settings(BaseSettings):
         512, gt=0, description="limit on buffered uploads and responses, in 10^6 bytes"
     )
     request_timeout_s: _Number = Field(
-        30, gt=0, le=86_400, description="deadline of a request, in seconds"
+        60, gt=0, le=86_400, description="deadline of a request that asks for none, in seconds"
+    )
+    max_request_timeout_s: _Number = Field(
+        600, gt=0, le=86_400, description="longest deadline that a request may ask for, in seconds"
     )
     keep_alive_s: int = Field(
         75, ge=1, description="idle time after which a connection is closed, in seconds"
@@ -113,6 +118,20 @@ class Settings(BaseSettings):
     @classmethod
     def _read_auto(cls, value: Any) -> Any:
         return None if value in ("auto", "") else value
+
+    @property
+    def longest_timeout_s(self) -> float:
+        """Seconds of the longest deadline. A default deadline that is longer raises a limit that
+        was not set."""
+        longest = self.max_request_timeout_s
+        if "max_request_timeout_s" in self.model_fields_set:
+            return longest
+        return max(longest, self.request_timeout_s)
+
+    @property
+    def default_timeout_s(self) -> float:
+        """Seconds of the deadline of a request that asks for none."""
+        return min(self.request_timeout_s, self.longest_timeout_s)
 
     @property
     def requires_keys(self) -> bool:
@@ -196,8 +215,8 @@ SECTIONS = {
         "watchdog_s", "exit_on_engine_failure",
     ),
     "limits": (
-        "queue_windows", "queue_megapixels", "queue_mb", "request_timeout_s", "max_upload_mb",
-        "max_megapixels",
+        "queue_windows", "queue_megapixels", "queue_mb", "request_timeout_s",
+        "max_request_timeout_s", "max_upload_mb", "max_megapixels",
     ),
     "access": ("api_keys", "api_keys_file", "allowed_hosts", "cors_origins"),
 }  # fmt: skip

@@ -19,6 +19,9 @@ LabelArray = npt.NDArray[np.integer[Any]]
 """(H, W): 0 is background; class indices, or 1..n, one per object."""
 FloatArray = npt.NDArray[np.float32]
 """Probabilities (C, H, W), and what is computed from them."""
+Probabilities = FloatArray | UInt16Array
+"""(..., C, h, w) from an engine: float32 in 0..1, or uint16 in 0..65535, which halves the bytes and
+keeps the mask at a threshold of 0.5 exactly: 0.5 lies between two of its values."""
 
 Shape = tuple[int, int]
 """(height, width) in pixels."""

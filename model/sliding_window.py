@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from model.arrays import AnyArray, ByteArray, FloatArray
+from model.arrays import AnyArray, ByteArray, FloatArray, Probabilities
 from model.config import PreprocessConfig, UNetConfig
 from model.transforms import prepare, resize_to_image
 from model.windows import Stitcher, plan_windows
@@ -19,7 +19,7 @@ def sliding_window_inference(
     image: AnyArray,
     architecture: UNetConfig,
     preprocess: PreprocessConfig,
-    compute: Callable[[ByteArray], FloatArray],
+    compute: Callable[[ByteArray], Probabilities],
 ) -> FloatArray:
     """Compute the probabilities of an image, (C, H, W) float32.
 

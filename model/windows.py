@@ -22,7 +22,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from model.arrays import ByteArray, FloatArray, Shape
+from model.arrays import ByteArray, FloatArray, Probabilities, Shape
 from model.config import DIVISOR, PreprocessConfig, UNetConfig
 
 MAX_OVERHEAD = 1.2
@@ -34,6 +34,9 @@ MIN_OVERLAP = 32
 """Pixels. The overlap is not shrunk below this: a window's outermost pixels are unreliable."""
 ENFORCE_OVERHEAD_ABOVE = 4_000_000
 """Pixels. For a larger image `MAX_OVERHEAD` has priority over `MIN_OVERLAP`."""
+
+_LARGEST = np.float32(65535)
+"""Probability 1 as an integer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,20 +199,40 @@ class WindowPlan:
         """
         top = self.rows.starts[window.row] - self.margin
         left = self.columns.starts[window.column] - self.margin
-        bottom, right = top + window.shape[0], left + window.shape[1]
+        rows = _spans(top, top + window.shape[0], image.shape[0])
+        columns = _spans(left, left + window.shape[1], image.shape[1])
         grey = image.strides[2] == 0  # one channel, broadcast to several
         source = image[:, :, :1] if grey else image
-        if top >= 0 and left >= 0 and bottom <= image.shape[0] and right <= image.shape[1]:
-            part = source[top:bottom, left:right]
-        else:
-            rows = _reflect(top, bottom, image.shape[0])
-            columns = _reflect(left, right, image.shape[1])
-            part = source[rows[:, None], columns]
-        if grey:  # copying channel by channel is four times as fast
-            for channel in range(out.shape[2]):
-                out[:, :, channel] = part[:, :, 0]
-        else:
-            out[...] = part
+        for (target_rows, source_rows), (target_columns, source_columns) in itertools.product(
+            rows, columns
+        ):
+            if not isinstance(source_rows, slice) and not isinstance(source_columns, slice):
+                source_rows = source_rows[:, None]
+            part = source[source_rows, source_columns]
+            target = out[target_rows, target_columns]
+            if grey:  # copying channel by channel is four times as fast
+                for channel in range(out.shape[2]):
+                    target[:, :, channel] = part[:, :, 0]
+            else:
+                target[...] = part
+
+
+def _spans(start: int, stop: int, length: int) -> list[tuple[slice, slice | npt.NDArray[np.intp]]]:
+    """Split start..stop of an axis of `length` into parts: before it, inside it, and after it.
+
+    Returns:
+        For each part that is not empty, where it is in the window, and where its pixels are: a
+        slice inside the axis, which is copied ten times as fast as the reflected indices outside.
+    """
+    first, last = min(max(start, 0), stop), max(min(stop, length), start)
+    spans: list[tuple[slice, slice | npt.NDArray[np.intp]]] = [
+        (slice(first - start, last - start), slice(first, last))
+    ]
+    if start < first:
+        spans.append((slice(0, first - start), _reflect(start, first, length)))
+    if last < stop:
+        spans.append((slice(last - start, stop - start), _reflect(last, stop, length)))
+    return spans
 
 
 def _reflect(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
@@ -239,12 +262,12 @@ class Stitcher:
             out = np.zeros((channels, plan.rows.length, plan.columns.length), np.float32)
         self._sum = out
 
-    def add(self, window: Window, probabilities: FloatArray) -> None:
+    def add(self, window: Window, probabilities: Probabilities) -> None:
         """Add the result of one window.
 
         Args:
             window: one of `plan.windows`; each is added exactly once.
-            probabilities: (C, height, width), the network's output for it.
+            probabilities: (C, height, width), the engine's output for it.
         """
         rows, columns = self.plan.rows, self.plan.columns
         top, left = rows.starts[window.row], columns.starts[window.column]
@@ -252,10 +275,16 @@ class Stitcher:
         width = min(columns.sizes[window.column], columns.length - left)
         part = probabilities[: len(self._sum), :height, :width]
         target = self._sum[:, top : top + height, left : left + width]
+        is_integer = part.dtype == np.uint16  # see `Probabilities`
         if self.plan.count == 1:
-            target[...] = part
+            if is_integer:
+                np.divide(part, _LARGEST, out=target)
+            else:
+                target[...] = part
             return
         weight = rows.weights[window.row][:height, None] * columns.weights[window.column][:width]
+        if is_integer:
+            weight /= _LARGEST
         target += part * weight
 
     def result(self) -> FloatArray:

@@ -15,15 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-if TYPE_CHECKING:
-    from model.config import UNetConfig
+from tests.drawing import drawn_weights as drawn_weights
+from tests.drawing import nuclei as nuclei
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -109,26 +109,6 @@ def server() -> Iterator[Server]:
     """One service with the shipped weights, shared by all tests that do not change its state."""
     with serving() as running:
         yield running
-
-
-def nuclei(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A synthetic field of nuclei: image (H, W) uint8 with shot noise, labels (H, W) uint16."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    image = np.full((height, width), 12.0)
-    labels = np.zeros((height, width), np.uint16)
-    for label in range(1, max(2, height * width // 2500)):
-        cy, cx = rng.uniform(0, height), rng.uniform(0, width)
-        a, b, angle = rng.uniform(6, 13), rng.uniform(6, 13), rng.uniform(0, np.pi)
-        u = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
-        v = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
-        inside = (u / a) ** 2 + (v / b) ** 2 < 1
-        if (labels[inside] > 0).any():
-            continue
-        labels[inside] = label
-        image[inside] = rng.uniform(70, 180)
-    noisy = rng.poisson(image).clip(0, 255)
-    return noisy.astype(np.uint8), labels
 
 
 def encode(array: np.ndarray, format: str = "PNG", **options: object) -> bytes:
@@ -237,19 +217,6 @@ def post(server: Server) -> Post:
         )
 
     return send
-
-
-def drawn_weights(architecture: UNetConfig, seed: int) -> dict[str, np.ndarray]:
-    """He-initialised weights, so that activations keep their size through all layers."""
-    from model.checkpoint import parameter_shapes
-
-    rng = np.random.default_rng(seed)
-    return {
-        name: (rng.normal(size=shape) * np.sqrt(2 / max(1, int(np.prod(shape[1:]))))).astype(
-            np.float32
-        )
-        for name, shape in parameter_shapes(architecture)
-    }
 
 
 def write_tiny(path: Path, seed: int = 0, classes: int = 1, resize: bool = False) -> str:

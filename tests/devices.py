@@ -5,47 +5,65 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
 from app.batching.batcher import Batcher
 from app.batching.device_worker import Observer
-from app.errors import OutOfMemory
+from app.errors import DeviceLost, OutOfMemory
 
 
 class Device:
     """A runner that returns ("done", payload) for each payload.
 
     Attributes:
-        seconds: that `run` takes; `prepare` takes half of it.
-        seconds_of: that `run` takes for some keys instead.
+        depth: batches that may be submitted and not collected.
+        seconds: that `collect` takes; `prepare` takes half of it.
+        seconds_of: that `collect` takes for some keys instead.
         memory: the most payloads it can run at once.
         poison: the errors that some payloads cause.
+        lost: whether `check` finds it lost.
         batches: key and payloads of every batch that was run.
-        gate: `run` waits until it is set.
-        timeline: ("prepare" or "run", start, end) of every call.
+        gate: `collect` waits until it is set.
+        timeline: ("prepare" or "run", start, end) of every call of `prepare` and `collect`.
+        threads: names of the threads that called each method.
     """
 
-    def __init__(self, name: str = "device", seconds: float = 0.0) -> None:
+    def __init__(self, name: str = "device", seconds: float = 0.0, depth: int = 1) -> None:
         self.name = name
+        self.depth = depth
         self.seconds = seconds
         self.seconds_of: dict[Hashable, float] = {}
         self.memory = 10**9
         self.poison: dict[Any, Exception] = {}
+        self.lost = False
         self.batches: list[tuple[Hashable, list[Any]]] = []
         self.gate = threading.Event()
         self.gate.set()
         self.timeline: list[tuple[str, float, float]] = []
+        self.threads: defaultdict[str, set[str]] = defaultdict(set)
 
     def prepare(self, key: Hashable, payloads: Sequence[Any]) -> list[Any]:
+        self._record_thread("prepare")
         start = time.monotonic()
         if self.seconds:
             time.sleep(self.seconds / 2)
         self.timeline.append(("prepare", start, time.monotonic()))
         return list(payloads)
 
-    def run(self, key: Hashable, staged: list[Any]) -> list[Any]:
+    def submit(self, key: Hashable, staged: list[Any]) -> list[Any]:
+        self._record_thread("submit")
+        return staged
+
+    def check(self) -> None:
+        self._record_thread("check")
+        assert self.gate.wait(20)
+        if self.lost:
+            raise DeviceLost("fell off the bus")
+
+    def collect(self, key: Hashable, staged: list[Any]) -> list[Any]:
+        self._record_thread("collect")
         start = time.monotonic()
         assert self.gate.wait(20)
         self.batches.append((key, staged))
@@ -57,6 +75,9 @@ class Device:
                 raise self.poison[payload]
         self.timeline.append(("run", start, time.monotonic()))
         return [("done", payload) for payload in staged]
+
+    def _record_thread(self, method: str) -> None:
+        self.threads[method].add(threading.current_thread().name)
 
 
 class Recorder(Observer):

@@ -2,15 +2,18 @@
 
 ::
 
-    admit ──▶ Reservation ──submit──▶ fair queue ──▶ batch ──▶ prepare ──▶ run ──▶ futures
+    admit ──▶ Reservation ──submit──▶ fair queue ──▶ batch ──▶ device ──▶ futures
       └▶ QueueFull, DeadlineExceeded, Unavailable          (one worker per device)
 
-- **Bounded.** A request reserves one slot per window before its image is decoded. If the slots are
-  not free it is rejected at once. A request takes at most a quarter of the slots, however many
-  windows it has: since requests take turns, more windows do not delay the others more.
+- **Bounded.** A request reserves one slot per window. If the slots are not free it is rejected at
+  once. By default there are as many slots as windows that can be computed within the longest
+  deadline, as measured. A request takes at most a quarter of the slots, however many windows it
+  has: since requests take turns, more windows do not delay the others more.
 - **Work-conserving.** A batch is formed from the windows that wait at the moment a device is free.
-  While it runs, the next one is prepared as soon as it is full: until then it can still grow.
+  While it runs, the next one is prepared as soon as it is full, or when the first is about to end:
+  until then it can still grow.
 - **Fair.** Requests take turns window by window, keys batch by batch. Estimates count these turns.
+  The images of one request have reservations of their own and a common `Share` of the turns.
 - **Isolated.** An error of a window fails only its own request (`app.batching.device_worker`).
 
 Knows keys, payloads, runners and time; no torch, no images, no HTTP. All state belongs to the event
@@ -25,16 +28,31 @@ import dataclasses
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
+from app.batching.backlog import Backlog
 from app.batching.deadline import Deadline
-from app.batching.device_worker import DeviceWorker, Observer, Runner
+from app.batching.device_worker import (
+    MAX_BATCHES,
+    DeviceWorker,
+    NotWanted,
+    Observer,
+    Runner,
+)
 from app.batching.estimates import Estimates
 from app.batching.fair_queue import FairQueue
 from app.errors import DeadlineExceeded, DeviceLost, QueueFull, Unavailable
 
 log = logging.getLogger(__name__)
+
+UNMEASURED_CAPACITY = 64
+"""Slots while no batch has run, if their number follows the measured rate."""
+MAX_CAPACITY = 1 << 16
+"""Most slots in that case. A request takes 2.3 KB and each of its windows 0.7 KB, beside its pixels
+(measured): in all 200 MB at most."""
+_MIN_CAPACITY = 4
+"""Fewest slots in that case, so that a quarter of them is one."""
 
 PayloadT = TypeVar("PayloadT")
 ResultT = TypeVar("ResultT")
@@ -63,6 +81,17 @@ class BatcherStatistics:
     settled: int
 
 
+class Share:
+    """The turns and the slots of one request, which its reservations have in common.
+
+    Attributes:
+        pending: windows of all its reservations without a result, by key.
+    """
+
+    def __init__(self) -> None:
+        self.pending: Counter[Hashable] = Counter()
+
+
 class _QueuedWindow(Generic[PayloadT, ResultT]):
     """One window of a reservation, from `submit` until its future is done."""
 
@@ -83,11 +112,12 @@ class _QueuedWindow(Generic[PayloadT, ResultT]):
 
 
 class Reservation(Generic[PayloadT, ResultT]):
-    """The slots of one request, one per window; a context manager.
+    """The slots of one image, one per window; a context manager.
 
     Leaving it discards the windows that still wait and frees the slots.
 
     Attributes:
+        share: of the request.
         deadline: of the request.
         pending: windows without a result, by key. Each occupies a slot.
         unsubmitted: keys of the windows that are reserved and not submitted.
@@ -97,10 +127,16 @@ class Reservation(Generic[PayloadT, ResultT]):
     """
 
     def __init__(
-        self, batcher: Batcher[PayloadT, ResultT], keys: Sequence[Hashable], deadline: Deadline
+        self,
+        batcher: Batcher[PayloadT, ResultT],
+        keys: Sequence[Hashable],
+        deadline: Deadline,
+        share: Share,
     ) -> None:
+        self.share = share
         self.deadline = deadline
         self.pending = Counter(keys)
+        share.pending += self.pending
         self.unsubmitted = deque(keys)
         self.released = False
         self.submitted_at = self.last_settled_at = 0.0
@@ -134,9 +170,9 @@ class Reservation(Generic[PayloadT, ResultT]):
 
     def settle(self, key: Hashable) -> None:
         """Free the slot of a window that has its outcome."""
-        self.pending[key] -= 1
-        if not self.pending[key]:
-            del self.pending[key]
+        _subtract(self.pending, {key: 1})
+        if not self.released:
+            _subtract(self.share.pending, {key: 1})
         self.last_settled_at = time.monotonic()
 
     def record_run(self, start: float, end: float) -> None:
@@ -157,9 +193,14 @@ class Batcher(Generic[PayloadT, ResultT]):
     Args:
         runners: the devices.
         max_batch: windows per batch, or a function of the key.
-        capacity: slots for windows that are admitted and have no result.
+        capacity: slots for windows that are admitted and have no result. None is the number of
+            windows that can be computed in `longest` seconds, as measured.
+        longest: seconds, the longest deadline of a request.
         max_wait: seconds that a batch waits to be filled, from the first window of its key.
         observer: receives events.
+
+    Attributes:
+        workers: one per runner, in their order.
     """
 
     def __init__(
@@ -167,21 +208,21 @@ class Batcher(Generic[PayloadT, ResultT]):
         runners: Sequence[Runner],
         *,
         max_batch: int | Callable[[Any], int],
-        capacity: int,
+        capacity: int | None = None,
+        longest: float = 60.0,
         max_wait: float = 0.0,
         observer: Observer | None = None,
     ) -> None:
         self._observer = observer or Observer()
-        self._workers = [DeviceWorker(runner, self._observer) for runner in runners]
-        self.estimates = Estimates(self._workers)
+        self.workers = [DeviceWorker(runner, self._observer) for runner in runners]
+        self.estimates = Estimates(self.workers)
         self._max_batch = max_batch if callable(max_batch) else lambda key: max_batch
         self._capacity = capacity
-        self._max_per_request = max(1, capacity // 4)  # slots
+        self._longest = longest
         self._max_wait = max_wait
-        self._queue: FairQueue[Reservation[PayloadT, ResultT], _QueuedWindow[PayloadT, ResultT]] = (
-            FairQueue()
-        )
+        self._queue: FairQueue[Share, _QueuedWindow[PayloadT, ResultT]] = FairQueue()
         self._reservations: set[Reservation[PayloadT, ResultT]] = set()
+        self._backlog = Backlog()
         self._all_released = asyncio.Event()
         self._all_released.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -192,7 +233,7 @@ class Batcher(Generic[PayloadT, ResultT]):
     def statistics(self) -> BatcherStatistics:
         """Count what the batcher holds at the moment."""
         return BatcherStatistics(
-            capacity=self._capacity,
+            capacity=self.capacity,
             requests=len(self._reservations),
             reserved=sum(each.pending.total() for each in self._reservations),
             waiting=len(self._queue),
@@ -202,19 +243,43 @@ class Batcher(Generic[PayloadT, ResultT]):
         )
 
     @property
+    def capacity(self) -> int:
+        """Slots for windows that are admitted and have no result."""
+        if self._capacity is not None:
+            return self._capacity
+        seconds = self.estimates.seconds()
+        if not seconds:
+            return UNMEASURED_CAPACITY
+        return int(min(max(self._longest / seconds, _MIN_CAPACITY), MAX_CAPACITY))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the slots of a request are free, however many windows it has."""
+        most = self._max_per_request
+        return self._backlog.count_slots(most) + most <= self.capacity
+
+    @property
+    def _max_per_request(self) -> int:
+        return max(1, self.capacity // 4)
+
+    @property
     def failure(self) -> Unavailable | None:
         """Why nothing can be computed any more: the last device is lost."""
-        if any(worker.failure is None for worker in self._workers):
+        if any(worker.failure is None for worker in self.workers):
             return None
         return Unavailable("the engine is lost; see the server log")
 
     def elapsed(self) -> float:
-        """Seconds that the longest-running batch has been on its device; 0 if none runs."""
-        return max(worker.elapsed() for worker in self._workers)
+        """Seconds that a device has been at its batch or another call, at most; 0 if all idle."""
+        return max(worker.elapsed() for worker in self.workers)
+
+    async def check_devices(self) -> None:
+        """Check that every device responds; one that does not is lost."""
+        await asyncio.gather(*(worker.check() for worker in self.workers))
 
     def forget(self, matches: Callable[[Any], bool]) -> None:
         """Drop what was measured for the keys that match; no request uses them any more."""
-        for worker in self._workers:
+        for worker in self.workers:
             worker.forget(matches)
 
     # --- admission ---
@@ -224,6 +289,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         keys: Sequence[Hashable],
         *,
         deadline: Deadline | None = None,
+        share: Share | None = None,
         ignore_capacity: bool = False,
     ) -> Reservation[PayloadT, ResultT]:
         """Reserve one slot per window.
@@ -231,6 +297,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         Args:
             keys: one per window.
             deadline: when the request needs its last window; None is never.
+            share: of the request, if it has several reservations.
             ignore_capacity: admit even if the queue is full. For the service's own work.
 
         Raises:
@@ -239,36 +306,41 @@ class Batcher(Generic[PayloadT, ResultT]):
             DeadlineExceeded: the deadline has passed or, as measured, cannot be met.
         """
         deadline = deadline or Deadline.never()
+        share = share or Share()
         if self.draining:
             self._reject("draining", Unavailable("the service is stopping"))
         if self.failure is not None:
             self._reject("dead", self.failure)
         if not ignore_capacity:
-            self._check_capacity(len(keys))
-        self._check_deadline(Counter(keys), deadline)
-        reservation: Reservation[PayloadT, ResultT] = Reservation(self, keys, deadline)
+            self._check_capacity(len(keys), share)
+        self._check_deadline(Counter(keys), deadline, share)
+        reservation: Reservation[PayloadT, ResultT] = Reservation(self, keys, deadline, share)
         self._reservations.add(reservation)
+        self._backlog.update(share, share.pending)
         self._all_released.clear()
         return reservation
 
-    def _check_capacity(self, windows: int) -> None:
-        needed = min(windows, self._max_per_request)
-        used = sum(min(each.pending.total(), self._max_per_request) for each in self._reservations)
-        excess = used + needed - self._capacity
+    def _check_capacity(self, windows: int, share: Share) -> None:
+        capacity, most = self.capacity, self._max_per_request
+        used, own = self._backlog.count_slots(most), share.pending.total()
+        needed = min(own + windows, most) - min(own, most)
+        excess = used + needed - capacity
         if excess > 0:
-            message = f"queue full: {used} of {self._capacity} slots used, {needed} needed"
+            message = f"queue full: {used} of {capacity} slots used, {needed} needed"
             retry_after = excess * self.estimates.seconds()
             self._reject("queue_full", QueueFull(message, retry_after=retry_after))
 
-    def _check_deadline(self, windows: Counter[Hashable], deadline: Deadline) -> None:
+    def _check_deadline(self, windows: Counter[Hashable], deadline: Deadline, share: Share) -> None:
         remaining = deadline.remaining()
         if remaining <= 0:
             self._reject("deadline", DeadlineExceeded("the deadline has passed"))
-        own = self.estimates.estimate(windows)
-        total = own + sum(
-            self.estimates.interleaved_cost(each.pending, windows.total())
-            for each in self._reservations
-        )
+        needs = share.pending + windows  # those of the same request come first
+        own = self.estimates.estimate(needs)
+        others = sum(
+            count * self.estimates.interleaved_cost(pending, needs.total())
+            for pending, count in self._backlog
+        ) - self.estimates.interleaved_cost(share.pending, needs.total())
+        total = own + others
         if total <= remaining:
             return
         self.estimates.discount(windows, remaining, exclude=self._keys_in_flight())
@@ -298,7 +370,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         windows: Sequence[_QueuedWindow[PayloadT, ResultT]],
     ) -> None:
         for window in windows:
-            self._queue.put(reservation, window.key, [window])
+            self._queue.put(reservation.share, window.key, [window])
         if self.failure is not None:
             self._discard_waiting(reservation, "dead", self.failure)
         self._wake_workers()
@@ -309,37 +381,41 @@ class Batcher(Generic[PayloadT, ResultT]):
         """Find the key whose windows should form the worker's next batch now.
 
         A key is ready if it fills a batch, or if its first window has waited for `max_wait` and
-        the worker is not busy. If no key is ready, the second value is the seconds until one will
-        be, or None if only an event can change that.
+        the worker has no batch, or will soon be done with it. If no key is ready, the second value
+        is the seconds until one will be, or None if only an event can change that.
 
         Args:
-            busy: a batch is running on the worker.
+            busy: the worker has a batch.
         """
         now = time.monotonic()
         # An available device starts a full batch at once; a busy one would only prepare it.
-        leave_to_others = busy and any(each.available for each in self._workers)
+        leave_to_others = busy and any(each.available for each in self.workers)
         shortest_wait = None
         for key in self._queue:
+            if self._queue.size(key) >= worker.max_batch(key, self._max_batch(key)):
+                # The device that it is left to wakes this worker when it has taken it.
+                return (None, None) if leave_to_others else (key, None)
             first_queued_at = min(window.queued_at for window in self._queue.heads(key))
             wait = first_queued_at + self._max_wait - now
-            full = self._queue.size(key) >= worker.max_batch(key, self._max_batch(key))
-            if full and not leave_to_others:
-                return key, None
             if wait <= 0:
                 # It has waited long enough: the keys after it do not overtake it.
-                return (None, None) if busy else (key, None)
+                growing = worker.growing_time() if busy else 0.0
+                if growing == 0 and not leave_to_others:
+                    return key, None
+                return None, growing or None
             shortest_wait = wait if shortest_wait is None else min(wait, shortest_wait)
         return None, shortest_wait
 
     async def _next_key(
-        self, worker: DeviceWorker, running: asyncio.Task[None] | None
+        self, worker: DeviceWorker, running: Collection[asyncio.Task[None]]
     ) -> Hashable | None:
         """Wait until a key is ready for the worker; None if its device is lost."""
         while worker.failure is None:
             worker.wake.clear()
             worker.idle = True
-            busy = running is not None and not running.done()
-            key, wait = self._ready_key(worker, busy=busy)
+            key, wait = None, None
+            if len(running) < MAX_BATCHES and not worker.splitting:
+                key, wait = self._ready_key(worker, busy=bool(running))
             if key is not None:
                 worker.idle = False
                 self._wake_workers()  # one that left this key to this worker may take the next
@@ -353,9 +429,10 @@ class Batcher(Generic[PayloadT, ResultT]):
     ) -> list[_QueuedWindow[PayloadT, ResultT]]:
         """Take the next batch of a key from the queue, and drop requests that would be late."""
         in_flight = Counter((window.reservation, window.key) for window in self._in_flight)
-        earliest_start = min(each.remaining() for each in self._workers if each.failure is None)
+        earliest_start = min(each.remaining() for each in self.workers if each.failure is None)
 
-        def in_time(reservation: Reservation[PayloadT, ResultT]) -> bool:
+        def in_time(window: _QueuedWindow[PayloadT, ResultT]) -> bool:
+            reservation = window.reservation
             to_run = {
                 each: count - in_flight[reservation, each]
                 for each, count in reservation.pending.items()
@@ -377,29 +454,31 @@ class Batcher(Generic[PayloadT, ResultT]):
         return batch
 
     async def _serve(self, worker: DeviceWorker) -> None:
-        """Form, prepare and run batches on one device until it is lost or the batcher is closed."""
-        running: asyncio.Task[None] | None = None
+        """Form and run batches on one device until it is lost or the batcher is closed."""
+        running: set[asyncio.Task[None]] = set()
+
+        def finish(task: asyncio.Task[None]) -> None:
+            running.discard(task)
+            worker.wake.set()
+
         try:
             while (key := await self._next_key(worker, running)) is not None:
                 batch = self._form_batch(worker, key)
                 if not batch:
                     continue
-                staged = await worker.prepare(key, batch)
-                if running is not None:
-                    await running
-                running = asyncio.create_task(self._run(worker, key, batch, staged))
-                running.add_done_callback(lambda _: worker.wake.set())
+                task = asyncio.create_task(self._run(worker, key, batch))
+                running.add(task)
+                task.add_done_callback(finish)
                 await asyncio.sleep(0)  # let it start: `_form_batch` asks how long it will run
         except asyncio.CancelledError:
-            if running is not None:
-                running.cancel()
+            for task in running:
+                task.cancel()
             raise
         except Exception as error:  # a bug: fail this device, so that no request waits forever
             log.exception("unexpected error in the batcher")
             worker.failure = DeviceLost(repr(error))
         finally:
-            if running is not None:
-                await asyncio.gather(running, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
             if self.failure is not None:
                 for reservation in list(self._reservations):
                     self._discard_waiting(reservation, "dead", self.failure)
@@ -409,20 +488,20 @@ class Batcher(Generic[PayloadT, ResultT]):
         worker: DeviceWorker,
         key: Hashable,
         batch: Sequence[_QueuedWindow[PayloadT, ResultT]],
-        staged: Any,
     ) -> None:
         """Compute a batch and settle its windows."""
-        started = time.monotonic()
         try:
-            async for window, outcome in worker.compute(key, batch, staged):
+            async for window, result, started in worker.compute(key, batch):
                 window.reservation.record_run(started, time.monotonic())
-                if isinstance(outcome, DeviceLost) and window.wanted:
+                if isinstance(result, DeviceLost) and window.wanted:
                     self._in_flight.discard(window)
                     self._enqueue(window.reservation, [window])  # for another device
-                    continue
-                self._settle(window, outcome)
-                if isinstance(outcome, Exception):  # the other windows are useless without it
-                    self._discard_waiting(window.reservation, "failed", outcome)
+                elif isinstance(result, NotWanted):
+                    self._settle(window, asyncio.CancelledError())
+                else:
+                    self._settle(window, result)
+                    if isinstance(result, Exception):  # the other windows are useless without it
+                        self._discard_waiting(window.reservation, "failed", result)
         except Exception as error:  # a bug, as in `_serve`
             log.exception("unexpected error in the batcher")
             worker.failure = DeviceLost(repr(error))
@@ -436,6 +515,8 @@ class Batcher(Generic[PayloadT, ResultT]):
         self._in_flight.discard(window)
         self._settled += 1
         window.reservation.settle(window.key)
+        share = window.reservation.share
+        self._backlog.update(share, share.pending)
         if window.future.done():  # cancelled by the task that awaited it
             return
         if isinstance(outcome, asyncio.CancelledError):
@@ -449,8 +530,12 @@ class Batcher(Generic[PayloadT, ResultT]):
 
     def _release(self, reservation: Reservation[PayloadT, ResultT]) -> None:
         """Free a request's slots. A batch that runs already still computes its windows."""
+        if reservation.released:
+            return
         reservation.released = True
         self._reservations.discard(reservation)
+        _subtract(reservation.share.pending, reservation.pending)
+        self._backlog.update(reservation.share, reservation.share.pending)
         if not self._reservations:
             self._all_released.set()
         self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())
@@ -459,7 +544,9 @@ class Batcher(Generic[PayloadT, ResultT]):
         self, reservation: Reservation[PayloadT, ResultT], reason: str, error: BaseException
     ) -> None:
         """Remove a request's waiting windows from the queue; their futures get the error."""
-        discarded = self._queue.discard(reservation)
+        discarded = self._queue.discard(
+            reservation.share, lambda window: window.reservation is reservation
+        )
         for window in discarded:
             self._settle(window, error)
         if discarded:
@@ -469,14 +556,14 @@ class Batcher(Generic[PayloadT, ResultT]):
         return {window.key for window in self._in_flight}
 
     def _wake_workers(self) -> None:
-        for worker in self._workers:
+        for worker in self.workers:
             worker.wake.set()
 
     # --- start and end ---
 
     async def start(self) -> None:
         """Begin to serve the queue."""
-        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self._workers]
+        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
 
     async def drain(self) -> None:
         """Admit no more requests, and return when every admitted one has left."""
@@ -489,10 +576,18 @@ class Batcher(Generic[PayloadT, ResultT]):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for worker in self._workers:
+        for worker in self.workers:
             worker.stop()
         stopped = Unavailable("the service has stopped")
         for window in list(self._in_flight):
             self._settle(window, stopped)
         for reservation in list(self._reservations):
             self._discard_waiting(reservation, "stopped", stopped)
+
+
+def _subtract(counts: Counter[Hashable], fewer: Mapping[Hashable, int]) -> None:
+    """Subtract in place, and drop what becomes zero."""
+    for key, count in fewer.items():
+        counts[key] -= count
+        if not counts[key]:
+            del counts[key]

@@ -7,17 +7,42 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class ThreadFuture(Generic[T]):
+    """A future of the running event loop that another thread settles.
+
+    Attributes:
+        future: to await. Cancelling it does not stop the thread's work.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self._loop.create_future()
+
+    def set_result(self, result: T) -> None:
+        self._settle(self.future.set_result, result)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._settle(self.future.set_exception, error)
+
+    def _settle(self, set_outcome: Callable[[Any], None], outcome: Any) -> None:
+        def settle() -> None:
+            if not self.future.done():
+                set_outcome(outcome)
+
+        with contextlib.suppress(RuntimeError):  # the loop was closed: the caller is gone
+            self._loop.call_soon_threadsafe(settle)
 
 
 class CallThread:
     """One thread that makes blocking calls, one after the other.
 
-    Every call runs on the same thread, because OpenMP pools and CUDA contexts belong to a thread.
-    It is not the thread of an executor: Python joins those at exit, and a hung device would keep
-    the process from ending.
+    It is not the thread of an executor: Python joins those at exit, and a call that hangs would
+    keep the process from ending.
 
     Args:
         name: of the thread.
@@ -27,6 +52,10 @@ class CallThread:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
+    def put(self, call: Callable[[], None]) -> None:
+        """Make a call later, which must not raise. Returns at once."""
+        self._calls.put(call)
+
     async def call(self, function: Callable[..., T], *args: Any) -> T:
         """Run `function(*args)` on the thread and return its result.
 
@@ -35,24 +64,18 @@ class CallThread:
         Raises:
             Exception: what the function raised.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(set_outcome: Callable[[Any], None], outcome: Any) -> None:
-            if not future.done():
-                set_outcome(outcome)
+        outcome: ThreadFuture[T] = ThreadFuture()
 
         def work() -> None:
-            outcome: tuple[Callable[[Any], None], Any]
             try:
-                outcome = future.set_result, function(*args)
+                result = function(*args)
             except BaseException as error:  # the caller gets it, whatever it is
-                outcome = future.set_exception, error
-            with contextlib.suppress(RuntimeError):  # the loop was closed: the caller is gone
-                loop.call_soon_threadsafe(settle, *outcome)
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(result)
 
-        self._calls.put(work)
-        return await future
+        self.put(work)
+        return await outcome.future
 
     def stop(self) -> None:
         """End the thread after the calls that are already queued. Does not wait for that."""

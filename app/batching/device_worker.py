@@ -1,36 +1,64 @@
 """One device as the batcher sees it: a batch in, an outcome for each of its windows out.
 
 An error stays with the window that caused it: a batch that raises is split and tried again, down
-to that window. Running out of memory lowers the batch limit of that key. Knows runners and batches;
-no queue and no requests.
+to that window. Running out of memory lowers the batch limit of that key for a while. Two batches
+may be under way: on CUDA both are on the device, elsewhere one is prepared while the other runs.
+Knows runners and batches; no queue and no requests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from app.batching.call_thread import CallThread
+from app.batching.batch_caps import BatchCaps
+from app.batching.call_thread import CallThread, ThreadFuture
+from app.batching.device_thread import DeviceCall, DeviceThread, Timed
 from app.batching.estimates import Measurements
 from app.errors import DeviceLost, EngineError, OutOfMemory
 
 log = logging.getLogger(__name__)
 
+MAX_BATCHES = 2
+"""Batches that a worker has at once, from the first window cut to the last result."""
+_HANDOVER_S = 0.002
+"""Seconds that a batch takes from the queue to its device besides cutting its windows: the event
+loop's timer is exact to a millisecond, and threads have to wake up."""
+_SMOOTHING = 0.2
+"""Weight of the newest batch in the average time to prepare one."""
+
 
 class Runner(Protocol):
-    """A device. Its two methods block; each has a thread of its own, so that they overlap."""
+    """A device. All methods but `prepare` are called on one thread; `prepare` has its own.
+
+    Attributes:
+        name: of the device.
+        depth: most batches that are submitted and not collected.
+    """
 
     name: str
+    depth: int
 
     def prepare(self, key: Any, payloads: Sequence[Any], /) -> Any:
-        """Turn the payloads into the form that `run` takes: cut, stack, copy to the device."""
+        """Turn the payloads into the form that `submit` takes: cut and stack them."""
 
-    def run(self, key: Any, staged: Any, /) -> Sequence[Any]:
-        """Return one result per payload, in their order."""
+    def submit(self, key: Any, staged: Any, /) -> Any:
+        """Start to compute a batch, and return what `collect` takes. Waits for nothing."""
+
+    def collect(self, key: Any, submitted: Any, /) -> Sequence[Any]:
+        """Wait for a batch, and return one result per payload, in their order."""
+
+    def check(self) -> None:
+        """Check that the device responds.
+
+        Raises:
+            DeviceLost: it does not.
+        """
 
 
 class Observer:
@@ -43,10 +71,10 @@ class Observer:
         """A batch raised an error. It is split if it can be."""
 
     def batch_capped(self, runner: str, key: Hashable, cap: int) -> None:
-        """The device ran out of memory; batches of this key now have at most `cap` windows."""
+        """The device ran out of memory before; batches of this key have at most `cap` windows."""
 
     def batch_cap_removed(self, runner: str, key: Hashable) -> None:
-        """The key is not used any more."""
+        """The limit of this key was removed, or the key is not used any more."""
 
     def request_rejected(self, reason: str) -> None:
         """A request was not admitted: queue_full, deadline, draining or dead."""
@@ -68,31 +96,49 @@ class BatchItem(Protocol):
 
 
 ItemT = TypeVar("ItemT", bound=BatchItem)
+T = TypeVar("T")
+
+
+class NotWanted(Exception):
+    """No request waits for any window of the batch, so it was not run."""
+
+
+class Outcome(NamedTuple, Generic[ItemT]):
+    """The outcome of one window.
+
+    Attributes:
+        result: of the runner, or an exception.
+        started: when its batch began to run, on the clock of `time.monotonic`.
+    """
+
+    item: ItemT
+    result: Any
+    started: float
 
 
 @dataclasses.dataclass
 class _RunningBatch:
-    """The batch on the device.
+    """A batch that the worker has.
 
     Attributes:
-        started: on the clock of `time.monotonic`.
-        expected: seconds that it should take, as measured.
+        expected: seconds that it should take on the device, as measured; None if unknown.
         measured: whether to record how long it takes.
     """
 
     key: Hashable
-    started: float
-    expected: float
+    expected: float | None
     measured: bool = True
 
 
 class DeviceWorker:
-    """A runner with its two threads.
+    """A runner with its two threads: one prepares batches, the other one makes all other calls.
 
     Attributes:
         runner: the device.
-        idle: no batch is being prepared for it.
+        idle: it waits for a batch to be formed.
         failure: why the device cannot compute any more; None if it can.
+        splitting: batches that failed and whose parts are tried. It takes no other batch meanwhile:
+            that could fail in the same way, or need memory that the parts need.
         wake: set when there may be something for it to do.
         measurements: seconds that its batches took.
     """
@@ -101,107 +147,217 @@ class DeviceWorker:
         self.runner = runner
         self.idle = False
         self.failure: DeviceLost | None = None
+        self.splitting = 0
         self.wake = asyncio.Event()
         self.measurements = Measurements()
-        self._batch: _RunningBatch | None = None
-        self._caps: dict[Hashable, int] = {}
+        self._batches: list[_RunningBatch] = []
+        self._caps = BatchCaps()
+        self._capped: dict[Hashable, int] = {}
+        self._prepare_seconds = 0.0
         self._observer = observer
         self._prepare_thread = CallThread(f"{runner.name} prepare")
-        self._run_thread = CallThread(f"{runner.name} run")
+        self._thread = DeviceThread(runner.name, runner.depth)
 
     @property
     def available(self) -> bool:
         """Whether it would start a batch at once."""
-        return self.idle and self._batch is None and self.failure is None
+        return self.idle and not self._batches and self.failure is None
 
     def max_batch(self, key: Hashable, limit: int) -> int:
         """The most windows of a key in one batch: `limit`, or less where memory was too small."""
-        return min(limit, self._caps.get(key, limit))
+        cap = self._caps.limit(key)
+        return limit if cap is None else min(limit, cap)
 
     def elapsed(self) -> float:
-        """Seconds that a batch has been on the device; 0 if there is none."""
-        return 0.0 if self._batch is None else time.monotonic() - self._batch.started
+        """Seconds that the device has been at what it does now; 0 if it is idle."""
+        return self._thread.elapsed()
 
     def remaining(self) -> float:
-        """Seconds until that batch should be done, as measured; 0 if there is none."""
-        return 0.0 if self._batch is None else max(0.0, self._batch.expected - self.elapsed())
+        """Seconds until its batches should be done, as measured; 0 if it has none."""
+        expected = sum(each.expected or 0.0 for each in self._batches)
+        return max(0.0, expected - self.elapsed()) if self._batches else 0.0
+
+    def growing_time(self) -> float | None:
+        """Seconds for which the next batch can still grow, because the device has a batch.
+
+        After that it must be prepared, or the device would wait for it. None if unknown: until the
+        device is done.
+        """
+        if any(each.expected is None for each in self._batches):
+            return None
+        return max(0.0, self.remaining() - self._prepare_seconds - _HANDOVER_S)
 
     def forget(self, matches: Callable[[Any], bool]) -> None:
         """Drop what is known about the keys that match."""
         self.measurements.forget(matches)
-        for key in [key for key in self._caps if matches(key)]:
-            del self._caps[key]
-            self._observer.batch_cap_removed(self.runner.name, key)
-        if self._batch is not None and matches(self._batch.key):
-            self._batch.measured = False
+        self._caps.forget(matches)
+        for key in [key for key in self._capped if matches(key)]:
+            self._report_cap(key)
+        for batch in self._batches:
+            if matches(batch.key):
+                batch.measured = False
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """Call the device between two batches, on the thread that runs them.
+
+        Raises:
+            DeviceLost: the device was lost before.
+            Exception: what the function raised.
+        """
+        try:
+            return await self._thread.call(functools.partial(self._noting_loss, function))
+        finally:
+            self.wake.set()  # the device may be lost
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Call the device like `call`, without waiting. An error is logged."""
+
+        def work() -> None:
+            try:
+                self._noting_loss(function)
+            except Exception as error:
+                log.warning("%s: %s", self.runner.name, error)
+
+        self._thread.put(DeviceCall(work, None, ThreadFuture()))
+
+    async def check(self) -> None:
+        """Check that the device responds, so that a loss is noticed without a request.
+
+        If it hangs, this does not return and `elapsed` grows.
+        """
+        try:
+            await self.call(self.runner.check)
+        except DeviceLost:
+            pass  # `failure` is set
+        except EngineError as error:
+            log.warning("%s: %s", self.runner.name, error)
 
     def stop(self) -> None:
         """End the threads. A hung one is left behind."""
         self._prepare_thread.stop()
-        self._run_thread.stop()
+        self._thread.stop()
 
-    async def prepare(self, key: Hashable, batch: Sequence[BatchItem]) -> Any:
-        """Return what the runner's `run` takes, or the exception of the runner's `prepare`, which
-        `compute` handles like one of `run`."""
-        try:
-            payloads = [item.payload for item in batch]
-            return await self._prepare_thread.call(self.runner.prepare, key, payloads)
-        except MemoryError as error:
-            return OutOfMemory(f"memory of the host: {error}")
-        except Exception as error:
-            return error
-
-    async def compute(
-        self, key: Hashable, batch: Sequence[ItemT], staged: Any
-    ) -> AsyncIterator[tuple[ItemT, Any]]:
-        """Run a prepared batch.
+    async def compute(self, key: Hashable, batch: Sequence[ItemT]) -> AsyncIterator[Outcome[ItemT]]:
+        """Prepare and run a batch.
 
         Yields:
             Every item once, with its result or its exception. `DeviceLost` is not the item's
             fault: another device may compute it.
         """
+        started = time.monotonic()
+        done = await self._run(key, batch)
+        if isinstance(done, Timed):
+            for item, result in zip(batch, done.result, strict=True):
+                yield Outcome(item, result, done.started)
+            return
+        half = len(batch) // 2
+        if half == 0 or isinstance(done, (DeviceLost, NotWanted)) or not _is_wanted(batch):
+            for item in batch:
+                yield Outcome(item, done, started)
+            return
+        if isinstance(done, OutOfMemory):
+            self._caps.lower(key, len(batch))
+            self._report_cap(key)
+        self.splitting += 1
         try:
-            for item, result in zip(batch, await self._run(key, batch, staged), strict=True):
-                yield item, result
+            for part in (batch[:half], batch[half:]):
+                async for outcome in self.compute(key, part):
+                    yield outcome
+        finally:
+            self.splitting -= 1
+
+    async def _run(
+        self, key: Hashable, batch: Sequence[BatchItem]
+    ) -> Timed[Sequence[Any]] | Exception:
+        """Return the results of a batch, or its error.
+
+        An error that was raised would be alive while a part of the batch is tried again.
+        """
+        if self.failure is not None:
+            return self.failure
+        seconds = self.measurements.seconds(key)
+        running = _RunningBatch(key, None if seconds is None else len(batch) * seconds)
+        self._batches.append(running)
+        try:
+            done = await self._start(key, batch)
+            if len(done.result) != len(batch):
+                raise EngineError(f"{len(done.result)} results for {len(batch)} windows")
+        except NotWanted as error:
+            return error
+        except Exception as error:
+            failure = (
+                OutOfMemory(f"memory of the host: {error}")
+                if isinstance(error, MemoryError)
+                else error
+            )
+            self._observer.batch_failed(self.runner.name, failure)
+            return failure
+        finally:
+            self._batches.remove(running)
+        if running.measured:
+            self.measurements.record(key, done.seconds / len(batch))
+            self._caps.record_success(key, len(batch))
+            self._report_cap(key)
+        self._observer.batch_done(self.runner.name, key, len(batch), done.seconds)
+        return done
+
+    def _start(
+        self, key: Hashable, batch: Sequence[BatchItem]
+    ) -> asyncio.Future[Timed[Sequence[Any]]]:
+        """Send a batch to the thread that prepares it and passes it on to the device's thread."""
+        outcome: ThreadFuture[Timed[Sequence[Any]]] = ThreadFuture()
+        payloads = [item.payload for item in batch]
+
+        def prepare() -> None:
+            start = time.monotonic()
+            try:
+                staged = self._noting_loss(self.runner.prepare, key, payloads)
+            except BaseException as error:  # an error of the batch, like one of `submit`
+                outcome.set_exception(error)
+                return
+            seconds = time.monotonic() - start
+            weight = _SMOOTHING if self._prepare_seconds else 1.0
+            self._prepare_seconds += weight * (seconds - self._prepare_seconds)
+            self._thread.put(DeviceCall(functools.partial(submit, staged), collect, outcome))
+
+        def submit(staged: Any) -> Any:
+            if not _is_wanted(batch):
+                raise NotWanted
+            return self._noting_loss(self.runner.submit, key, staged)
+
+        def collect(submitted: Any) -> Sequence[Any]:
+            return self._noting_loss(self.runner.collect, key, submitted)
+
+        self._prepare_thread.put(prepare)
+        return outcome.future
+
+    def _noting_loss(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a method of the runner, on a thread that may have the next call already.
+
+        Raises:
+            DeviceLost: the device was lost, now or before.
+        """
+        if self.failure is not None:
+            raise DeviceLost(str(self.failure))
+        try:
+            return function(*args)
         except DeviceLost as error:
             self.failure = error
             log.error("%s is lost: %s", self.runner.name, error)
-            self._observer.batch_failed(self.runner.name, error)
-            for item in batch:
-                yield item, error
-        except Exception as error:
-            self._observer.batch_failed(self.runner.name, error)
-            half = len(batch) // 2
-            if half == 0 or not any(item.wanted for item in batch):
-                for item in batch:
-                    yield item, error
-                return
-            if isinstance(error, OutOfMemory):
-                self._caps[key] = self.max_batch(key, half)
-                self._observer.batch_capped(self.runner.name, key, self._caps[key])
-            for part in (batch[:half], batch[half:]):
-                async for outcome in self.compute(key, part, await self.prepare(key, part)):
-                    yield outcome
+            raise
 
-    async def _run(self, key: Hashable, batch: Sequence[BatchItem], staged: Any) -> Sequence[Any]:
-        if self.failure is not None:
-            raise self.failure
-        if not any(item.wanted for item in batch):
-            return [asyncio.CancelledError()] * len(batch)
-        if isinstance(staged, Exception):
-            raise staged
-        expected = len(batch) * (self.measurements.seconds(key) or 0.0)
-        running = self._batch = _RunningBatch(key, time.monotonic(), expected)
-        try:
-            results = await self._run_thread.call(self.runner.run, key, staged)
-            seconds = self.elapsed()
-        except MemoryError as error:
-            raise OutOfMemory(f"memory of the host: {error}") from error
-        finally:
-            self._batch = None
-        if len(results) != len(batch):
-            raise EngineError(f"{len(results)} results for {len(batch)} windows")
-        if running.measured:
-            self.measurements.record(key, seconds / len(batch))
-        self._observer.batch_done(self.runner.name, key, len(batch), seconds)
-        return results
+    def _report_cap(self, key: Hashable) -> None:
+        """Tell the observer the limit of a key, if it has changed."""
+        cap = self._caps.limit(key)
+        if cap == self._capped.get(key):
+            return
+        if cap is None:
+            del self._capped[key]
+            self._observer.batch_cap_removed(self.runner.name, key)
+        else:
+            self._capped[key] = cap
+            self._observer.batch_capped(self.runner.name, key, cap)
+
+
+def _is_wanted(batch: Sequence[BatchItem]) -> bool:
+    return any(item.wanted for item in batch)

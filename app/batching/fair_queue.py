@@ -1,6 +1,7 @@
 """A queue in which requests take turns. Plain data: no futures, no time, no event loop.
 
-Entries wait under a key (only equal keys share a batch) and belong to an owner (a request). Within
+Entries wait under a key (only equal keys share a batch) and belong to an owner (a request). Those
+of one owner keep their order. Within
 a key the owners take turns, entry by entry; the keys take turns, batch by batch. A request with a
 thousand windows delays another request's only window by one window, not by a thousand.
 """
@@ -46,18 +47,18 @@ class FairQueue(Generic[OwnerT, EntryT]):
         self._sizes[key] = self.size(key) + len(queued) - before
         self._remove_if_empty(owner, key)
 
-    def take(self, key: Hashable, limit: int, accept: Callable[[OwnerT], bool]) -> list[EntryT]:
+    def take(self, key: Hashable, limit: int, accept: Callable[[EntryT], bool]) -> list[EntryT]:
         """Take up to `limit` entries of one key: one from each owner in turn, round by round.
 
         Args:
-            accept: called before each turn of an owner. Returns False if it has discarded the
-                owner, which is then skipped.
+            accept: called with each entry that is next. Returns False if it has discarded the
+                entry, which is then skipped.
         """
         taken: list[EntryT] = []
         while len(taken) < limit and key in self._keys:
             owners = self._keys[key]
             owner, entries = next(iter(owners.items()))
-            if not accept(owner):
+            if not accept(entries[0]):
                 continue
             taken.append(entries.popleft())
             self._sizes[key] -= 1
@@ -67,14 +68,17 @@ class FairQueue(Generic[OwnerT, EntryT]):
             self._keys.move_to_end(key)
         return taken
 
-    def discard(self, owner: OwnerT) -> list[EntryT]:
-        """Remove and return all entries of one owner, under every key."""
+    def discard(self, owner: OwnerT, matches: Callable[[EntryT], bool]) -> list[EntryT]:
+        """Remove and return the entries of one owner that match, under every key."""
         removed: list[EntryT] = []
         for key in [key for key, owners in self._keys.items() if owner in owners]:
             entries = self._keys[key][owner]
-            removed += entries
-            self._sizes[key] -= len(entries)
+            matching = [entry for entry in entries if matches(entry)]
+            kept = [entry for entry in entries if not matches(entry)]
+            removed += matching
+            self._sizes[key] -= len(matching)
             entries.clear()
+            entries.extend(kept)
             self._remove_if_empty(owner, key)
         return removed
 

@@ -17,14 +17,14 @@ from app.cli.errors import CommandError, writing
 from app.cli.flags import add_flags, explicit_flags
 from app.cli.sources import STANDARD, plan_outputs
 from app.errors import ServiceError
+from app.inference.image_group import ImageGroup
 from app.inference.outputs import Options, Output
+from app.inference.registry import ServedModel
 from app.inference.service import Service
 from app.settings import Settings, load_settings, warn_about_unknown_variables
 from model.checkpoint import write_atomically
 from model.files import MAX_IMAGE_BYTES, read_file, read_stream
 
-_CONCURRENCY = 3
-"""Images in progress: one is decoded and one encoded while the engine runs the third."""
 _SETTINGS = ("model", "weights_dir", "device", "engine", "precision", "threads")
 
 
@@ -133,31 +133,33 @@ async def _segment_all(service: Service, images: dict[Path, Path], work: _Work) 
     Raises:
         UserError: the model or the engine cannot be used.
     """
-    failed = 0
-    remaining = iter(images.items())
-
-    async def segment_remaining() -> None:
-        nonlocal failed
-        for output, image in remaining:  # shared by all workers
-            try:
-                await _segment_file(service, image, output, work)
-            except (ServiceError, CommandError) as error:
-                failed += 1
-                tqdm.write(f"unet: {image}: {error}", file=sys.stderr)
-            bar.update()
-
     try:
         await _start(service)
-        with tqdm(total=len(images), unit="image", disable=not sys.stderr.isatty()) as bar:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(_CONCURRENCY):
-                    group.create_task(segment_remaining())
+        with (
+            service.registry.lease(None) as model,
+            tqdm(total=len(images), unit="image", disable=not sys.stderr.isatty()) as bar,
+        ):
+            group = service.segmenter.group(model)
+
+            async def segment_file(paths: tuple[Path, Path]) -> bool:
+                """Whether it succeeded."""
+                output, image = paths
+                try:
+                    await _segment_file(service, model, group, image, output, work)
+                except (ServiceError, CommandError) as error:
+                    tqdm.write(f"unet: {image}: {error}", file=sys.stderr)
+                    return False
+                finally:
+                    bar.update()
+                return True
+
+            succeeded = await group.run(list(images.items()), segment_file)
+            return succeeded.count(False)
     finally:
         # Python aborts if it exits while the engine computes.
         while service.batcher.elapsed():  # noqa: ASYNC110 (the batcher has no event for it)
             await asyncio.sleep(0.01)
         await service.stop()
-    return failed
 
 
 async def _start(service: Service) -> None:
@@ -167,11 +169,19 @@ async def _start(service: Service) -> None:
         raise CommandError(f"the model cannot be used: {error}") from error
 
 
-async def _segment_file(service: Service, image: Path, output: Path, work: _Work) -> None:
+async def _segment_file(
+    service: Service, model: ServedModel, group: ImageGroup, image: Path, output: Path, work: _Work
+) -> None:
     """Segment an image, or each page of it."""
     data = await asyncio.to_thread(_read, image)
+
+    async def segment(output: Path, options: Options) -> None:
+        result = await service.segmenter.segment(model, data, options, Deadline.never(), group)
+        (rendered,) = result.rendered.values()
+        await asyncio.to_thread(_write, output, rendered.content)
+
     if not work.all_pages:
-        await _segment_one(service, data, output, work.options)
+        await segment(output, work.options)
         return
     pages = await service.segmenter.count_pages(data)
     if pages > 1 and output == STANDARD:
@@ -180,14 +190,7 @@ async def _segment_file(service: Service, image: Path, output: Path, work: _Work
         target = output if pages == 1 else output.with_stem(f"{output.stem}-page{page}")
         if not (work.skip_existing and target.is_file()):
             options = dataclasses.replace(work.options, page=page)
-            await _segment_one(service, data, target, options)
-
-
-async def _segment_one(service: Service, data: bytes, output: Path, options: Options) -> None:
-    with service.registry.lease(None) as model:
-        result = await service.segmenter.segment(model, data, options, Deadline.never())
-    (rendered,) = result.rendered.values()
-    await asyncio.to_thread(_write, output, rendered.content)
+            await segment(target, options)
 
 
 def _read(image: Path) -> bytes:

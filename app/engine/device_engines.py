@@ -6,14 +6,12 @@ Knows windows and engines; no queues, files or HTTP.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from app.engine.base import Engine
-from app.errors import NonFiniteOutput
-from model.arrays import ByteArray, FloatArray, Shape
+from model.arrays import ByteArray, Probabilities, Shape
 from model.windows import Window, WindowPlan
 
 
@@ -43,36 +41,47 @@ class DeviceEngines:
     Implements `app.batching.device_worker.Runner`.
 
     Args:
-        name: of the device, as metrics show it.
+        name: of the device, "cpu" or "cuda:N", as metrics show it.
 
     Attributes:
+        depth: batches in flight. A CPU computes one batch with all its cores; a CUDA device gets
+            the next one while it computes.
         engines: by `BatchKey.model`.
+        used_bytes: of the device's memory, by all processes, at the last `check`; NaN if unknown.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.depth = 1 if name == "cpu" else 2
         self.engines: dict[str, Engine] = {}
+        self.used_bytes = math.nan
 
     def max_batch(self, key: BatchKey) -> int:
         return self.engines[key.model].max_batch
 
-    def prepare(self, key: BatchKey, items: Sequence[WindowJob]) -> Any:
-        """Cut windows into one buffer (n, height, width, C) and start to copy it to the device."""
-        engine = self.engines[key.model]
-        staged = engine.stage(key.shape, len(items))
+    def prepare(self, key: BatchKey, items: Sequence[WindowJob]) -> ByteArray:
+        """Cut windows into one buffer (n, height, width, C)."""
+        staged = self.engines[key.model].stage(key.shape, len(items))
         for job, out in zip(items, staged, strict=True):
             job.plan.cut(job.image, job.window, out)
-        return engine.load(staged)
+        return staged
 
-    def run(self, key: BatchKey, staged: Any) -> Sequence[FloatArray]:
-        """Compute the probabilities (channels, h, w) of each window.
+    def submit(self, key: BatchKey, staged: ByteArray) -> tuple[Engine, Any]:
+        """Start to compute a batch, as `Engine.submit`."""
+        engine = self.engines[key.model]
+        return engine, engine.submit(staged)
+
+    def collect(self, key: BatchKey, submitted: tuple[Engine, Any]) -> Sequence[Probabilities]:
+        """Wait for the probabilities (channels, h, w) of each window, as `Engine.collect`."""
+        engine, batch = submitted
+        return list(engine.collect(batch))
+
+    def check(self) -> None:
+        """Check that the device responds, and measure its memory.
 
         Raises:
-            NonFiniteOutput: the network returned NaN or infinity for one of the windows.
-            EngineError: as the engine raises it.
+            DeviceLost: it does not respond.
         """
-        result = self.engines[key.model].run(staged)
-        # A sum is NaN or infinite if any of its terms is, and needs no second array.
-        if not np.isfinite(result.sum(dtype=np.float64)):
-            raise NonFiniteOutput(f"{key.model} returned values that are not finite")
-        return list(result)
+        self.used_bytes = math.nan
+        for engine in list(self.engines.values())[:1]:
+            self.used_bytes = engine.check()

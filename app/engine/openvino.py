@@ -17,14 +17,14 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import openvino as ov
 import openvino.opset13 as ops
 
-from app.engine.base import check_batch
+from app.engine.base import Engine, check_batch, check_finite
 from app.engine.quantize import MIN_RANGE, Ranges, equalize_branches, quantize_weights
 from app.errors import EngineError
 from model.arrays import AnyArray, ByteArray, FloatArray, Shape
@@ -40,7 +40,7 @@ _KERNELS_STARTED_S = 0.005
 the first request of that shape takes 20 ms longer."""
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Engine):
     """See `app.engine.base.Engine`.
 
     Args:
@@ -84,27 +84,31 @@ class OpenVinoEngine:
         check_batch(self, shape, count)
         return np.empty((count, *shape, self._channels), np.uint8)
 
-    def load(self, windows: ByteArray) -> ByteArray:
-        return windows  # already in the memory where they are computed
+    def submit(self, windows: ByteArray) -> ByteArray:
+        return windows  # `collect` computes: a CPU does nothing else meanwhile
 
-    def run(self, windows: ByteArray) -> FloatArray:
+    def collect(self, submitted: ByteArray) -> FloatArray:
         # One at a time: a batch would be no faster, would need the memory of all its windows, and
         # each batch size would be a new shape for OpenVINO to prepare.
         try:
-            return np.concatenate([self._infer(windows[i : i + 1]) for i in range(len(windows))])
+            windows = [self._infer(submitted[i : i + 1]) for i in range(len(submitted))]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO: {error}") from error
+        return check_finite(windows[0] if len(windows) == 1 else np.concatenate(windows))
 
     def _infer(self, window: ByteArray) -> FloatArray:
         (result,) = self._request.infer([window], share_inputs=True).values()
         return np.asarray(result, np.float32)
 
-    def warm(self) -> None:
+    def warm_steps(self) -> Iterator[Callable[[], None]]:
         # The largest window is computed too, so that all memory is allocated before ready.
         largest, *others = sorted(self.shapes, key=math.prod, reverse=True)
         if others:
-            self._generate_kernels(others)
-        self.run(np.zeros((1, *largest, self._channels), np.uint8))
+            yield functools.partial(self._generate_kernels, others)
+        yield functools.partial(self._compute_black, largest)
+
+    def _compute_black(self, shape: Shape) -> None:
+        self.collect(self.submit(np.zeros((1, *shape, self._channels), np.uint8)))
 
     def _generate_kernels(self, shapes: Iterable[Shape]) -> None:
         """Generate the kernels for these windows, 20 ms each, without computing anything.

@@ -6,15 +6,19 @@ line. What "auto" chose is in the log, in `/models` and in `X-Engine`.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import importlib.util
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.engine.base import Engine
 from app.errors import EngineUnavailable
 from model.checkpoint import SUFFIX, Checkpoint
+from model.cuda import BF16_FROM, FP16_FROM, CudaDevice, CudaDevices, find_cuda_devices
+
+log = logging.getLogger(__name__)
 
 CUDA_BATCH = 8
 """Default batch size on a CUDA device: it fills the device at 512×512, and stays fast."""
@@ -54,13 +58,13 @@ def choose_engines(
     Raises:
         EngineUnavailable: this machine or installation cannot fulfil a setting.
     """
-    cuda = count_cuda_devices() if device != "cpu" and engine != "openvino" else 0
     reason = []
+    cuda = CudaDevices()
+    if device != "cpu" and engine != "openvino":
+        cuda = find_cuda_devices()
     if device == "auto":
-        device = "cuda:0" if cuda else "cpu"
-        reason.append(
-            f"device {device}: {'a CUDA device is present' if cuda else 'no CUDA device'}"
-        )
+        device, why = _choose_device(engine, cuda)
+        reason.append(f"device {device}: {why}")
     names = [f"{name}:0" if name == "cuda" else name for name in device.split(",")]
     on_cpu = names == ["cpu"]
     if not on_cpu:
@@ -70,10 +74,12 @@ def choose_engines(
         reason.append(f"engine {engine}: " + ("the fastest on a CPU" if on_cpu else "for CUDA"))
     if not is_installed(engine):
         raise EngineUnavailable("engine", engine, f" is not installed: pip install {engine}")
-    supported = _precisions(engine, on_cpu)
+    used = [] if on_cpu else [cuda.devices[int(name.removeprefix("cuda:"))] for name in names]
+    supported = _precisions(engine, used)
     if precision == "auto" and engine != "openvino":
         precision = supported[0]
-        reason.append(f"precision {precision}")
+        slowest = min(used, key=lambda each: each.capability, default=None)
+        reason.append(f"precision {precision}" + (f": {slowest}" if slowest else ""))
     if precision not in (*supported, "auto"):
         raise EngineUnavailable(
             "precision",
@@ -90,19 +96,30 @@ def choose_engines(
     ]
 
 
-def _check_cuda(device: str, engine: str, names: list[str], count: int) -> None:
-    """Check that the named CUDA devices exist and that the engine can use them.
+def _choose_device(engine: str, cuda: CudaDevices) -> tuple[str, str]:
+    """Choose the device for "auto", and say why. A device that should work is not left silently."""
+    if engine == "openvino":
+        return "cpu", "openvino runs on the CPU only"
+    problem = cuda.find_problem("cuda:0")
+    if problem is None:
+        return "cuda:0", "a CUDA device is present"
+    if cuda.expected:
+        log.warning("device cpu: %s", problem)
+    return "cpu", problem
+
+
+def _check_cuda(device: str, engine: str, names: list[str], cuda: CudaDevices) -> None:
+    """Check that torch can use the named CUDA devices, and that the engine can.
 
     Raises:
-        EngineUnavailable: one does not exist, or the engine is OpenVINO.
+        EngineUnavailable: one cannot be used, or the engine is OpenVINO.
     """
     if engine == "openvino":
         raise EngineUnavailable("engine", engine, f" runs on the CPU only, not on {device}")
     for name in names:
-        if int(name.removeprefix("cuda:")) >= count:
-            raise EngineUnavailable(
-                "device", device, f": {name} not found; torch sees {count} CUDA devices"
-            )
+        problem = cuda.find_problem(name)
+        if problem is not None:
+            raise EngineUnavailable("device", device, f": {problem}")
 
 
 def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
@@ -144,13 +161,16 @@ def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
             max_batch=choice.max_batch,
             precision=choice.precision,
         )
-    import torch
-
-    from app.engine.torch import TorchEngine
-
     if choice.device == "cpu":
+        import torch
+
+        from app.engine.torch import TorchEngine
+
         torch.set_num_threads(choice.threads)
-    return TorchEngine(
+        return TorchEngine(checkpoint, max_batch=choice.max_batch)
+    from app.engine.cuda import CudaEngine
+
+    return CudaEngine(
         checkpoint,
         device=choice.device,
         precision=choice.precision,
@@ -179,11 +199,21 @@ def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return cores
 
 
-def _precisions(engine: str, on_cpu: bool) -> tuple[str, ...]:
-    """List the supported precisions; the first is the default."""
-    if engine == "torch":
-        return ("fp32",) if on_cpu else ("bf16", "fp16", "fp32")
-    return ("fp32", "int8", "bf16") if cpu_has_bf16() else ("fp32", "int8")
+def _precisions(engine: str, devices: Sequence[CudaDevice]) -> tuple[str, ...]:
+    """List the supported precisions; the first is the default.
+
+    Args:
+        devices: that are used; none is the CPU.
+    """
+    if engine == "openvino":
+        return ("fp32", "int8", "bf16") if cpu_has_bf16() else ("fp32", "int8")
+    if not devices:
+        return ("fp32",)
+    oldest = min(device.capability for device in devices)
+    if oldest >= BF16_FROM:
+        return ("bf16", "fp16", "fp32")
+    # Older cards only emulate bf16, and those without tensor cores are slower in fp16.
+    return ("fp16", "fp32") if oldest >= FP16_FROM else ("fp32", "fp16")
 
 
 def cpu_has_bf16() -> bool:
@@ -196,16 +226,3 @@ def cpu_has_bf16() -> bool:
 def is_installed(package: str) -> bool:
     """Whether a package can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
-
-
-def count_cuda_devices() -> int:
-    """Count CUDA devices. The driver is asked first: importing torch takes over a second."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
-    except OSError:
-        return 0
-    if driver.cuInit(0) != 0 or not is_installed("torch"):
-        return 0
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0

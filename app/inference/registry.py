@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.batching.call_thread import CallThread
+from app.batching.device_worker import DeviceWorker
 from app.engine.base import Engine
 from app.engine.device_engines import BatchKey, DeviceEngines
 from app.engine.selection import EngineChoice, build_engine, resolve
@@ -132,6 +133,7 @@ class Registry:
         default: name of the model that is used if a request names none.
         choices: one per device.
         devices: in the order of `choices`.
+        workers: of the devices, in the same order.
         golden_mask: segments a model's golden image by the path of requests.
         on_free: called with the `engine_id` of a model whose engines were freed.
         metrics: shows models and reloads.
@@ -144,6 +146,7 @@ class Registry:
         default: str,
         choices: Sequence[EngineChoice],
         devices: Sequence[DeviceEngines],
+        workers: Sequence[DeviceWorker],
         golden_mask: GoldenMaskFn,
         on_free: Callable[[str], object],
         metrics: Metrics,
@@ -154,6 +157,7 @@ class Registry:
         self.entries = {path.stem: ModelEntry(path) for path in sorted(folder.glob(f"*{SUFFIX}"))}
         self._choices = choices
         self._devices = devices
+        self._workers = workers
         self._golden_mask = golden_mask
         self._on_free = on_free
         self._metrics = metrics
@@ -276,7 +280,7 @@ class Registry:
         choices = [resolve(choice, checkpoint) for choice in self._choices]
         served = ServedModel(dataclasses.replace(checkpoint, state={}), choices)
         try:
-            await self._thread.call(self._build, checkpoint, served)
+            await self._build(checkpoint, served)
             await self._check_golden_mask(served, entry.path)
         except BaseException:
             self._free(served)
@@ -286,11 +290,18 @@ class Registry:
         if old is not None and old.users == 0:
             self._free(old)
 
-    def _build(self, checkpoint: Checkpoint, served: ServedModel) -> None:
-        for choice, device in zip(served.choices, self._devices, strict=True):
-            engine = self._wrap_engine(build_engine(choice, checkpoint))
-            engine.warm()
+    async def _build(self, checkpoint: Checkpoint, served: ServedModel) -> None:
+        """Build the engines, and warm them on the threads that will run them.
+
+        The devices take turns: while one is being captured, no other call may wait for a device.
+        """
+        parts = zip(served.choices, self._devices, self._workers, strict=True)
+        for choice, device, worker in parts:
+            built = await self._thread.call(build_engine, choice, checkpoint)
+            engine = self._wrap_engine(built)
             device.engines[served.engine_id] = engine
+            for step in engine.warm_steps():
+                await worker.call(step)  # batches of other models run between the steps
 
     async def _check_golden_mask(self, served: ServedModel, path: Path) -> None:
         """Set `golden_iou`.
@@ -307,10 +318,10 @@ class Registry:
             )
 
     def _free(self, served: ServedModel) -> None:
-        for device in self._devices:
+        for device, worker in zip(self._devices, self._workers, strict=True):
             engine = device.engines.pop(served.engine_id, None)
             if engine is not None:
-                engine.close()
+                worker.post(engine.close)  # it would wait forever for a device that hangs
         self._on_free(served.engine_id)
 
     def _announce(self, served: ServedModel, old: ServedModel | None) -> None:

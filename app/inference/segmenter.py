@@ -7,9 +7,9 @@
           ─ decide ──▶ mask ─ render ─▶ outputs
 
 The header of an image gives its size, and so its number of windows: it is admitted or rejected
-before it is decoded. Image workers, which are processes, inspect, decode, prepare, decide and
-render (`app.inference.steps`). Threads blend windows. The event loop only moves an image from one
-step to the next. Knows no HTTP.
+before it is decoded, unless it is small and sure to be admitted. Image workers, which are
+processes, inspect, decode, prepare, decide and render (`app.inference.steps`). Threads blend
+windows. The event loop only moves an image from one step to the next. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache, SharedBlock, StoredArray
 from app.imaging.workers.worker import CallLimit
 from app.inference.budget import Budget
+from app.inference.image_group import ImageGroup
 from app.inference.outputs import Options, Rendered, Segmentation
+from app.inference.progress import ProgressLog
 from app.inference.registry import ServedModel
 from app.inference.steps import (
     EncodedImage,
     Stitched,
     count_image_pages,
     decode_and_prepare,
+    inspect_and_decode,
     inspect_image,
     join_pages,
     prepare_image,
@@ -56,6 +59,8 @@ T = TypeVar("T")
 
 DECODING_SECONDS, RENDERING_SECONDS = 5.0, 10.0
 """Limits for a small image, on a machine whose processors are all busy."""
+_SMALL_PIXELS = 1_000_000
+"""Most pixels of an image that is decoded in the call that reads its header."""
 _QUICK_COPY = 1 << 21
 """Bytes that the event loop copies itself: it takes less time than a change of thread."""
 
@@ -113,6 +118,7 @@ class ImageJob:
         needs_image: the outputs need the decoded image.
         needs_full_probabilities: the outputs need the probabilities at the size of the image.
         needs_all_channels: the outputs need every channel of a binary model, not only the first.
+        group: of the request, if it has several images.
         timer: started when the job was created.
     """
 
@@ -125,6 +131,7 @@ class ImageJob:
     needs_image: bool = False
     needs_full_probabilities: bool = False
     needs_all_channels: bool = False
+    group: ImageGroup | None = None
     timer: StageTimer = dataclasses.field(default_factory=StageTimer)
 
     @property
@@ -199,6 +206,11 @@ class Segmenter:
         with self._batcher.admit(model.keys(model.plan(1, 1)), deadline=deadline):
             pass  # the image itself is admitted once its size is known
 
+    def group(self, model: ServedModel) -> ImageGroup:
+        """The group for the images of one request."""
+        windows = 2 * sum(choice.max_batch for choice in model.choices)  # on a device, and prepared
+        return ImageGroup(windows + 2 * self._workers.size, self._pixels.limit / 4)
+
     async def size(self, image: bytes | AnyArray) -> Shape:
         """(height, width) of an upright image, encoded or decoded.
 
@@ -231,9 +243,17 @@ class Segmenter:
         return pages
 
     async def segment(
-        self, model: ServedModel, data: bytes, options: Options, deadline: Deadline
+        self,
+        model: ServedModel,
+        data: bytes,
+        options: Options,
+        deadline: Deadline,
+        group: ImageGroup | None = None,
     ) -> Segmentation:
         """Segment one encoded image; all outputs come from one inference.
+
+        Args:
+            group: of the request, if it has several images.
 
         Raises:
             ImageError: the bytes are not an image that is accepted.
@@ -252,6 +272,7 @@ class Segmenter:
             needs_image=options.needs_image,
             needs_full_probabilities=options.needs_full_probabilities,
             needs_all_channels=options.needs_objects,
+            group=group,
         )
 
         async def render(stitched: Stitched, limit: CallLimit) -> Segmentation:
@@ -297,6 +318,7 @@ class Segmenter:
         *,
         threshold: float | None = None,
         probabilities: bool = True,
+        group: ImageGroup | None = None,
     ) -> Prediction:
         """Segment one image and return arrays.
 
@@ -304,6 +326,7 @@ class Segmenter:
             image: encoded, or decoded: (H, W) or (H, W, C), uint8 or uint16.
             threshold: of the mask; None is the model's own.
             probabilities: return them too.
+            group: of the request, if it has several images.
 
         Raises:
             ImageError: the bytes are not an image that is accepted, or it is too large.
@@ -321,6 +344,7 @@ class Segmenter:
             threshold,
             needs_full_probabilities=probabilities,
             needs_all_channels=probabilities,
+            group=group,
         )
         result = await self._run_until(deadline, job, self._predict_with(job))
         self._count(job, *result.mask.shape)
@@ -380,47 +404,49 @@ class Segmenter:
         """Take an image through every step. Whatever ends this early frees all that it holds."""
         with contextlib.ExitStack() as held, contextlib.ExitStack() as reading:
             source = await self._share(job.source, reading.enter_context(self._blocks.borrow()))
-            header = None
+            pixels = held.enter_context(self._blocks.borrow())
+            image = held.enter_context(self._blocks.borrow()) if job.needs_image else None
+            opened: dict[str, Any] = {}
             if isinstance(source, EncodedImage):
-                header = await self._inspect(source, job.page, job.channel, deadline)
-                height, width = header["height"], header["width"]
+                opened = await self._open(job, source, pixels, image, deadline)
+                header = opened["header"]
+                height, width, pages = header["height"], header["width"], header["pages"]
+                pixel_size = header["pixel_size"]
             else:
                 height, width = source.shape[:2]
+                pages, pixel_size = 1, None
             plan = job.model.plan(height, width)
+            if job.group is not None:
+                await job.group.enter(height * width)
+                held.callback(job.group.leave, height * width)
             allocation = held.enter_context(self._pixels.allocate())
             reservation = held.enter_context(
                 self._batcher.admit(
-                    job.model.keys(plan), deadline=deadline, ignore_capacity=ignore_capacity
+                    job.model.keys(plan),
+                    deadline=deadline,
+                    share=None if job.group is None else job.group.share,
+                    ignore_capacity=ignore_capacity,
                 )
             )
             if not ignore_capacity:
                 allocation.grow(height * width)
-            image = held.enter_context(self._blocks.borrow()) if job.needs_image else None
-            pixels, stored_image = await self._prepare(job, source, header, plan, image, deadline)
+            if "pixels" not in opened:
+                opened = await self._prepare(job, source, opened, pixels, image, deadline)
             reading.close()
+            prepared = StoredArray(pixels, tuple(opened["pixels"]), "|u1")
+            stored_image = None if image is None else _stored_image(image, *opened["image"])
             job.timer.record("decode")
-            windows = [WindowJob(pixels, plan, window) for window in plan.windows]
+            shape = plan.rows.length, plan.columns.length, len(job.preprocess.mean)
+            array = np.broadcast_to(prepared.map(), shape)
+            if prepared.is_large:
+                pixels.close()  # freed once the last window is on a device
+            windows = [WindowJob(array, plan, window) for window in plan.windows]
             futures = deque(reservation.submit(windows))
-            del pixels, windows  # freed once the last window is on a device
-            probabilities = await futures.popleft()
-            shape = (job.channels, plan.rows.length, plan.columns.length)
-            block = held.enter_context(self._blocks.borrow())
-            stitched = StoredArray(block, shape, "<f4")
-            # A large image is blended in shared memory; a small one is copied there.
-            block.clear()
-            blended = stitched.map() if stitched.is_large else None
-            stitcher = Stitcher(plan, job.channels, blended)
-            for window in plan.windows:
-                job.timer.restart()
-                await self._copy(probabilities.nbytes, stitcher.add, window, probabilities)
-                if futures:
-                    probabilities = await futures.popleft()
-            if blended is None:
-                await self._copy(stitched.nbytes, block.store, stitcher.result())
+            del array, windows
+            stitched = await self._stitch(job, plan, futures, held)
             job.timer.seconds["queue"] = reservation.queue_seconds
             job.timer.seconds["infer"] = reservation.infer_seconds
             job.timer.record("stitch")  # of the last window; the others overlap with inference
-            del stitcher, blended, probabilities
             threshold = job.preprocess.threshold if job.threshold is None else job.threshold
             result = Stitched(
                 stitched,
@@ -430,46 +456,96 @@ class Segmenter:
                 threshold,
                 job.needs_full_probabilities,
                 stored_image,
-                1 if header is None else header["pages"],
-                None if header is None else header["pixel_size"],
+                pages,
+                pixel_size,
             )
             return await finish(result, rendering_limit(height * width, deadline))
+
+    async def _stitch(
+        self,
+        job: ImageJob,
+        plan: WindowPlan,
+        futures: deque[asyncio.Future[FloatArray]],
+        held: contextlib.ExitStack,
+    ) -> StoredArray:
+        """Blend the probabilities of the windows into a block, which `held` frees.
+
+        Args:
+            futures: one per window of the plan, in their order.
+        """
+        probabilities = await futures.popleft()
+        job.timer.restart()
+        shape = (job.channels, plan.rows.length, plan.columns.length)
+        block = held.enter_context(self._blocks.borrow())
+        stored = StoredArray(block, shape, "<f4")
+        if plan.count == 1:
+            part = probabilities[: shape[0], : shape[1], : shape[2]]
+            await self._copy(stored.nbytes, block.store, part)
+            return stored
+        blended = None
+        if stored.is_large:  # it is blended in shared memory; a small one is copied there
+            block.clear()
+            blended = stored.map()
+        stitcher = Stitcher(plan, job.channels, blended)
+        progress = ProgressLog(plan.count, "windows")
+        for window in plan.windows:
+            job.timer.restart()
+            await self._copy(probabilities.nbytes, stitcher.add, window, probabilities)
+            progress.advance()
+            if futures:
+                probabilities = await futures.popleft()
+        if blended is None:
+            await self._copy(stored.nbytes, block.store, stitcher.result())
+        return stored
+
+    async def _open(
+        self,
+        job: ImageJob,
+        source: EncodedImage,
+        pixels: SharedBlock,
+        image: SharedBlock | None,
+        deadline: Deadline,
+    ) -> dict[str, Any]:
+        """Read the header of an encoded image. A small one is decoded and prepared as well, unless
+        the queue is so full that it may have to be rejected."""
+        small = _SMALL_PIXELS if self._batcher.has_room else 0
+        # The pixels of a small image need more memory than a header, but no more time.
+        limit = dataclasses.replace(decoding_limit(small, deadline), seconds=DECODING_SECONDS)
+        result: dict[str, Any] = await self._workers.call(
+            limit,
+            inspect_and_decode,
+            source,
+            self._max_pixels,
+            small,
+            job.page,
+            job.channel,
+            job.preprocess,
+            pixels,
+            image,
+        )
+        return result
 
     async def _prepare(
         self,
         job: ImageJob,
         source: EncodedImage | StoredArray,
-        header: dict[str, Any] | None,
-        plan: WindowPlan,
+        opened: dict[str, Any],
+        pixels: SharedBlock,
         image: SharedBlock | None,
         deadline: Deadline,
-    ) -> tuple[ByteArray, StoredArray | None]:
-        """Decode an image if it is encoded, and prepare it.
-
-        Returns:
-            The pixels that the windows are cut from, (H, W, C) uint8, and the decoded image if it
-            is needed.
-        """
-        channels = len(job.preprocess.mean)
-        size = plan.rows.length, plan.columns.length
-        with self._blocks.borrow() as pixels:
-            if isinstance(source, StoredArray):
-                limit = decoding_limit(math.prod(source.shape), deadline)
-                result = await self._workers.call(
-                    limit, prepare_image, source, job.preprocess, pixels
-                )
-            else:
-                assert header is not None
-                limit = decoding_limit(header["height"] * header["width"], deadline)
-                result = await self._workers.call(
-                    limit, decode_and_prepare, source, header, job.preprocess, pixels, image
-                )
-            prepared = await self._load(StoredArray(pixels, tuple(result["pixels"]), "|u1"))
-        stored_image = None
-        if image is not None:
-            shape, dtype = result["image"]
-            stored_image = StoredArray(image, tuple(shape), dtype)
-        return np.broadcast_to(prepared, (*size, channels)), stored_image
+    ) -> dict[str, Any]:
+        """Decode an image if it is encoded, and prepare it. See `decode_and_prepare`."""
+        result: dict[str, Any]
+        if isinstance(source, StoredArray):
+            limit = decoding_limit(math.prod(source.shape), deadline)
+            result = await self._workers.call(limit, prepare_image, source, job.preprocess, pixels)
+            return result
+        header = opened["header"]
+        limit = decoding_limit(header["height"] * header["width"], deadline)
+        result = await self._workers.call(
+            limit, decode_and_prepare, source, header, job.preprocess, pixels, image
+        )
+        return result
 
     def _count(self, job: ImageJob, height: int, width: int) -> None:
         for stage, seconds in job.timer.seconds.items():
@@ -504,6 +580,10 @@ class Segmenter:
         if size <= _QUICK_COPY:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+
+def _stored_image(block: SharedBlock, shape: list[int], dtype: str) -> StoredArray:
+    return StoredArray(block, tuple(shape), dtype)
 
 
 def decoding_limit(pixels: int, deadline: Deadline) -> CallLimit:

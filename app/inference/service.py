@@ -19,7 +19,6 @@ from pathlib import Path
 from app import logs
 from app.batching.batcher import Batcher
 from app.engine.device_engines import BatchKey, DeviceEngines, WindowJob
-from app.engine.memory import used_bytes
 from app.engine.selection import choose_engines, cpu_quota
 from app.errors import ServiceError, SettingsError, Unavailable
 from app.imaging.workers.pool import WorkerPool
@@ -37,7 +36,8 @@ from model.checkpoint import SUFFIX
 
 log = logging.getLogger(__name__)
 
-_QUEUE_ON_CPU, _QUEUE_ON_CUDA = 64, 512
+_CHECK_SECONDS = 5.0
+"""Between two checks that a device responds; `gpu_memory_used_bytes` is as old."""
 _PRELOAD = CallLimit("preloading", 60, 500_000_000)
 _TRIM = CallLimit("trimming", 5, 100_000_000)
 _IDLE_S = 2.0
@@ -75,11 +75,11 @@ class Service:
         )
         self.metrics = Metrics()
         self.devices = [DeviceEngines(choice.device) for choice in choices]
-        on_cpu = choices[0].device == "cpu"
         self.batcher: Batcher[WindowJob, FloatArray] = Batcher(
             self.devices,
             max_batch=self.devices[0].max_batch,
-            capacity=settings.queue_windows or (_QUEUE_ON_CPU if on_cpu else _QUEUE_ON_CUDA),
+            capacity=settings.queue_windows,
+            longest=settings.longest_timeout_s,
             max_wait=settings.max_wait_ms / 1000,
             observer=self.metrics,
         )
@@ -115,6 +115,7 @@ class Service:
             settings.model,
             choices,
             self.devices,
+            self.batcher.workers,
             golden_mask=self.segmenter.golden_mask,
             on_free=self._forget_model,
             metrics=self.metrics,
@@ -136,8 +137,8 @@ class Service:
         """Begin to load models. Returns at once, so that probes are answered meanwhile."""
         self.workers.start()
         await self.batcher.start()
-        coroutines = (self._load(), self._watchdog(), self._trim_when_idle())
-        self._tasks = [asyncio.create_task(each) for each in coroutines]
+        loops = (self._load(), self._watchdog(), self._check_devices(), self._trim_when_idle())
+        self._tasks = [asyncio.create_task(each) for each in loops]
 
     async def start_without_probes(self) -> None:
         """Load the default model alone, and return when it is ready.
@@ -189,10 +190,10 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.registry.close()
         await self.batcher.close()
         await self.workers.stop()
         self.segmenter.close()
-        self.registry.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     @property
@@ -205,7 +206,7 @@ class Service:
         elapsed = self.batcher.elapsed()
         if elapsed > self.settings.watchdog_s:
             return (
-                f"the engine is hung: a batch has been running for {elapsed:.0f} s, longer than "
+                f"the engine is hung: its device has been busy for {elapsed:.0f} s, longer than "
                 f"UNET_WATCHDOG_S={self.settings.watchdog_s:g}"
             )
         failure = self.batcher.failure
@@ -264,6 +265,12 @@ class Service:
                 self.failed.set()
                 return
 
+    async def _check_devices(self) -> None:
+        """Notice a device that is lost or hangs while no request uses it."""
+        while True:
+            await asyncio.sleep(min(_CHECK_SECONDS, self.settings.watchdog_s / 4))
+            await self.batcher.check_devices()
+
     async def _trim_when_idle(self) -> None:
         """Give free memory back to the system after models were loaded or freed, and in pauses.
 
@@ -299,6 +306,7 @@ class Service:
     def _register_gauges(self) -> None:
         gauge, batcher = self.metrics.add_gauge, self.batcher
         gauge("windows_waiting", "Windows in the queue.", lambda: batcher.statistics().waiting)
+        gauge("windows_capacity", "Limit on the windows reserved.", lambda: batcher.capacity)
         gauge("windows_in_flight", "Windows on a device.", lambda: batcher.statistics().in_flight)
         gauge(
             "windows_reserved",
@@ -310,25 +318,33 @@ class Service:
             "Measured rate; 0 before the first batch.",
             self._windows_per_second,
         )
-        gauge("batch_running_seconds", "Age of the running batch.", batcher.elapsed)
+        gauge(
+            "batch_running_seconds",
+            "Seconds that a device has been at its batch, at most.",
+            batcher.elapsed,
+        )
         gauge("image_workers", "Image workers that take calls.", lambda: self.workers.running)
         gauge("image_workers_busy", "Image workers with a call.", lambda: self.workers.busy)
         gauge("held_pixels", "Pixels of the decoded images in memory.", lambda: self.pixels.used)
         gauge("held_bytes", "Bytes of uploads and responses in memory.", lambda: self.bytes.used)
+        self._register_gpu_memory()
+        self.metrics.add_counter(
+            "log_lines_dropped", "Lines dropped because the log was not read.", logs.dropped_lines
+        )
+        gauge("ready", "1 if requests are served.", lambda: float(self.readiness_error() is None))
+
+    def _register_gpu_memory(self) -> None:
         self.metrics.add_labeled_gauge(
             "gpu_memory_used_bytes",
             "Memory in use on a CUDA device.",
             "device",
             {
-                choice.device: functools.partial(used_bytes, choice.device)
-                for choice in self.choices
-                if choice.device.startswith("cuda")
+                # as measured on the device's own thread: a hung driver must not block this one
+                device.name: functools.partial(getattr, device, "used_bytes")
+                for device in self.devices
+                if device.name != "cpu"
             },
         )
-        self.metrics.add_counter(
-            "log_lines_dropped", "Lines dropped because the log was not read.", logs.dropped_lines
-        )
-        gauge("ready", "1 if requests are served.", lambda: float(self.readiness_error() is None))
 
     def _windows_per_second(self) -> float:
         seconds = self.batcher.estimates.seconds()

@@ -87,8 +87,7 @@ def inspect_image(
         ImageError: not an image that is accepted, or not such a page or channel.
         ImageTooLarge: more than `max_pixels`.
     """
-    header = inspect(data.read(), max_pixels=max_pixels, page=page, channel=channel)
-    return dataclasses.asdict(header)
+    return vars(inspect(data.read(), max_pixels=max_pixels, page=page, channel=channel))
 
 
 def count_image_pages(data: EncodedImage, max_pixels: int) -> int:
@@ -99,6 +98,38 @@ def count_image_pages(data: EncodedImage, max_pixels: int) -> int:
         ImageTooLarge: its pages have more than `max_pixels` together.
     """
     return count_pages(data.read(), max_pixels=max_pixels)
+
+
+def inspect_and_decode(
+    data: EncodedImage,
+    max_pixels: int,
+    small: int,
+    page: int | None,
+    channel: int | None,
+    preprocess: PreprocessConfig,
+    pixels: SharedBlock,
+    image: SharedBlock | None,
+) -> dict[str, Any]:
+    """Read the header of an encoded image, and decode and prepare the image if it is small.
+
+    For a small image a second call would cost about as much as decoding.
+
+    Args:
+        small: most pixels of an image that is decoded.
+        page, channel: see `inspect_image`.
+
+    Returns:
+        `header`, its fields; for a small image also what `decode_and_prepare` returns.
+
+    Raises:
+        ImageError, ImageTooLarge: see `inspect_image` and `decode_and_prepare`.
+    """
+    content = data.read()
+    header = inspect(content, max_pixels=max_pixels, page=page, channel=channel)
+    fields = {"header": vars(header)}
+    if header.height * header.width > small:
+        return fields
+    return fields | _decode_and_prepare(content, header, preprocess, pixels, image)
 
 
 def decode_and_prepare(
@@ -121,11 +152,21 @@ def decode_and_prepare(
     Raises:
         ImageError: truncated or damaged.
     """
+    return _decode_and_prepare(data.read(), ImageHeader(**header), preprocess, pixels, image)
+
+
+def _decode_and_prepare(
+    content: bytes,
+    header: ImageHeader,
+    preprocess: PreprocessConfig,
+    pixels: SharedBlock,
+    image: SharedBlock | None,
+) -> dict[str, Any]:
     # An image that is resized anyway may be decoded at a fraction of its size.
     smaller = preprocess.mode == "resize" and image is None
     size = preprocess.resized if smaller else None
-    decoded = decode(data.read(), ImageHeader(**header), at_least=size)
-    result = {"pixels": _prepare_to(pixels, decoded, preprocess)}
+    decoded = decode(content, header, at_least=size)
+    result: dict[str, Any] = {"pixels": _prepare_to(pixels, decoded, preprocess)}
     if image is not None:
         stored = image.store(decoded)
         result["image"] = (stored.shape, stored.dtype)
@@ -167,9 +208,8 @@ def render_outputs(stitched: Stitched, options: Options, outputs: SharedBlock) -
     for each in segmentation.rendered.values():
         end = outputs.write(each.content, end)
         rendered.append((each.media_type, each.suffix, len(each.content)))
-    fields = dataclasses.asdict(dataclasses.replace(segmentation, rendered={}))
     seconds = {"stitch": decided - start, "encode": time.perf_counter() - decided}
-    return fields | {"rendered": rendered, "seconds": seconds}
+    return vars(segmentation) | {"rendered": rendered, "seconds": seconds}
 
 
 def join_pages(pages: SharedBlock, sizes: list[int], stack: SharedBlock) -> int:

@@ -23,6 +23,10 @@ from model.config import UNetConfig
 from model.errors import ConfigError
 from model.predict import load_tensors
 
+_MOST_SPREAD = 0.2
+"""Largest share of the squares of copied weights that may be differences between the copies. With
+unrelated weights it is a half for two copies, and more for several."""
+
 
 def widen_checkpoint(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
     """Return a wider network that computes the same function.
@@ -104,25 +108,34 @@ def narrow(
 ) -> dict[str, Tensor]:
     """Return the state dict of `narrower`: the mean of each feature's copies.
 
-    Whether the copies agree is not checked. If they agree, `narrower` computes what `state`
-    computes. If they have diverged a little in training, it computes nearly the same and can be
-    trained further. For a network that was never widened the result is meaningless.
+    If the copies agree, `narrower` computes what `state` computes. If they have diverged a little
+    in training, it computes nearly the same and can be trained further.
 
     Args:
         state: of a `model.unet.UNet` of `config`.
         narrower: the same network with a divisor of its `base_features`.
 
     Raises:
-        ConfigError: `narrower` differs in more than its width, or its width is not a divisor.
+        ConfigError: `narrower` differs in more than its width, its width is not a divisor, or the
+            copies have little in common: `state` was not widened from this width.
     """
     factor = _width_factor(narrower, config)
     result = {}
+    spread = total = 0.0
     for name, tensor in state.items():
         tensor = _sum_shares(name, tensor.detach().cpu(), factor)
         layout = _layout(name)
         if not layout.last:
-            tensor = torch.stack(tensor.chunk(factor, layout.outputs)).mean(0)
+            copies = torch.stack(tensor.chunk(factor, layout.outputs))
+            tensor = copies.mean(0)
+            spread += float((copies - tensor).square().sum())
+            total += float(copies.square().sum())
         result[name] = tensor.clone().contiguous()
+    if spread > _MOST_SPREAD * total:
+        raise ConfigError(
+            f"the weights were not widened from base_features {narrower.base_features}: copies of "
+            f"features differ by {spread / total:.0%} of their squares"
+        )
     return result
 
 

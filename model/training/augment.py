@@ -1,5 +1,8 @@
 """Random crops of a training pair, with random geometry, intensities and noise.
 
+`draw_crop` draws every random number of a crop except its noise. `augment` applies them on the
+host; `model.training.device_crops` applies the same numbers to a whole batch on a device.
+
 Position, scale, rotation, flip and elastic deformation (paper, section 3.1) are combined into one
 grid of coordinates. The image is therefore interpolated only once; labels take the nearest pixel,
 so they stay labels. Interpolation makes an image softer than a microscope's. A share of the crops
@@ -9,6 +12,9 @@ Knows pixels; no files, no network.
 """
 
 from __future__ import annotations
+
+import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +26,67 @@ from model.arrays import AnyArray, ByteArray, FloatArray, Int32Array
 from model.training.recipe import AugmentConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the pixels of a crop are in the source.
+
+    A crop pixel at (x, y) from the crop's centre is at `rotation @ ((mirror * x, y) + e) + centre`
+    in the source, in pixels. e is its elastic displacement, and rotation is
+    ((cos, -sin), (sin, cos)).
+
+    Attributes:
+        exact: source pixels are copied, not interpolated: every coordinate is an integer.
+        mirror: -1 or 1.
+        cos, sin: of the angle, divided by the zoom.
+        centre: (x, y) in the source.
+        elastic: (2, 3, 3) displacements (x, y) on a coarse grid over the crop, or None.
+    """
+
+    exact: bool
+    mirror: float
+    cos: float
+    sin: float
+    centre: tuple[float, float]
+    elastic: FloatArray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Intensities:
+    """How the values of a crop change, in 0..1 and in this order.
+
+    Attributes:
+        gamma: the power to which values are raised.
+        gains: per channel, by which they are multiplied.
+        offset: added to them.
+        blur: whether they are averaged over 3×3 pixels.
+        noise: standard deviation of the added noise.
+        invert: whether they are subtracted from 1.
+    """
+
+    gamma: float
+    gains: tuple[float, ...]
+    offset: float
+    blur: bool
+    noise: float
+    invert: bool
+
+
+def draw_crop(
+    size: tuple[int, int], channels: int, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[Placement, Intensities]:
+    """Draw where a crop lies and how its values change.
+
+    Args:
+        size: (H, W) of the source.
+        channels: of the source.
+        config: of the recipe; its crop has a height and a width.
+        rng: the only source of randomness.
+    """
+    exact = config.unresampled > 0 and rng.random() < config.unresampled
+    placement = (_draw_exact if exact else _draw_resampled)(size, config, rng)
+    return placement, _draw_intensities(channels, config, rng)
+
+
 def augment(
     image: ByteArray, labels: Int32Array, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[ByteArray, Int32Array]:
@@ -28,56 +95,131 @@ def augment(
     Args:
         image: (H, W, C) uint8, prepared by `model.transforms.prepare`.
         labels: (H, W).
-        config: of the recipe; its crop has a height and a width.
-        rng: the only source of randomness.
+        config, rng: as for `draw_crop`.
 
     Returns:
         image (*crop, C) uint8 and labels (*crop) int32.
     """
-    cut = config.unresampled > 0 and rng.random() < config.unresampled
-    crop, crop_labels = (_cut_crop if cut else _resample_crop)(image, labels, config, rng)
+    height, width, channels = image.shape
+    placement, intensities = draw_crop((height, width), channels, config, rng)
+    sample = _copy_crop if placement.exact else _resample_crop
+    crop, crop_labels = sample(image, labels, config.crop, placement)
     values: FloatArray = crop.astype(np.float32) / np.float32(255)
-    varied = _vary_intensities(values, config, rng)
+    varied = _vary_intensities(values, intensities, rng)
     pixels = np.rint(varied * 255).clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0)), crop_labels.astype(np.int32)
 
 
-def _resample_crop(
-    image: ByteArray, labels: Int32Array, config: AugmentConfig, rng: np.random.Generator
+def _draw_exact(
+    size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
+) -> Placement:
+    """Draw a crop that is only mirrored and rotated by multiples of 90 degrees."""
+    turns = int(rng.integers(4)) if config.rotate else 0
+    height, width = config.crop[:: -1 if turns % 2 else 1]  # of the source's pixels
+    centre_y = _draw_exact_centre(size[0], height, rng)
+    centre_x = _draw_exact_centre(size[1], width, rng)
+    mirror = _draw_mirror(config, rng)
+    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turns]
+    return Placement(True, mirror, float(cos), float(sin), (centre_x, centre_y))
+
+
+def _draw_exact_centre(length: int, crop: int, rng: np.random.Generator) -> float:
+    """Draw the centre of `crop` adjacent pixels of an axis; a shorter axis is centred."""
+    start = int(rng.integers(length - crop + 1)) if crop <= length else -((crop - length) // 2)
+    return start + (crop - 1) / 2
+
+
+def _draw_resampled(
+    size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
+) -> Placement:
+    """Draw a crop with any rotation, magnification and deformation."""
+    height, width = config.crop
+    low, high = config.zoom
+    zoom = math.exp(rng.uniform(math.log(low), math.log(high)))
+    angle = math.radians(rng.uniform(-config.rotate, config.rotate))
+    mirror = _draw_mirror(config, rng)
+    elastic: FloatArray | None = None
+    if config.elastic:
+        elastic = rng.normal(0, config.elastic, (2, 3, 3)).astype(np.float32)
+    x = _draw_centre(size[1], width / zoom, rng)
+    y = _draw_centre(size[0], height / zoom, rng)
+    cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+    return Placement(False, mirror, cos, sin, (x, y), elastic)
+
+
+def _draw_mirror(config: AugmentConfig, rng: np.random.Generator) -> float:
+    return -1.0 if config.flip and rng.random() < 0.5 else 1.0
+
+
+def _draw_centre(length: int, crop: float, rng: np.random.Generator) -> float:
+    """Draw the crop's centre on an axis, in pixels, so that an unrotated crop stays inside.
+
+    A crop longer than the axis is centred.
+    """
+    free = max(length - crop, 0.0)
+    return float((length - 1) / 2 + rng.uniform(-0.5, 0.5) * free)
+
+
+def _draw_intensities(
+    channels: int, config: AugmentConfig, rng: np.random.Generator
+) -> Intensities:
+    gamma, gain = np.exp(rng.uniform(-1, 1, 2) * (config.gamma, config.gain))
+    colours = np.exp(rng.uniform(-config.colour, config.colour, channels))
+    return Intensities(
+        gamma=float(gamma),
+        gains=tuple((gain * colours).tolist()),
+        offset=float(rng.uniform(-config.offset, config.offset)),
+        blur=bool(rng.random() < config.blur),
+        noise=float(rng.uniform(0, config.noise)),
+        invert=bool(rng.random() < config.invert),
+    )
+
+
+def _copy_crop(
+    image: ByteArray, labels: Int32Array, crop: tuple[int, ...], placement: Placement
 ) -> tuple[AnyArray, AnyArray]:
-    """Sample image (C, *crop) and labels (*crop) on a random grid."""
-    grid = _draw_grid(labels.shape, config, rng)
+    """Copy image (C, *crop) and labels (*crop) without interpolation."""
+    y, x = _crop_coordinates(crop)
+    x = x * placement.mirror
+    # Either the sine or the cosine is 0, so each axis of the source follows one axis of the crop.
+    if placement.sin:
+        rows, columns = x * placement.sin, -y * placement.sin
+    else:
+        rows, columns = y * placement.cos, x * placement.cos
+    inside = (
+        _reflect(rows + placement.centre[1], labels.shape[0]),
+        _reflect(columns + placement.centre[0], labels.shape[1]),
+    )
+    return image[inside].transpose(2, 0, 1), labels[inside]
+
+
+def _crop_coordinates(crop: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
+    """Return y (height, 1) and x (1, width) of a crop's pixels, from its centre."""
+    y, x = (np.arange(length, dtype=np.float32) - np.float32((length - 1) / 2) for length in crop)
+    return y[:, None], x[None]
+
+
+def _reflect(index: FloatArray, length: int) -> npt.NDArray[np.intp]:
+    """Reflect the indices of an axis into 0..length - 1; the edge's pixels are repeated."""
+    folded = index.astype(np.intp) % (2 * length)
+    reflected: npt.NDArray[np.intp] = np.minimum(folded, 2 * length - 1 - folded)
+    return reflected
+
+
+def _resample_crop(
+    image: ByteArray, labels: Int32Array, crop: tuple[int, ...], placement: Placement
+) -> tuple[AnyArray, AnyArray]:
+    """Sample image (C, *crop) and labels (*crop) on the grid of a placement."""
+    grid = _make_grid(labels.shape, crop, placement)
     source = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     target = torch.from_numpy(labels)[None, None].float()  # exact up to 2^24 labels
-    crop = F.grid_sample(source, grid, "bilinear", "reflection", align_corners=False)[0]
+    pixels = F.grid_sample(source, grid, "bilinear", "reflection", align_corners=False)[0]
     crop_labels = F.grid_sample(target, grid, "nearest", "reflection", align_corners=False)[0, 0]
-    return crop.numpy(), crop_labels.numpy()
+    return pixels.numpy(), crop_labels.numpy()
 
 
-def _cut_crop(
-    image: ByteArray, labels: Int32Array, config: AugmentConfig, rng: np.random.Generator
-) -> tuple[AnyArray, AnyArray]:
-    """Copy image (C, *crop) and labels (*crop), mirrored and rotated by multiples of 90 degrees."""
-    turns = int(rng.integers(4)) if config.rotate else 0
-    height, width = config.crop[:: -1 if turns % 2 else 1]
-    rows = _draw_range(labels.shape[0], height, rng)
-    columns = _draw_range(labels.shape[1], width, rng)
-    crop, crop_labels = image[rows[:, None], columns], labels[rows[:, None], columns]
-    if config.flip and rng.random() < 0.5:
-        crop, crop_labels = crop[:, ::-1], crop_labels[:, ::-1]
-    return np.rot90(crop, turns).transpose(2, 0, 1), np.rot90(crop_labels, turns)
-
-
-def _draw_range(length: int, crop: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Draw `crop` adjacent indices of an axis of `length`; a short axis is reflected."""
-    if crop <= length:
-        return np.arange(crop) + int(rng.integers(length - crop + 1))
-    before = (crop - length) // 2
-    return np.pad(np.arange(length), (before, crop - length - before), mode="symmetric")
-
-
-def _draw_grid(size: tuple[int, ...], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Draw the coordinates of a crop for `torch.nn.functional.grid_sample`.
+def _make_grid(size: tuple[int, ...], crop: tuple[int, ...], placement: Placement) -> Tensor:
+    """Compute the coordinates of a crop for `torch.nn.functional.grid_sample`.
 
     Args:
         size: (H, W) of the source.
@@ -85,54 +227,40 @@ def _draw_grid(size: tuple[int, ...], config: AugmentConfig, rng: np.random.Gene
     Returns:
         (1, *crop, 2) coordinates in the source, x before y, in -1..1.
     """
-    height, width = config.crop
-    low, high = np.log(config.zoom)
-    zoom = np.exp(rng.uniform(low, high))
-    angle = np.radians(rng.uniform(-config.rotate, config.rotate))
-    mirror = -1.0 if config.flip and rng.random() < 0.5 else 1.0
-    y, x = np.meshgrid(
-        np.arange(height, dtype=np.float32) - (height - 1) / 2,
-        (np.arange(width, dtype=np.float32) - (width - 1) / 2) * mirror,
-        indexing="ij",
-    )
-    if config.elastic:
-        coarse = torch.from_numpy(rng.normal(0, config.elastic, (1, 2, 3, 3)).astype(np.float32))
-        fine = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
-        x, y = x + fine[0, 0].numpy(), y + fine[0, 1].numpy()
-    cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
-    x, y = cos * x - sin * y, sin * x + cos * y
-    x += _draw_center(size[1], width / zoom, rng)
-    y += _draw_center(size[0], height / zoom, rng)
-    grid = np.stack([(2 * x + 1) / size[1] - 1, (2 * y + 1) / size[0] - 1], axis=-1)
-    return torch.from_numpy(grid.astype(np.float32))[None]
-
-
-def _draw_center(length: int, crop: float, rng: np.random.Generator) -> float:
-    """Draw the crop's center on an axis, in pixels, so that an unrotated crop stays inside.
-
-    A crop longer than the axis is centered.
-    """
-    free = max(length - crop, 0.0)
-    return float((length - 1) / 2 + rng.uniform(-0.5, 0.5) * free)
+    y, x = _crop_coordinates(crop)
+    x = x * np.float32(placement.mirror)
+    if placement.elastic is not None:
+        coarse = torch.from_numpy(placement.elastic)[None]
+        fine = F.interpolate(coarse, crop, mode="bicubic", align_corners=True)[0].numpy()
+        x, y = x + fine[0], y + fine[1]
+    grid = np.empty((1, *crop, 2), np.float32)
+    # (2 x + 1) / size - 1 of the source's x, and the same of y
+    for axis, (along_x, along_y) in enumerate(
+        ((placement.cos, -placement.sin), (placement.sin, placement.cos))
+    ):
+        scale = 2 / size[1 - axis]
+        shift = (2 * placement.centre[axis] + 1) / size[1 - axis] - 1
+        grid[0, ..., axis] = x * (along_x * scale) + y * (along_y * scale) + shift
+    return torch.from_numpy(grid)
 
 
 def _vary_intensities(
-    image: FloatArray, config: AugmentConfig, rng: np.random.Generator
+    image: FloatArray, intensities: Intensities, rng: np.random.Generator
 ) -> FloatArray:
     """Vary brightness, contrast, colour, sharpness and noise of an image, (C, H, W) in 0..1.
 
     The result has the same shape. It may leave 0..1.
     """
-    gamma, gain = np.exp(rng.uniform(-1, 1, 2) * (config.gamma, config.gain))
-    colour = np.exp(rng.uniform(-config.colour, config.colour, (len(image), 1, 1)))
-    offset = rng.uniform(-config.offset, config.offset)
-    varied: FloatArray = (image**gamma * gain * colour + offset).astype(np.float32)
-    if rng.random() < config.blur:
+    gains = np.array(intensities.gains, np.float32)[:, None, None]
+    varied: FloatArray = image ** np.float32(intensities.gamma)
+    varied *= gains
+    varied += np.float32(intensities.offset)
+    if intensities.blur:
         soft = F.avg_pool2d(torch.from_numpy(varied)[None], 3, 1, 1, count_include_pad=False)
         varied = soft[0].numpy()
-    if config.noise:
+    if intensities.noise:
         noise = rng.standard_normal(varied.shape, dtype=np.float32)
-        varied = varied + noise * np.float32(rng.uniform(0, config.noise))
-    if rng.random() < config.invert:
+        varied = varied + noise * np.float32(intensities.noise)
+    if intensities.invert:
         varied = 1 - varied
     return varied

@@ -62,6 +62,17 @@ class CropDataset(Dataset[Crop]):
         self._plan = None if recipe.augment.crop else _plan_whole_image(recipe)
         self._probabilities = _sampling_probabilities(samples, recipe)
 
+    @property
+    def whole_images(self) -> bool:
+        """Whether a crop is a whole image, not varied."""
+        return self._plan is not None
+
+    @property
+    def has_border_weights(self) -> bool:
+        """Whether pixels between objects weigh more (paper, equation 2)."""
+        recipe = self.recipe
+        return recipe.data.labels == "instances" and recipe.loss.border_weight > 0
+
     def preload(self, quiet: bool = True) -> None:
         """Prepare images until the cache is full. Workers that are forked later share them.
 
@@ -86,24 +97,39 @@ class CropDataset(Dataset[Crop]):
         Limited to 0.01..0.99.
         """
         count = min(_FOREGROUND_IMAGES, len(self.samples))
-        fractions = [(self._load_pair(index)[1] > 0).mean() for index in range(count)]
+        fractions = [(self.prepared_pair(index)[1] > 0).mean() for index in range(count)]
         return float(np.clip(np.mean(fractions), 0.01, 0.99))
 
     def first_crops(self, count: int) -> Tensor:
         """Return the pixels of the first crops, (count, h, w, C) uint8."""
         return torch.stack([self[index][0] for index in range(count)])
 
+    def image_index(self, index: int) -> int:
+        """Return the index in `samples` of the image from which the crop at `index` is taken."""
+        epoch, position = divmod(index, len(self.samples))
+        if self._epoch != epoch:
+            self._epoch, self._epoch_order = epoch, self._draw_order(epoch)
+        return int(self._epoch_order[position])
+
+    def prepared_pair(self, image_index: int) -> tuple[ByteArray, Int32Array]:
+        """Return an image of `samples`, prepared, (H, W, C) uint8, and its labels (H, W).
+
+        Raises:
+            DataError: an image or a mask is invalid; see `PairedDataset`.
+        """
+        return self._cache.get(image_index) or self._prepare_pair(image_index)
+
     def image_id(self, index: int) -> str:
         """Return the id of the image from which the crop at `index` is taken."""
-        return self.samples.ids[self._image_index(index)]
+        return self.samples.ids[self.image_index(index)]
 
     def __getitem__(self, index: int) -> Crop:
         recipe = self.recipe
-        image, labels = self._load_pair(self._image_index(index))
+        image, labels = self.prepared_pair(self.image_index(index))
         if self._plan is None:
             rng = np.random.default_rng((recipe.optim.seed, index))
             image, labels = augment(image, labels, recipe.augment, rng)
-        if recipe.data.labels == "instances" and recipe.loss.border_weight:
+        if self.has_border_weights:
             loss = recipe.loss
             weights = border_weights(labels, loss.border_weight, loss.border_sigma)
         else:
@@ -126,12 +152,6 @@ class CropDataset(Dataset[Crop]):
         except DataError as error:
             return error
 
-    def _image_index(self, index: int) -> int:
-        epoch, position = divmod(index, len(self.samples))
-        if self._epoch != epoch:
-            self._epoch, self._epoch_order = epoch, self._draw_order(epoch)
-        return int(self._epoch_order[position])
-
     def _draw_order(self, epoch: int) -> npt.NDArray[np.intp]:
         """Draw the image indices of an epoch by systematic sampling, then shuffle them.
 
@@ -143,9 +163,6 @@ class CropDataset(Dataset[Crop]):
         steps = (np.arange(count) + rng.random()) / count
         drawn = np.searchsorted(np.cumsum(self._probabilities), steps)
         return rng.permutation(np.minimum(drawn, count - 1))
-
-    def _load_pair(self, image_index: int) -> tuple[ByteArray, Int32Array]:
-        return self._cache.get(image_index) or self._prepare_pair(image_index)
 
     def _prepare_pair(self, image_index: int) -> tuple[ByteArray, Int32Array]:
         sample, preprocess = self.samples[image_index], self.recipe.preprocess

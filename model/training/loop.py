@@ -8,13 +8,15 @@ and `model.training.run_folder` the files.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import platform
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -22,22 +24,25 @@ from typing import Any, Self
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from model.arrays import AnyArray
 from model.checkpoint import Checkpoint, git_revision, save_checkpoint, update_manifest
-from model.errors import ConfigError, DataError, TrainingDiverged, TrainingOutOfMemory
+from model.cuda import choose_device
+from model.errors import DataError, TrainingDiverged, TrainingOutOfMemory
 from model.evaluation.evaluate import Report, Sample, evaluate, from_probabilities
-from model.predict import attach_golden
+from model.predict import Predictor, attach_golden
 from model.training.crops import CropDataset
 from model.training.data import PairedDataset, open_dataset, read_image, split_dataset
+from model.training.device_crops import Batch, DeviceCrops, ImagesDoNotFit
 from model.training.plots import draw_comparison, make_contact_sheet
 from model.training.recipe import OptimConfig, Recipe
 from model.training.run_folder import RunFolder, open_run, report_write_errors
-from model.training.trainer import Trainer
+from model.training.trainer import Snapshot, Trainer
 from model.transforms import to_mask
+
+logger = logging.getLogger(__name__)
 
 _SMOOTHING = 0.98
 """Decay of the running means of loss and seconds per step."""
@@ -45,6 +50,10 @@ _LOG_EVERY = 20
 """Steps between two records of the training loss."""
 _SAMPLE_COUNT = 6
 """Validation images in samples.png."""
+VALIDATE_BESIDE = {"cuda"}
+"""Types of devices that validate while training continues."""
+_IMAGE_SHARE = 0.4
+"""Share of a device's free memory that training images may take."""
 _ENDLESS = 10**9
 """Steps that no run reaches."""
 
@@ -63,8 +72,8 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
 
     Raises:
         DataError: the data set is invalid; see `open_dataset`, `split_dataset` and `CropDataset`.
-        ConfigError: the recipe asks for a CUDA device and there is none, differs from the recipe of
-            the run in `folder`, or contradicts itself; or another run has locked the folder.
+        ConfigError: the recipe asks for a CUDA device that torch cannot use, differs from that
+            of the run in `folder`, or contradicts itself; or another run has locked the folder.
         CheckpointError: the checkpoint of the initial weights, or a manifest in the folder, is
             damaged.
         TrainingOutOfMemory: a batch, or what it needs, does not fit into memory.
@@ -74,7 +83,9 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
         KeyboardInterrupt: Ctrl-C while images are read, before the first step, after the last one,
             or a second time.
     """
-    device = _choose_device(recipe.run.device)
+    device = torch.device(choose_device(recipe.run.device))
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all crops have one shape, and windows have few
     training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
     golden = read_image(Path(recipe.data.golden)) if recipe.data.golden else validation[0].image
     with open_run(folder, recipe, command) as run, _report_out_of_memory(recipe):
@@ -86,7 +97,7 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
             _train_loop(trainer, crops, validation, run, interrupted)
             if not trainer.steps_done:
                 raise KeyboardInterrupt  # before the first step, so without a result
-            run.save_state(trainer.state())
+            _save_state(trainer.snapshot(), run)
         report = _build_report(trainer, training, validation, command)
         run.save_report(report)
         run.save_curves()
@@ -163,7 +174,7 @@ def _check_readable(samples: PairedDataset) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Length:
+class RunLength:
     """How long to train: up to `steps`, or `seconds` of training, whichever comes first.
 
     Seconds count over all starts of a run, but only steps: no reading, validation or report. Both
@@ -194,10 +205,10 @@ class _ProgressBar:
 
     Attributes:
         loss: running mean of the loss.
-        speed: images per second in the last step.
+        speed: images per second in the last steps.
     """
 
-    def __init__(self, trainer: Trainer, length: _Length) -> None:
+    def __init__(self, trainer: Trainer, length: RunLength) -> None:
         self.trainer = trainer
         self.length = length
         self.loss = math.nan
@@ -218,23 +229,29 @@ class _ProgressBar:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def update(self, loss: float, images: int, seconds: float) -> None:
-        """Show a step that is done."""
-        self.loss = _smooth(self.loss, loss)
-        self._pace = _smooth(self._pace, seconds)
+    def update(self, losses: Sequence[float], images: int, seconds: float) -> None:
+        """Show steps that are done.
+
+        Args:
+            losses: of these steps.
+            images: in all of them.
+            seconds: that they took together.
+        """
+        for loss in losses:
+            self.loss = _smooth(self.loss, loss)
+            self._pace = _smooth(self._pace, seconds / len(losses))
         self.speed = images / seconds
         left = tqdm.format_interval(self.length.seconds_left(self.trainer, self._pace))
-        self._bar.update()
+        self._bar.update(len(losses))
         self._bar.set_postfix_str(
             f"loss {self.loss:.3f}, lr {self.trainer.learning_rate:.1e}, "
             f"{self.speed:.1f} images/s, {left} left"
         )
 
-    def show_scores(self, scores: dict[str, Any]) -> None:
+    def show_scores(self, step: int, scores: dict[str, Any]) -> None:
         """Print a validation's scores above the bar."""
         self._bar.write(
-            f"step {self.trainer.steps_done}: validation Dice {scores['dice']:.4f}, "
-            f"IoU {scores['iou']:.4f}"
+            f"step {step}: validation Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}"
         )
 
 
@@ -252,27 +269,44 @@ def _train_loop(
 ) -> None:
     """Train until the end of the recipe's steps or minutes, or until `interrupted`."""
     recipe = trainer.recipe
-    length = _Length.of(recipe.optim, len(crops.samples))
+    length = RunLength.of(recipe.optim, len(crops.samples))
     preview_every = _preview_interval(recipe, len(crops.samples))
+    log_every = max(_LOG_EVERY, trainer.read_every)
+    images = recipe.optim.batch_size
+    unread: list[Sequence[int]] = []
+    counted = trainer.seconds  # by the progress bar
     clock = time.monotonic()
-    with _ProgressBar(trainer, length) as bar:
-        for batch in _load_batches(trainer, crops, length):
+    with (
+        _ProgressBar(trainer, length) as bar,
+        _Validator(trainer.device, recipe, validation, run, bar) as validator,
+    ):
+        for pixels, labels, weights, indices in load_batches(trainer, crops, length):
             progress = length.progress(trainer)
             if interrupted.is_set() or progress >= 1:
                 break
-            loss = _train_step(trainer, crops, batch, progress)
-            seconds = time.monotonic() - clock
-            trainer.seconds += seconds
-            bar.update(loss, len(batch[0]), seconds)
+            trainer.step(pixels, labels, weights, progress)
             step = trainer.steps_done
-            if step % _LOG_EVERY == 0:
+            unread.append(indices)
+            validates = step % recipe.run.validate_every == 0
+            losses = []
+            if validates or len(unread) >= trainer.read_every:
+                losses = _read_steps(trainer, crops, unread)
+            trainer.seconds += time.monotonic() - clock
+            if losses:
+                bar.update(losses, images * len(losses), trainer.seconds - counted)
+                counted = trainer.seconds
+            if step % log_every == 0:
                 _log_step(trainer, run, bar)
             if preview_every and step % preview_every == 0:
                 sample = validation[step // preview_every % len(validation)]
-                run.save_image(f"pictures/{step:07d}.png", _draw_sample(trainer, sample))
-            if step % recipe.run.validate_every == 0:
-                bar.show_scores(_validate_and_save(trainer, validation, run))
+                picture = _draw_sample(trainer.predictor, sample)
+                run.save_image(f"pictures/{step:07d}.png", picture)
+            if validates:
+                validator.validate(trainer)
             clock = time.monotonic()  # logging and validation are not training time
+        if unread:
+            _read_steps(trainer, crops, unread)
+            trainer.seconds += time.monotonic() - clock
 
 
 def _preview_interval(recipe: Recipe, images: int) -> int:
@@ -282,16 +316,19 @@ def _preview_interval(recipe: Recipe, images: int) -> int:
     return max(1, steps_per_epoch // previews) if previews else 0
 
 
-def _load_batches(
-    trainer: Trainer, crops: CropDataset, length: _Length
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def load_batches(trainer: Trainer, crops: CropDataset, length: RunLength) -> Iterator[Batch]:
     """Yield batches of crops in order, from the step at which the run stands.
 
     Raises:
         DataError: an image or a mask is invalid; see `PairedDataset`.
+        TrainingOutOfMemory: the recipe demands the images on the device, and they do not fit.
     """
     size = trainer.recipe.optim.batch_size
     end = _ENDLESS if math.isinf(length.steps) else int(length.steps)
+    if device_crops := _move_crops(crops, trainer.device):
+        for step in range(trainer.steps_done, end):
+            yield device_crops.batch(step * size, size)
+        return
     loader = DataLoader(
         crops,
         batch_size=size,
@@ -304,7 +341,28 @@ def _load_batches(
     for batch in loader:
         if isinstance(batch, DataError):
             raise batch
-        yield batch
+        pixels, labels, weights, indices = batch
+        yield pixels, labels, weights, indices.tolist()
+
+
+def _move_crops(crops: CropDataset, device: torch.device) -> DeviceCrops | None:
+    """Copy the training images to the device, or return None if the host makes the crops.
+
+    Raises:
+        DataError: an image or a mask is invalid; see `PairedDataset`.
+        TrainingOutOfMemory: the recipe demands it, and the images do not fit.
+    """
+    place = crops.recipe.run.augment_on
+    if place == "host" or (place == "auto" and device.type != "cuda"):
+        return None
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    try:
+        return DeviceCrops(crops, device, _IMAGE_SHARE * free)
+    except ImagesDoNotFit as error:
+        if place == "device":
+            raise TrainingOutOfMemory(f"{error}; use --augment-on host") from None
+        logger.warning("%s: crops are made on the host; give it --workers", error)
+        return None
 
 
 def _collate(batch: Any) -> Any:
@@ -316,25 +374,26 @@ def _ignore_sigint(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _train_step(
-    trainer: Trainer,
-    crops: CropDataset,
-    batch: tuple[Tensor, Tensor, Tensor, Tensor],
-    progress: float,
-) -> float:
-    """Train on one batch and return the loss.
+def _read_steps(trainer: Trainer, crops: CropDataset, batches: list[Sequence[int]]) -> list[float]:
+    """Return the losses of the last steps, and clear `batches`, which has the crops of each.
 
     Raises:
-        TrainingDiverged: the loss or its gradient is not finite; the message names the images.
+        TrainingDiverged: a loss or a gradient is not finite; the message names the first such step
+            and its images.
     """
-    pixels, labels, weights, indices = batch
-    try:
-        return trainer.step(pixels, labels, weights, progress)
-    except TrainingDiverged as error:
-        images = ", ".join(crops.image_id(int(index)) for index in indices)
-        raise TrainingDiverged(
-            f"{error} at step {trainer.steps_done}, in the batch of {images}"
-        ) from None
+    losses = []
+    first = trainer.steps_done - len(batches)
+    for offset, (indices, (loss, norm)) in enumerate(
+        zip(batches, trainer.read_steps(), strict=True)
+    ):
+        problem = "" if math.isfinite(norm) else f"the gradient's norm is {norm}"
+        problem = problem if math.isfinite(loss) else f"the loss is {loss}"
+        if problem:
+            images = ", ".join(crops.image_id(index) for index in indices)
+            raise TrainingDiverged(f"{problem} at step {first + offset}, in the batch of {images}")
+        losses.append(loss)
+    batches.clear()
+    return losses
 
 
 def _log_step(trainer: Trainer, run: RunFolder, bar: _ProgressBar) -> None:
@@ -349,52 +408,129 @@ def _log_step(trainer: Trainer, run: RunFolder, bar: _ProgressBar) -> None:
     )
 
 
-def _validate_and_save(
-    trainer: Trainer, validation: PairedDataset, run: RunFolder
-) -> dict[str, Any]:
-    """Measure the moving average, save scores, state and images, and return the scores.
+class _Validator:
+    """Validates the moving average of the weights, and saves the state.
+
+    On a CUDA device this happens on a thread and a stream of its own while training continues.
+    Otherwise both would compete for the same CPU.
+
+    Args:
+        device: that trains.
+        validation: its images.
+        run, bar: for the scores.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        recipe: Recipe,
+        validation: PairedDataset,
+        run: RunFolder,
+        bar: _ProgressBar,
+    ) -> None:
+        self.device = device
+        self.recipe = recipe
+        self.validation = validation
+        self.run = run
+        self.bar = bar
+        self._pending: Future[None] | None = None
+        self._thread = None
+        if device.type in VALIDATE_BESIDE:
+            self._thread = ThreadPoolExecutor(1, "validation")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Wait for the last validation. Its error is raised unless the block raised one."""
+        if self._thread is not None:
+            self._thread.shutdown()
+        if kind is None:
+            self._wait()
+
+    def validate(self, trainer: Trainer) -> None:
+        """Measure the trainer's present weights; save scores, state and images.
+
+        Raises:
+            TrainingDiverged: a weight is not finite, now or in the validation before.
+            WriteError: the run's folder cannot be written.
+        """
+        self._wait()
+        if self._thread is None:
+            self._validate(trainer.snapshot())
+            return
+        snapshot = trainer.snapshot(copied=True)
+        ready = None
+        if self.device.type == "cuda":
+            ready = torch.cuda.current_stream(self.device).record_event()
+        self._pending = self._thread.submit(self._validate_beside, snapshot, ready)
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _validate_beside(self, snapshot: Snapshot, ready: torch.cuda.Event | None) -> None:
+        if ready is None:
+            self._validate(snapshot)
+            return
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            stream.wait_event(ready)
+            with torch.cuda.stream(stream):
+                self._validate(snapshot)
+
+    def _validate(self, snapshot: Snapshot) -> None:
+        snapshot.export_weights()  # weights that are not finite are neither measured nor saved
+        scores = _measure(snapshot.predictor, self.recipe, self.validation).summary()
+        self.run.log_metrics(snapshot.step, {**scores, "seconds": snapshot.seconds})
+        self.bar.show_scores(snapshot.step, scores)
+        # before the images, which take as long as the validation
+        self.run.save_state(snapshot.state)
+        self.run.save_image("samples.png", _draw_samples(snapshot.predictor, self.validation))
+        self.run.save_curves()
+
+
+def _save_state(snapshot: Snapshot, run: RunFolder) -> None:
+    """Save a state whose weights are finite.
 
     Raises:
-        TrainingDiverged: a weight is not finite.
+        TrainingDiverged: they are not.
     """
-    state = trainer.state()  # first, so that weights that are not finite are not measured
-    scores = _measure_ema(trainer, validation).summary()
-    run.log_metrics(trainer.steps_done, {**scores, "seconds": trainer.seconds})
-    run.save_state(state)  # before the images, which take as long as the validation
-    run.save_image("samples.png", _draw_samples(trainer, validation))
-    run.save_curves()
-    return scores
+    snapshot.export_weights()
+    run.save_state(snapshot.state)
 
 
-def _measure_ema(trainer: Trainer, samples: Iterable[Sample]) -> Report:
-    """Evaluate the moving average of the weights."""
-    instances = trainer.recipe.data.labels == "instances"
-    predict = from_probabilities(trainer.predictor, trainer.recipe.preprocess, instances=instances)
-    classes = len(trainer.recipe.preprocess.classes)
+def _measure(predictor: Predictor, recipe: Recipe, samples: Iterable[Sample]) -> Report:
+    """Evaluate a predictor."""
+    instances = recipe.data.labels == "instances"
+    predict = from_probabilities(predictor, recipe.preprocess, instances=instances)
+    classes = len(recipe.preprocess.classes)
     return evaluate(predict, samples, classes=classes, instances=instances)
 
 
-def _draw_sample(trainer: Trainer, sample: Sample) -> Image.Image:
-    mask = to_mask(trainer.predictor(sample.image), trainer.recipe.preprocess)
+def _draw_sample(predictor: Predictor, sample: Sample) -> Image.Image:
+    mask = to_mask(predictor(sample.image), predictor.preprocess)
     return draw_comparison(sample.image, sample.labels, mask)
 
 
-def _draw_samples(trainer: Trainer, validation: PairedDataset) -> Image.Image:
+def _draw_samples(predictor: Predictor, validation: PairedDataset) -> Image.Image:
     """Draw predictions on validation images, evenly spread over the data set."""
     indices = range(0, len(validation), max(1, len(validation) // _SAMPLE_COUNT))[:_SAMPLE_COUNT]
     samples = (validation[index] for index in indices)
-    return make_contact_sheet([(sample.id, _draw_sample(trainer, sample)) for sample in samples])
+    return make_contact_sheet([(sample.id, _draw_sample(predictor, sample)) for sample in samples])
 
 
 def _build_report(
     trainer: Trainer, training: PairedDataset, validation: PairedDataset, command: str
 ) -> dict[str, Any]:
     """Measure validation images and as many training images; their gap shows over-fitting."""
+    predictor, recipe = trainer.predictor, trainer.recipe
     indices = np.linspace(0, len(training) - 1, len(validation)).astype(int)
     trained_on = (training[index] for index in indices)  # one at a time, to save memory
     return {
-        "validation": _measure_ema(trainer, validation).summary(),
-        "training": _measure_ema(trainer, trained_on).summary(),
+        "validation": _measure(predictor, recipe, validation).summary(),
+        "training": _measure(predictor, recipe, trained_on).summary(),
         "images": {"training": len(training), "validation": len(validation)},
         "steps": trainer.steps_done,
         "hours": round(trainer.seconds / 3600, 3),
@@ -402,7 +538,7 @@ def _build_report(
         "command": command,
         "revision": git_revision(),
         "torch": torch.__version__,
-        "recipe": trainer.recipe.to_json(),
+        "recipe": recipe.to_json(),
     }
 
 
@@ -427,26 +563,13 @@ def _export_checkpoint(
         },
     }
     path = run.path / f"{recipe.name}.safetensors"
-    weights = trainer.export_weights()
+    weights = trainer.snapshot().export_weights()
     draft = Checkpoint(recipe.name, recipe.network, recipe.preprocess, weights, card=card)
     checkpoint = attach_golden(draft, golden)
     with report_write_errors(run.path):
         save_checkpoint(path, checkpoint)
         update_manifest(path)
     return path
-
-
-def _choose_device(name: str) -> torch.device:
-    """Choose the device that a recipe asks for: auto, cpu, cuda or cuda:N.
-
-    Raises:
-        ConfigError: there is no CUDA device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} is not available: there is no CUDA device")
-    return torch.device(name)
 
 
 def _describe_hardware(device: torch.device) -> str:

@@ -216,7 +216,10 @@ class OptimConfig(ConfigBase):
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig(ConfigBase):
-    """Records and hardware. Of these, only device and autocast change the result of a step."""
+    """Records and hardware.
+
+    Of these, only device, autocast, augment_on and compile change the result of a step.
+    """
 
     validate_every: PositiveInt = Field(
         default=400,
@@ -234,7 +237,18 @@ class RunConfig(ConfigBase):
     cache_mb: Count = Field(default=2048, description="memory for prepared images, in 10^6 bytes")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     autocast: Literal["auto", "bf16", "off"] = Field(
-        default="auto", description="mixed precision; auto: bf16 on CUDA, otherwise off"
+        default="auto",
+        description="mixed precision; auto: bf16 on CUDA devices that have it, otherwise off",
+    )
+    augment_on: Literal["auto", "host", "device"] = Field(
+        default="auto",
+        description="where crops are made. device: in batches on the device, which then holds all "
+        "training images; auto: there on CUDA if they fit, otherwise on the host",
+    )
+    compile: Bool = Field(
+        default=False,
+        description="compile the network with torch.compile, which takes a minute or more at "
+        "each start",
     )
 
     @field_validator("device")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model.checkpoint import load_checkpoint
 from model.config import UNetConfig
 from model.convert.widen import narrow, widen
+from model.cuda import BF16_FROM
 from model.errors import TrainingDiverged
 from model.predict import Predictor, load_tensors
 from model.training.batchnorm import add_batch_norm, fold_batch_norm
@@ -33,8 +34,54 @@ from model.unet import UNet
 _CALIBRATION_CROPS = 32
 """Crops whose statistics initialize batch normalization in a network that is already trained."""
 
+READ_EVERY = {"cpu": 1, "cuda": 50}
+"""Steps after which losses are read, by type of device. Reading one waits for the device, which
+then has no work until the next step is launched."""
+
 _OLD_STATE_KEYS = {"average": "ema", "optimiser": "optimizer"}
 """Keys of states that were saved by earlier versions -> present keys."""
+
+
+class Snapshot:
+    """The result of the steps so far.
+
+    Args:
+        predictor: with the moving average of the weights, batch normalization folded.
+        state: everything that is needed to resume the run.
+    """
+
+    def __init__(self, predictor: Predictor, state: Mapping[str, Any]) -> None:
+        self.predictor = predictor
+        self.state = state
+
+    @property
+    def step(self) -> int:
+        """Number of steps done."""
+        return int(self.state["step"])
+
+    @property
+    def seconds(self) -> float:
+        """Training time."""
+        return float(self.state["seconds"])
+
+    def export_weights(self) -> dict[str, npt.NDArray[np.float16]]:
+        """Return the moving average as a plain state dict in fp16.
+
+        It is not finite where a weight is not, so a state should be saved only after this check.
+
+        Raises:
+            TrainingDiverged: a weight is not finite in fp16.
+        """
+        tensors = {
+            name: tensor.detach().half()
+            for name, tensor in self.predictor.network.state_dict().items()
+        }
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise TrainingDiverged(
+                    f"{name} is NaN or too large for fp16 after step {self.step}"
+                )
+        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
 class Trainer:
@@ -44,12 +91,13 @@ class Trainer:
         recipe: of the run.
         device: to train on.
         crops: of the training images; used to initialize a network.
-        state: from `Trainer.state`, to resume a run. None: start as the recipe says.
+        state: of a `Snapshot`, to resume a run. None: start as the recipe says.
 
     Attributes:
         network: in training; with batch normalization if the recipe says so.
         ema: exponential moving average of the network's weights: validated and exported.
         steps_done: number of steps so far, over all starts of the run.
+        read_every: after so many steps the caller should call `read_steps`.
         seconds: training time so far; the caller adds to it.
 
     Raises:
@@ -69,6 +117,8 @@ class Trainer:
         optim = recipe.optim
         torch.manual_seed(optim.seed)
         self.network = _move(UNet.from_config(recipe.network), device)
+        self.read_every = READ_EVERY.get(device.type, 1)
+        self._unread: list[tuple[Tensor, Tensor]] = []
         calibration_inputs = None
         if state is None and optim.init_from:
             self.network.load_state_dict(_initial_weights(Path(optim.init_from), recipe.network))
@@ -79,9 +129,14 @@ class Trainer:
         if optim.batch_norm:
             add_batch_norm(self.network, calibration_inputs)
         self.ema = copy.deepcopy(self.network)
+        self._averages = list(self.ema.state_dict().values())
+        self._averaged = list(self.network.state_dict().values())
+        self._forward: Callable[[Tensor], Tensor] = self.network
+        if recipe.run.compile:
+            self._forward = torch.compile(self.network)
         self.optimizer = _make_optimizer(self.network, optim)
         autocast = recipe.run.autocast
-        self.bf16 = autocast == "bf16" or (autocast == "auto" and device.type == "cuda")
+        self.bf16 = autocast == "bf16" or (autocast == "auto" and has_bf16(device))
         self.steps_done = 0
         self.seconds = 0.0
         if state is not None:
@@ -97,38 +152,38 @@ class Trainer:
         """Learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> float:
-        """Train on one batch.
+    def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> None:
+        """Train on one batch. On CUDA the device may finish later.
 
         Args:
             pixels: (N, h, w, C) uint8, prepared by `model.transforms.prepare`.
             labels: (N, h, w) integers.
             weights: (N, h, w) float, of the cross-entropy at each pixel.
             progress: fraction of the schedule that has passed, 0..1.
-
-        Returns:
-            The loss.
-
-        Raises:
-            TrainingDiverged: the loss or its gradient is not finite. The weights may be lost.
         """
         optim = self.recipe.optim
         rate = compute_learning_rate(optim, self.steps_done, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._compute_loss(pixels, labels, weights)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingDiverged(f"the loss is {value}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), optim.grad_clip or math.inf)
         self.optimizer.step()
         self._update_ema()
-        if not math.isfinite(norm):  # last, because reading it waits for the GPU
-            raise TrainingDiverged(f"the gradient's norm is {float(norm)}")
+        self._unread.append((loss.detach(), norm))
         self.steps_done += 1
-        return value
+
+    def read_steps(self) -> list[tuple[float, float]]:
+        """Return loss and norm of the gradient of each step since the last call, oldest first.
+
+        Where one is not finite, the weights are lost. Waits until the device has done the steps.
+        """
+        if not self._unread:
+            return []
+        figures = torch.stack([torch.stack(pair) for pair in self._unread]).tolist()
+        self._unread.clear()
+        return [(loss, norm) for loss, norm in figures]
 
     def _compute_loss(self, pixels: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Compute the loss of a batch; the arguments are those of `step`."""
@@ -144,7 +199,7 @@ class Trainer:
             target = target[..., margin:-margin, margin:-margin]
             weights = weights[..., margin:-margin, margin:-margin]
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            logits = self.network(inputs)
+            logits = self._forward(inputs)
         return segmentation_loss(
             logits.float(),
             target,
@@ -155,7 +210,8 @@ class Trainer:
 
     def _to_inputs(self, pixels: Tensor) -> Tensor:
         """Convert pixels (N, h, w, C) uint8 to the network's input on the device."""
-        inputs = normalize(pixels.to(self.device, non_blocking=True), self.recipe.preprocess)
+        pixels = pixels.to(self.device, non_blocking=True)
+        inputs = normalize(pixels, self.recipe.preprocess)
         return inputs.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -165,47 +221,25 @@ class Trainer:
         The decay grows with the steps up to the recipe's, so that the initial weights fade quickly.
         """
         decay = min(self.recipe.optim.ema, (1 + self.steps_done) / (10 + self.steps_done))
-        weights = self.network.state_dict()
-        for name, average in self.ema.state_dict().items():
-            average.lerp_(weights[name], 1 - decay)
+        torch._foreach_lerp_(self._averages, self._averaged, 1 - decay)
 
-    def export_weights(self) -> dict[str, npt.NDArray[np.float16]]:
-        """Return the moving average as a plain state dict in fp16.
+    def snapshot(self, copied: bool = False) -> Snapshot:
+        """Return weights and state of this step.
 
-        Batch normalization is folded into the convolutions.
-
-        Raises:
-            TrainingDiverged: a weight is not finite in fp16.
+        Args:
+            copied: the state is a copy, which later steps do not change.
         """
-        tensors = {
-            name: tensor.detach().half()
-            for name, tensor in self.predictor.network.state_dict().items()
-        }
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise TrainingDiverged(
-                    f"{name} is NaN or too large for fp16 after step {self.steps_done}"
-                )
-        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that is needed to resume the run.
-
-        Raises:
-            TrainingDiverged: a weight is not finite; see `export_weights`. The average is checked:
-                it is not finite either where the weights are not.
-        """
-        self.export_weights()
-        return {
+        state = {
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.steps_done,
             "seconds": self.seconds,
         }
+        return Snapshot(self.predictor, copy.deepcopy(state) if copied else state)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from the result of `state`; keys of earlier versions are accepted."""
+        """Continue from the state of a `Snapshot`; keys of earlier versions are accepted."""
         state = {_OLD_STATE_KEYS.get(key, key): value for key, value in state.items()}
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
@@ -260,11 +294,17 @@ def _initial_weights(path: Path, network: UNetConfig) -> dict[str, Tensor]:
 
 
 def _make_optimizer(network: UNet, optim: OptimConfig) -> torch.optim.Optimizer:
+    parameters = network.parameters()
     if optim.optimiser == "adam":
-        return torch.optim.Adam(network.parameters(), optim.learning_rate)
+        return torch.optim.Adam(parameters, optim.learning_rate, fused=True)
     return torch.optim.AdamW(
-        network.parameters(), optim.learning_rate, weight_decay=optim.weight_decay
+        parameters, optim.learning_rate, weight_decay=optim.weight_decay, fused=True
     )
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 faster than fp32; older cards only emulate it."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_FROM
 
 
 def _move(network: UNet, device: torch.device) -> UNet:

@@ -11,6 +11,7 @@ from app.engine.base import Engine
 from app.engine.openvino import OpenVinoEngine, has_bf16
 from app.engine.predictor import engine_predictor
 from app.engine.torch import TorchEngine
+from app.errors import NonFiniteOutput
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.evaluation.evaluate import evaluate, from_probabilities
@@ -48,7 +49,7 @@ def untrained(architecture: UNetConfig, preprocess: PreprocessConfig) -> Checkpo
 def build_engines(checkpoint: Checkpoint) -> list[Engine]:
     return [
         OpenVinoEngine(checkpoint, threads=2, max_batch=4),
-        TorchEngine(checkpoint, device="cpu", precision="fp32", max_batch=4),
+        TorchEngine(checkpoint, max_batch=4),
     ]
 
 
@@ -74,7 +75,7 @@ def test_an_engine_computes_the_network(case: str, which: int) -> None:
         staged[:] = rng.integers(0, 256, staged.shape)
         expected = reference(checkpoint, staged)
         assert expected.std() > 0.01  # not a constant, which anything would reproduce
-        assert np.abs(engine.run(engine.load(staged)) - expected).max() <= 1e-5
+        assert np.abs(engine.collect(engine.submit(staged)) - expected).max() <= 1e-5
 
 
 @pytest.mark.skipif(not has_bf16(), reason="this CPU has no bf16 instructions")
@@ -86,7 +87,7 @@ def test_bf16_on_a_cpu_is_close_to_the_network(case: str) -> None:
     shape = checkpoint.preprocess.window[0]
     staged = engine.stage(shape, 1)
     staged[:] = np.random.default_rng(1).integers(0, 256, staged.shape)
-    errors = np.abs(engine.run(engine.load(staged)) - reference(checkpoint, staged))
+    errors = np.abs(engine.collect(engine.submit(staged)) - reference(checkpoint, staged))
     assert 1e-5 < errors.max() < 0.1  # not fp32, and close to it
     assert errors.mean() < 0.01
 
@@ -98,13 +99,24 @@ def test_a_window_does_not_depend_on_its_batch(which: int) -> None:
     engine = build_engines(checkpoint)[which]
     staged = engine.stage((64, 96), 4)
     staged[:] = np.random.default_rng(2).integers(0, 256, staged.shape)
-    together = np.array(engine.run(engine.load(staged)), copy=True)
+    together = np.array(engine.collect(engine.submit(staged)), copy=True)
     for index in range(4):
-        alone = engine.run(engine.load(np.ascontiguousarray(staged[index : index + 1])))[0]
+        alone = engine.collect(engine.submit(np.ascontiguousarray(staged[index : index + 1])))[0]
         if which == 0:
             assert np.array_equal(alone, together[index])
         else:
             assert np.abs(alone - together[index]).max() < 1e-5
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])
+def test_values_that_are_not_finite_are_an_error(which: int) -> None:
+    checkpoint = untrained(*CASES["padded"])
+    checkpoint.state["final_conv.bias"][:] = np.nan
+    engine = build_engines(checkpoint)[which]
+    staged = engine.stage((64, 96), 2)
+    staged[:] = 0
+    with pytest.raises(NonFiniteOutput):
+        engine.collect(engine.submit(staged))
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["openvino", "torch"])

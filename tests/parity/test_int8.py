@@ -55,7 +55,7 @@ def test_int8_is_close_to_the_network(checkpoint: Checkpoint) -> None:
     engine = build_int8(checkpoint)
     for which in range(len(engine.shapes)):
         staged = stage_windows(engine, 2, which)
-        error = np.abs(engine.run(engine.load(staged)) - reference(checkpoint, staged))
+        error = np.abs(engine.collect(engine.submit(staged)) - reference(checkpoint, staged))
         assert error.mean() <= MAX_MEAN_ERROR
         assert error.max() <= MAX_ERROR
 
@@ -75,9 +75,11 @@ def test_a_window_depends_neither_on_its_batch_nor_on_warming(checkpoint: Checkp
     warm.warm()
     for which in range(len(warm.shapes)):
         staged = stage_windows(warm, 4, which)
-        together = np.array(warm.run(staged), copy=True)
+        together = np.array(warm.collect(staged), copy=True)
         for index in range(4):
-            assert np.array_equal(cold.run(staged[index : index + 1].copy())[0], together[index])
+            assert np.array_equal(
+                cold.collect(staged[index : index + 1].copy())[0], together[index]
+            )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -113,5 +115,7 @@ def test_an_up_sampled_branch_may_have_a_much_larger_range_than_its_skip() -> No
     for each in (plain, lopsided):
         engine = build_int8(calibrate(each))
         staged = stage_windows(engine)
-        results.append(np.abs(engine.run(engine.load(staged)) - reference(plain, staged)).mean())
+        results.append(
+            np.abs(engine.collect(engine.submit(staged)) - reference(plain, staged)).mean()
+        )
     assert results[1] <= 1.1 * results[0]

@@ -27,7 +27,7 @@ def engine(*shapes):
 def run(engine, name):
     print(name, flush=True)
     for shape in engine.shapes:
-        engine.run(engine.stage(shape, 1))
+        engine.collect(engine.submit(engine.stage(shape, 1)))
 
 person = load_checkpoint(Path(sys.argv[1]))
 warm = engine((64, 64), (96, 64), (96, 96))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -167,6 +170,33 @@ def test_signal_ends_the_process_although_nothing_stops(
         assert server.stop(sig, seconds=15) in statuses
         assert time.monotonic() - signalled < 6.5  # drain, 3 s to stop, 1 s for the log
         client.join()
+
+
+@pytest.mark.parametrize(("fault", "cause"), [("idle loss", "lost"), ("idle hang", "hung")])
+def test_device_that_fails_while_idle_ends_the_process(fault: str, cause: str, tiny: Path) -> None:
+    settings = {"UNET_EXIT_ON_ENGINE_FAILURE": "on", "UNET_WATCHDOG_S": "2"}
+    with faulty(fault, tiny, **settings) as server:
+        started = time.monotonic()
+        assert server.process.wait(20) == 70
+        assert time.monotonic() - started < 10
+    (line,) = [line for line in server.lines if "exiting" in line]
+    assert f"the engine is {cause}" in line
+    assert not any("Traceback" in line for line in server.lines)
+
+
+def test_device_without_room_for_the_model_is_one_line(tiny: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, *DRIVER, "serve", "--port", "0"],
+        env={**os.environ, "FAULT": "no room", "UNET_WEIGHTS_DIR": str(tiny)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("CUDA out of memory") == 1
+    assert "the default model cannot be served: cuda:0: CUDA out of memory" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def _post_quietly(server: Server) -> None:

@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 DRAIN_S = Settings.model_fields["drain_s"].default
+WARM_UP_S = 300
+"""In which a CUDA device tries its algorithms and captures its graphs for every shape."""
 MANIFESTS = sorted((ROOT / "deploy/kubernetes/cpu").glob("*.yaml"))
 
 
@@ -116,3 +118,17 @@ def test_selectors_match_the_pods() -> None:
 def test_cuda_patch_applies_to_the_container_of_the_deployment(container: Any) -> None:
     (patched,) = manifest("cuda/gpu")["spec"]["template"]["spec"]["containers"]
     assert patched["name"] == container["name"]
+
+
+def test_gpu_pod_has_cpus_and_time_for_its_device() -> None:
+    (patched,) = manifest("cuda/gpu")["spec"]["template"]["spec"]["containers"]
+    resources = patched["resources"]
+    # the loop, the device's two threads, and image workers that keep up with it
+    assert int(resources["limits"]["cpu"]) >= 8
+    assert resources["requests"]["cpu"] == resources["limits"]["cpu"]
+    assert patched["startupProbe"]["failureThreshold"] >= WARM_UP_S  # every second
+
+
+def test_health_check_waits_for_the_first_warm_up() -> None:
+    (seconds,) = re.findall(r"HEALTHCHECK .*--start-period=(\d+)s", DOCKERFILE)
+    assert int(seconds) >= WARM_UP_S

@@ -173,9 +173,29 @@ def test_prove_runs_every_experiment(arguments: list[str], flags: str) -> None:
     )
 
 
+def test_proof_on_a_gpu_installs_nothing(clone: Path) -> None:
+    commands = dry_run(clone, "gpu-proof")
+    assert commands.split()[:3] == ["python3", "-m", "benchmarks.gpu_proof"]
+    assert "--device cuda:0 --out build/gpu-proof" in commands
+    assert "venv" not in commands
+    assert "install" not in commands
+
+
+def test_proof_uses_the_environment_unless_another_python_is_given(clone: Path) -> None:
+    (clone / ".venv/bin").mkdir(parents=True)
+    (clone / ".venv/bin/python").touch()
+    assert dry_run(clone, "gpu-proof").startswith(".venv/bin/python ")
+    assert dry_run(clone, "gpu-proof", PYTHON="python3.12").startswith("python3.12 ")
+    quick = dry_run(clone, "gpu-proof", "DEVICE=cpu", "QUICK=1", "PYTHON=/opt/python", OUT="/out")
+    assert quick.split() == [
+        "/opt/python", "-m", "benchmarks.gpu_proof", "--device", "cpu", "--out", "/out", "--quick",
+    ]  # fmt: skip
+
+
 def test_help_lists_every_target(clone: Path) -> None:
     listed = subprocess.run(
         ["make", "help"], cwd=clone, capture_output=True, text=True, check=True
     ).stdout
     targets = {line.split()[0] for line in listed.splitlines()}
-    assert {"serve", "test", "test-unit", "lint", "format", "setup", "bench", "prove"} <= targets
+    expected = "serve test test-unit lint format setup bench prove gpu-proof"
+    assert set(expected.split()) <= targets

@@ -17,7 +17,10 @@ can do so: only a program that calls `app.cli.serve.main` itself.
 | crash | a window of one value | the process gets a segmentation fault |
 | memory | a batch of more than two windows | out of memory |
 | slow | every batch | it takes a tenth of a second more |
+| idle loss | a device idle for a second | it is gone |
+| idle hang | a device idle for a second | it does not respond |
 | load | the start | warming up never ends |
+| no room | the start | the device cannot hold the model |
 | stuck | a window of one value, and the end | it never returns, and stopping does not either |
 """
 
@@ -25,23 +28,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from app.cli import serve
-from app.engine.base import Engine
+from app.engine.base import Engine, check_finite
 from app.errors import DeviceLost, EngineError, OutOfMemory
 from app.inference.service import Service
-from model.arrays import ByteArray, FloatArray, Shape
+from model.arrays import ByteArray, Probabilities, Shape
 
 FAULTS = (
     "error", "bug", "nan", "short", "host-memory", "lost", "hang", "crash", "memory", "slow",
-    "load", "stuck",
+    "idle loss", "idle hang", "load", "no room", "stuck",
 )  # fmt: skip
 _FOREVER = 3600
 
@@ -57,43 +62,57 @@ class FaultyEngine:
     """
 
     def __init__(self, engine: Engine, fault: str) -> None:
+        if fault == "no room":
+            raise OutOfMemory("cuda:0: CUDA out of memory. Tried to allocate 62.00 MiB.")
         self.shapes = engine.shapes
         self.max_batch = engine.max_batch
         self._engine = engine
         self._fault = fault
+        self._last_batch = math.inf
 
     def stage(self, shape: Shape, count: int) -> ByteArray:
         return self._engine.stage(shape, count)
 
-    def load(self, windows: ByteArray) -> Any:
-        return self._engine.load(windows)
+    def submit(self, windows: ByteArray) -> Any:
+        fails = any(window.min() == window.max() for window in windows)
+        return self._engine.submit(windows), len(windows), fails
 
-    def run(self, windows: Any) -> FloatArray:
+    def collect(self, submitted: Any) -> Probabilities:
+        self._last_batch = time.monotonic()
+        batch, count, fails = submitted
         if self._fault == "slow":
             time.sleep(0.1)
-        if self._fault == "memory" and len(windows) > 2:
+        if self._fault == "memory" and count > 2:
             raise OutOfMemory("not enough memory for more than two windows")
-        result = self._engine.run(windows)
-        if any(window.min() == window.max() for window in windows):
-            return self._fail(result)
-        return result
+        result = self._engine.collect(batch)
+        return self._fail(result) if fails else result
+
+    def warm_steps(self) -> Iterator[Callable[[], None]]:
+        if self._fault == "load":
+            yield lambda: time.sleep(_FOREVER)
+        yield from self._engine.warm_steps()
 
     def warm(self) -> None:
-        if self._fault == "load":
-            time.sleep(_FOREVER)
         self._engine.warm()
+
+    def check(self) -> float:
+        if self._fault.startswith("idle") and time.monotonic() > self._last_batch + 1:
+            if self._fault == "idle hang":
+                time.sleep(_FOREVER)
+            raise DeviceLost("cuda:0: CUDA error: the device fell off the bus")
+        return self._engine.check()
 
     def close(self) -> None:
         self._engine.close()
 
-    def _fail(self, result: FloatArray) -> FloatArray:
+    def _fail(self, result: Probabilities) -> Probabilities:
         match self._fault:
             case "error":
                 raise EngineError("secret of the engine")
             case "bug":
                 raise KeyError("secret of the engine")
             case "nan":
-                return np.full_like(result, np.nan)
+                check_finite(np.full(np.shape(result), np.nan, np.float32))
             case "short":
                 return result[:-1]
             case "host-memory":

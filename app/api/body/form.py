@@ -41,6 +41,7 @@ class FormParser:
 
     Attributes:
         files: name, as the client sent it, and chunks of each.
+        file_bytes: in all files.
         values: of the fields.
 
     Raises:
@@ -49,6 +50,7 @@ class FormParser:
 
     def __init__(self, content_type: str, fields: Collection[str] = ()) -> None:
         self.files: list[tuple[str, list[bytes]]] = []
+        self.file_bytes = 0
         self.values: dict[str, bytes] = {}
         self._fields = fields
         self._field = ""
@@ -148,6 +150,7 @@ class FormParser:
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         if not self._field:
             self.files[-1][1].append(data[start:end])
+            self.file_bytes += end - start
             return
         if len(self.values[self._field]) + end - start > _MAX_VALUE_BYTES:
             raise InvalidRequest(f"{self._field} has more than {_MAX_VALUE_BYTES} bytes")

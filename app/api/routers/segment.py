@@ -159,29 +159,33 @@ async def _segment_images(
     allocation: Allocation,
     copies: int,
 ) -> list[Result]:
-    """Segment one image after the other, so that a request with many takes turns with others.
+    """Segment images concurrently. An error of one does not affect the others.
 
     Args:
         copies: the memory to allocate for each output, in multiples of its size. It includes what
             joining the outputs will need: if that were allocated at the end and were not available,
             the images that are done would be lost as well.
     """
-    results: list[Result] = []
-    for image in images:
+    group = service.segmenter.group(model)
+
+    async def segment_image(image: ImageRequest) -> Result:
         try:
             deadline.check()
             check_not_empty(image.data)
             if image.error is not None:
                 raise image.error
-            result = await service.segmenter.segment(model, image.data, image.options, deadline)
+            result = await service.segmenter.segment(
+                model, image.data, image.options, deadline, group
+            )
             allocation.grow(copies * result.size)
-            results.append(result)
+            return result
         except ServiceError as error:
-            # A traceback refers to this list. Only the garbage collector would free them, and it
-            # stops all threads.
+            # A traceback refers to its frames, and they to the error. Only the garbage collector
+            # would free them, and it stops all threads.
             error.__cause__ = error.__context__ = None
-            results.append(error.with_traceback(None))
-    return results
+            return error.with_traceback(None)
+
+    return await group.run(images, segment_image)
 
 
 def _count_copies(

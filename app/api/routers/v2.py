@@ -320,33 +320,34 @@ async def _predict_all(
     deadline: Deadline,
     allocation: Allocation,
 ) -> list[Prediction]:
-    """Segment one image after the other, so that a request with many takes turns with others.
+    """Segment images concurrently.
 
     Raises:
         ResponseTooLarge: there would never be enough memory for the response.
         QueueFull: there is not enough memory now.
         ServiceError: from the first image that fails; a response needs all images.
     """
-    size = await tensors.common_size(service.segmenter, inference)
+    group = service.segmenter.group(model)
+    size = await tensors.common_size(service.segmenter, inference, group)
     needed = tensors.estimate_response_bytes(model, inference, size)
     advice = "ask for fewer images or outputs, or for binary data"
     _check_fits_budget(service.bytes, allocation, needed, ResponseTooLarge, "the response", advice)
     allocation.grow(needed)  # before the computation, which would be in vain if this failed
-    predictions = []
-    for index, image in enumerate(inference.images):
+
+    async def predict(index: int) -> Prediction:
         try:
-            predictions.append(
-                await service.segmenter.predict(
-                    model,
-                    image,
-                    deadline,
-                    threshold=inference.threshold,
-                    probabilities=inference.wants_probabilities,
-                )
+            return await service.segmenter.predict(
+                model,
+                inference.images[index],
+                deadline,
+                threshold=inference.threshold,
+                probabilities=inference.wants_probabilities,
+                group=group,
             )
         except (ImageError, ImageTooLarge) as error:
             raise tensors.name_image(error, index, inference) from error
-    return predictions
+
+    return await group.run(range(len(inference.images)), predict)
 
 
 def _check_fits_budget(

@@ -22,6 +22,7 @@ import numpy as np
 
 from app.api.v2 import codec
 from app.errors import ImageError, ImageTooLarge, InvalidRequest
+from app.inference.image_group import ImageGroup
 from app.inference.outputs import Options
 from app.inference.registry import ServedModel
 from app.inference.segmenter import Prediction, Segmenter
@@ -172,21 +173,27 @@ def read_inference(model: ServedModel, request: codec.InferenceRequest) -> Infer
     )
 
 
-async def common_size(segmenter: Segmenter, inference: Inference) -> Shape:
+async def common_size(segmenter: Segmenter, inference: Inference, group: ImageGroup) -> Shape:
     """(height, width) of all images of a request.
+
+    Args:
+        group: runs the images.
 
     Raises:
         ImageError, ImageTooLarge: one is not an image, or is too large.
         InvalidRequest: they differ in size.
     """
-    sizes: list[Shape] = []
-    for index, image in enumerate(inference.images):
+
+    async def read_size(index: int) -> Shape:
         try:
-            sizes.append(await segmenter.size(image))
+            return await segmenter.size(inference.images[index])
         except (ImageError, ImageTooLarge) as error:
             raise name_image(error, index, inference) from error
-        if sizes[-1] != sizes[0]:
-            (height, width), (first_height, first_width) = sizes[-1], sizes[0]
+
+    sizes = await group.run(range(len(inference.images)), read_size)
+    first_height, first_width = sizes[0]
+    for index, (height, width) in enumerate(sizes):
+        if (height, width) != sizes[0]:
             raise InvalidRequest(
                 f"image {index} is {width} x {height}, the first is {first_width} x "
                 f"{first_height}; the images of a request must have one size, because each output "

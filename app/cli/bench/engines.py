@@ -77,7 +77,7 @@ def measure_images_per_second(engine: Engine, shape: Shape, batch: int, seconds:
     """Return the windows/s of a bare engine, from bytes in its buffer to probabilities."""
     staged = engine.stage(shape, batch)
     staged[:] = draw_image(*shape)[None, :, :, None]
-    return batch / measure_seconds(lambda: engine.run(engine.load(staged)), seconds)
+    return batch / measure_seconds(lambda: engine.collect(engine.submit(staged)), seconds)
 
 
 def batch_sizes(largest: int) -> list[int]:

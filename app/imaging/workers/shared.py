@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import io
 import math
 import mmap
@@ -23,7 +24,8 @@ from app.errors import Unavailable
 from model.arrays import AnyArray
 
 _MAP_FROM = 1 << 22
-"""Bytes from which an array is mapped. A smaller one is copied: its page faults would cost more."""
+"""Bytes from which an array is mapped wherever it is used. A smaller one is copied, or mapped once
+for as long as its block is reused: page faults would cost more than the copy."""
 _MAX_CACHED = 1 << 25
 """Bytes of all blocks that are kept for reuse."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC})
@@ -39,12 +41,16 @@ class SharedBlock:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._mapped: mmap.mmap | None = None
 
     @classmethod
     def create(cls) -> Self:
-        """Create an empty block."""
+        """Create an empty block. On Linux it can grow and not shrink: reading a mapped page that
+        another process has cut off would end this one."""
         if hasattr(os, "memfd_create"):
-            return cls(os.memfd_create("unet-image", os.MFD_CLOEXEC))
+            fd = os.memfd_create("unet-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            return cls(fd)
         with tempfile.TemporaryFile() as file:  # macOS: a file without a name
             return cls(os.dup(file.fileno()))
 
@@ -74,13 +80,30 @@ class SharedBlock:
             self.write(np.ascontiguousarray(array).data.cast("B"))
         return stored
 
+    def map(self, size: int) -> mmap.mmap:
+        """Map at least `size` bytes, or return the mapping if there is one that is long enough.
+
+        What was never written is zero.
+        """
+        if self._mapped is None or len(self._mapped) < size:
+            if self.size < size:
+                os.ftruncate(self.fd, size)
+            self._mapped = mmap.mmap(self.fd, self.size)
+        return self._mapped
+
     def clear(self) -> None:
-        """Make the block empty. Mapping it again gives zeros."""
-        os.ftruncate(self.fd, 0)
+        """Overwrite everything with zeros."""
+        self.write(bytes(self.size))
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.fd < 0
 
     def close(self) -> None:
         """Close the file. Its memory is freed when no process has it open or mapped."""
         fd, self.fd = self.fd, -1
+        self._mapped = None  # arrays in it keep it
         if fd >= 0:
             os.close(fd)
 
@@ -116,18 +139,17 @@ class StoredArray:
         return np.frombuffer(self.block.read(self.nbytes), self.dtype).reshape(self.shape)
 
     def map(self) -> AnyArray:
-        """Map the array. What was not written since the block was empty is zero."""
-        if self.block.size < self.nbytes:
-            os.ftruncate(self.block.fd, self.nbytes)
-        mapped = mmap.mmap(self.block.fd, self.nbytes)
-        return np.frombuffer(mapped, self.dtype).reshape(self.shape)
+        """Map the array: the memory of the block itself, until the block is used for another."""
+        mapped = self.block.map(self.nbytes)
+        return np.frombuffer(mapped, self.dtype, math.prod(self.shape)).reshape(self.shape)
 
 
 class BlockCache:
     """Hands out blocks, and keeps small ones for reuse: their memory is already allocated."""
 
     def __init__(self) -> None:
-        self._free: list[SharedBlock] = []
+        self._free: list[tuple[SharedBlock, int]] = []  # with their sizes
+        self._cached = 0
 
     @contextmanager
     def borrow(self) -> Iterator[SharedBlock]:
@@ -140,7 +162,7 @@ class BlockCache:
         """
         block = None
         try:
-            block = self._free.pop() if self._free else SharedBlock.create()
+            block = self._take()
             yield block
         except BaseException as error:
             if block is not None:
@@ -149,30 +171,47 @@ class BlockCache:
                 text = "the service has no memory or files left for this image; retry in a moment"
                 raise Unavailable(text, retry_after=1) from error
             raise
-        cached = sum(each.size for each in self._free)
-        if block.size < _MAP_FROM and cached + block.size <= _MAX_CACHED:
-            self._free.append(block)
+        if block.closed:
+            return
+        size = block.size
+        if size < _MAP_FROM and self._cached + size <= _MAX_CACHED:
+            self._free.append((block, size))
+            self._cached += size
         else:
             block.close()
+
+    def _take(self) -> SharedBlock:
+        if not self._free:
+            return SharedBlock.create()
+        block, size = self._free.pop()
+        self._cached -= size
+        return block
 
     def close(self) -> None:
         """Free all blocks that are not in use."""
         while self._free:
-            self._free.pop().close()
+            self._take().close()
 
 
 class _Pickler(pickle.Pickler):
-    """Replaces each block by the index of its file descriptor."""
+    """Replaces each block by the index of its file descriptor.
+
+    By a table, because `persistent_id` would be called for every number in a message.
+    """
 
     def __init__(self, file: io.BytesIO, fds: list[int]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.dispatch_table = {SharedBlock: self._reduce}
         self._fds = fds
 
-    def persistent_id(self, value: Any) -> int | None:
-        if not isinstance(value, SharedBlock):
-            return None
-        self._fds.append(value.fd)
-        return len(self._fds) - 1
+    def _reduce(self, block: SharedBlock) -> tuple[Any, tuple[int]]:
+        self._fds.append(block.fd)
+        return _received_block, (len(self._fds) - 1,)
+
+
+def _received_block(index: int) -> SharedBlock:
+    """Stands for a block in a message; `_Unpickler` calls another function in its place."""
+    raise NotImplementedError
 
 
 class _Unpickler(pickle.Unpickler):
@@ -180,8 +219,10 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file)
         self._blocks = [SharedBlock(fd) for fd in fds]
 
-    def persistent_load(self, index: int) -> SharedBlock:
-        return self._blocks[index]
+    def find_class(self, module: str, name: str) -> Any:
+        if name == _received_block.__name__ and module == __name__:
+            return self._blocks.__getitem__
+        return super().find_class(module, name)
 
 
 def pack(message: Any) -> tuple[bytes, list[int]]:

@@ -119,6 +119,23 @@ def test_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert settings.max_batch is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "default", "longest"),
+    [
+        ({}, 60, 600),
+        ({"request_timeout_s": "5"}, 5, 600),
+        ({"request_timeout_s": "1000"}, 1000, 1000),
+        ({"max_request_timeout_s": "20"}, 20, 20),
+        ({"request_timeout_s": "1000", "max_request_timeout_s": "700"}, 700, 700),
+    ],
+)
+def test_default_deadline_is_at_most_the_longest(
+    flags: dict[str, str], default: float, longest: float
+) -> None:
+    settings = load_settings(**flags)
+    assert (settings.default_timeout_s, settings.longest_timeout_s) == (default, longest)
+
+
 def test_service_link_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubernetes sets UNET_PORT for a Service named "unet"."""
     monkeypatch.setenv("UNET_PORT", "tcp://10.0.0.1:8000")

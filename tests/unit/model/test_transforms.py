@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import transforms
 from model.arrays import AnyArray
 from model.config import PreprocessConfig
 from model.errors import ConfigError
@@ -242,3 +244,22 @@ def test_several_classes_give_indices_and_probabilities_that_sum_to_1() -> None:
 def test_module_does_not_import_torch() -> None:
     code = "import sys, model.transforms, model.windows; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_constants_are_copied_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from the host makes it wait for the device, and cannot be captured in a graph."""
+    monkeypatch.setattr(transforms, "_constants_by_device", {})
+    copies: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            copies.extend(["copy"] * (func._schema.name == "aten::lift_fresh"))
+            return func(*args, **(kwargs or {}))
+
+    config = PreprocessConfig(mean=(0.1, 0.2, 0.3))
+    windows = torch.full((1, 4, 4, 3), 255, dtype=torch.uint8)
+    with Watch():
+        for _ in range(3):
+            result = normalize(windows, config)
+    assert len(copies) == 2  # mean and standard deviation
+    np.testing.assert_allclose(result[0, :, 0, 0], [3.6, 3.2, 2.8], rtol=1e-6)

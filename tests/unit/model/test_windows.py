@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import random
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from model import windows as windows_module
+from model.arrays import Shape
 from model.config import PreprocessConfig, UNetConfig
 from model.predict import Predictor
 from model.unet import UNet
@@ -175,3 +178,54 @@ def test_unpadded_windows_equal_the_whole_image() -> None:
     with torch.no_grad():
         whole = network(x).sigmoid().numpy()[0, :, :150, :130]
     assert np.abs(stitched - whole).max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (5, 300), (64, 96), (70, 75), (200, 310)])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("grey", [False, True])
+def test_cut_reflects_only_what_hangs_over_an_edge(
+    size: Shape, padding: int, grey: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window equals the one that is gathered whole, and gathers only its strips."""
+    preprocess = PreprocessConfig(overlap=16, window=((188, 204),) if not padding else ((64, 96),))
+    plan = plan_windows(*size, UNetConfig(3, 1, 8, padding), preprocess)
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, 1 if grey else 3), np.uint8)
+    image = np.broadcast_to(pixels, (*size, 3))
+    gathered: list[int] = []
+    reflect = windows_module._reflect
+
+    def count(start: int, stop: int, length: int) -> Any:
+        gathered.append(stop - start)
+        return reflect(start, stop, length)
+
+    monkeypatch.setattr(windows_module, "_reflect", count)
+    for window in plan.windows:
+        gathered.clear()
+        out = np.empty((*window.shape, 3), np.uint8)
+        plan.cut(image, window, out)
+        top = plan.rows.starts[window.row] - plan.margin
+        left = plan.columns.starts[window.column] - plan.margin
+        rows = reflect(top, top + window.shape[0], size[0])
+        columns = reflect(left, left + window.shape[1], size[1])
+        assert np.array_equal(out, image[rows[:, None], columns])
+        inside = [
+            min(start + side, length) - max(start, 0)
+            for start, side, length in zip((top, left), window.shape, size, strict=True)
+        ]
+        assert sum(gathered) == sum(window.shape) - sum(inside)
+
+
+@pytest.mark.parametrize("size", [(60, 90), (200, 310)])
+def test_probabilities_as_integers_are_blended_like_floats(size: Shape) -> None:
+    preprocess = PreprocessConfig(overlap=16, window=((64, 96),))
+    plan = plan_windows(*size, PADDED, preprocess)
+    integers, floats = Stitcher(plan, 1), Stitcher(plan, 1)
+    rng = np.random.default_rng(3)
+    for window in plan.windows:
+        values = rng.integers(0, 65536, (2, *window.shape), np.uint16)
+        integers.add(window, values)
+        floats.add(window, (values / 65535).astype(np.float32))
+    assert np.abs(integers.result() - floats.result()).max() < 1e-6
+    one = Stitcher(plan_windows(64, 96, PADDED, preprocess), 1)
+    one.add(one.plan.windows[0], np.full((1, 64, 96), 65535, np.uint16))
+    assert (one.result() == 1).all()

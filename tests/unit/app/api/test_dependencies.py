@@ -28,7 +28,7 @@ KEYS = ("one", "two")
 @pytest.fixture
 def app() -> FastAPI:
     made = FastAPI()
-    settings = SimpleNamespace(request_timeout_s=30.0)
+    settings = SimpleNamespace(default_timeout_s=30.0, longest_timeout_s=300.0)
     made.state.authenticator = Authenticator(KeyStore(KEYS))
     made.state.service = SimpleNamespace(settings=settings)
     install_handlers(made)
@@ -93,10 +93,11 @@ def test_either_header_may_carry_a_valid_key(
         assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_timeout_header_shortens_the_deadline(app: FastAPI) -> None:
+def test_timeout_header_sets_the_deadline_up_to_the_limit(app: FastAPI) -> None:
     assert 29 < get(app, "/deadline").json() <= 30
     assert 1 < get(app, "/deadline", **{"X-Request-Timeout": "2.5"}).json() <= 2.5
-    assert 29 < get(app, "/deadline", **{"X-Request-Timeout": "1e9"}).json() <= 30
+    assert 199 < get(app, "/deadline", **{"X-Request-Timeout": "200"}).json() <= 200
+    assert 299 < get(app, "/deadline", **{"X-Request-Timeout": "1e9"}).json() <= 300
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e400", "soon", ""])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.batching.batcher import Batcher, Reservation
+from app.batching.batcher import Batcher, Reservation, Share
 from app.batching.deadline import Deadline
 from app.errors import DeadlineExceeded, Unavailable
 from tests.devices import (
@@ -73,6 +73,27 @@ def test_next_batch_is_prepared_while_one_runs() -> None:
         assert end > run_start
 
 
+def test_batch_is_formed_shortly_before_the_one_on_the_device_ends() -> None:
+    """It could grow until then, but the device would wait while it is prepared."""
+    device = Device(seconds=0.2, depth=2)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, "measured")
+        first = asyncio.create_task(request(batcher, "first"))
+        await until_running(batcher)
+        others = [asyncio.create_task(request(batcher, n)) for n in range(2)]
+        await asyncio.sleep(0.05)
+        assert batcher.statistics().waiting == 2
+        others.append(asyncio.create_task(request(batcher, 2)))
+        await asyncio.gather(first, *others)
+
+    with_batcher(body, device)
+    assert [batch for _, batch in device.batches] == [["measured"], ["first"], [0, 1, 2]]
+    prepared = [end for what, _, end in device.timeline if what == "prepare"]
+    ran = [end for what, _, end in device.timeline if what == "run"]
+    assert prepared[2] < ran[1] + 0.05  # at the latest about when the first ended
+
+
 def test_requests_take_turns() -> None:
     device = Device()
 
@@ -89,6 +110,33 @@ def test_requests_take_turns() -> None:
     order = [item for _, batch in device.batches for item in batch]
     # Two batches of the large request were taken before the small ones came; then they take turns.
     assert max(order.index(("small", n)) for n in range(3)) <= 4 + 2 * 3
+
+
+def test_reservations_of_one_request_have_the_turns_of_one() -> None:
+    device = Device()
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        device.gate.clear()
+        first = asyncio.create_task(request(batcher, ("first", 0)))
+        await until_running(batcher)
+        share = Share()
+        files = [
+            asyncio.create_task(request(batcher, *[("many", n)] * 2, share=share))
+            for n in range(10)
+        ]
+        await until_reserved(batcher, 21)
+        others = [asyncio.create_task(request(batcher, *[(n, 0)] * 4)) for n in range(2)]
+        await until_reserved(batcher, 29)
+        device.gate.set()
+        await asyncio.gather(first, *files, *others)
+        assert not share.pending
+
+    with_batcher(body, device, max_batch=3)
+    order = [item[0] for _, batch in device.batches[2:6] for item in batch]
+    # The second batch was prepared before the others came.
+    assert order[:9] == ["many", 0, 1] * 3
+    many = [n for _, batch in device.batches for name, n in batch if name == "many"]
+    assert many == sorted(many)  # the files keep their order
 
 
 def test_keys_take_turns() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.batching.batcher import Batcher
+from app.batching.batcher import UNMEASURED_CAPACITY, Batcher, Share
 from app.batching.deadline import Deadline
 from app.batching.estimates import MARGIN
 from app.errors import DeadlineExceeded, QueueFull
@@ -68,6 +68,137 @@ def test_large_request_takes_a_quarter_of_the_slots_and_its_turns() -> None:
             await asyncio.gather(large, return_exceptions=True)
 
     with_batcher(body, device, max_batch=1, capacity=8)
+
+
+def test_reservations_of_one_request_take_a_quarter_of_the_slots_together() -> None:
+    device = Device()
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        device.gate.clear()
+        share = Share()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(batcher.admit(["k"] * 3, share=share)) for _ in range(5)]
+            assert share.pending == {"k": 15}
+            stack.enter_context(batcher.admit(["k"] * 2))
+            stack.enter_context(batcher.admit(["k"] * 2))
+            stack.enter_context(batcher.admit(["k"]))
+            with pytest.raises(QueueFull, match="7 of 8 slots used, 2 needed"):
+                batcher.admit(["k"] * 2)
+            stack.enter_context(batcher.admit(["k"] * 9, share=share))  # needs no more
+            for each in files:
+                each.__exit__()
+            assert share.pending == {"k": 9}
+        assert not share.pending
+        device.gate.set()
+
+    with_batcher(body, device, capacity=8)
+
+
+def test_estimate_counts_the_windows_of_the_same_request_first() -> None:
+    device = Device(seconds=0.05)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, *range(8))
+        one, share = batcher.estimates.seconds(), Share()
+        with batcher.admit(["k"] * 20, share=share):
+            soon = Deadline.after(10 * one)
+            with pytest.raises(DeadlineExceeded):
+                batcher.admit(["k"], deadline=soon, share=share)
+            with batcher.admit(["k"], deadline=soon):  # of another request: takes turns
+                pass
+
+    with_batcher(body, device)
+
+
+def test_late_file_leaves_the_others_of_its_request_in_the_queue() -> None:
+    device = Device(seconds=0.05)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        device.gate.clear()
+        # One runs and one is prepared: neither waits in the queue.
+        first = asyncio.create_task(request(batcher, "first", "second"))
+        await until(lambda: batcher.statistics().in_flight == 2)
+        share = Share()
+        late = asyncio.create_task(
+            request(batcher, "late", share=share, deadline=Deadline.after(0.1))
+        )
+        other = asyncio.create_task(request(batcher, "other", share=share))
+        await until_reserved(batcher, 4)
+        await asyncio.sleep(0.2)
+        device.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert await other == [("done", "other")]
+        await first
+
+    with_batcher(body, device, max_batch=1)
+
+
+def test_capacity_follows_the_measured_rate() -> None:
+    device = Device(seconds=0.01)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        assert batcher.capacity == UNMEASURED_CAPACITY
+        await request(batcher, *range(8))
+        assert batcher.capacity == int(3 / batcher.estimates.seconds())
+        device.seconds = 3
+        for _ in range(2):
+            await request(batcher, 1)
+        assert batcher.capacity == 4  # not fewer, so that a request can have a quarter
+
+    with_batcher(body, device, capacity=None, longest=3)
+
+
+def test_clients_of_a_fast_device_are_not_rejected() -> None:
+    """Eight images of a megapixel at once, where each has sixteen windows."""
+    device = Device(seconds=0.01)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, *range(8))
+        images = [
+            request(batcher, *range(16), deadline=Deadline.after(60), key="k") for _ in range(8)
+        ]
+        assert [len(results) for results in await asyncio.gather(*images)] == [16] * 8
+
+    with_batcher(body, device, capacity=None, longest=600)
+
+
+def test_idle_slow_device_rejects_what_cannot_be_done_in_time() -> None:
+    device = Device(seconds=0.2)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, 1)
+        with pytest.raises(DeadlineExceeded) as rejected:
+            batcher.admit(["k"] * 400, deadline=Deadline.after(60))
+        assert rejected.value.retry_after is None
+        with batcher.admit(["k"] * 400, deadline=Deadline.after(600)):
+            pass
+
+    with_batcher(body, device, max_batch=1, capacity=None, longest=600)
+
+
+def test_admission_takes_no_longer_when_thousands_wait() -> None:
+    device = Device(seconds=0.001)
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await request(batcher, *range(8))
+        device.gate.clear()
+
+        def seconds_of_admission() -> float:
+            least = 1.0
+            for _ in range(20):
+                start = time.perf_counter()
+                with batcher.admit(["k"], deadline=Deadline.after(60)):
+                    least = min(least, time.perf_counter() - start)
+            return least
+
+        alone = seconds_of_admission()
+        with contextlib.ExitStack() as stack:
+            for _ in range(5000):
+                stack.enter_context(batcher.admit(["k"], deadline=Deadline.after(600)))
+            assert seconds_of_admission() < 5 * alone
+
+    with_batcher(body, device, capacity=10_000)
 
 
 def test_estimate_uses_the_measurements_of_the_key() -> None:

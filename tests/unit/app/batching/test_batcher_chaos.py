@@ -29,6 +29,7 @@ class Unreliable:
 
     def __init__(self, name: str, seed: int) -> None:
         self.name = name
+        self.depth = 1 + seed % 2
         self.random = random.Random(seed)
 
     def prepare(self, key: Hashable, payloads: Sequence[Any]) -> list[Any]:
@@ -36,7 +37,13 @@ class Unreliable:
             raise MemoryError("while preparing")
         return list(payloads)
 
-    def run(self, key: Hashable, staged: list[Any]) -> list[Any]:
+    def submit(self, key: Hashable, staged: list[Any]) -> list[Any]:
+        return staged
+
+    def check(self) -> None:
+        pass
+
+    def collect(self, key: Hashable, staged: list[Any]) -> list[Any]:
         if self.random.random() < 0.01:
             time.sleep(0.005)
         if self.random.random() < 0.01:

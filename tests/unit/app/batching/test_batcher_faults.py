@@ -180,3 +180,20 @@ def test_close_returns_although_a_device_hangs() -> None:
         device.gate.set()
 
     asyncio.run(scene())
+
+
+def test_check_finds_the_loss_of_an_idle_device() -> None:
+    lost, sound = Device("lost"), Device("sound")
+    lost.lost = True
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        await batcher.check_devices()
+        assert batcher.failure is None
+        assert await request(batcher, 1) == [("done", 1)]
+        sound.lost = True
+        await batcher.check_devices()
+        with pytest.raises(Unavailable):
+            batcher.admit(["k"])
+
+    with_batcher(body, lost, sound)
+    assert lost.batches == []

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
+import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from app.batching.device_worker import DeviceWorker
+from app.batching import batch_caps
+from app.batching.device_worker import DeviceWorker, NotWanted
 from app.errors import DeviceLost, EngineError, OutOfMemory
 from tests.devices import Device, Recorder, until
 
@@ -40,10 +44,9 @@ def with_worker(
 
 async def compute(worker: DeviceWorker, *items: Item, key: str = "k") -> dict[Any, Any]:
     """The outcome of each payload; every item must have exactly one."""
-    staged = await worker.prepare(key, items)
-    outcomes = [each async for each in worker.compute(key, items, staged)]
-    assert sorted(id(item) for item, _ in outcomes) == sorted(map(id, items))
-    return {item.payload: outcome for item, outcome in outcomes}
+    outcomes = [each async for each in worker.compute(key, items)]
+    assert sorted(id(each.item) for each in outcomes) == sorted(map(id, items))
+    return {each.item.payload: each.result for each in outcomes}
 
 
 def test_batch_gives_every_item_its_result() -> None:
@@ -84,6 +87,43 @@ def test_running_out_of_memory_lowers_the_limit_of_that_key() -> None:
     assert recorder.caps == {("device", "k"): 2}
 
 
+def test_batch_that_ran_out_of_memory_is_gone_before_it_is_tried_again() -> None:
+    class Staged(list[Any]):
+        pass
+
+    class Full(Device):
+        """Has room for the windows of one batch."""
+
+        def prepare(self, key: Any, payloads: Any) -> Any:
+            end = time.monotonic() + 1  # the thread that prepared the last one may still return
+            while any(each() is not None for each in alive) and time.monotonic() < end:
+                time.sleep(0.001)
+            assert all(each() is None for each in alive)
+            staged = Staged(payloads)
+            alive.append(weakref.ref(staged))
+            return staged
+
+    alive: list[weakref.ref[Staged]] = []
+
+    device = Full()
+    device.memory = 1
+
+    async def body(worker: DeviceWorker) -> None:
+        outcomes = await compute(worker, *map(Item, range(4)))
+        assert outcomes == {n: ("done", n) for n in range(4)}
+
+    device.batches = Forgetful()  # type: ignore[assignment]
+    with_worker(body, device)
+    assert len(alive) == 7
+
+
+class Forgetful(list[Any]):
+    """Keeps nothing, so that it holds no batch in memory."""
+
+    def append(self, value: Any) -> None:
+        pass
+
+
 def test_lost_device_runs_nothing_more() -> None:
     device = Device()
     device.poison[1] = DeviceLost("illegal address")
@@ -106,7 +146,7 @@ def test_batch_that_no_request_waits_for_is_not_run() -> None:
 
     async def body(worker: DeviceWorker) -> None:
         outcomes = await compute(worker, Item(1, wanted=False), Item(2, wanted=False))
-        assert [type(outcome) for outcome in outcomes.values()] == [asyncio.CancelledError] * 2
+        assert [type(outcome) for outcome in outcomes.values()] == [NotWanted] * 2
         assert len(await compute(worker, Item(3, wanted=False), Item(4))) == 2
 
     with_worker(body, device)
@@ -149,8 +189,8 @@ def test_error_while_preparing_counts_as_one_of_the_batch() -> None:
 
 def test_wrong_number_of_results_is_an_error() -> None:
     class Generous(Device):
-        def run(self, key: Any, staged: Any) -> list[Any]:
-            return [*super().run(key, staged), "one more"]
+        def collect(self, key: Any, staged: Any) -> list[Any]:
+            return [*super().collect(key, staged), "one more"]
 
     async def body(worker: DeviceWorker) -> None:
         outcome = (await compute(worker, Item(1)))[1]
@@ -211,5 +251,105 @@ def test_batch_of_a_forgotten_key_is_not_measured_when_it_ends() -> None:
         device.gate.set()
         await computing
         assert worker.measurements.seconds() is None
+
+    with_worker(body, device)
+
+
+def test_all_calls_but_preparing_are_made_on_one_thread() -> None:
+    device = Device("cuda:0", depth=2)
+
+    async def body(worker: DeviceWorker) -> None:
+        await asyncio.gather(*(compute(worker, Item(n)) for n in range(4)))
+        await worker.check()
+        assert await worker.call(lambda: threading.current_thread().name) == "cuda:0"
+
+    with_worker(body, device)
+    assert {
+        name for method in ("submit", "collect", "check") for name in device.threads[method]
+    } == {"cuda:0"}
+    assert device.threads["prepare"] == {"cuda:0 prepare"}
+
+
+def test_loss_of_an_idle_device_is_noticed_by_a_check() -> None:
+    device = Device()
+
+    async def body(worker: DeviceWorker) -> None:
+        await worker.check()
+        assert worker.failure is None
+        device.lost = True
+        await worker.check()
+        assert str(worker.failure) == "fell off the bus"
+        assert worker.wake.is_set()
+        assert isinstance((await compute(worker, Item(1)))[1], DeviceLost)
+
+    with_worker(body, device)
+    assert device.batches == []
+
+
+def test_idle_device_that_hangs_is_noticed_by_a_check() -> None:
+    device = Device()
+
+    async def body(worker: DeviceWorker) -> None:
+        device.gate.clear()
+        checking = asyncio.create_task(worker.check())
+        await until(lambda: worker.elapsed() > 0.05)
+        device.gate.set()
+        await checking
+        assert worker.elapsed() == 0
+
+    with_worker(body, device)
+
+
+def test_limit_of_a_passing_lack_of_memory_is_raised_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_caps, "_FIRST_WAIT_S", 0.0)
+    device, recorder = Device(), Recorder()
+    device.memory = 3
+
+    async def body(worker: DeviceWorker) -> None:
+        await compute(worker, *map(Item, range(8)))
+        device.memory = 8
+        while worker.max_batch("k", 8) < 8:
+            await compute(worker, *map(Item, range(worker.max_batch("k", 8))))
+        assert len(await compute(worker, *map(Item, range(8)))) == 8
+
+    with_worker(body, device, recorder)
+    assert len(device.batches[-1][1]) == 8
+    assert recorder.caps == {}
+
+
+def test_posted_call_does_not_wait_and_its_error_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device = Device()
+
+    async def body(worker: DeviceWorker) -> None:
+        device.gate.clear()
+        hung = asyncio.create_task(worker.check())
+        await until(lambda: worker.elapsed() > 0)
+        worker.post(lambda: 1 // 0)
+        device.gate.set()
+        await hung
+        await worker.call(lambda: None)
+
+    with_worker(body, device)
+    assert caplog.messages == ["device: integer division or modulo by zero"]
+
+
+def test_next_batch_may_grow_until_it_must_be_prepared() -> None:
+    device = Device(seconds=0.2)
+
+    async def body(worker: DeviceWorker) -> None:
+        computing = asyncio.create_task(compute(worker, Item(1)))
+        await until(lambda: worker.elapsed() > 0)
+        assert worker.growing_time() is None  # nothing was measured
+        await computing
+        computing = asyncio.create_task(compute(worker, Item(1)))
+        await until(lambda: worker.elapsed() > 0)
+        growing = worker.growing_time()
+        assert growing is not None
+        assert 0 < growing < worker.remaining() - 0.01  # less the time to prepare
+        await computing
 
     with_worker(body, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.batching.fair_queue import FairQueue
 
 
-def always(owner: str) -> bool:
+def always(entry: str) -> bool:
     return True
 
 
@@ -55,21 +55,28 @@ def test_sizes_count_entries_and_empty_keys_disappear() -> None:
 
 def test_discard_removes_an_owner_from_every_key() -> None:
     queue = filled(("one", "a", "12"), ("two", "a", "3"), ("one", "b", "4"))
-    assert queue.discard("one") == ["1", "2", "4"]
-    assert queue.discard("one") == []
+    assert queue.discard("one", always) == ["1", "2", "4"]
+    assert queue.discard("one", always) == []
     assert (len(queue), list(queue)) == (1, ["a"])
 
 
-def test_take_skips_owners_that_are_discarded_on_the_way() -> None:
-    queue = filled(("late", "k", "abc"), ("in time", "k", "xy"), ("late", "other", "d"))
+def test_discard_leaves_the_other_entries_of_the_owner_in_their_order() -> None:
+    queue = filled(("one", "a", "1x2y3"), ("one", "b", "z"))
+    assert queue.discard("one", str.isalpha) == ["x", "y", "z"]
+    assert (len(queue), list(queue)) == (3, ["a"])
+    assert queue.take("a", 9, always) == ["1", "2", "3"]
 
-    def accept(owner: str) -> bool:
-        if owner == "late":
-            queue.discard(owner)
-            return False
+
+def test_take_skips_entries_that_are_discarded_on_the_way() -> None:
+    queue = filled(("one", "k", "abc"), ("two", "k", "xy"), ("one", "other", "d"))
+
+    def accept(entry: str) -> bool:
+        if entry in "abcd":
+            queue.discard("one", "abd".__contains__)
+            return entry == "c"
         return True
 
-    assert queue.take("k", 9, accept) == ["x", "y"]
+    assert queue.take("k", 9, accept) == ["c", "x", "y"]
     assert (len(queue), list(queue)) == (0, [])
 
 

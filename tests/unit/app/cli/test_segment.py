@@ -70,7 +70,7 @@ def test_bug_is_raised_and_the_service_is_stopped(
 
     monkeypatch.setattr(Service, "stop", record_stop)
     monkeypatch.setattr(local, "write_atomically", fail)
-    with pytest.raises(ExceptionGroup):
+    with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["segment", str(images), "-o", "out"])
     assert at_stop == [(0, 0.0)]
 

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.engine import selection
-from app.engine.memory import used_bytes
 from app.engine.selection import choose_engines, cpu_quota, resolve
 from app.errors import EngineUnavailable
 from model.checkpoint import Checkpoint
 from model.config import Calibration, PreprocessConfig, UNetConfig
+from model.cuda import CudaDevice, CudaDevices
+
+
+def set_devices(
+    monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int], **found: Any
+) -> None:
+    """Let the machine have cards of these compute capabilities."""
+    devices = tuple(CudaDevice(f"Card {each[0]}{each[1]}", each) for each in capabilities)
+    result = CudaDevices(devices, **found)
+    monkeypatch.setattr(selection, "find_cuda_devices", lambda: result)
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "count_cuda_devices", lambda: 2)
+    set_devices(monkeypatch, (9, 0), (8, 0))
 
 
 @pytest.fixture
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "count_cuda_devices", lambda: 0)
+    set_devices(monkeypatch, problem="no CUDA device: no driver", expected=False)
 
 
 @pytest.mark.usefixtures("no_cuda")
@@ -67,9 +76,49 @@ def test_unsupported_settings_are_rejected(settings: dict[str, str], message: st
         choose_engines(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "precision", "message"),
+    [
+        ([(9, 0), (8, 0)], "bf16", "Card 80, compute capability 8.0"),
+        ([(8, 0), (7, 5)], "fp16", "Card 75, compute capability 7.5"),
+        ([(6, 1)], "fp32", "Card 61, compute capability 6.1"),
+    ],
+)
+def test_precision_is_one_that_every_card_has(
+    capabilities: list[tuple[int, int]],
+    precision: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_devices(monkeypatch, *capabilities)
+    names = ",".join(f"cuda:{index}" for index in range(len(capabilities)))
+    for choice in choose_engines(device=names):
+        assert choice.precision == precision
+        assert f"precision {precision}: {message}" in choice.reason
+    if precision != "bf16":
+        with pytest.raises(EngineUnavailable, match=r"bf16 is not supported.*supported: fp"):
+            choose_engines(device=names, precision="bf16")
+
+
+def test_auto_says_why_it_leaves_a_device_that_should_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_devices(monkeypatch, problem="the driver is too old")
+    (choice,) = choose_engines()
+    assert choice.device == "cpu"
+    assert "device cpu: the driver is too old" in choice.reason
+    assert caplog.messages == ["device cpu: the driver is too old"]
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_auto_is_quiet_on_a_machine_without_a_device(caplog: pytest.LogCaptureFixture) -> None:
+    choose_engines()
+    assert not caplog.messages
+
+
 @pytest.mark.usefixtures("no_cuda")
 def test_cuda_without_a_device_is_rejected() -> None:
-    with pytest.raises(EngineUnavailable, match="torch sees 0 CUDA devices"):
+    with pytest.raises(EngineUnavailable, match="UNET_DEVICE=cuda: no CUDA device: no driver"):
         choose_engines(device="cuda")
 
 
@@ -149,15 +198,3 @@ def test_cpu_quota_follows_the_cgroup(tmp_path: Path, files: dict[str, str], cpu
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert cpu_quota(tmp_path) == cpus
-
-
-def test_memory_of_a_lost_device_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
-
-    def lost(device: str) -> tuple[int, int]:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 100))
-    assert used_bytes("cuda:0") == 70
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lost)
-    assert math.isnan(used_bytes("cuda:0"))

@@ -28,7 +28,7 @@ from app.errors import (
 from app.imaging.tiff import encode_tiff
 from app.imaging.workers import shared
 from app.imaging.workers.worker import CallLimit
-from app.inference import steps
+from app.inference import segmenter, steps
 from app.inference.outputs import FileFormat, Options, Output, Segmentation
 from app.inference.registry import ServedModel
 from app.inference.segmenter import ImageJob, StageTimer
@@ -214,7 +214,9 @@ def test_stages_are_measured_in_their_order(tiny: Path) -> None:
     with_service(tiny, body)
 
 
-def test_image_takes_three_calls_of_workers(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_image_takes_two_calls_of_workers(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each change of process holds up the engine when all cores are busy."""
 
     async def body(service: Service) -> None:
@@ -227,7 +229,11 @@ def test_image_takes_three_calls_of_workers(tiny: Path, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(service.workers, "call", count)
         await segment(service, Output.POLYGONS, Output.OVERLAY)
-        assert called == ["inspect_image", "decode_and_prepare", "render_outputs"]
+        assert called == ["inspect_and_decode", "render_outputs"]
+        called.clear()
+        monkeypatch.setattr(segmenter, "_SMALL_PIXELS", PIXELS.size - 1)
+        await segment(service)
+        assert called == ["inspect_and_decode", "decode_and_prepare", "render_outputs"]
         called.clear()
         with service.registry.lease(None) as model:
             await service.segmenter.predict(model, PIXELS, Deadline.after(30))
@@ -333,13 +339,13 @@ def test_missed_deadline_is_counted_and_leaves_nothing_behind(
     async def body(service: Service) -> None:
         gate = threading.Event()
         (device,) = service.devices
-        run = device.run
+        collect = device.collect
 
-        def run_later(key: BatchKey, staged: Any) -> Sequence[FloatArray]:
+        def collect_later(key: BatchKey, staged: Any) -> Sequence[FloatArray]:
             assert gate.wait(20)
-            return run(key, staged)
+            return collect(key, staged)
 
-        monkeypatch.setattr(device, "run", run_later)
+        monkeypatch.setattr(device, "collect", collect_later)
         with pytest.raises(DeadlineExceeded, match="before the mask was ready"):
             await segment(service, deadline=Deadline.after(0.3))
         assert_nothing_held(service)

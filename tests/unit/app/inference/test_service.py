@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from app.engine.device_engines import BatchKey
+from app.engine.openvino import OpenVinoEngine
 from app.errors import DeviceLost, SettingsError, Unavailable
 from app.imaging.workers.worker import CallLimit
 from app.inference import service as service_module
 from app.inference.allocator import trim_memory
 from app.inference.service import Service
+from app.metrics import Metrics
 from app.settings import Settings
 from model.arrays import FloatArray
 from tests.devices import until
@@ -132,7 +134,7 @@ def test_hung_or_lost_engine_is_not_alive(tiny: Path, monkeypatch: pytest.Monkey
             assert gate.wait(20)
             raise DeviceLost("illegal address")
 
-        monkeypatch.setattr(device, "run", hang)
+        monkeypatch.setattr(device, "collect", hang)
         with service.registry.lease(None) as model:
             golden = asyncio.create_task(service.segmenter.golden_mask(model))
             await until(lambda: service.liveness_error() is not None)
@@ -144,3 +146,90 @@ def test_hung_or_lost_engine_is_not_alive(tiny: Path, monkeypatch: pytest.Monkey
         assert service.liveness_error() == "the engine is lost; see the server log"
 
     with_service(tiny, body, watchdog_s=0.1)
+
+
+def test_loss_of_a_device_is_noticed_without_a_request(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: OpenVinoEngine) -> float:
+        raise DeviceLost("cpu: fell off the bus")
+
+    async def body(service: Service) -> None:
+        await service.start()
+        await until(lambda: service.started)
+        monkeypatch.setattr(OpenVinoEngine, "check", lost)
+        await until(lambda: service.liveness_error() is not None)
+        assert service.liveness_error() == "the engine is lost; see the server log"
+
+    with_service(tiny, body, load=False, watchdog_s=2)
+
+
+def test_engine_that_hangs_while_it_is_freed_does_not_delay_the_end(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, closing = threading.Event(), threading.Event()
+
+    def hang(self: OpenVinoEngine) -> None:
+        closing.set()
+        assert gate.wait(20)
+
+    monkeypatch.setattr(OpenVinoEngine, "close", hang)
+
+    async def scene() -> None:
+        service = Service(Settings(weights_dir=tiny, threads=1, image_workers=1))
+        await service.start_without_probes()
+        async with asyncio.timeout(5):
+            await service.stop()
+        assert closing.wait(5)
+
+    try:
+        asyncio.run(scene())
+    finally:
+        gate.set()
+
+
+def test_metrics_show_a_devices_memory_without_a_call_to_it(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(service: Service) -> None:
+        (device,) = service.devices
+        device.name = "cuda:0"
+        service.metrics = Metrics()
+        service._register_gpu_memory()
+        device.used_bytes = 70.0
+
+        def hang() -> None:
+            raise AssertionError("on the event loop")
+
+        monkeypatch.setattr(device, "check", hang)
+        assert read_metric(service, "unet_gpu_memory_used_bytes", device="cuda:0") == 70
+
+    with_service(tiny, body, load=False)
+
+
+def test_engines_are_warmed_and_freed_on_the_thread_that_runs_them(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches of cuDNN, streams and OpenMP pools belong to a thread."""
+    threads: dict[str, set[str]] = {}
+
+    def record(name: str) -> None:
+        method = getattr(OpenVinoEngine, name)
+
+        def recorded(self: OpenVinoEngine, *args: Any) -> Any:
+            threads.setdefault(name, set()).add(threading.current_thread().name)
+            return method(self, *args)
+
+        monkeypatch.setattr(OpenVinoEngine, name, recorded)
+
+    for name in ("_compute_black", "submit", "collect", "close"):
+        record(name)
+
+    async def body(service: Service) -> None:
+        with service.registry.lease(None) as model:
+            await service.segmenter.golden_mask(model)
+        service.registry.close()
+        await service.batcher.workers[0].call(lambda: None)
+
+    with_service(tiny, body)
+    assert threads == {name: {"cpu"} for name in ("_compute_black", "submit", "collect", "close")}

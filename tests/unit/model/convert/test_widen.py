@@ -41,6 +41,25 @@ def test_narrowing_undoes_widening(factor: int) -> None:
         narrow(state, wider, UNetConfig(3, 2, 5))
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_weights_that_were_not_widened_are_not_narrowed(factor: int) -> None:
+    torch.manual_seed(0)
+    wide = UNet(3, 2, base_features=16)
+    narrower = UNetConfig(3, 2, 16 // factor)
+    with pytest.raises(ConfigError, match=f"not widened from base_features {16 // factor}"):
+        narrow(wide.state_dict(), wide.config, narrower)
+
+
+def test_copies_that_diverged_a_little_are_narrowed() -> None:
+    torch.manual_seed(0)
+    first, wider = UNet(3, 2, base_features=4), UNetConfig(3, 2, 8)
+    state = widen(first.state_dict(), first.config, wider)
+    trained = {
+        name: x + 0.1 * x.std(correction=0) * torch.randn_like(x) for name, x in state.items()
+    }
+    narrow(trained, wider, first.config)
+
+
 def test_copies_differ_in_the_weights_that_read_them() -> None:
     first = UNet(3, 1, base_features=4)
     wide = UNet(3, 1, base_features=8)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ from model.evaluation.evaluate import Sample
 from model.training import loop
 from model.training.crops import CropDataset
 from model.training.data import open_dataset, read_sample, split_dataset
+from model.training.device_crops import ImagesDoNotFit
 from model.training.loop import catch_interrupt
 from model.training.recipe import Recipe
 from model.training.run_folder import open_run
-from model.training.trainer import Trainer
+from model.training.trainer import READ_EVERY, Trainer
 from tests.conftest import FIXTURES, ROOT
+
+NUCLEI = str(ROOT / "weights/nuclei.safetensors")
 
 # Workers are forked while TensorBoard's thread runs, of which Python 3.12 warns.
 ignore_fork_warning = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
@@ -71,9 +74,13 @@ def read_weights(folder: Path) -> Mapping[str, AnyArray]:
     return load_checkpoint(folder / "drawn.safetensors").state
 
 
-def read_steps(folder: Path) -> list[int]:
+def read_records(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
+    return [json.loads(line) for line in lines]
+
+
+def read_steps(folder: Path) -> list[int]:
+    return [record["step"] for record in read_records(folder)]
 
 
 def read_error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -87,11 +94,10 @@ def interrupt_after_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     """Press Ctrl-C during a step."""
     train_step = Trainer.step
 
-    def step_and_interrupt(trainer: Trainer, *args: Any) -> float:
-        loss = train_step(trainer, *args)
+    def step_and_interrupt(trainer: Trainer, *args: Any) -> None:
+        train_step(trainer, *args)
         if trainer.steps_done == last:
             signal.raise_signal(signal.SIGINT)
-        return loss
 
     monkeypatch.setattr(Trainer, "step", step_and_interrupt)
 
@@ -141,6 +147,95 @@ def test_killed_run_resumes_to_the_same_result(data: Path) -> None:
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
     assert read_steps(data / "killed") == read_steps(data / "whole")
     assert len((data / "killed/starts.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_killed_run_with_crops_from_the_device_resumes_to_the_same_result(data: Path) -> None:
+    flags = ["--schedule", "constant", "--augment-on", "device"]
+    process = start(data, *flags, "--steps", "1000000", out="killed")
+    wait_for(data / "killed/state.pt")
+    process.kill()
+    process.communicate()
+    step = torch.load(data / "killed/state.pt", weights_only=True)["step"]
+    flags += ["--steps", str(step + 4)]
+    assert run(data, *flags, out="killed") == 0
+    assert run(data, *flags, out="whole") == 0
+    expected, found = read_weights(data / "whole"), read_weights(data / "killed")
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+def test_losses_that_are_read_later_change_nothing(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: losses are read every 50 steps, and validation runs beside the training."""
+    assert run(data, "--steps", "10", out="at once") == 0
+    monkeypatch.setitem(READ_EVERY, "cpu", 50)
+    monkeypatch.setattr(loop, "VALIDATE_BESIDE", {"cpu"})
+    assert run(data, "--steps", "10", out="later") == 0
+    expected, found = read_weights(data / "at once"), read_weights(data / "later")
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    scores = [
+        [record for record in read_records(data / out) if "dice" in record]
+        for out in ("at once", "later")
+    ]
+    assert [record["step"] for record in scores[0]] == [4, 8]
+    for first, second in zip(*scores, strict=True):
+        assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+def test_infinite_loss_that_is_read_later_names_its_step(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--learning-rate", "1e30", "--grad-clip", "0", "--warmup", "0", "--steps", "9"]
+    flags += ["--validate-every", "100"]
+    assert run(data, *flags, out="at once") == 2
+    expected = read_error(capsys)
+    monkeypatch.setitem(READ_EVERY, "cpu", 50)
+    assert run(data, *flags, out="later") == 2
+    assert read_error(capsys) == expected
+    assert not (data / "later/drawn.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_end_a_run_that_validates_beside(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the validation's thread reaches the run, here when it ends."""
+    monkeypatch.setattr(loop, "VALIDATE_BESIDE", {"cpu"})
+    flags = ["--learning-rate", "1e30", "--steps", "1", "--validate-every", "1"]
+    assert run(data, *flags) == 2
+    assert "too large for fp16 after step 1; try a lower --learning-rate" in read_error(capsys)
+    assert not (data / "run/state.pt").exists()
+
+
+def test_images_that_do_not_fit_on_the_device_are_one_line(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reject(*_: object) -> None:
+        raise ImagesDoNotFit("the training images take too much memory")
+
+    monkeypatch.setattr(loop, "DeviceCrops", reject)
+    assert run(data, "--augment-on", "device") == 2
+    assert "too much memory; use --augment-on host" in read_error(capsys)
+
+
+def test_compiled_network_is_trained(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler itself is not run: it takes minutes."""
+    inputs = []
+
+    def compile_network(network: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            inputs.append(x.shape)
+            result: torch.Tensor = network(x)
+            return result
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_network)
+    assert run(data, "--compile", "true", "--steps", "3") == 0
+    assert inputs == [(2, 3, 48, 48)] * 3
+    assert run(data, "--steps", "3", out="eager") == 0
+    expected, found = read_weights(data / "eager"), read_weights(data / "run")
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.slow
@@ -488,11 +583,12 @@ def test_folder_that_cannot_be_created_is_one_line(
     [
         (["--images", "absent"], "absent is not a folder"),
         (["--crop", "[50,50]"], "multiples of 16"),
-        (["--device", "cuda"], "there is no CUDA device"),
+        (["--device", "cuda"], "device 'cuda' is not available: no CUDA device"),
         (["--seed", "9223372036854775808"], "seed must be"),
         (["--golden", "absent.png"], "absent.png cannot be read"),
         (["--init-from", "absent.safetensors"], "absent.safetensors cannot be read"),
         (["--groups", "absent.csv"], "absent.csv cannot be read: No such file"),
+        (["--init-from", NUCLEI, "--base-features", "16"], "not widened from base_features 16"),
     ],
 )
 def test_mistake_is_one_line_and_status_2(

@@ -11,6 +11,8 @@ from scipy import ndimage
 from model.arrays import Int32Array
 from model.config import PreprocessConfig
 from model.training.losses import (
+    MAX_BATCH_LABEL,
+    batch_border_weights,
     border_weights,
     dice_loss,
     make_border_targets,
@@ -43,6 +45,26 @@ def test_border_weights_are_1_without_a_second_object(objects: int) -> None:
     labels = np.zeros((32, 32), np.int32)
     labels[4:9, 4:9] = objects
     assert (border_weights(labels, 10, 5) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("sigma", "kind"), [(5, torch.int16), (1.3, torch.int32), (40, torch.int64)]
+)
+def test_border_weights_of_a_batch_equal_those_of_each_image(
+    sigma: float, kind: torch.dtype
+) -> None:
+    """Also where a gap is wider than 4 sigma, and where it needs 64-bit candidates."""
+    labels = np.stack([nuclei(200, 210, seed=seed)[1] for seed in range(3, 7)]).astype(np.int32)
+    labels[1][labels[1] > 2] = 0
+    labels[2] = 0
+    labels[3] *= MAX_BATCH_LABEL // labels[3].max()
+    assert labels.max() > 32000
+    weights = batch_border_weights(torch.from_numpy(labels).to(kind), 10, sigma)
+    assert weights.dtype == torch.float32
+    for image, found in zip(labels, weights.numpy(), strict=True):
+        assert np.abs(found - border_weights(image, 10, sigma)).max() < 10 * np.exp(-8) + 1e-6
+    assert (weights[2] == 1).all()
+    assert weights[0].max() > 1 + sigma / 10
 
 
 def test_border_lies_only_between_touching_objects() -> None:
