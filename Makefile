@@ -38,8 +38,10 @@ serve: $(SERVING)  ## serve the shipped weights (HOST=, PORT=, TORCH=yes|no)
 # A crash or a hang prints the tracebacks of all threads, also in servers that tests start.
 test test-unit: export PYTHONFAULTHANDLER := 1
 
+# Unit tests run side by side; the others measure times.
 test: $(EVERYTHING)  ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit -n 2
+	$(BIN)/python -m pytest --ignore tests/unit
 
 test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3

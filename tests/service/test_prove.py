@@ -19,7 +19,7 @@ def test_damaged_images_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sigterm_under_load_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "TERMINATIONS", 2)
+    monkeypatch.setattr(signals, "TERMINATIONS", 5)
     assert_passed(signals.run(0))
 
 
