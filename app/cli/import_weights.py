@@ -299,12 +299,14 @@ def _window_values(args: argparse.Namespace, architecture: UNetConfig) -> dict[s
     values: dict[str, Any] = {}
     if args.window:
         values["window"] = tuple(_parse_shape(text) for text in args.window)
+        smallest = min(min(shape) for shape in values["window"])
+        values["overlap"] = min(PreprocessConfig().overlap, smallest // 2)
     elif args.mode == "resize":
         values["window"] = ((512, 512),) if architecture.padding else ((572, 572),)
     elif not architecture.padding:
-        values = {"window": ((380, 380), (572, 572)), "overlap": 0}
-    if args.mode == "resize":
-        values["overlap"] = 0  # there is one window
+        values["window"] = ((380, 380), (572, 572))
+    if args.mode == "resize" or not architecture.padding:
+        values["overlap"] = 0  # there is one window, or no zero padding distorts its edge
     return values
 
 

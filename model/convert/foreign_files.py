@@ -10,6 +10,7 @@ Knows files; no networks.
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,7 +108,8 @@ def _load_safetensors(path: Path) -> Any:
 
 def _load_torch(path: Path, is_archive: bool) -> Any:
     names = get_unsafe_globals_in_checkpoint(str(path)) if is_archive else _NUMPY_NAMES
-    with safe_globals([(InertObject, name) for name in names]):
+    with safe_globals([(InertObject, name) for name in names]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -35,6 +35,7 @@ def test_torchscript(path: Path) -> None:
     run_way_out(path)
 
 
+@pytest.mark.slow
 def test_exported_program(path: Path) -> None:
     path = path.with_suffix(".pt2")
     program = torch.export.export(torch.nn.Conv2d(3, 4, 1), (torch.zeros(1, 3, 8, 8),))

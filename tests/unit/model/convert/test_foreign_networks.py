@@ -6,17 +6,23 @@ Each is written down here from its description, under the names of its state dic
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app import cli
+from model.checkpoint import load_checkpoint
 from model.convert.foreign_networks import FAMILIES, State, describe_unknown
 from model.convert.import_weights import ForeignNetwork, infer_architecture
 from model.errors import CheckpointError
+from model.predict import Predictor
 from model.unet import UNet
+from tests.conftest import encode, nuclei
 
 CONVERT = {family.name.rpartition("/")[0] or "labml": family.convert for family in FAMILIES}
 
@@ -261,6 +267,29 @@ def test_jvanvugt_is_converted_exactly(
     found = converted(network.state_dict(), "jvanvugt", padding)
     assert found.config.base_features == 4 + batch_norm
     check_equal(found(x), network(x))
+
+
+@torch.inference_mode()
+def test_image_of_one_window_has_the_probabilities_of_the_original(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = trained(Mateuszbuda(1, 4))
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "theirs.pth")
+    command = ["import", str(tmp_path / "theirs.pth"), "--out", str(tmp_path)]
+    command += ["--window", "64x96", "--mean", "0.5", "0.4", "0.3", "--std", "0.2", "0.3", "0.4"]
+    assert cli.main([*command, "--name", "theirs", "--golden", str(golden(tmp_path))]) == 0
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    values = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
+    expected = network((values - mean.view(3, 1, 1)) / std.view(3, 1, 1)).sigmoid()[0].numpy()
+    found = Predictor.of(load_checkpoint(tmp_path / "theirs.safetensors"))(image)
+    assert expected.std() > 0.005  # so that 1e-5 distinguishes networks
+    assert np.abs(found - expected).max() <= 1e-5
+
+
+def golden(folder: Path) -> Path:
+    path = folder / "golden.png"
+    path.write_bytes(encode(nuclei(64, 96)[0]))
+    return path
 
 
 def test_negative_factor_before_pooling_is_rejected() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,18 +53,20 @@ CONTAINERS: dict[str, Callable[[State], Any]] = {
         **prefixed("network.", state), "criterion.weight": torch.ones(2)
     },
     "twice": lambda state: {"state_dict": state, "best": dict(state)},
+    "lists beside it": lambda state: {**state, "mask_values": [0, 1]},
     "NumPy": lambda state: {"model": state, "dice": np.float64(0.9), "curve": np.arange(3.0)},
     "namespace": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, path=Path())},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize(
+    ("container", "legacy"),
+    # the classes that a file of torch before 1.6 names cannot be listed
+    [(name, old) for name in CONTAINERS for old in (False, True) if name != "namespace" or not old],
+)
 def test_network_is_found_in_any_container(
     network: UNet, tmp_path: Path, container: str, legacy: bool
 ) -> None:
-    if legacy and container == "namespace":
-        pytest.skip("classes in files of torch before 1.6 cannot be listed")
     path = tmp_path / "file.pt"
     torch.save(
         CONTAINERS[container](network.state_dict()), path, _use_new_zipfile_serialization=not legacy
@@ -71,6 +74,13 @@ def test_network_is_found_in_any_container(
     finding = find_network(path)
     assert finding.others == ()
     check_state(finding.network.convert(), network)
+
+
+def test_plain_pickle_is_rejected_in_one_line(network: UNet, tmp_path: Path) -> None:
+    path = tmp_path / "file.pkl"
+    path.write_bytes(pickle.dumps(network.state_dict()))
+    with pytest.raises(CheckpointError, match="pickled objects that are never loaded"):
+        find_network(path)
 
 
 def test_state_dict_of_safetensors_is_found(network: UNet, tmp_path: Path) -> None:
@@ -376,6 +386,25 @@ def test_code_that_the_file_does_not_describe_is_asked_or_rejected(
     assert cli.main(["import", str(path), "--out", str(tmp_path / "out"), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overlap"),
+    [
+        ([], 128),
+        (["--window", "256x512"], 128),
+        (["--window", "64x96", "256x256"], 32),
+        (["--mode", "resize"], 0),
+        (["--padding", "0"], 0),
+        (["--padding", "0", "--window", "572x572"], 0),
+    ],
+)
+def test_windows_overlap_by_at_most_half_of_the_smallest(
+    weights: Path, tmp_path: Path, arguments: list[str], overlap: int
+) -> None:
+    out = tmp_path / "imported.safetensors"
+    assert cli.main(["import", str(weights), "--out", str(out), *arguments]) == 0
+    assert load_checkpoint(out).preprocess.overlap == overlap
 
 
 def test_default_folder_is_not_in_the_hint(
