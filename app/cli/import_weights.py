@@ -213,7 +213,9 @@ def _convert(args: argparse.Namespace, finding: Finding) -> State:
     try:
         state = finding.network.convert()
     except CheckpointError as error:
-        raise CheckpointError(f"{args.foreign}: {error}") from error
+        others = ", ".join(map(repr, finding.others))
+        hint = f"; --weights can choose another network: {others}" if others else ""
+        raise CheckpointError(f"{args.foreign}: {error}{hint}") from error
     if infer_architecture(state).out_channels != 2:
         return state
     if args.two_outputs is None:

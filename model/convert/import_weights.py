@@ -34,6 +34,8 @@ _RUN_STATE_KEYS = ({"network", "ema", "optimizer"}, {"network", "average", "opti
 _MAX_NODES = 1_000_000
 """Values of a file that are looked at. A file can repeat one value without end."""
 _MAX_DEPTH = 100
+_MAX_MODULES = 10_000
+"""Modules in a pickled module. They can contain each other."""
 
 _WRAPPERS = {
     "_orig_mod",
@@ -165,7 +167,7 @@ def _find_tensors(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
             continue
         items: Mapping[Any, Any] = {}
         if isinstance(value, InertObject):
-            tensors = _collect_module(value, depth)
+            tensors = _collect_module(value)
             items = {} if tensors else value.attributes
         elif isinstance(value, Mapping):
             tensors = {str(k): each for k, each in value.items() if isinstance(each, Tensor)}
@@ -182,23 +184,26 @@ def _find_tensors(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
             pending.append((f"{location}.{key}" if location else str(key), each, depth + 1))
 
 
-def _collect_module(module: InertObject, depth: int) -> dict[str, Tensor]:
+def _collect_module(module: InertObject) -> dict[str, Tensor]:
     """The state dict of a pickled `torch.nn.Module`; empty if it is another object."""
     collected: dict[str, Tensor] = {}
-    if depth > _MAX_DEPTH:
-        return collected
-    attributes = module.attributes
-    for kind in ("_parameters", "_buffers"):
-        values = attributes.get(kind)
-        if isinstance(values, Mapping):
-            collected |= {str(k): each for k, each in values.items() if isinstance(each, Tensor)}
-    children = attributes.get("_modules")
-    if isinstance(children, Mapping):
-        for name, child in children.items():
+    pending = [("", module)]
+    for _ in range(_MAX_MODULES):
+        if not pending:
+            break
+        prefix, current = pending.pop()
+        for kind in ("_parameters", "_buffers"):
+            for name, value in _mapping(current.attributes.get(kind)).items():
+                if isinstance(value, Tensor):
+                    collected[f"{prefix}{name}"] = value
+        for name, child in _mapping(current.attributes.get("_modules")).items():
             if isinstance(child, InertObject):
-                inner = _collect_module(child, depth + 1)
-                collected |= {f"{name}.{key}": each for key, each in inner.items()}
+                pending.append((f"{prefix}{name}.", child))
     return collected
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _match(location: str, tensors: Mapping[str, Tensor]) -> list[ForeignNetwork]:
@@ -256,7 +261,7 @@ def _describe_content(content: Any, groups: Sequence[tuple[str, dict[str, Tensor
     if groups:
         _, largest = max(groups, key=lambda group: len(group[1]))
         return f": {describe_unknown(largest)}"
-    if isinstance(content, Mapping):
+    if isinstance(content, Mapping | list | tuple | InertObject):
         return " contains no tensors"
     return f" contains a {type(content).__name__}, not a state dict"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import pickle
 from collections.abc import Callable
@@ -127,6 +128,27 @@ def test_running_average_is_preferred_and_reported(
     assert np.array_equal(loaded, network.final_conv.bias.detach().numpy())
     assert cli.main([*command, "--weights", "nothing"]) == 2
     assert "no network at 'nothing', but at 'state_dict', 'ema.module'" in capsys.readouterr().err
+
+
+def test_average_that_cannot_be_converted_is_an_error_with_an_alternative(
+    network: UNet, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    average = {name: each + 1 for name, each in network.state_dict().items() if "bias" not in name}
+    torch.save({"model": network.state_dict(), "model_ema": average}, weights)
+    assert cli.main(["import", str(weights), "--out", str(tmp_path / "out")]) == 2
+    assert "--weights can choose another network: 'model'" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(20)
+def test_modules_that_contain_each_other_end(tmp_path: Path) -> None:
+    modules = [torch.nn.Module() for _ in range(60)]
+    for outer, inner in itertools.pairwise(modules):
+        outer.add_module("a", inner)
+        outer.add_module("b", inner)
+    modules[-1].add_module("a", modules[-1])
+    torch.save(modules[0], tmp_path / "modules.pt")
+    with pytest.raises(CheckpointError, match="contains no tensors"):
+        find_network(tmp_path / "modules.pt")
 
 
 def test_average_without_names_is_reported(
