@@ -1,10 +1,10 @@
-// Decodes files and paints masks. Knows neither the queue nor the page.
+// Decodes files and draws thumbnails. Knows neither the queue nor the page.
 
-const TINT = [255, 64, 129]; // the service's overlays use the same colour
+const TINT = [255, 64, 129]; // the service's overlays use the same color
 
-export const UNSUPPORTED = "Your browser cannot show this format. The server drew it.";
-export const SIXTEEN_BIT = "Browsers show only 8 of 16 bits. The server drew this image over its full range.";
-export const ROTATED = "Your browser ignores the orientation of this image. The server drew it.";
+export const UNSUPPORTED = "Your browser cannot show this format. The server drew it as the model sees it.";
+export const SIXTEEN_BIT = "Browsers show only 8 of 16 bits. The server drew this image as the model sees it.";
+export const ROTATED = "Your browser ignores the orientation of this image. The server drew it as the model sees it.";
 
 /** {image, reason}: a bitmap, or null and the reason why the browser cannot show the file. */
 export async function decode(file) {
@@ -41,60 +41,37 @@ export function release(...sources) {
   }
 }
 
-/** The image under an overlay of the service, which is (image + TINT) / 2 where the mask is set. */
-export function removeTint(overlay, mask) {
-  const { width, height } = mask;
-  const [overlayContext, maskContext] = [overlay, mask].map((source) => {
-    const context = createCanvas(width, height).getContext("2d", { willReadFrequently: true });
-    context.drawImage(source, 0, 0);
-    return context;
-  });
-  const pixels = overlayContext.getImageData(0, 0, width, height);
-  const inside = maskContext.getImageData(0, 0, width, height).data;
-  for (let i = 0; i < inside.length; i += 4) {
-    if (!inside[i] && !inside[i + 1] && !inside[i + 2]) continue;
-    // The division dropped the lowest bit, so a value may be 1 too low. ImageData clamps to 0..255.
-    for (let c = 0; c < 3; c += 1) pixels.data[i + c] = 2 * pixels.data[i + c] - TINT[c];
+/** The image, and copies of half the size each down to about a screen: scaling a large one takes long. */
+export function createPyramid(image) {
+  const levels = [image];
+  for (let last = image; Math.min(last.width, last.height) > 1400; last = levels.at(-1)) {
+    const half = createCanvas(Math.ceil(last.width / 2), Math.ceil(last.height / 2));
+    half.getContext("2d").drawImage(last, 0, 0, half.width, half.height);
+    levels.push(half);
   }
-  overlayContext.putImageData(pixels, 0, 0);
-  release(maskContext.canvas);
-  return overlayContext.canvas;
+  return levels;
 }
 
-/** {area, outline}: canvases with the mask and its outline in colour, transparent elsewhere. */
-export function paint(mask) {
-  const { width, height } = mask;
-  const area = createCanvas(width, height);
-  const context = area.getContext("2d", { willReadFrequently: true });
-  context.drawImage(mask, 0, 0);
-  const pixels = context.getImageData(0, 0, width, height);
-  const edges = context.createImageData(width, height);
+/** The image with the values between its 0.5 and 99.5 percentiles spread to black and white. */
+export function stretchContrast(image) {
+  const canvas = createCanvas(image.width, image.height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0);
+  const pixels = context.getImageData(0, 0, image.width, image.height);
   const { data } = pixels;
-  // Masks are opaque. A canvas beyond the browser's limits raises no error, but stays transparent.
-  if (!data[3]) throw new Error(`The browser cannot create a canvas of ${width} × ${height}`);
-  const inside = new Uint8Array(width * height);
-  for (let i = 0; i < inside.length; i += 1) {
-    inside[i] = data[4 * i] || data[4 * i + 1] || data[4 * i + 2] ? 1 : 0;
-  }
-  for (let y = 0, i = 0; y < height; y += 1) {
-    for (let x = 0; x < width; x += 1, i += 1) {
-      const j = 4 * i;
-      if (!inside[i]) {
-        data[j + 3] = 0;
-        continue;
-      }
-      // Masks of one class are white and get the tint. Masks of several classes keep their palette.
-      if (data[j] === 255 && data[j + 1] === 255 && data[j + 2] === 255) data.set(TINT, j);
-      const interior =
-        x > 0 && x < width - 1 && y > 0 && y < height - 1 &&
-        inside[i - 1] && inside[i + 1] && inside[i - width] && inside[i + width];
-      if (!interior) edges.data.set(data.subarray(j, j + 4), j);
-    }
+  const histogram = new Uint32Array(256);
+  for (let i = 0; i < data.length; i += 4) histogram[Math.max(data[i], data[i + 1], data[i + 2])] += 1;
+  const percentile = (share) => {
+    let seen = 0;
+    return histogram.findIndex((count) => (seen += count) >= (share * data.length) / 4);
+  };
+  const [low, high] = [percentile(0.005), percentile(0.995)];
+  const stretched = Uint8ClampedArray.from({ length: 256 }, (_, value) => (255 * (value - low)) / Math.max(1, high - low));
+  for (let i = 0; i < data.length; i += 4) {
+    for (let c = 0; c < 3; c += 1) data[i + c] = stretched[data[i + c]];
   }
   context.putImageData(pixels, 0, 0);
-  const outline = createCanvas(width, height);
-  outline.getContext("2d").putImageData(edges, 0, 0);
-  return { area, outline };
+  return canvas;
 }
 
 /** Draw the central square of an image, scaled to the canvas. */
@@ -108,12 +85,20 @@ export function drawThumbnail(canvas, image) {
 /** Draw the mask over a thumbnail. It is scaled before it is painted, because painting visits every pixel. */
 export function drawThumbnailMask(canvas, mask) {
   const small = createCanvas(canvas.width, canvas.height);
-  small.getContext("2d").drawImage(mask, ...centralSquare(mask), 0, 0, small.width, small.height);
-  const { area, outline } = paint(small);
-  const context = canvas.getContext("2d");
-  context.globalAlpha = 0.5;
-  context.drawImage(area, 0, 0);
-  release(small, area, outline);
+  const context = small.getContext("2d", { willReadFrequently: true });
+  context.drawImage(mask, ...centralSquare(mask), 0, 0, small.width, small.height);
+  const pixels = context.getImageData(0, 0, small.width, small.height);
+  const { data } = pixels;
+  for (let i = 0; i < data.length; i += 4) {
+    if (data[i] + data[i + 1] + data[i + 2] < 96) data[i + 3] = 0;
+    else if (data[i] === data[i + 1] && data[i] === data[i + 2]) data.set(TINT, i);
+  }
+  context.putImageData(pixels, 0, 0);
+  const target = canvas.getContext("2d");
+  target.globalAlpha = 0.4;
+  target.drawImage(small, 0, 0);
+  target.globalAlpha = 1;
+  release(small);
 }
 
 function centralSquare({ width, height }) {

@@ -1,17 +1,23 @@
-// The images and their queue. An item keeps its file, which stays on the disk, and its encoded mask.
-// Decoded pixels are kept by viewer.js for the selected item only.
+// The images and what becomes of them. An item keeps its file, which stays on the disk, the encoded outputs
+// and the table of its objects. Decoded pixels are kept by viewer.js for the selected item only.
 
 import { ROTATED, decode, drawThumbnail, drawThumbnailMask, release, sameSize } from "./imaging.js";
-import { segment } from "./service.js";
+import { isMultiClass } from "./models.js";
+import { readTable } from "./objects.js";
+import { resetPause, runAlone, segmentPatiently } from "./queue.js";
 import * as strip from "./strip.js";
 import * as viewer from "./viewer.js";
 
 const CONCURRENCY = 3; // one request decodes and one encodes while the engine runs the third
+const LARGE_PIXELS = 4e6; // such an image is sent alone
+const LARGE_BYTES = 8e6; // the same for a format that the browser does not read
+const PROBABILITY_PIXELS = 2.5e6; // larger images fetch their probabilities when the slider is first used
 
-// An item: {file, path, sample, model, threshold, state, size, blob, overlay, statistics, seconds, note,
-// error, waitReason, saved, controller}. state is waiting, working, done or failed.
+// An item: {file, path, sample, settings, state, outputs, table, deleted, size, statistics, seconds, date, note,
+// notice, choices, error, saved, controller}. settings is {model, threshold, page, channel}. state is waiting,
+// working, done, failed or stopped.
 export const items = [];
-export const inState = (state) => items.filter((item) => item.state === state);
+export const inState = (...states) => items.filter((item) => states.includes(item.state));
 let running = 0;
 let notifyChange = () => {};
 
@@ -20,9 +26,9 @@ export function onChange(listener) {
   notifyChange = listener;
 }
 
-/** Queue files, given as {file, path}, with the settings {model, threshold}. */
+/** Queue files, given as {file, path}, with settings. */
 export function add(files, settings) {
-  const added = files.map((each) => ({ ...each, ...settings, state: "waiting" }));
+  const added = files.map((each) => ({ ...each, settings: { ...settings, ...each.settings }, state: "waiting" }));
   for (const item of added) {
     items.push(item);
     strip.add(item, () => select(item));
@@ -31,20 +37,46 @@ export function add(files, settings) {
   startNext();
 }
 
-function select(item) {
+export function select(item) {
   strip.select(item);
   viewer.show(item);
   notifyChange();
 }
 
-/** Queue items again, with new settings if any are given. */
+/** Queue items again, with settings that replace those given. The old result stays until the new one arrives. */
 export function rerun(chosen, settings = {}) {
   for (const item of chosen) {
     item.controller?.abort();
-    Object.assign(item, settings, { blob: null, overlay: null, note: "", error: "", saved: false });
+    item.settings = { ...item.settings, ...settings };
+    item.error = "";
     setState(item, "waiting");
   }
   startNext();
+}
+
+/** Stop everything that is not done. `rerun` resumes it. */
+export function stop() {
+  for (const item of inState("waiting", "working")) {
+    item.controller?.abort();
+    setState(item, item.outputs ? "done" : "stopped");
+  }
+  resetPause();
+}
+
+/** Remove an item. Returns the item next to it, or undefined. */
+export function remove(item) {
+  item.controller?.abort();
+  const index = items.indexOf(item);
+  items.splice(index, 1);
+  strip.remove(item);
+  const next = items[Math.min(index, items.length - 1)];
+  if (viewer.current() === item) {
+    if (next) select(next);
+    else viewer.show(null);
+  }
+  if (!inState("waiting", "working").length) resetPause();
+  notifyChange();
+  return next;
 }
 
 export function clear() {
@@ -52,12 +84,21 @@ export function clear() {
   items.length = 0;
   strip.clear();
   viewer.show(null);
+  resetPause();
+  notifyChange();
+}
+
+/** Tell the page that an item's objects were filtered or deleted. */
+export function objectsChanged(...changed) {
+  for (const item of changed) strip.render(item);
   notifyChange();
 }
 
 function startNext() {
   while (running < CONCURRENCY) {
-    const [item] = inState("waiting");
+    // the selected image first: its settings were just changed, or its user looks at it
+    const waiting = inState("waiting");
+    const item = waiting.find((each) => each === viewer.current()) || waiting[0];
     if (!item) break;
     running += 1;
     run(item).finally(() => {
@@ -76,61 +117,95 @@ async function run(item) {
     await process(item, controller.signal);
     setState(item, "done");
   } catch (error) {
-    if (controller.signal.aborted) return; // removed or queued again
+    if (controller.signal.aborted) return; // removed, stopped or queued again
+    item.outputs = item.table = null;
     item.error = error.message || "The server did not respond.";
     setState(item, "failed");
   }
 }
 
 async function process(item, signal) {
-  const options = {
-    signal,
-    onWait(reason) {
-      item.waitReason = reason;
-      notifyChange();
-    },
-  };
   const { image, reason } = await decode(item.file);
   signal.throwIfAborted();
-  if (image) drawThumbnail(item.thumbnail, image);
+  if (image && !item.outputs) drawThumbnail(item.thumbnail, image);
   const decodedSize = image && { width: image.width, height: image.height };
-  release(image);
-  const started = performance.now();
-  const { blob, statistics } = await segment(item, "mask", options);
-  const seconds = (performance.now() - started) / 1000;
-  if (!blob.type.startsWith("image/")) throw new Error("Unexpected response (a proxy?)");
-  const mask = await createImageBitmap(blob).catch(() => null); // it may exceed the browser's limits
-  const size = mask && { width: mask.width, height: mask.height };
-  const rotated = mask && decodedSize && !sameSize(decodedSize, mask);
-  let note = rotated ? ROTATED : reason;
-  let overlay = null;
-  if (note) {
-    // The browser shows this image wrongly or not at all, so the service draws it. The only output that
-    // contains the image is the overlay; viewer.js removes its tint. The mask is kept if this fails.
-    try {
-      overlay = (await segment(item, "overlay", options)).blob;
-      const tinted = await createImageBitmap(overlay);
-      drawThumbnail(item.thumbnail, tinted);
-      release(tinted);
-    } catch (error) {
-      overlay = null;
-      note = `The mask is ready, but the image cannot be shown: ${error.message}`;
-    }
+  const pixels = image ? image.width * image.height : 0;
+  const isLarge = pixels > LARGE_PIXELS || item.file.size > LARGE_BYTES;
+  const wanted = ["mask", "polygons"];
+  if (!isLarge && pixels <= PROBABILITY_PIXELS && !isMultiClass(item)) wanted.push("probability");
+  if (!image) wanted.push("preview");
+
+  const send = () => {
+    const started = performance.now();
+    return segmentWithChoices(item, wanted, signal).then((result) => ({
+      ...result,
+      seconds: (performance.now() - started) / 1000,
+    }));
+  };
+  const { outputs, statistics, seconds } = isLarge ? await runAlone(signal, send) : await send();
+  const mask = await createImageBitmap(outputs.mask).catch(() => null); // it may exceed the browser's limits
+  const size = await readSize(outputs.mask);
+  let note = reason;
+  if (decodedSize && !sameSize(decodedSize, size)) {
+    note = ROTATED;
+    outputs.preview = (await segmentPatiently(item, ["preview"], signal)).outputs.preview;
   }
+  const collection = JSON.parse(await outputs.polygons.text());
+  const table = readTable(collection, size);
+  if (outputs.preview) {
+    const preview = await createImageBitmap(outputs.preview).catch(() => null);
+    if (preview) drawThumbnail(item.thumbnail, preview);
+    release(preview);
+  } else if (image) {
+    drawThumbnail(item.thumbnail, image);
+  }
+  if (mask) drawThumbnailMask(item.thumbnail, mask);
+  release(image, mask);
   signal.throwIfAborted();
-  if (mask && !overlay) {
-    if (note) drawThumbnail(item.thumbnail, mask);
-    else drawThumbnailMask(item.thumbnail, mask);
-  }
-  release(mask);
-  Object.assign(item, { blob, overlay, statistics, seconds, size, note });
+  const deleted = new Set();
+  Object.assign(item, { outputs, table, statistics, seconds, size, note, deleted, date: new Date(), saved: false });
   await viewer.refresh(item);
   signal.throwIfAborted();
 }
 
+const CHOICE = /has (\d+) (page|channel)s: send \2=/;
+
+/**
+ * Send an item. Where a file has several pages or channels, the service asks for a choice: the first is taken,
+ * and the page says so and offers the others.
+ */
+async function segmentWithChoices(item, wanted, signal) {
+  for (;;) {
+    try {
+      return await segmentPatiently(item, wanted, signal);
+    } catch (error) {
+      const choice = CHOICE.exec(error.message);
+      if (!choice || item.settings[choice[2]] != null) throw error;
+      item.choices = { ...item.choices, [choice[2]]: Number(choice[1]) };
+      item.settings = { ...item.settings, [choice[2]]: 0 };
+    }
+  }
+}
+
+/** Width and height of a PNG, which its first chunk has. */
+async function readSize(png) {
+  const head = new DataView(await png.slice(0, 24).arrayBuffer());
+  if (head.byteLength < 24 || head.getUint32(0) !== 0x89504e47) throw new Error("Unexpected response (a proxy?)");
+  return { width: head.getUint32(16), height: head.getUint32(20) };
+}
+
+/** Fetch the probabilities of an item that has none yet. */
+export async function fetchProbability(item) {
+  const { outputs } = item;
+  const send = () => segmentPatiently(item, ["probability"], item.controller.signal);
+  const isLarge = item.size.width * item.size.height > LARGE_PIXELS;
+  const fetched = await (isLarge ? runAlone(item.controller.signal, send) : send());
+  outputs.probability = fetched.outputs.probability;
+  return outputs.probability;
+}
+
 function setState(item, state) {
   item.state = state;
-  item.waitReason = "";
   strip.render(item);
   viewer.refresh(item);
   notifyChange();

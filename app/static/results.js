@@ -1,54 +1,167 @@
-// Downloads: one output of one image, or a zip with the outputs of all images and a table.
+// Downloads: the chosen files of one image, or a zip of all images with tables.
 
-import { segment } from "./service.js";
-import { zip } from "./zip.js";
+import { exportView } from "./layers.js";
+import { isEdited, keptObjects, measure, pixelSizeOf, rasterize, scale } from "./objects.js";
+import { readPng, writePng } from "./png.js";
+import { runAlone, segmentPatiently } from "./queue.js";
+import { formatMeasurements, formatObjects, formatResults } from "./tables.js";
+import { look } from "./viewer.js";
+import { unzip, zip } from "./zip.js";
 
 const CONCURRENCY = 3;
+const LARGE_PIXELS = 4e6;
 
-/** The output of the given kind as a blob. All kinds but the mask are requested from the service now. */
-async function fetchOutput(item, kind) {
-  if (kind === "mask") return item.blob;
-  const { blob, statistics } = await segment(item, kind);
-  item.statistics.objects ??= statistics.objects;
-  return blob;
+/** The files that can be downloaded: title, suffix, a line on each, and whether the service has to make it. */
+export const KINDS = {
+  mask: { title: "Mask", suffix: "-mask.png", text: "Black and white picture: white where the model found something." },
+  overlay: { title: "Overlay", suffix: "-overlay.png", text: "The picture as you see it now, with colors and outlines, at full size." },
+  instances: { title: "Labels", suffix: "-instances.png", text: "16-bit PNG, each object has its own number. For CellProfiler, napari or Python; ordinary viewers show it black." },
+  polygons: { title: "Outlines", suffix: ".geojson", text: "GeoJSON with measurements. Drag it into QuPath." },
+  rois: { title: "ImageJ ROIs", suffix: "-rois.zip", text: "Open it in the ROI Manager of ImageJ or Fiji.", remote: true },
+  measurements: { title: "Measurements", suffix: "-measurements.csv", text: "A table for Excel or R: area, position, shape, intensity and score of each object." },
+  cutout: { title: "Cutout", suffix: "-cutout.png", text: "The picture without its background (transparent PNG).", remote: true },
+  probability: { title: "Probability", suffix: "-probability.png", text: "16-bit PNG: how sure the model is of each pixel, before the threshold.", remote: true },
+  coco: { title: "COCO", suffix: "-coco.json", text: "Masks of all objects for machine learning.", remote: true },
+};
+
+/** The chosen files of an item, by kind. Those that the service has to make come from one request. */
+async function makeFiles(item, kinds, signal) {
+  const missing = kinds.filter((kind) => KINDS[kind].remote && !item.outputs[kind]);
+  const fetched = missing.length ? await fetchOutputs(item, missing, signal) : {};
+  const files = new Map();
+  for (const kind of kinds) files.set(kind, await makeFile(item, kind, fetched[kind] || item.outputs[kind]));
+  return files;
 }
 
-const suffix = (kind) => (kind === "polygons" ? ".geojson" : `-${kind}.png`);
-const removeExtension = (path) => path.replace(/(?<=[^/])\.[^./]+$/, "");
+async function fetchOutputs(item, names, signal) {
+  const send = () => segmentPatiently(item, names, signal);
+  const { outputs, statistics } = await (item.size.width * item.size.height > LARGE_PIXELS ? runAlone(signal, send) : send());
+  if (statistics.model !== item.statistics.model) throw new Error("The model was updated since. Run this image again.");
+  return outputs;
+}
 
-export async function saveOne(item, kind) {
-  save(await fetchOutput(item, kind), makeSafe(removeExtension(item.path).split("/").at(-1) + suffix(kind)));
+/** One file without the objects that were removed. `original` is what the service made, if it did. */
+async function makeFile(item, kind, original) {
+  if (kind === "overlay") return exportView(item, look);
+  if (kind === "measurements") return new Blob([formatMeasurements(item)], { type: "text/csv" });
+  if (kind === "instances") return makeLabels(item);
+  if (kind === "polygons" && (isEdited(item) || scale.typed)) return editPolygons(item);
+  const edit = { mask: editMask, cutout: editCutout, rois: editRois, coco: editCoco }[kind];
+  return edit && isEdited(item) ? edit(item, original) : original;
+}
+
+/** The label of each pixel, 0 where an object was removed. */
+async function keptLabels(item) {
+  const labels = rasterize(JSON.parse(await item.outputs.polygons.text()), item.size.width, item.size.height, null);
+  const kept = keptObjects(item);
+  for (let i = 0; i < labels.length; i += 1) if (labels[i] && !kept[labels[i] - 1]) labels[i] = 0;
+  return labels;
+}
+
+async function makeLabels(item) {
+  const data = await keptLabels(item);
+  if (item.table.count > 65535) throw new Error("More than 65,535 objects do not fit a 16-bit PNG. Use outlines.");
+  return writePng({ ...item.size, depth: 16, color: 0, data });
+}
+
+async function editMask(item, original) {
+  const mask = await readPng(original);
+  const labels = await keptLabels(item);
+  for (let i = 0; i < labels.length; i += 1) if (!labels[i]) mask.data[i] = 0;
+  return writePng(mask);
+}
+
+/** The border of a cutout is soft: its pixels up to two beyond the mask stay. */
+async function editCutout(item, original) {
+  const cutout = await readPng(original);
+  const { width, height, data } = cutout;
+  const labels = await keptLabels(item);
+  const near = (x, y) => {
+    for (let v = Math.max(0, y - 2); v <= Math.min(height - 1, y + 2); v += 1) {
+      for (let u = Math.max(0, x - 2); u <= Math.min(width - 1, x + 2); u += 1) if (labels[v * width + u]) return true;
+    }
+    return false;
+  };
+  for (let i = 0; i < labels.length; i += 1) {
+    if (data[4 * i + 3] && !labels[i] && !near(i % width, Math.floor(i / width))) data.fill(0, 4 * i, 4 * i + 4);
+  }
+  return writePng(cutout);
+}
+
+async function editPolygons(item) {
+  const collection = JSON.parse(await item.outputs.polygons.text());
+  const kept = keptObjects(item);
+  const measured = measure(item.table, pixelSizeOf(item));
+  collection.features = collection.features.filter((_, index) => kept[index]);
+  for (const { id, properties } of collection.features) {
+    properties.measurements = Object.fromEntries(measured.map(([name, values]) => [name, Number(values[id - 1].toPrecision(8))]));
+  }
+  return new Blob([JSON.stringify(collection)], { type: "application/geo+json" });
+}
+
+async function editRois(item, original) {
+  const kept = keptObjects(item);
+  const rois = await unzip(original); // called by their label
+  return zip(rois.filter(([name]) => kept[Number.parseInt(name, 10) - 1]));
+}
+
+async function editCoco(item, original) {
+  const kept = keptObjects(item);
+  const document = JSON.parse(await original.text());
+  document.annotations = document.annotations.filter(({ id }) => kept[id - 1]);
+  return new Blob([JSON.stringify(document)], { type: "application/json" });
+}
+
+const removeExtension = (path) => path.replace(/(?<=[^/])\.[^./]+$/, "");
+const stemOf = (item) => removeExtension(item.path) + (item.choices?.page ? `-page${item.settings.page + 1}` : "");
+
+/** Save the chosen files of one item: one as it is, several in a zip. */
+export async function saveOne(item, kinds, version) {
+  const name = stemOf(item).split("/").at(-1);
+  if (kinds.length === 1) {
+    save((await makeFiles(item, kinds)).get(kinds[0]), makeSafe(name + KINDS[kinds[0]].suffix));
+    item.saved = true;
+    return;
+  }
+  const alone = { ...item, path: item.path.split("/").at(-1) };
+  await saveAll([alone], kinds, version, { name: makeSafe(`${name}.zip`) });
   item.saved = true;
 }
 
 /**
  * Save a zip that keeps the folder structure. Its results.csv has one row per image, failed ones too.
  *
- * @param items all items; the outputs of those that are done go into the zip
- * @param onProgress called with the number of finished outputs and their total
- * @returns the number of outputs that failed
+ * @param items all items; the files of those that are done go into the zip
+ * @param onProgress called with the number of finished images and their total
+ * @returns the number of images that failed
  */
-export async function saveAll(items, kind, onProgress) {
-  const done = items.filter((item) => item.state === "done");
-  const names = uniqueNames(done, suffix(kind));
-  const outputs = new Map();
+export async function saveAll(items, kinds, version, { onProgress = () => {}, signal, name } = {}) {
+  const done = items.filter((item) => item.outputs && item.state !== "failed");
+  const stems = uniqueStems(done, kinds);
+  const made = new Map();
   const errors = new Map();
   const queue = [...done];
-  const fetchQueued = async () => {
+  const makeQueued = async () => {
     for (let item = queue.shift(); item; item = queue.shift()) {
       try {
-        outputs.set(item, await fetchOutput(item, kind));
+        made.set(item, await makeFiles(item, kinds, signal));
       } catch (error) {
+        if (signal?.aborted) throw error;
         errors.set(item, error.message);
       }
-      onProgress(outputs.size + errors.size, done.length);
+      onProgress(made.size + errors.size, done.length);
     }
   };
-  await Promise.all(Array.from({ length: CONCURRENCY }, fetchQueued));
-  const saved = done.filter((item) => outputs.has(item));
-  const entries = saved.map((item) => [names.get(item), outputs.get(item)]);
-  const results = new Blob([formatTable(items, names, errors)], { type: "text/csv" });
-  save(await zip([...entries, ["results.csv", results]]), `${kind === "mask" ? "masks" : kind}.zip`);
+  await Promise.all(Array.from({ length: CONCURRENCY }, makeQueued));
+  const saved = done.filter((item) => made.has(item));
+  if (items.length === 1 && errors.size) throw new Error([...errors.values()][0]);
+  const fileName = (item, kind) => makeSafe(stems.get(item) + KINDS[kind].suffix);
+  const entries = saved.flatMap((item) => kinds.map((kind) => [fileName(item, kind), made.get(item).get(kind)]));
+  const files = new Map(saved.map((item) => [item, kinds.map((kind) => fileName(item, kind)).join("; ")]));
+  const table = (text) => new Blob([text], { type: "text/csv" });
+  entries.push(["results.csv", table(formatResults(items, files, errors, version))]);
+  entries.push(["objects.csv", table(formatObjects(saved))]);
+  save(await zip(entries), name || `${kinds.length === 1 ? { mask: "masks" }[kinds[0]] || kinds[0] : "results"}.zip`);
   for (const item of saved) item.saved = true;
   return errors.size;
 }
@@ -57,38 +170,19 @@ export async function saveAll(items, kind, onProgress) {
 const RESERVED = /^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])(?= *(\.|$))/i;
 const makeSafe = (path) => path.split("/").map((part) => part.replace(RESERVED, "$&_")).join("/");
 
-/** A path per item that Windows allows. Equal paths get a number; Windows and macOS ignore case. */
-function uniqueNames(items, end) {
+/** A path per item, whose files Windows allows. Equal paths get a number; Windows and macOS ignore case. */
+function uniqueStems(items, kinds) {
   const used = new Set();
-  const names = new Map();
+  const stems = new Map();
   for (const item of items) {
-    const stem = removeExtension(item.path);
-    let name = makeSafe(stem + end);
-    for (let n = 2; used.has(name.toLowerCase()); n += 1) name = makeSafe(`${stem}-${n}${end}`);
-    used.add(name.toLowerCase());
-    names.set(item, name);
+    const wanted = stemOf(item);
+    const names = (stem) => kinds.map((kind) => makeSafe(stem + KINDS[kind].suffix).toLowerCase());
+    let stem = wanted;
+    for (let n = 2; names(stem).some((name) => used.has(name)); n += 1) stem = `${wanted}-${n}`;
+    for (const name of names(stem)) used.add(name);
+    stems.set(item, stem);
   }
-  return names;
-}
-
-function formatTable(items, names, errors) {
-  const rows = [["image", "file", "model", "threshold", "foreground", "confidence", "objects", "error"]];
-  for (const item of items) {
-    const done = item.state === "done";
-    const error = errors.get(item) || item.error || (done ? "" : "pending");
-    const { model, foreground, confidence, objects } = done ? item.statistics : {};
-    const file = error ? "" : names.get(item);
-    rows.push([item.path, file, model || item.model, item.threshold, foreground, confidence, objects, error]);
-  }
-  const text = rows.map((row) => row.map(formatCell).join(",")).join("\r\n");
-  // Excel needs the byte order mark to recognise UTF-8. ASCII text goes without, as some programs reject it.
-  return `${/[^\x00-\x7f]/.test(text) ? "\ufeff" : ""}${text}\r\n`;
-}
-
-/** A CSV field, quoted where necessary (RFC 4180). */
-function formatCell(value) {
-  const text = String(value ?? "");
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  return stems;
 }
 
 function save(blob, name) {

@@ -1,7 +1,8 @@
-// The strip of thumbnails. It is one tab stop; arrow keys move inside it. Uses an item's path and state,
-// and adds its thumbnail and button.
+// The strip of thumbnails. It is one tab stop; arrow keys move inside it. Uses an item's path, state and
+// objects, and adds its thumbnail and button.
 
 import { createCanvas } from "./imaging.js";
+import { describeCount, keptCount } from "./objects.js";
 
 const strip = document.getElementById("strip");
 const SIDE = 156; // pixels: twice the size on the page, for screens of high density
@@ -10,11 +11,12 @@ export function add(item, onSelect) {
   const [folder, name] = /(?:([^/]*)\/)?([^/]*)$/.exec(item.path).slice(1);
   const button = document.createElement("button");
   item.thumbnail = createCanvas(SIDE, SIDE);
+  item.badge = createLabel("", "count");
   item.button = button;
   button.type = "button";
   button.title = item.path;
   button.tabIndex = -1;
-  button.append(item.thumbnail, createLabel(name, "file"));
+  button.append(item.thumbnail, item.badge, createLabel(name, "file"));
   if (folder) button.append(createLabel(folder, "folder"));
   button.addEventListener("click", onSelect);
   const entry = document.createElement("li");
@@ -31,8 +33,11 @@ function createLabel(text, className) {
 }
 
 export function render(item) {
+  const counted = item.state === "done" && item.table;
   item.button.dataset.state = item.state;
-  item.button.setAttribute("aria-label", `${item.path}, ${item.state}`);
+  item.badge.textContent = counted ? keptCount(item).toLocaleString("en") : "";
+  const count = counted ? `, ${describeCount(item)}` : "";
+  item.button.setAttribute("aria-label", `${item.path}, ${item.state}${count}`);
 }
 
 export function select(item) {
@@ -41,17 +46,20 @@ export function select(item) {
     button.setAttribute("aria-pressed", String(selected));
     button.tabIndex = selected ? 0 : -1;
   }
+  item.button.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
+export const remove = (item) => item.button.parentElement.remove();
 export const clear = () => strip.replaceChildren();
 
+const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity };
+
 strip.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !(event.key in STEPS)) return;
   const buttons = [...strip.querySelectorAll("button")];
   const current = buttons.indexOf(event.target.closest("button"));
-  const target = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: buttons.length - 1 }[event.key];
-  if (target === undefined) return;
   event.preventDefault(); // the keys would also scroll the strip
-  buttons[target]?.focus();
-  buttons[target]?.click();
+  const target = buttons[Math.min(buttons.length - 1, Math.max(0, current + STEPS[event.key]))];
+  target?.focus();
+  target?.click();
 });

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import base64
+import csv
+import io
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from scipy import ndimage
 
-from tests.conftest import Server, encode
+from model.objects import Objects
+from model.polygons import encode_polygons
+from tests.conftest import Server, decode, encode
 
 CHROMIUM = Path("/usr/bin/chromium")
 TIMEOUT_MS = 60_000  # for a mask on a busy machine
@@ -20,7 +27,7 @@ PREFIX = "http://lab.example/unet"
 expect.set_options(timeout=TIMEOUT_MS)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.fail(f"{CHROMIUM} is missing: apt-get install chromium")
@@ -44,7 +51,7 @@ def expected_errors() -> list[str]:
 def page(browser: Browser, server: Server, expected_errors: list[str]) -> Iterator[Page]:
     """The loaded page. Fails the test on a console error, such as a violation of the page's
     policy, and on a request to another host."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900}, accept_downloads=True)
+    page = browser.new_page(viewport={"width": 1440, "height": 900}, accept_downloads=True)
     page.set_default_timeout(TIMEOUT_MS)
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -110,7 +117,8 @@ def prefixed_page(browser: Browser, server: Server) -> Iterator[Page]:
 
 
 def canvas_pixels(page: Page) -> np.ndarray:
-    """The pixels of the viewer, (H, W, 4) uint8."""
+    """The pixels of the viewer as they are on the screen, (H, W, 4) uint8."""
+    page.evaluate("new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)))")
     width, height, data = page.evaluate(
         """() => {
             const c = document.getElementById('canvas');
@@ -122,6 +130,46 @@ def canvas_pixels(page: Page) -> np.ndarray:
         }"""
     )
     return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
+
+
+def choose_outputs(page: Page, *kinds: str) -> None:
+    """Choose the files to download in their dialog."""
+    page.click("#choose-outputs")
+    for box in page.locator("#kinds input").all():
+        box.set_checked(box.get_attribute("value") in kinds)
+    page.click("#outputs button")
+
+
+def show(page: Page, shown: str) -> None:
+    """Show fill, outline, mask or image."""
+    page.click(f"[data-shown={shown}]")
+
+
+def save_file(page: Page, button: str = "#download") -> tuple[str, bytes]:
+    """Press a button that saves a file; return the file's name and content."""
+    with page.expect_download() as download:
+        page.click(button)
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+
+def saved_view(page: Page, shown: str) -> np.ndarray:
+    """The whole image as the view shows it, (H, W, 3) int, saved as the overlay."""
+    wait_drawn(page)
+    show(page, shown)
+    choose_outputs(page, "overlay")
+    return decode(save_file(page)[1])[..., :3].astype(int)
+
+
+def unzip(content: bytes) -> zipfile.ZipFile:
+    """An archive whose checksums are right."""
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    assert archive.testzip() is None
+    return archive
+
+
+def read_table(archive: zipfile.ZipFile, name: str = "results.csv") -> list[dict[str, str]]:
+    """The rows of a table in an archive."""
+    return list(csv.DictReader(io.StringIO(archive.read(name).decode("utf-8-sig"))))
 
 
 def thumbnails(page: Page, *states: str) -> Locator:
@@ -157,28 +205,66 @@ def choose_files(page: Page, *files: tuple[str, bytes]) -> None:
 
 MASK_HEADERS = {
     "X-Mask-Coverage": "0.25",
-    "X-Mask-Confidence": "0.9",
+    "X-Image-Pages": "1",
     "Server-Timing": "decode;dur=1.0, infer;dur=10.0",
     "X-Model": "nuclei@000000000000",
     "X-Engine": "cpu/int8",
 }
 
 
-def square_mask(height: int = 64, width: int = 64) -> bytes:
-    """A mask PNG with a square in the middle."""
+def square_mask(height: int = 64, width: int = 64) -> np.ndarray:
+    """A mask with a square in the middle."""
     mask = np.zeros((height, width), np.uint8)
     mask[height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 255
-    return encode(mask)
+    return mask
 
 
-def send_mask(route: Route, body: bytes | None = None, **headers: str) -> None:
+def outputs_of(route: Route) -> list[str]:
+    """The outputs that a request asks for."""
+    return parse_qs(urlsplit(route.request.url).query)["output"]
+
+
+def settings_of(route: Route) -> dict[str, str]:
+    """The other parameters of a request."""
+    query = dict(parse_qsl(urlsplit(route.request.url).query))
+    return {name: value for name, value in query.items() if name != "output"}
+
+
+def render_output(output: str, mask: np.ndarray) -> bytes:
+    """An output for a mask whose parts are objects."""
+    if output == "polygons":
+        labels, count = ndimage.label(mask)
+        areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+        objects = Objects(labels, np.ones(count, np.uint8), areas, np.full(count, 0.9))
+        columns = {"area_px": areas.astype(float)}
+        return encode_polygons(
+            objects, ("background", "nucleus"), ((0, 0, 0), (255, 0, 0)), columns
+        )
+    if output == "probability":
+        return encode(mask.astype(np.uint16) * 257)
+    if output in ("mask", "preview", "overlay"):
+        return encode(mask)
+    return b"an output"
+
+
+def send_mask(route: Route, mask: np.ndarray | None = None, **headers: str) -> None:
     """Respond to a segmentation request in place of the service."""
     more = {name.replace("_", "-"): value for name, value in headers.items()}
-    route.fulfill(
-        status=200,
-        headers={"Content-Type": "image/png"} | MASK_HEADERS | more,
-        body=body or square_mask(),
-    )
+    outputs = outputs_of(route)
+    contents = {
+        each: render_output(each, square_mask() if mask is None else mask) for each in outputs
+    }
+    suffixes = {"polygons": ".geojson", "rois": ".zip", "coco": ".json", "measurements": ".csv"}
+    body = contents[outputs[0]]
+    if len(outputs) > 1:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for output, content in contents.items():
+                archive.writestr(f"image{suffixes.get(output, f'-{output}.png')}", content)
+        body = buffer.getvalue()
+    content_type = "application/zip" if len(outputs) > 1 else "image/png"
+    headers = {"Content-Type": content_type} | MASK_HEADERS | more
+    route.fulfill(status=200, headers=headers, body=body)
 
 
 def always_send_mask(route: Route) -> None:

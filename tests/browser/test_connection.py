@@ -12,7 +12,7 @@ from tests.browser.conftest import (
     always_send_mask,
     choose_files,
     send_mask,
-    thumbnails,
+    settings_of,
     wait_done,
     wait_finished,
 )
@@ -30,10 +30,6 @@ def model_entry(name: str, ready: bool = True) -> dict[str, object]:
     return entry
 
 
-def query_of(route: Route) -> str:
-    return route.request.url.partition("?")[2]
-
-
 def test_selected_model_is_kept_while_another_loads(page: Page) -> None:
     requests: list[Route] = []
 
@@ -45,41 +41,41 @@ def test_selected_model_is_kept_while_another_loads(page: Page) -> None:
     page.route("**/models", models)
     page.reload()
     page.wait_for_selector("#model", state="visible")
-    assert page.get_attribute("#threshold", "placeholder") == "default 0.4"
+    assert page.input_value("#threshold") == "0.4"
     page.select_option("#model", "b")
     page.wait_for_selector("#model option[value=c]", state="attached")
     assert page.input_value("#model") == "b"
 
 
-def test_changed_model_applies_to_new_and_rerun_images_only(page: Page) -> None:
+def test_changed_model_applies_to_the_shown_image_and_on_request_to_all(page: Page) -> None:
     entries = [model_entry("a"), model_entry("b"), model_entry("c")]
-    held: list[Route] = []
-    queries: list[str] = []
+    used: list[str | None] = []
 
     def serve(route: Route) -> None:
-        queries.append(query_of(route))
+        used.append(settings_of(route).get("model"))
         send_mask(route)
 
     page.route("**/models", lambda route: route.fulfill(json={"default": "a", "models": entries}))
-    page.route("**/segment*", lambda route: held.append(route))
+    page.route("**/segment*", serve)
     page.reload()
     page.wait_for_selector("#model", state="visible")
     page.select_option("#model", "b")
     choose_files(page, *[(f"{n}.png", CELLS) for n in range(4)])
-    expect(thumbnails(page, "working")).to_have_count(3)
-    assert "Model\nb" in page.inner_text("#facts")
-    page.select_option("#model", "c")
-    while len(held) < 3:
-        page.wait_for_timeout(20)
-    page.unroute("**/segment*")
-    page.route("**/segment*", serve)
-    for route in held:
-        serve(route)
     wait_done(page, 4)
-    assert queries == ["output=mask&model=b"] * 4
-    page.click("#again")
+    assert used == ["b"] * 4
+    assert not page.is_visible("#apply-all")
+    page.select_option("#model", "c")
     wait_finished(page)
-    assert queries[4:] == ["output=mask&model=c"] * 4
+    assert used[4:] == ["c"]
+    page.click("#strip li:nth-child(2) button")
+    assert page.input_value("#model") == "b"
+    page.click("#strip li:nth-child(1) button")
+    page.click("#apply-all")
+    wait_finished(page)
+    assert used[5:] == ["c"] * 3
+    choose_files(page, ("new.png", CELLS))
+    wait_done(page, 5)
+    assert used[8:] == ["c"]
 
 
 def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser) -> None:
@@ -92,7 +88,7 @@ def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser) -> None:
         expect(page.locator("#key-note")).to_have_text("The server rejected this key.")
         page.fill("#key", "sesame")
         page.click("#key-form button")
-        page.wait_for_selector("text=detects: nucleus")
+        page.wait_for_selector("text=Finds cell nuclei")
         assert not page.is_visible("#key-form")
         choose_files(page, ("cells.png", CELLS))
         wait_done(page)
@@ -122,7 +118,7 @@ def test_key_form_rejects_characters_that_no_header_can_carry(
     assert page.evaluate("sessionStorage.getItem('unet-api-key')") is None
     page.fill("#key", "good")
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=detects: a")
+    page.wait_for_selector("text=Finds a")
     assert not page.is_visible("#key-form")
     choose_files(page, ("a.png", CELLS))
     wait_done(page)
@@ -131,7 +127,7 @@ def test_key_form_rejects_characters_that_no_header_can_carry(
 def test_page_works_behind_a_path_prefix(prefixed_page: Page) -> None:
     page = prefixed_page
     page.goto(f"{PREFIX}/")
-    page.wait_for_selector("text=detects: nucleus")
+    page.wait_for_selector("text=Finds cell nuclei")
     page.click("[data-sample*=fluorescence]")
     wait_done(page)
     assert f"{PREFIX}/segment" in page.inner_text("#curl")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import zipfile
 from pathlib import Path
@@ -14,9 +12,13 @@ from playwright.sync_api import Page, Route
 from tests.browser.conftest import (
     always_send_mask,
     choose_files,
+    choose_outputs,
+    outputs_of,
+    read_table,
+    save_file,
     send_mask,
     send_problem,
-    square_mask,
+    unzip,
     wait_done,
     wait_finished,
 )
@@ -44,16 +46,9 @@ ORDER = [f"plate/{folder}/img{number}" for folder in ("ctrl", "drug") for number
 
 
 def download_zip(page: Page) -> zipfile.ZipFile:
-    with page.expect_download() as event:
-        page.click("#download-all")
-    archive = zipfile.ZipFile(io.BytesIO(Path(event.value.path()).read_bytes()))
-    assert archive.testzip() is None
+    archive = unzip(save_file(page, "#download-all")[1])
     page.wait_for_selector("#download-all:enabled")
     return archive
-
-
-def read_table(archive: zipfile.ZipFile) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(archive.read("results.csv").decode("utf-8-sig"))))
 
 
 def thumbnail_titles(page: Page) -> list[str]:
@@ -76,8 +71,12 @@ def test_folder_keeps_its_paths_in_natural_order(page: Page, plate: Path, source
     assert thumbnail_titles(page) == [f"{each}.png" for each in ORDER]
     assert "ctrl" in page.inner_text("#strip li:first-child")
     archive = download_zip(page)
-    assert archive.namelist() == [*(f"{each}-mask.png" for each in ORDER), "results.csv"]
-    assert [row["file"] for row in read_table(archive)] == archive.namelist()[:-1]
+    assert archive.namelist() == [
+        *(f"{each}-mask.png" for each in ORDER),
+        "results.csv",
+        "objects.csv",
+    ]
+    assert [row["file"] for row in read_table(archive)] == archive.namelist()[:-2]
 
 
 def test_unreadable_file_does_not_fail_the_drop(page: Page) -> None:
@@ -105,7 +104,7 @@ def test_names_in_the_zip_differ_by_more_than_case(page: Page) -> None:
     choose_files(page, *[(name, CELLS) for name in ("a.png", "A.png", "a.tiff", "b.tar.png")])
     wait_done(page, 4)
     names = download_zip(page).namelist()
-    assert len({name.lower() for name in names}) == len(names) == 5
+    assert len({name.lower() for name in names}) == len(names) == 6
     assert {"a-mask.png", "b.tar-mask.png"} < {name.lower() for name in names}
 
 
@@ -116,7 +115,7 @@ def test_names_in_the_zip_are_allowed_on_windows(page: Page, tmp_path: Path) -> 
         (tmp_path / name).write_bytes(CELLS)
     page.set_input_files("#folder", tmp_path / "plate")
     wait_done(page, 3)
-    *names, _ = download_zip(page).namelist()
+    *names, _, _ = download_zip(page).namelist()
     assert sorted(name.removeprefix("plate/") for name in names) == [
         "COM1_.old/a-mask.png",
         "aux_/nul_.b-mask.png",
@@ -131,7 +130,14 @@ def test_table_has_a_row_for_every_image_and_failure(page: Page) -> None:
         return send_mask(route)
 
     page.route("**/segment*", serve)
-    page.fill("#threshold", "0.3")
+    page.evaluate(
+        """() => {
+            const slider = document.getElementById('threshold');
+            slider.value = 0.3;
+            slider.dispatchEvent(new Event('change', {bubbles: true}));
+        }"""
+    )
+    page.wait_for_timeout(500)
     choose_files(page, ("ärger, groß.png", CELLS), ("b.png", b"damaged"), ("c.png", CELLS))
     wait_finished(page)
     archive = download_zip(page)
@@ -141,73 +147,62 @@ def test_table_has_a_row_for_every_image_and_failure(page: Page) -> None:
     good = table["ärger, groß.png"]
     assert good["file"] == "ärger, groß-mask.png"
     assert good["model"] == "nuclei@000000000000"
-    assert (good["threshold"], good["foreground"], good["confidence"]) == ("0.3", "0.25", "0.9")
-    assert (good["objects"], good["error"]) == ("", "")
+    assert (good["threshold"], good["foreground"], good["objects"]) == ("0.3", "0.25", "1")
+    assert (good["engine"], good["pages"], good["error"]) == ("cpu/int8", "1", "")
     bad = table["b.png"]
     assert (bad["file"], bad["foreground"]) == ("", "")
-    assert bad["error"] == "not a recognised image"
+    assert bad["error"] == "Not a recognised image"
 
 
-def test_zip_of_another_output_requests_it_for_every_image(page: Page) -> None:
+def test_files_that_the_service_makes_are_requested_once_for_every_image(page: Page) -> None:
+    requests: list[list[str]] = []
+
     def serve(route: Route) -> None:
-        if "polygons" not in route.request.url:
-            return send_mask(route)
-        if b"failing" in (route.request.post_data_buffer or b""):
+        requests.append(outputs_of(route))
+        if "rois" in requests[-1] and b"failing" in (route.request.post_data_buffer or b""):
             return send_problem(route, 422, "outlines failed")
-        features = {"type": "FeatureCollection", "features": []}
-        headers = {"Content_Type": "application/geo+json", "X_Mask_Objects": "7"}
-        return send_mask(route, json.dumps(features).encode(), **headers)
+        return send_mask(route)
 
     page.route("**/segment*", serve)
     choose_files(page, ("a.png", CELLS), ("b.png", CELLS + b"failing"))
     wait_done(page, 2)
-    page.select_option("#kind", "polygons")
+    choose_outputs(page, "mask", "rois", "coco", "polygons")
     archive = download_zip(page)
-    assert archive.namelist() == ["a.geojson", "results.csv"]
+    assert requests[2:] == [["rois", "coco"]] * 2
+    files = ["a-mask.png", "a.geojson", "a-rois.zip", "a-coco.json"]
+    assert archive.namelist() == [*files, "results.csv", "objects.csv"]
     assert json.loads(archive.read("a.geojson"))["type"] == "FeatureCollection"
-    assert [row["objects"] for row in read_table(archive)] == ["7", ""]
-    assert read_table(archive)[1]["error"] == "outlines failed"
+    assert [row["objects"] for row in read_table(archive)] == ["1", "1"]
+    assert read_table(archive)[0]["file"] == "; ".join(files)
+    assert read_table(archive)[1]["error"] == "Outlines failed"
     assert page.inner_text("#notice").startswith("1 failed")
-    assert "Objects\n7" in page.inner_text("#facts")
 
 
 def test_failed_download_is_reported_and_can_be_repeated(page: Page) -> None:
     held: list[Route] = []
-    late: list[Route] = []
 
     def serve(route: Route) -> None:
-        if "instances" in route.request.url:
-            held.append(route)
-        elif b"late" in (route.request.post_data_buffer or b""):
-            late.append(route)
-        else:
-            send_mask(route)
+        held.append(route) if "rois" in outputs_of(route) else send_mask(route)
 
     page.route("**/segment*", serve)
-    choose_files(page, ("a.png", CELLS), ("b.png", CELLS + b"late"))
+    choose_files(page, ("a.png", CELLS))
     wait_done(page)
-    page.select_option("#kind", "instances")
+    choose_outputs(page, "rois")
     page.click("#download")
     page.wait_for_selector("#download:disabled")
     while not held:
         page.wait_for_timeout(20)
     send_problem(held.pop(), 422, "too many objects")
     page.wait_for_selector("#download:enabled")
-    while not late:
-        page.wait_for_timeout(20)
-    send_mask(late.pop())  # progress does not overwrite the error
-    wait_done(page, 2)
-    assert page.inner_text("#notice") == "Download failed: too many objects"
-    page.click("#strip li:first-child button")
+    assert page.inner_text("#notice") == "Download failed: Too many objects"
     page.click("#download")
     while not held:
         page.wait_for_timeout(20)
     with page.expect_download() as event:
-        send_mask(held.pop(), square_mask(), X_Mask_Objects="12")
-    assert event.value.suggested_filename == "a-instances.png"
+        send_mask(held.pop())
+    assert event.value.suggested_filename == "a-rois.zip"
     page.wait_for_selector("#download:enabled")
     assert not page.is_visible("#notice")
-    assert "Objects\n12" in page.inner_text("#facts")
 
 
 def test_arrow_keys_move_the_selection_in_the_strip(page: Page) -> None:

@@ -1,76 +1,340 @@
-"""The page against a real service: masks, downloads, formats, keyboard and layout."""
+"""The page against a real service: objects, view, downloads, formats, keyboard and layout."""
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
+import re
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Page
+import tifffile
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import (
     canvas_pixels,
     choose_files,
+    choose_outputs,
+    read_table,
+    save_file,
+    saved_view,
+    show,
+    unzip,
     wait_done,
     wait_drawn,
     wait_finished,
 )
 from tests.conftest import Server, decode, encode, nuclei
 
+CELLS = encode(nuclei(120, 200)[0])
+SAMPLE = (Path(__file__).parents[2] / "app/static/samples/fluorescence.png").read_bytes()
+SHAPE = (512, 512)
 
-def test_sample_shows_its_mask_and_facts(page: Page) -> None:
+
+def segment(server: Server, data: bytes = CELLS, **query: str) -> httpx.Response:
+    headers = {"Content-Type": "application/octet-stream"}
+    return httpx.post(f"{server.url}/segment", content=data, params=query, headers=headers)
+
+
+def to_screen(
+    page: Page, x: float, y: float, shape: tuple[int, int] = SHAPE
+) -> tuple[float, float]:
+    """The position on the page of a point of a fitted image."""
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    scale = min(box["width"] / shape[1], box["height"] / shape[0], 8)
+    left = box["x"] + (box["width"] - scale * shape[1]) / 2
+    top = box["y"] + (box["height"] - scale * shape[0]) / 2
+    return left + x * scale, top + y * scale
+
+
+# --- objects ---------------------------------------------------------------------------------
+
+
+def test_every_object_is_counted_colored_and_listed(page: Page, server: Server) -> None:
     page.click("[data-sample*=fluorescence]")
     wait_done(page)
-    with_mask = canvas_pixels(page)
-    page.click("#overlay")
+    wait_drawn(page)
+    labels = decode(segment(server, SAMPLE, output="instances").content)
+    count = int(labels.max())
+    assert page.inner_text("#count") == f"{count} nuclei"
+    assert page.inner_text("#strip .count") == str(count)
+    assert page.locator("#table tbody tr").count() == count
+    assert "Ready. Finds cell nuclei." in page.inner_text("#service")
+
+    filled, plain = saved_view(page, "fill"), saved_view(page, "image")
+    assert (plain == decode(SAMPLE)[..., None]).all()
+    changed = (filled != plain).any(axis=2)
+    assert (changed[labels > 0]).mean() > 0.99
+    assert not changed[segment_mask(server) == 0].any()
+    outlined = (saved_view(page, "outline") != plain).any(axis=2)
+    assert 0 < outlined.sum() < changed.sum() / 2
+    # Objects that touch have different outlines, so that they are distinguished.
+    touching = (labels[:, 1:] != labels[:, :-1]) & (labels[:, 1:] > 0) & (labels[:, :-1] > 0)
+    rows, columns = np.nonzero(touching)
+    assert len(rows) > 20
+    assert (filled[rows, columns] != filled[rows, columns + 1]).any(axis=1).mean() > 0.95
+    assert (saved_view(page, "mask")[..., 0] == segment_mask(server)).all()
+
+
+def segment_mask(server: Server) -> np.ndarray:
+    return decode(segment(server, SAMPLE).content)
+
+
+def test_hover_click_and_table_show_the_same_object(page: Page, server: Server) -> None:
+    page.click("[data-sample*=fluorescence]")
+    wait_done(page)
+    wait_drawn(page)
+    features = json.loads(segment(server, SAMPLE, output="polygons").content)["features"]
+    feature = max(features, key=lambda each: each["properties"]["area"])
+    properties = feature["properties"]
+    x, y = (properties["measurements"][f"centroid_{axis}_px"] for axis in "xy")
+    text = f"#{feature['id']} · {properties['area']} px · score {properties['score']:.2f}"
+    before = canvas_pixels(page)
+    page.mouse.move(*to_screen(page, x, y))
+    expect(page.locator("#tip")).to_have_text(text)
+    assert (canvas_pixels(page) != before).any()
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.locator("#object-text")).to_have_text(text)
+    expect(page.locator("#table tr[aria-selected] button")).to_have_text(str(feature["id"]))
+
+    page.click("#table [data-sort=area]")
+    areas = [int(each) for each in page.locator("#table td:nth-child(2)").all_inner_texts()]
+    assert areas == sorted(areas)
+    assert page.get_attribute("#table th:nth-child(2)", "aria-sort") == "ascending"
+    page.click("#table [data-sort=area]")
+    assert page.inner_text("#table tbody tr:first-child button") == str(feature["id"])
+    page.click("#table tbody tr:nth-child(2) button")
+    assert page.inner_text("#object-text") != text
+
+
+def test_removed_objects_are_in_no_file(page: Page) -> None:
+    choose_files(page, ("cells.png", SAMPLE))
+    wait_done(page)
+    wait_drawn(page)
+    count = int(page.inner_text("#strip .count"))
+    page.fill("#min-area", "300")
+    kept = page.locator("#table tbody tr").count()
+    assert 0 < kept < count
+    assert page.inner_text("#strip .count") == str(kept)
+    page.click("#table tbody tr:nth-child(3) button")
+    removed = int(page.inner_text("#table tbody tr:nth-child(3) button"))
+    page.click("#object-delete")
+    assert page.inner_text("#count") == f"{kept - 1} nuclei"
+    assert page.evaluate("document.activeElement.id") == "stage"
+    ids = {int(each) for each in page.locator("#table td:first-child").all_inner_texts()}
+    assert removed not in ids
+    seen = saved_view(page, "mask")[..., 0]
+
+    choose_outputs(page, "mask", "instances", "polygons", "rois", "measurements", "coco", "cutout")
+    name, content = save_file(page)
+    assert name == "cells.zip"
+    archive = unzip(content)
+    labels = decode(archive.read("cells-instances.png"))
+    assert set(np.unique(labels).tolist()) - {0} == ids
+    mask = decode(archive.read("cells-mask.png"))
+    assert mask.dtype == np.uint8
+    assert mask.ndim == 2
+    assert ((mask > 0) == (labels > 0)).all()
+    assert (seen == mask).all()
+    features = json.loads(archive.read("cells.geojson"))["features"]
+    assert {each["id"] for each in features} == ids
+    annotations = json.loads(archive.read("cells-coco.json"))["annotations"]
+    assert {each["id"] for each in annotations} == ids
+    rois = unzip(archive.read("cells-rois.zip")).namelist()
+    assert {int(name.partition(".")[0]) for name in rois} == ids
+    opaque = decode(archive.read("cells-cutout.png"))[..., 3] > 0
+    assert opaque[labels > 0].mean() > 0.95
+    assert opaque.sum() < 1.6 * (labels > 0).sum()
+    rows = read_table(archive, "cells-measurements.csv")
+    assert {int(row["id"]) for row in rows} == ids
+    assert [int(row["area_px"]) for row in rows] == [int((labels == i).sum()) for i in sorted(ids)]
+    (result,) = read_table(archive)
+    assert int(result["objects"]) == len(ids)
+    assert int(result["foreground_px"]) == (labels > 0).sum()
+    assert (result["min_area"], result["deleted"]) == ("300 px", str(removed))
+
+    page.click("#undelete")
+    assert page.inner_text("#count") == f"{kept} nuclei"
+    page.click("#filter-reset")
+    assert page.inner_text("#count") == f"{count} nuclei"
+
+
+def test_files_of_unchanged_objects_are_those_of_the_service(page: Page, server: Server) -> None:
+    requests: list[str] = []
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    page.on("request", lambda request: requests.append(request.url))
+    kinds = ("mask", "instances", "polygons", "rois", "measurements", "coco", "probability")
+    choose_outputs(page, *kinds)
+    archive = unzip(save_file(page)[1])
+    sent = [each for each in requests if "segment" in each]
+    assert len(sent) == 1  # one inference for all files that are not there yet
+    assert re.findall(r"output=(\w+)", sent[0]) == ["rois", "coco"]
+    for kind, name in (("mask", "cells-mask.png"), ("polygons", "cells.geojson")):
+        assert archive.read(name) == segment(server, output=kind).content
+    for kind in ("instances", "probability"):
+        expected = decode(segment(server, output=kind).content)
+        assert (decode(archive.read(f"cells-{kind}.png")) == expected).all()
+    expected_csv = segment(server, output="measurements").text.splitlines()
+    found = archive.read("cells-measurements.csv").decode().splitlines()
+    assert found[0] == expected_csv[0]
+    for ours, theirs in zip(found[1:], expected_csv[1:], strict=True):
+        for a, b in zip(ours.split(","), theirs.split(","), strict=True):
+            assert a == b or float(a) == pytest.approx(float(b), rel=1e-6)
+
+
+def test_tables_have_what_is_needed_to_repeat_the_run(page: Page, server: Server) -> None:
+    choose_files(page, ("cells.png", CELLS), ("more.png", encode(nuclei(64, 96)[0])))
+    wait_done(page, 2)
+    name, content = save_file(page, "#download-all")
+    assert name == "masks.zip"
+    archive = unzip(content)
+    model = httpx.get(f"{server.url}/models/nuclei").json()
+    row = read_table(archive)[0]
+    expected = {"model": model["id"], "threshold": str(model["threshold"]), "engine": "cpu/int8"}
+    expected |= {"width": "200", "height": "120", "file": "cells-mask.png", "error": ""}
+    expected |= {"server": httpx.get(f"{server.url}/v2").json()["version"]}
+    assert {name: row[name] for name in expected} == expected
+    mask = decode(archive.read("cells-mask.png"))
+    assert int(row["foreground_px"]) == (mask > 0).sum()
+    now = datetime.now().astimezone()
+    assert abs(datetime.fromisoformat(row["date"]) - now) < timedelta(minutes=5)
+    stamped = datetime(*archive.getinfo("cells-mask.png").date_time).astimezone()
+    assert abs(stamped - now) < timedelta(minutes=5)
+    objects = read_table(archive, "objects.csv")
+    assert {row["image"] for row in objects} == {"cells.png", "more.png"}
+    assert sum(row["image"] == "cells.png" for row in objects) == int(row["objects"])
+    assert set(objects[0]) >= {"id", "area_px", "centroid_x_px", "left_px", "score"}
+
+
+def test_pixel_size_gives_square_micrometers_and_a_scale_bar(page: Page) -> None:
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    wait_drawn(page)
+    assert not page.is_visible("#scale-bar")
+    page.fill("#pixel-size", "0.5")
+    assert "µm²" in page.inner_text("#table thead")
+    expect(page.locator("#scale-bar")).to_contain_text("µm")
+    width = page.locator("#scale-bar").bounding_box()["width"]  # type: ignore[index]
+    micrometers = float(page.inner_text("#scale-bar").split()[0])
+    scale = float(page.inner_text("#zoom").split()[0]) / 100
+    assert micrometers / 0.5 * scale == pytest.approx(width, rel=0.02)
+    choose_outputs(page, "measurements", "polygons")
+    archive = unzip(save_file(page)[1])
+    row = read_table(archive, "cells-measurements.csv")[0]
+    feature = json.loads(archive.read("cells.geojson"))["features"][0]["properties"]
+    assert float(row["area_um2"]) == pytest.approx(feature["area"] * 0.25)
+    assert feature["measurements"]["area_um2"] == pytest.approx(feature["area"] * 0.25)
+    assert read_table(archive)[0]["pixel_size_um"] == "0.5"
+
+
+# --- view ------------------------------------------------------------------------------------
+
+
+def test_zoom_and_pan_by_mouse_keys_and_buttons(page: Page) -> None:
+    page.click("[data-sample*=fluorescence]")
+    wait_done(page)
+    wait_drawn(page)
+    zoom = lambda: int(page.inner_text("#zoom").split()[0])  # noqa: E731
+    fitted, before = zoom(), canvas_pixels(page)
+    page.mouse.move(*to_screen(page, 256, 256))
+    page.mouse.wheel(0, -300)
+    near = canvas_pixels(page)
+    assert zoom() > fitted * 1.5
+    page.mouse.down()
+    page.mouse.move(700, 300, steps=4)
+    page.mouse.up()
+    assert (canvas_pixels(page) != near).any()
+    assert not page.is_visible("#object")  # a drag is not a click
+    page.click("#zoom-one")
+    canvas_pixels(page)
+    assert zoom() == 100
+    page.click("#zoom-fit")
+    assert (canvas_pixels(page) == before).all()
+    page.dblclick("#canvas")
+    canvas_pixels(page)
+    assert zoom() == pytest.approx(2 * fitted, abs=2)
+    page.focus("#stage")
+    for key, expected in (("1", 100), ("0", fitted), ("+", fitted * 1.3), ("-", fitted)):
+        page.keyboard.press(key)
+        canvas_pixels(page)
+        assert zoom() == pytest.approx(expected, abs=2)
+    page.keyboard.press("Escape")  # the double-click has selected an object
+    page.keyboard.press("n")
+    expect(page.locator("#object-text")).to_contain_text("#1 ")
+    page.keyboard.press("Delete")
+    assert "1 deleted" in page.inner_text("#undelete")
+
+
+def test_hold_to_hide_wipe_and_contrast(page: Page) -> None:
+    choose_files(page, ("dim.png", encode(nuclei(120, 200)[0] // 6)))
+    wait_done(page)
+    wait_drawn(page)
+    with_objects = canvas_pixels(page)
+    page.hover("#hide")
+    page.mouse.down()
     plain = canvas_pixels(page)
-    assert with_mask.shape == plain.shape == (512, 512, 4)
-    changed = (with_mask != plain).any(axis=2)
-    assert 0.05 < changed.mean() < 0.6
-    assert (plain[..., 0] == plain[..., 1]).all()  # grey, so without tint
-    page.keyboard.press("o")
-    assert (canvas_pixels(page) == with_mask).all()
-    page.keyboard.press("l")
-    outlined = (canvas_pixels(page) != plain).any(axis=2)
-    assert 0 < outlined.mean() < changed.mean() / 2
-    facts = page.inner_text("#facts")
-    for word in ("512 × 512", "Foreground", "Time", "nuclei@", "int8"):
-        assert word in facts
-    assert "nucleus" in page.inner_text("#service")
+    page.mouse.up()
+    assert (canvas_pixels(page) == with_objects).all()
+    center = plain[plain.shape[0] // 2 - 50 : plain.shape[0] // 2 + 50, 300:400]
+    assert (center[..., 0] == center[..., 1]).all()  # grey, so without colors
+    page.fill("#wipe", "50")
+    wiped = canvas_pixels(page)
+    middle = wiped.shape[1] // 2
+    assert (wiped[:, : middle - 2] == with_objects[:, : middle - 2]).all()
+    assert (wiped[:, middle + 2 :] == plain[:, middle + 2 :]).all()
+    page.fill("#wipe", "100")
+    show(page, "image")
+    page.check("#contrast")
+    assert canvas_pixels(page)[..., :3].max() > 2 * plain[..., :3].max()
 
 
-def test_downloaded_mask_equals_the_response_of_the_service(page: Page, server: Server) -> None:
-    data = encode(nuclei(120, 200)[0])
-    choose_files(page, ("cells.png", data))
-    wait_done(page)
-    with page.expect_download() as download:
-        page.click("#download")
-    assert download.value.suggested_filename == "cells-mask.png"
-    content = Path(download.value.path()).read_bytes()
-    headers = {"Content-Type": "image/png"}
-    assert content == httpx.post(f"{server.url}/segment", content=data, headers=headers).content
-    mask = decode(content)
-    assert mask.shape == (120, 200)
-    page.keyboard.press("m")
-    assert (canvas_pixels(page)[..., 0] == mask).all()
+def test_threshold_is_previewed_at_once_and_applied_on_release(page: Page) -> None:
+    sent: list[str] = []
+    page.on(
+        "request", lambda request: sent.append(request.url) if "segment" in request.url else None
+    )
+    page.click("[data-sample*=fluorescence]")
+    page.click("[data-sample*=histology]")
+    wait_done(page, 2)
+    page.click("#strip li:first-child button")
+    wait_drawn(page)
+    count, before = page.inner_text("#count"), canvas_pixels(page)
+    drag = """(value) => {
+        const slider = document.getElementById('threshold');
+        slider.value = value;
+        slider.dispatchEvent(new Event('input', {bubbles: true}));
+    }"""
+    page.evaluate(drag, 0.1)
+    expect(page.locator("#threshold-value")).to_have_text("0.10")
+    page.wait_for_timeout(200)
+    low = canvas_pixels(page)
+    assert (low != before).any()
+    page.evaluate(drag, 0.95)
+    page.wait_for_timeout(200)
+    high = canvas_pixels(page)
+    tinted = [(each[..., 0] > each[..., 1].astype(int) + 20).sum() for each in (low, high)]
+    assert tinted[0] > tinted[1] > 0
+    assert len(sent) == 2  # no request until the slider is released
+    page.evaluate(
+        "document.getElementById('threshold').dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    expect(page.locator("#count")).not_to_have_text(count)
+    wait_finished(page)
+    assert "threshold=0.95" in sent[2]
+    page.click("#apply-all")
+    expect(page.locator("#apply-all")).to_be_hidden()
+    wait_finished(page)
+    assert "threshold=0.95" in sent[3]
+    row = read_table(unzip(save_file(page, "#download-all")[1]))[1]
+    assert (row["image"], row["threshold"]) == ("histology.jpg", "0.95")
 
 
-def test_outlines_and_objects_can_be_downloaded(page: Page) -> None:
-    choose_files(page, ("cells.png", encode(nuclei(120, 200)[0])))
-    wait_done(page)
-    found = {}
-    for kind, name in (("polygons", "cells.geojson"), ("instances", "cells-instances.png")):
-        page.select_option("#kind", kind)
-        with page.expect_download() as download:
-            page.click("#download")
-        assert download.value.suggested_filename == name
-        found[kind] = Path(download.value.path()).read_bytes()
-    features = json.loads(found["polygons"])["features"]
-    assert len(features) == decode(found["instances"]).max() > 0
+# --- formats ---------------------------------------------------------------------------------
 
 
 def test_failed_image_does_not_affect_the_others(page: Page, server: Server) -> None:
@@ -79,22 +343,16 @@ def test_failed_image_does_not_affect_the_others(page: Page, server: Server) -> 
     wait_done(page, 3)
     page.wait_for_selector("#strip [data-state=failed]")
     page.click("#strip [data-state=failed]")
-    problem = httpx.post(
-        f"{server.url}/segment",
-        content=b"not an image",
-        headers={"Content-Type": "application/octet-stream"},
-    )
-    assert page.inner_text("#error") == problem.json()["detail"]
+    detail = segment(server, b"not an image").json()["detail"]
+    assert page.inner_text("#error").lower() == detail.lower()
     assert page.is_disabled("#download")
-    assert not page.is_visible("#stage")
     assert page.inner_text("#status") == "3 done, 1 failed"
-    with page.expect_download() as download:
-        page.click("#download-all")
-    archive = zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes()))
-    assert archive.testzip() is None
+    archive = unzip(save_file(page, "#download-all")[1])
     masks = ["0-mask.png", "1-mask.png", "2-mask.png"]
-    assert sorted(archive.namelist()) == [*masks, "results.csv"]
+    assert sorted(archive.namelist()) == [*masks, "objects.csv", "results.csv"]
     assert decode(archive.read("1-mask.png")).shape == (64, 96)
+    page.click("#remove")
+    assert page.inner_text("#status") == "3 done"
 
 
 @pytest.mark.parametrize("name", ["grey.tif", "sixteen bits.tif", "colours.tiff"])
@@ -102,46 +360,62 @@ def test_service_draws_formats_that_browsers_cannot_show(
     page: Page, server: Server, name: str
 ) -> None:
     grey = nuclei(100, 140)[0]
-    grey[0, 0], grey[0, 1] = 0, 255  # the full range
     colours = np.dstack([grey, grey // 2, grey // 3])
-    image, expected = {
-        "grey.tif": (grey, np.dstack([grey, grey, grey])),
-        "sixteen bits.tif": (grey.astype(np.uint16) * 257, np.dstack([grey, grey, grey])),
-        "colours.tiff": (colours, colours),
-    }[name]
-    data = encode(image, "TIFF")
+    image = {
+        "grey.tif": grey,
+        "sixteen bits.tif": grey.astype(np.uint16) * 257,
+        "colours.tiff": colours,
+    }
+    data = encode(image[name], "TIFF")
     choose_files(page, (name, data))
     wait_done(page)
-    assert page.is_visible("#note")
+    assert "as the model sees it" in page.inner_text("#note")
+    preview = decode(segment(server, data, output="preview").content)
+    expected = preview if preview.ndim == 3 else preview[..., None]
+    assert (saved_view(page, "image") == expected).all()
+    mask = decode(segment(server, data).content)
+    assert 0.02 < (mask > 0).mean() < 0.8
+    assert (saved_view(page, "mask")[..., 0] == mask).all()
 
-    headers = {"Content-Type": "image/tiff"}
-    url = f"{server.url}/segment"
-    mask = decode(httpx.post(url, content=data, headers=headers).content) > 0
-    assert 0.02 < mask.mean() < 0.8
-    tinted = canvas_pixels(page)
-    assert page.is_enabled("#overlay")
-    page.click("#overlay")
-    plain = canvas_pixels(page)[..., :3].astype(int)
-    assert np.abs(plain - expected).max() <= 1
-    page.click("#overlay")
-    assert (canvas_pixels(page) == tinted).all()
-    assert ((tinted[..., :3] != plain).any(axis=2) == mask).mean() > 0.99
-    page.keyboard.press("l")
-    outlined = (canvas_pixels(page)[..., :3] != plain).any(axis=2)
-    assert 0 < outlined.sum() < mask.sum()
-    page.keyboard.press("l")
-    page.fill("#opacity", "10")
-    assert np.abs(canvas_pixels(page)[..., :3].astype(int) - plain).max() < 30
-    page.click("#mask")
-    assert (canvas_pixels(page)[..., 0] == mask * 255).all()
 
-    page.select_option("#kind", "overlay")
-    with page.expect_download() as download:
-        page.click("#download")
-    assert download.value.suggested_filename == f"{name.partition('.')[0]}-overlay.png"
-    expected_overlay = httpx.post(url, content=data, params={"output": "overlay"}, headers=headers)
-    assert Path(download.value.path()).read_bytes() == expected_overlay.content
-    assert decode(expected_overlay.content).shape == (100, 140, 3)
+@pytest.mark.parametrize("axes", ["page", "channel"])
+def test_pages_and_channels_that_were_not_read_are_said_and_can_be_chosen(
+    page: Page, server: Server, tmp_path: Path, axes: str
+) -> None:
+    planes = np.stack([nuclei(96, 128, seed)[0] for seed in range(3)])
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(
+        path, planes, imagej=True, metadata={"axes": "ZYX" if axes == "page" else "CYX"}
+    )
+    choose_files(page, ("stack.tif", path.read_bytes()))
+    wait_done(page)
+    noun = f"{axes}s"
+    assert f"has 3 {noun}. Only {axes} 1 was used" in page.inner_text("#choices-text")
+    page.select_option(f"#{axes}", "2")
+    expect(page.locator("#choices-text")).to_contain_text(f"Only {axes} 3 was used")
+    wait_done(page)
+    page.wait_for_timeout(100)
+    wait_drawn(page)
+    choose_outputs(page, "mask")
+    mask = decode(save_file(page)[1])
+    assert (mask == decode(segment(server, path.read_bytes(), **{axes: "2"}).content)).all()
+    if axes == "page":
+        page.click("#all-pages")
+        wait_done(page, 3)
+        names = unzip(save_file(page, "#download-all")[1]).namelist()
+        assert sorted(names[:3]) == [f"stack-page{number}-mask.png" for number in (1, 2, 3)]
+
+
+def test_person_model_finds_regions_of_people(page: Page) -> None:
+    page.select_option("#model", "person")
+    astronaut = (Path(__file__).parents[1] / "fixtures/astronaut.jpg").read_bytes()
+    choose_files(page, ("astronaut.jpg", astronaut))
+    wait_done(page)
+    assert re.fullmatch(r"\d+ regions?", page.inner_text("#count"))
+    choose_outputs(page, "cutout")
+    name, content = save_file(page)
+    assert name == "astronaut-cutout.png"
+    assert decode(content).shape[2] == 4
 
 
 def test_dropped_files_are_segmented(page: Page) -> None:
@@ -158,6 +432,18 @@ def test_dropped_files_are_segmented(page: Page) -> None:
     wait_done(page, 2)
 
 
+def test_dropped_picture_of_a_page_is_explained_or_read(page: Page) -> None:
+    drop = """(url) => {
+        const transfer = new DataTransfer();
+        transfer.setData('text/uri-list', url);
+        dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, cancelable: true}));
+    }"""
+    page.evaluate(drop, "https://elsewhere.example/cells.png")
+    expect(page.locator("#notice")).to_contain_text("Save it, then drop the file")
+    page.evaluate(drop, page.evaluate("document.querySelector('[data-sample] img').src"))
+    wait_done(page)
+
+
 def test_files_of_a_folder_that_are_not_images_are_skipped(page: Page, tmp_path: Path) -> None:
     for seed in range(3):
         (tmp_path / f"{seed}.png").write_bytes(encode(nuclei(40, 40, seed)[0]))
@@ -167,12 +453,31 @@ def test_files_of_a_folder_that_are_not_images_are_skipped(page: Page, tmp_path:
     assert page.locator("#strip li").count() == 3
 
 
+# --- layout and keyboard ---------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("width", [320, 390, 768])
 def test_page_fits_a_small_screen(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.click("[data-sample*=histology]")
     wait_done(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_result_controls_and_downloads_are_on_one_screen(page: Page) -> None:
+    page.click("[data-sample*=histology]")
+    wait_done(page)
+    for part in ("#strip", "#canvas", "#tools", "#count", "#threshold", "#table", "#download"):
+        box = page.locator(part).bounding_box()
+        assert box is not None
+        assert box["y"] >= 0
+        assert box["x"] + box["width"] <= 1440
+    for part in ("#canvas", "#download", "#status", "#clear"):
+        box = page.locator(part).bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= 900
+    assert page.evaluate("document.documentElement.scrollHeight") <= 900
+    assert page.locator("#canvas").bounding_box()["height"] > 500  # type: ignore[index]
 
 
 def tab(page: Page) -> str:
@@ -188,8 +493,12 @@ def test_every_control_works_by_keyboard(page: Page) -> None:
     """Visits the controls from top to bottom and uses each with the usual keys."""
     press = page.keyboard.press
     page.on("filechooser", lambda _: None)  # expect_file_chooser alone misses the second dialog
-    page.wait_for_selector("#model")  # shown once the list of models has arrived
-    assert [tab(page) for _ in range(2)] == ["API", "Models"]
+    page.wait_for_selector("#model option", state="attached")
+    assert tab(page) == "about-open"
+    press("Enter")
+    assert page.is_visible("#about")
+    press("Escape")
+    assert tab(page) == "API"
     for name in ("files", "folder"):
         assert tab(page) == name
         with page.expect_file_chooser():
@@ -199,48 +508,63 @@ def test_every_control_works_by_keyboard(page: Page) -> None:
         press(key)
         assert page.input_value("#model") == chosen
     assert tab(page) == "threshold"
-    for key, value in (("ArrowUp", "0.05"), ("Backspace", "")):
-        press("Control+a")
-        press(key)
-        assert page.input_value("#threshold") == value
     for count, name in enumerate(("fluorescence", "histology"), start=1):
         assert tab(page) == f"Sample: {name}"
         press("Enter")
         wait_done(page, count)
-
-    assert tab(page) == "again"
-    press("Enter")
-    wait_finished(page)
-    wait_done(page, 2)
     assert tab(page) == "clear"
-    assert tab(page) == "histology.jpg"  # the strip is one tab stop
-    for key, name in (("ArrowLeft", "fluorescence.png"), ("ArrowRight", "histology.jpg")):
+    assert tab(page).endswith("histology.jpg")  # the strip is one tab stop
+    for key, name in (("ArrowUp", "fluorescence.png"), ("ArrowDown", "histology.jpg")):
         press(key)
         assert page.inner_text("#name") == name
         wait_drawn(page)
-    for name, key in (("overlay", "Enter"), ("outline", "Space"), ("mask", "Enter")):
+    for name in ("Filled", "Outlines", "Mask", "Image"):
         assert tab(page) == name
         before = canvas_pixels(page)
-        press(key)
-        assert (canvas_pixels(page) != before).any()
-    assert tab(page) == "opacity"
-    press("ArrowRight")
-    assert page.input_value("#opacity") == "56"
-    assert tab(page) == "kind"
-    press("ArrowDown")
-    assert page.input_value("#kind") == "overlay"
-    for name, file in (("download", "histology-overlay.png"), ("download-all", "overlay.zip")):
+        press("Enter")
+        assert (canvas_pixels(page) != before).any() == (name != "Filled")
+    page.focus("[data-shown=fill]")
+    press("Enter")
+    page.focus("[data-shown=image]")
+    assert tab(page) == "hide"
+    before = canvas_pixels(page)
+    page.keyboard.down("Space")
+    assert (canvas_pixels(page) != before).any()
+    page.keyboard.up("Space")
+    for name in ("zoom-out", "zoom-in", "zoom-fit", "zoom-one"):
         assert tab(page) == name
-        with page.expect_download() as download:
-            press("Enter")
-        assert download.value.suggested_filename == file
-    assert tab(page) == "licence"
+        press("Enter")
+    for name in ("opacity", "colors", "contrast", "wipe", "stage", "remove", "model", "threshold"):
+        assert tab(page) == name
+    for name in ("min-area", "max-area", "min-score", "exclude-edges", "pixel-size", "table-box"):
+        assert tab(page) == name
+    page.focus("#details summary")
+    assert tab(page) == "download"
+    with page.expect_download() as download:
+        press("Enter")
+    assert download.value.suggested_filename == "histology-mask.png"
+    page.wait_for_selector("#download-all:enabled")
+    page.focus("#download")
+    assert tab(page) == "download-all"
+    assert tab(page) == "choose-outputs"
+    press("Enter")
+    assert page.is_visible("#outputs")
+    press("Escape")
+    assert page.evaluate("document.activeElement.id") == "choose-outputs"
     page.focus("#clear")  # last, because it hides the controls
     press("Enter")
     page.wait_for_selector("#work", state="hidden")
-    page.focus("footer a")
-    press("Enter")
-    page.wait_for_url("**/LICENSE.txt")
+    assert page.evaluate("document.activeElement.id") == "files"
+
+
+def test_single_letters_do_nothing_outside_the_picture(page: Page) -> None:
+    page.click("[data-sample*=histology]")
+    wait_done(page)
+    page.focus("#zoom-fit")
+    before = canvas_pixels(page)
+    for key in ("o", "l", "m", "h", "n", "1", "+", "Delete"):
+        page.keyboard.press(key)
+    assert (canvas_pixels(page) == before).all()
 
 
 @pytest.mark.parametrize("name", ["files", "folder"])
