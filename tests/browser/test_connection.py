@@ -6,6 +6,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from app.api.middleware import PREFIX_SCRIPT_HASH
 from tests.browser.conftest import (
     PREFIX,
     TIMEOUT_MS,
@@ -135,20 +136,36 @@ def test_page_works_behind_a_path_prefix(prefixed_page: Page) -> None:
     page.wait_for_url(f"{PREFIX}/docs")
 
 
+def test_prefix_without_its_slash_is_completed(
+    prefixed_page: Page, expected_errors: list[str]
+) -> None:
+    expected_errors += ["lab.example/static", "404"]  # requested before the script runs
+    page = prefixed_page
+    page.goto(f"{PREFIX}?a=b")
+    page.wait_for_url(f"{PREFIX}/?a=b")
+    page.wait_for_selector("text=Finds cell nuclei")
+
+
 @pytest.mark.parametrize(
-    ("path", "images"), [("/", "img-src 'self'"), ("/docs", "img-src 'self' blob: data:")]
+    ("path", "scripts", "images"),
+    [
+        ("/", f"script-src 'self' '{PREFIX_SCRIPT_HASH}'", "img-src 'self'"),
+        ("/docs", "script-src 'self'", "img-src 'self' blob: data:"),
+    ],
 )
-def test_policy_allows_this_servers_files_only(server: Server, path: str, images: str) -> None:
+def test_policy_allows_this_servers_files_only(
+    server: Server, path: str, scripts: str, images: str
+) -> None:
     response = httpx.get(server.url + path)
     assert sorted(response.headers["content-security-policy"].split("; ")) == sorted(
         [
             "default-src 'none'",
-            "script-src 'self'",
             "style-src 'self'",
             "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'self'",
+            scripts,
             images,
         ]
     )
