@@ -54,8 +54,8 @@ _SAFE_HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 PREFIX_SCRIPT_HASH = "sha256-fVuRDD+oWWNlFQyLvT0H4WZPpVqV7/OxcoTH/X6mg98="
-"""Of the only inline script. It adds the slash at the end of a path prefix, such as /unet: a file of
-the page could not, because without the slash its address is wrong."""
+"""The hash of the only inline script. It adds the slash at the end of a path prefix, such as /unet.
+A file of the page could not, because without the slash its address is wrong."""
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"

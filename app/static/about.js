@@ -2,6 +2,18 @@
 
 import * as models from "./models.js";
 
+/** Captions of examples on images the model was not trained on. The pictures are drawn by docs/pictures/examples.py. */
+const EXAMPLES = {
+  nuclei: {
+    good: ["Fluorescence", "Stained tissue (H&E)", "Drawn nuclei"],
+    bad: ["Brown stain (immunohistochemistry): finds little", "Coins: takes them for nuclei"],
+  },
+  person: {
+    good: ["A person from the waist up", "Head and shoulders", "Black and white"],
+    bad: ["Part of a person, black and white: incomplete", "A cat: takes it for a person"],
+  },
+};
+
 const $ = (id) => document.getElementById(id);
 
 const element = (name, text) => Object.assign(document.createElement(name), { textContent: text });
@@ -15,6 +27,9 @@ function describe(model) {
   if (metrics.found) quality.push(`it found ${metrics.found} objects where ${metrics.true} are;`);
   if (metrics.dice) quality.push(`its masks agree to ${(100 * metrics.dice).toFixed(0)} % with those drawn by people (mean Dice).`);
   section.append(element("p", quality.join(" ")));
+  for (const [kind, captions] of Object.entries(EXAMPLES[model.name] || {})) {
+    section.append(element("h4", kind === "good" ? "Works" : "Does not work"), listExamples(model.name, kind, captions));
+  }
   const details = document.createElement("details");
   details.append(element("summary", "Details"));
   const facts = [
@@ -29,6 +44,21 @@ function describe(model) {
   details.append(list);
   section.append(details);
   return section;
+}
+
+/** Pictures with the image on the left and the result on the right. */
+function listExamples(name, kind, captions) {
+  const list = document.createElement("ul");
+  list.className = "examples";
+  captions.forEach((caption, index) => {
+    const entry = document.createElement("li");
+    const picture = new Image(320, 160);
+    picture.src = `static/samples/examples/${name}-${kind}-${index + 1}.webp`;
+    picture.alt = "";
+    entry.append(picture, element("span", caption));
+    list.append(entry);
+  });
+  return list;
 }
 
 export function start() {

@@ -6,6 +6,7 @@ import { isMultiClass } from "./models.js";
 import { readTable } from "./objects.js";
 import { resetPause, runAlone, segmentPatiently } from "./queue.js";
 import * as strip from "./strip.js";
+import { describeUnlike } from "./unlike.js";
 import * as viewer from "./viewer.js";
 
 const CONCURRENCY = 3; // one request decodes and one encodes while the engine runs the third
@@ -14,7 +15,7 @@ const LARGE_BYTES = 8e6; // the same for a format that the browser does not read
 const PROBABILITY_PIXELS = 2.5e6; // larger images fetch their probabilities when the slider is first used
 
 // An item: {file, path, sample, settings, state, outputs, table, deleted, size, statistics, seconds, date, note,
-// notice, choices, error, saved, controller}. settings is {model, threshold, page, channel}. state is waiting,
+// unlike, choices, error, saved, controller}. settings is {model, threshold, page, channel}. state is waiting,
 // working, done, failed or stopped.
 export const items = [];
 export const inState = (...states) => items.filter((item) => states.includes(item.state));
@@ -164,6 +165,7 @@ async function process(item, signal) {
   signal.throwIfAborted();
   const deleted = new Set();
   Object.assign(item, { outputs, table, statistics, seconds, size, note, deleted, date: new Date(), saved: false });
+  item.unlike = describeUnlike(item);
   await viewer.refresh(item);
   signal.throwIfAborted();
 }

@@ -123,7 +123,7 @@ function renderObjects(item) {
   renderTable(item, kept);
 }
 
-/** What the picture shows, for those who do not see it. */
+/** Describe what the picture shows, for those who do not see it. */
 function describeImage(item) {
   const { table, size } = item;
   const kept = keptObjects(item);

@@ -80,7 +80,7 @@ export async function isAlive() {
 function rephrase(detail) {
   const late = /takes? about ([\d.]+) s\b.*?\b([\d.]+) s\b/.exec(detail);
   if (late) return `Too large for this server now (about ${Math.round(late[1])} s, limit ${Math.round(late[2])} s).`;
-  return detail.replace(/^[a-z](?=[a-z]* )/, (letter) => letter.toUpperCase());
+  return detail.replace(/; send (JPEG.*?)\.?$/, ". Use $1.").replace(/^[a-z](?=[a-z]* )/, (letter) => letter.toUpperCase());
 }
 
 async function checkReadable(file) {

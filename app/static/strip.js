@@ -35,8 +35,9 @@ function createLabel(text, className) {
 export function render(item) {
   const counted = item.state === "done" && item.table;
   item.button.dataset.state = item.state;
+  item.button.dataset.unlike = counted && item.unlike ? "true" : "false";
   item.badge.textContent = counted ? keptCount(item).toLocaleString("en") : "";
-  const count = counted ? `, ${describeCount(item)}` : "";
+  const count = counted ? `, ${describeCount(item)}${item.unlike ? ", check the result" : ""}` : "";
   item.button.setAttribute("aria-label", `${item.path}, ${item.state}${count}`);
 }
 

@@ -78,9 +78,7 @@ def page(browser: Browser, server: Server, expected_errors: list[str]) -> Iterat
 
 
 @pytest.fixture
-def prefixed_page(
-    browser: Browser, server: Server, expected_errors: list[str]
-) -> Iterator[Page]:
+def prefixed_page(browser: Browser, server: Server, expected_errors: list[str]) -> Iterator[Page]:
     """A blank page whose browser reaches the service under `PREFIX` alone, as behind a reverse
     proxy. Fails the test on a request outside the prefix and on a console error."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
@@ -115,9 +113,7 @@ def prefixed_page(
     page.route("**/*", proxy)
     yield page
     page.close()
-    unexpected = [
-        each for each in complaints if not any(part in each for part in expected_errors)
-    ]
+    unexpected = [each for each in complaints if not any(part in each for part in expected_errors)]
     assert unexpected == []
 
 

@@ -13,7 +13,7 @@ CELLS = encode(nuclei(120, 200)[0])
 
 
 def violations(page: Page) -> list[str]:
-    """What axe-core finds, with the elements."""
+    """List what axe-core finds, with the elements."""
     found = Axe().run(page).response["violations"]
     return [f"{each['id']}: {[node['html'] for node in each['nodes']]}" for each in found]
 

@@ -30,6 +30,7 @@ from tests.conftest import Server, decode, encode, nuclei
 
 CELLS = encode(nuclei(120, 200)[0])
 SAMPLE = (Path(__file__).parents[2] / "app/static/samples/fluorescence.png").read_bytes()
+ASTRONAUT = (Path(__file__).parents[1] / "fixtures/astronaut.jpg").read_bytes()
 SHAPE = (512, 512)
 
 
@@ -408,8 +409,7 @@ def test_pages_and_channels_that_were_not_read_are_said_and_can_be_chosen(
 
 def test_person_model_finds_regions_of_people(page: Page) -> None:
     page.select_option("#model", "person")
-    astronaut = (Path(__file__).parents[1] / "fixtures/astronaut.jpg").read_bytes()
-    choose_files(page, ("astronaut.jpg", astronaut))
+    choose_files(page, ("astronaut.jpg", ASTRONAUT))
     wait_done(page)
     assert re.fullmatch(r"\d+ regions?", page.inner_text("#count"))
     choose_outputs(page, "cutout")
@@ -590,3 +590,44 @@ def test_every_control_has_an_accessible_name(page: Page) -> None:
             .map((e) => e.outerHTML)"""
     )
     assert unnamed == []
+
+
+# --- honesty ---------------------------------------------------------------------------------
+
+
+def test_images_unlike_the_training_data_are_marked(page: Page) -> None:
+    rng = np.random.default_rng(0)
+    images = {
+        "astronaut.jpg": ASTRONAUT,
+        "black.png": encode(np.zeros((300, 300), np.uint8)),
+        "noise.png": encode(rng.integers(0, 256, (300, 300)).astype(np.uint8)),
+    }
+    choose_files(page, *images.items())
+    page.click("[data-sample*=fluorescence]")
+    page.click("[data-sample*=histology]")
+    wait_done(page, 5)
+    for name in images:
+        page.click(f"#strip [title='{name}']")
+        expect(page.locator("#unlike")).to_be_visible()
+        expected = "Unlike the images" if name == "astronaut.jpg" else "Nothing was found"
+        assert expected in page.inner_text("#unlike")
+        assert page.get_attribute(f"#strip [title='{name}']", "data-unlike") == "true"
+    for name in ("fluorescence.png", "histology.jpg"):
+        page.click(f"#strip [title='{name}']")
+        expect(page.locator("#unlike")).to_be_hidden()
+    rows = {row["image"]: row for row in read_table(unzip(save_file(page, "#download-all")[1]))}
+    assert {name for name, row in rows.items() if row["hint"]} == set(images)
+
+
+def test_models_are_described_with_good_and_bad_examples(page: Page) -> None:
+    page.wait_for_selector("#model option", state="attached")
+    page.click("#about-open")
+    for model in ("nuclei", "person"):
+        for kind, count in (("good", 3), ("bad", 2)):
+            pictures = page.locator(f"#about img[src*='{model}-{kind}']")
+            assert pictures.count() == count
+            for picture in pictures.all():
+                picture.scroll_into_view_if_needed()
+                expect(picture).to_have_js_property("complete", True)
+                assert picture.evaluate("(image) => image.naturalWidth") > 0
+    assert "images that it was not trained on" in page.inner_text("#about")
