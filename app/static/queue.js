@@ -63,7 +63,8 @@ export async function segmentPatiently(item, outputs, signal) {
         endPause();
         throw error;
       }
-      if (error.temporary === "late") late += 1;
+      // with Retry-After, others are in the way; without, this image takes longer than its deadline
+      if (error.temporary === "late" && !error.retryAfter) late += 1;
       if (error.temporary === "away" && (await isAlive())) broken += 1;
       if (late >= MAX_LATE) {
         endPause();

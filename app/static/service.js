@@ -78,7 +78,7 @@ export async function isAlive() {
 
 /** A detail of the service in the page's words. */
 function rephrase(detail) {
-  const late = /takes? about ([\d.]+) s\b.*?\b([\d.]+) s\b/.exec(detail);
+  const late = /estimated ([\d.]+) s exceeds the ([\d.]+) s remaining/.exec(detail);
   if (late) return `Too large for this server now (about ${Math.round(late[1])} s, limit ${Math.round(late[2])} s).`;
   return detail.replace(/; send (JPEG.*?)\.?$/, ". Use $1.").replace(/^[a-z](?=[a-z]* )/, (letter) => letter.toUpperCase());
 }
