@@ -173,7 +173,7 @@ def check_structure(data: bytes) -> None:
         if data.startswith(signature):
             try:
                 check(data, _Count())
-            except (struct.error, IndexError):  # the file is truncated or damaged
+            except (struct.error, IndexError, OverflowError):  # it is truncated or damaged
                 return
 
 

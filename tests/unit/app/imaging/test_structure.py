@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from app.errors import CorruptImage, ImageTooLarge
+from app.imaging.decode import inspect
 from app.imaging.structure import check_structure
 from tests.conftest import FIXTURES, ROOT, encode, nuclei, tiff
 
@@ -384,3 +385,14 @@ def test_real_file_passes(make: Callable[[], bytes]) -> None:
 )
 def test_fixture_passes(path: Path) -> None:
     check_structure(path.read_bytes())
+
+
+@pytest.mark.parametrize("length", [2**32, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize(
+    "start", [b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x10ftypavif\0\0\0\0"], ids=["JP2", "AVIF"]
+)
+def test_box_that_ends_beyond_any_file_is_left_to_the_decoder(start: bytes, length: int) -> None:
+    data = start + struct.pack(">I4sQ", 1, b"free", length) + bytes(40)
+    check_structure(data)
+    with pytest.raises(CorruptImage):
+        inspect(data, max_pixels=10**8)
