@@ -67,7 +67,7 @@ class PairedDataset(Sequence[Sample]):
 
     @property
     def kind(self) -> str:
-        """Of the labels, as in `DataConfig.labels`."""
+        """The kind of the labels, as in `DataConfig.labels`."""
         return self.coding.kind
 
     @property
@@ -132,8 +132,12 @@ def open_dataset(config: DataConfig, preprocess: PreprocessConfig) -> PairedData
     pairs = find(images, masks, groups)
     if config.group_by == "prefix":
         pairs = [dataclasses.replace(pair, group=prefix_of(pair.group)) for pair in pairs]
-    coding = MaskCoding(config.labels, len(preprocess.classes), config.ignore, config.colours)
-    return PairedDataset(pairs, coding)
+    return PairedDataset(pairs, code_masks(config, preprocess))
+
+
+def code_masks(config: DataConfig, preprocess: PreprocessConfig) -> MaskCoding:
+    """Return what a recipe says about the values of its masks."""
+    return MaskCoding(config.labels, len(preprocess.classes), config.ignore, config.colours)
 
 
 def prefix_of(name: str) -> str:
@@ -252,6 +256,11 @@ def find_named_pairs(
         empty = masks if image_files else images
         raise DataError(f"{empty} contains no images ({', '.join(FILE_SUFFIXES)})")
     matched = match_names(images, image_files, masks, mask_files)
+    if images.resolve() == masks.resolve() and not matched.pairs:
+        raise DataError(
+            f"{images} is the folder of the images and of the masks, and no file in it has the "
+            f"name of another's mask. {describe_naming()}"
+        )
     if 2 * len(matched.pairs) < len(matched.images) or not matched.pairs:
         unmatched = sorted(set(matched.images) - matched.pairs.keys())
         example = f"; {unmatched[0]} has none" if unmatched else ""
@@ -395,7 +404,9 @@ def _read_npy(data: bytes) -> AnyArray:
         ValueError: it is not (H, W), (H, W, 1) or (H, W, 3), or not numbers.
     """
     values: AnyArray = np.load(io.BytesIO(data), allow_pickle=False)
-    if values.dtype.kind not in "biuf" or values.shape[2:] not in ((), (1,), (3,)):
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    if values.dtype.kind not in "iuf" or values.shape[2:] not in ((), (1,), (3,)):
         raise ValueError(f"an image has numbers (H, W) or (H, W, 3), not {values.shape}")
     if values.shape[2:] == (1,):
         values = values[:, :, 0]
@@ -425,19 +436,26 @@ def list_images(folder: Path, deep: bool = False) -> list[Path]:
     """List a folder's image files in order, without hidden ones, such as those of macOS.
 
     Args:
-        deep: list those of its folders too.
+        deep: list those of its folders too, except those of training runs.
 
     Raises:
         DataError: the folder is missing.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
-    return sorted(
+    found = [
         path
         for path in (folder.rglob("*") if deep else folder.iterdir())
         if path.suffix.lower() in FILE_SUFFIXES
         and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
-    )
+    ]
+    runs = {parent for parent in {path.parent for path in found} if _is_run(parent)}
+    return sorted(path for path in found if not runs & {path.parent, path.parent.parent})
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of a training run, which has pictures."""
+    return (folder / "starts.jsonl").exists() and (folder / "config.json").exists()
 
 
 def _index_images(folder: Path) -> dict[str, Path]:

@@ -47,6 +47,7 @@ from model.training.plots import draw_comparison, draw_legend, make_contact_shee
 from model.training.progress import LineClock, has_terminal, track
 from model.training.recipe import OptimConfig, Recipe
 from model.training.run_folder import RunFolder, open_run, report_write_errors
+from model.training.survey import check_masks
 from model.training.trainer import Snapshot, Trainer
 from model.transforms import to_mask
 from model.unet import UNet
@@ -75,13 +76,14 @@ _ENDLESS = 10**9
 """Steps that no run reaches."""
 
 
-def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
+def train(recipe: Recipe, folder: Path, command: str = "", recipe_text: str = "") -> Path:
     """Train a network, or resume the run in `folder`.
 
     After Ctrl-C the current step is finished, and the run ends as if it were complete.
 
     Args:
         command: recorded in the run's folder and in the checkpoint.
+        recipe_text: written to the run's folder as recipe.toml.
 
     Returns:
         The checkpoint, `folder`/NAME.safetensors: the moving average of the weights at the step
@@ -105,9 +107,13 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all crops have one shape, and windows have few
     dataset = open_dataset(recipe.data, recipe.preprocess)
+    if warning := check_masks(dataset):
+        logger.warning("%s", warning)
     training, validation = split_dataset(dataset, recipe.data)
     golden = read_image(Path(recipe.data.golden)) if recipe.data.golden else validation[0].image
     with open_run(folder, recipe, command) as run, _report_out_of_memory(recipe):
+        if recipe_text:
+            run.save_text("recipe.toml", recipe_text)
         _check_readable(validation)
         crops = CropDataset(training, recipe)
         crops.preload()
@@ -404,7 +410,7 @@ def _train_loop(
             if interrupted.is_set():
                 ending = "stopped by Ctrl-C; the same command resumes it"
                 break
-            if 0 < recipe.optim.patience <= best.since:
+            if progress >= 0.5 and 0 < recipe.optim.stop_after <= best.since:
                 ending = f"stopped after {best.since} validations without a better score"
                 break
             trainer.step(pixels, labels, weights, progress)

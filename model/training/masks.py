@@ -30,7 +30,7 @@ _MAX_COLOURS = 256
 
 @dataclasses.dataclass(frozen=True)
 class MaskCoding:
-    """What the values of mask files mean.
+    """The meaning of the values of mask files.
 
     Attributes:
         kind: "binary", "classes" or "instances", as in `DataConfig.labels`.
@@ -185,7 +185,8 @@ def _binarize(stored: StoredMask) -> Int32Array:
         packed = stored.pack_colours()
         if not packed.all():
             values = packed
-    return (values != 0).astype(np.int32)
+    labels: Int32Array = (values != 0).astype(np.int32)
+    return labels
 
 
 def read_stored_mask(path: Path, page: int | None = None) -> StoredMask:

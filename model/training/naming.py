@@ -101,8 +101,8 @@ def _words_of_path(path: Path) -> Key:
 
 def _words_of_name(path: Path) -> Key:
     """Return the words and numbers of a file's name that say which file it is."""
-    words = _split(path.name)
-    return tuple(word for word in words if word not in _MASK_WORDS | _IMAGE_WORDS | _MARKS)
+    left_out = _MASK_WORDS | _IMAGE_WORDS | _MARKS
+    return tuple(word for word in _split(path.name) if word not in left_out)
 
 
 def _split(name: str) -> list[str]:

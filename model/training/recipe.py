@@ -231,9 +231,10 @@ class OptimConfig(ConfigBase):
         description="time limit, at which the schedule ends; 0: none. Only steps count, over all "
         "starts of a run. Such a run is not reproducible bit by bit",
     )
-    patience: Count = Field(
+    stop_after: Count = Field(
         default=0,
-        description="validations without a better score after which training stops; 0: never",
+        description="validations without a better score after which training stops, in the second "
+        "half of a run; 0: never",
     )
     seed: Annotated[Count, Field(lt=2**63)] = Field(
         default=0, description="seed of all random numbers"
@@ -360,13 +361,21 @@ class Recipe(ConfigBase):
         """
         flags = flags or {}
         try:
-            return cls._merge(_read_document(path), flags)
+            return cls.merge(_read_document(path), flags)
         except ConfigError as error:
             source = f"{path} with the flags" if flags else path
             raise ConfigError(f"{source}: {error}") from error
 
     @classmethod
-    def _merge(cls, document: Mapping[str, Any], flags: Mapping[str, str]) -> Self:
+    def merge(cls, document: Mapping[str, Any], flags: Mapping[str, str]) -> Self:
+        """Make a recipe of the content of a TOML file, overridden by flags.
+
+        Args:
+            flags: as for `read`.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is not allowed.
+        """
         for key, values in document.items():
             if key != "name" and key not in SECTIONS:
                 raise ConfigError(f"unknown section [{key}]{suggest(key, SECTIONS)}")

@@ -3,6 +3,7 @@
 ::
 
     config.json     every value of the recipe
+    recipe.toml     the recipe that was made of two folders
     starts.jsonl    time, command and code revision of each start
     state.pt        weights, their moving average, the optimizer's state and the step
     metrics.jsonl   by step: loss, learning rate and speed; scores of each validation
@@ -46,7 +47,7 @@ _MAY_CHANGE = {
     ("optim", "steps"),
     ("optim", "epochs"),
     ("optim", "minutes"),
-    ("optim", "patience"),
+    ("optim", "stop_after"),
     ("data", "golden"),
     ("data", "source"),
     ("data", "licence"),
@@ -166,6 +167,11 @@ class RunFolder:
             write_atomically(self.path / "confusion.csv", text.encode())
             with contextlib.suppress(ImportError):  # `save_curves` has warned
                 draw_confusion(confusion, classes, self.path / "confusion.png")
+
+    def save_text(self, name: str, text: str) -> None:
+        """Replace a text file atomically."""
+        with report_write_errors(self.path):
+            write_atomically(self.path / name, text.encode())
 
     def save_report(self, report: Mapping[str, Any]) -> None:
         """Write report.json."""

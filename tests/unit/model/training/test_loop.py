@@ -291,7 +291,7 @@ def test_best_weights_are_shipped(
 
 
 def test_run_stops_without_improvement(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--patience", "2", "--validate-every", "1", "--learning-rate", "1e-9"]
+    flags = ["--stop_after", "2", "--validate-every", "1", "--learning-rate", "1e-9"]
     assert run(data, *flags, "--warmup", "0") == 0
     assert read_report(data / "run")["steps"] < 12
     assert "validations without a better score" in capsys.readouterr().out
