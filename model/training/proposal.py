@@ -55,7 +55,7 @@ _FAST_START = {"learning_rate": 3e-3, "batch_norm": True, "initialisation": "tor
 _IMBALANCE = 4.0
 """Ratio of the largest to the smallest class from which on classes are weighted."""
 _VOID = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}
-"""Names, in small letters, of classes that are no label."""
+"""Names, in small letters, of colors that stand for no label."""
 _GENERIC = {"images", "imgs", "image", "train", "data", "x", "."}
 """Names of folders that say nothing about the data."""
 
@@ -161,7 +161,7 @@ def _have_prefixes(pairs: Sequence[Pair]) -> bool:
 def _image_sections(pictures: ImageSurvey, meaning: MaskMeaning, device: str) -> dict[str, Any]:
     """Choose network, preprocessing, crops and length by the kind of the images.
 
-    Colour images whose masks are no instances are taken for photographs: the network sees them as
+    Colour images without masks of instances are taken for photographs: the network sees them as
     a whole. All others are seen at their own resolution.
     """
     defaults = _DEFAULTS["cpu" if device == "cpu" else "cuda"]
@@ -301,7 +301,7 @@ def _leave_out_void(meaning: MaskMeaning, by_colour: Mapping[int, str]) -> MaskM
     total = sum(meaning.shares[index] for index in kept)
     return dataclasses.replace(
         meaning,
-        reason=f"{meaning.reason}; the color whose name is void is no label",
+        reason=f"{meaning.reason}; the color named void has no label",
         values=tuple(meaning.values[index] for index in kept),
         colours=tuple(meaning.colours[index] for index in kept),
         shares=tuple(meaning.shares[index] / total for index in kept),

@@ -75,7 +75,7 @@ class MaskSummary:
 
 @dataclasses.dataclass(frozen=True)
 class MaskMeaning:
-    """What the masks of a data set are.
+    """The meaning of the masks of a data set.
 
     Attributes:
         labels: "binary", "classes" or "instances".
@@ -83,8 +83,8 @@ class MaskMeaning:
         values: of the classes: indices, or packed colours if `colours` is not empty.
         ignore: value of pixels without a label; -1 for none.
         colours: of each class in the masks; empty if masks have indices.
-        shares: of all pixels with a label, for each of `values`; of the foreground alone, if there
-            are no classes.
+        shares: of all pixels with a label, for each of `values`; of the foreground alone, without
+            classes.
     """
 
     labels: str
@@ -183,7 +183,7 @@ def understand_masks(masks: Sequence[MaskSummary], labels: str = "") -> MaskMean
     else:
         meaning = _decide(masks, known, totals, as_colours)
     if ignore >= 0:
-        reason = f"{meaning.reason}; {_name(ignore, False)} is no label"
+        reason = f"{meaning.reason}; {_name(ignore, False)} has no label"
         return dataclasses.replace(meaning, ignore=ignore, reason=reason)
     return meaning
 

@@ -1,4 +1,4 @@
-"""What the masks of a data set are, by their values alone."""
+"""The values of masks alone say whether they are binary, classes or instances."""
 
 from __future__ import annotations
 
