@@ -25,7 +25,7 @@ endif
 EVERYTHING := .venv/ready
 SERVING := $(or $(wildcard $(EVERYTHING)),.venv/ready-to-serve-torch-$(TORCH))
 
-.PHONY: help setup serve test test-unit lint format lock sbom bench gpu-proof gpu-wheels clean
+.PHONY: help setup serve test test-unit lint format lock sbom bench prove gpu-proof gpu-wheels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -38,8 +38,10 @@ serve: $(SERVING)  ## serve the shipped weights (HOST=, PORT=, TORCH=yes|no)
 # A crash or a hang prints the tracebacks of all threads, also in servers that tests start.
 test test-unit: export PYTHONFAULTHANDLER := 1
 
+# Unit tests run side by side; the others measure times.
 test: $(EVERYTHING)  ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit -n 2
+	$(BIN)/python -m pytest --ignore tests/unit
 
 test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3
@@ -69,6 +71,9 @@ sbom: $(EVERYTHING)  ## write the bill of materials of .venv to build/sbom.cdx.j
 
 bench: $(SERVING)  ## measure this machine (benchmarks/README.md)
 	$(BIN)/unet bench
+
+prove: $(EVERYTHING)  ## attack the service for ten minutes (LONG=1: an hour) and check what docs/reliability.md promises
+	$(BIN)/python -m tools.prove $(if $(LONG),--long)
 
 # Installs nothing: PYTHON= where it is given, otherwise .venv's if there is one.
 DEVICE ?= cuda:0

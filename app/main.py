@@ -27,6 +27,7 @@ from app.api.middleware import (
 from app.api.problems import install_handlers
 from app.api.routers import models, probes, remove, segment, v2
 from app.api.schemas import Application
+from app.inference.registry import WrapEngineFn, use_as_built
 from app.inference.service import Service
 from app.settings import Settings
 
@@ -59,14 +60,17 @@ class RevalidatedStaticFiles(StaticFiles):
         return response
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> FastAPI:
     """Assemble the application. `app.state.service` is the service that its routes use.
+
+    Args:
+        wrap_engine: see `app.inference.registry.Registry`.
 
     Raises:
         SettingsError, EngineUnavailable: the settings ask for what this machine does not have.
     """
     authenticator = Authenticator(KeyStore(settings.api_keys, settings.api_keys_file))
-    service = Service(settings)
+    service = Service(settings, wrap_engine)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -21,6 +21,8 @@ from model.config_base import requirement, suggest
 log = logging.getLogger(__name__)
 
 PREFIX = "UNET_"
+KEY_VARIABLE = f"{PREFIX}KEY"
+"""The API key that a command sends to a running service. Not a setting of the service."""
 
 KEY_PATTERN = re.compile(r"[ -~]+")
 """Characters that a header can carry (RFC 9110, section 5.5)."""
@@ -250,11 +252,11 @@ def load_settings(**flags: str) -> Settings:
 
 
 def warn_about_unknown_variables(environment: Mapping[str, str] = os.environ) -> None:
-    """Log a warning for each variable with the prefix UNET_ that is not a setting.
+    """Log a warning for each variable with the prefix UNET_ that means nothing here.
 
     Variables that Kubernetes sets for a Service whose name starts with `unet` are ignored.
     """
-    known = [name.upper() for name in Settings.model_fields]
+    known = [*(name.upper() for name in Settings.model_fields), KEY_VARIABLE.removeprefix(PREFIX)]
     for variable, value in sorted(environment.items()):
         name = variable.upper()
         if not name.startswith(PREFIX) or name.removeprefix(PREFIX) in known:

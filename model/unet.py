@@ -86,11 +86,19 @@ class CropAndConcat(nn.Module):
 
     def forward(self, x: Tensor, contracting_x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        # round(), not //: like the annotated implementation, which rounds half to even
-        top = round((contracting_x.shape[-2] - height) / 2)
-        left = round((contracting_x.shape[-1] - width) / 2)
+        top = _halve(contracting_x.shape[-2] - height)
+        left = _halve(contracting_x.shape[-1] - width)
         cropped = contracting_x[..., top : top + height, left : left + width]
         return torch.cat([x, cropped], dim=1)
+
+
+def _halve(number: int) -> int:
+    """Round number / 2 half to even, like the annotated implementation.
+
+    `round` is not defined for the tensors that stand for sizes while the network is traced.
+    """
+    half = number // 2
+    return half + number % 2 * (half % 2)
 
 
 class UNet(nn.Module):

@@ -20,7 +20,7 @@ from app.api.body.names import cut_utf8
 from app.api.json_text import EncodedValue, encode_json
 from app.api.problems import classify_error
 from app.errors import ServiceError
-from app.inference.outputs import Output, Rendered, Segmentation
+from app.inference.outputs import Output, Rendered, Segmentation, distinguish_files
 
 Result = Segmentation | ServiceError
 """The outcome for one image."""
@@ -149,9 +149,9 @@ def unique_names(names: Iterable[str]) -> list[str]:
 
 
 def _name_outputs(name: str, rendered: Mapping[Output, Rendered]) -> Iterator[tuple[str, Rendered]]:
-    suffixes = Counter(each.suffix for each in rendered.values())
+    endings = distinguish_files({output: each.suffix for output, each in rendered.items()})
     for output, each in rendered.items():
-        end = each.suffix if suffixes[each.suffix] == 1 else f"-{output}{each.suffix}"
+        end = endings[output]
         yield cut_utf8(name, _MAX_NAME_BYTES - len(end)) + end, each
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import http
+import logging
 import re
 import select
 from typing import Any, cast
@@ -51,6 +52,10 @@ _PROBE_SECONDS = 0.5
 """Time without a response after which a client that sends no more is probed."""
 _RESET_CHECK_SECONDS = 0.05
 """Time between two checks whether a client that was probed has disconnected."""
+
+_log = logging.getLogger("uvicorn.error.connection")
+_log.setLevel(logging.ERROR)
+"""Uvicorn's warnings of each invalid request say less than the line of the access log."""
 
 _REJECTIONS = {
     400: "not a valid HTTP/1.1 request, or its head is too large",
@@ -176,6 +181,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, idle_timeout: float = IDLE_TIMEOUT_S, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = _RequestParser()
+        self.logger = _log
         self._idle_timeout = idle_timeout
         self._idle_check: asyncio.TimerHandle | None = None
         self._last_state: tuple[object, int] | None = None

@@ -24,7 +24,10 @@ from model.errors import UserError
 
 COMMANDS = {
     "serve": ("app.cli.serve", "serve segmentation over HTTP"),
-    "segment": ("app.cli.segment", "segment image files, without a server"),
+    "segment": (
+        "app.cli.segment.command",
+        "segment image files, here or through a running service",
+    ),
     "models": ("app.cli.models", "list checkpoints"),
     "train": ("app.cli.train", "train a network from a recipe"),
     "evaluate": ("app.cli.evaluate", "measure a checkpoint or a running service on a data set"),

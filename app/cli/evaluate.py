@@ -11,7 +11,6 @@ import io
 import json
 import re
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,21 +34,20 @@ from model.training.data import PairedDataset, open_dataset, split_dataset
 from model.training.plots import draw_confusion, format_confusion, make_worst_sheet
 from model.training.recipe import DataConfig, Recipe
 from unet_client import Client, UnetClientError
-from unet_client.images import decode_png
 
 
-def http_predictor(client: Client, *, instances: bool = False, **query: str | float) -> Predict:
-    """Predictor over a running service."""
+def http_predictor(client: Client, *, instances: bool = False, model: str | None = None) -> Predict:
+    """Predictor over a running service.
+
+    Args:
+        model: its name; None is the service's default.
+    """
 
     def predict(image: AnyArray) -> PredictedMasks:
         if not instances:
-            return PredictedMasks(client.segment(image, **query).image())
-        both = client.segment(image, output=["mask", "instances"], **query)
-        with zipfile.ZipFile(io.BytesIO(both.content)) as archive:
-            mask, labels = (
-                decode_png(archive.read(f"image-{output}.png")) for output in ("mask", "instances")
-            )
-            return PredictedMasks(mask, labels)
+            return PredictedMasks(client.segment(image, model=model).image())
+        result = client.segment(image, model=model, output=["mask", "instances"])
+        return PredictedMasks(result.image("mask"), result.image("instances"))
 
     return predict
 

@@ -51,6 +51,10 @@ def main(args: argparse.Namespace) -> int:
         raise CommandError(
             "set what to export: --base-features N, --calibrate RECIPE or --openvino FILE.xml"
         )
+    if args.openvino and args.openvino.suffix != ".xml":
+        raise CommandError(
+            f"--openvino {args.openvino}: OpenVINO's files end with .xml (and .bin beside it)"
+        )
     checkpoint = load_checkpoint(args.checkpoint)
     if args.base_features:
         checkpoint = _change_width(checkpoint, args.base_features)
@@ -112,7 +116,7 @@ def _write_graph(checkpoint: Checkpoint, path: Path) -> None:
     architecture = checkpoint.architecture
     graph = build_graph(architecture, checkpoint.preprocess, checkpoint.state)
     graph.outputs[0].get_tensor().set_names({"probabilities"})
-    ov.save_model(graph, path)
+    ov.save_model(graph, path, compress_to_fp16=False)  # the default rounds the weights
     lost = f" - {2 * architecture.margin}" if architecture.margin else ""
     print(
         f"{path}: image, uint8 (N, H, W, {architecture.in_channels}), to probabilities, "

@@ -1,9 +1,14 @@
-"""`unet import`: convert a state dict from elsewhere to a self-describing checkpoint."""
+"""`unet import`: convert the weights of another program to a self-describing checkpoint.
+
+A file of weights does not say how the image becomes numbers, and sometimes not how the network
+pads. The arguments do; where there is no likely answer, the command asks.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +16,15 @@ from app.cli.errors import CommandError, writing
 from model.arrays import AnyArray
 from model.checkpoint import SUFFIX, Checkpoint, git_revision, save_checkpoint, update_manifest
 from model.config import PreprocessConfig, UNetConfig, check_name
+from model.convert.foreign_networks import Family, State, softmax_as_sigmoid
 from model.convert.import_weights import (
-    State,
+    Finding,
     choose_precision,
     draw_synthetic_image,
+    find_network,
     infer_architecture,
-    read_state,
-    softmax_as_sigmoid,
-    to_unet_state_dict,
 )
+from model.errors import CheckpointError
 from model.predict import attach_golden
 from model.training.data import read_image
 
@@ -28,7 +33,7 @@ _PALETTE = ((0, 0, 0), (255, 255, 255), (230, 75, 60), (60, 160, 230), (240, 190
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("foreign", type=Path, help="a state dict: .pth, .pt or .safetensors")
+    parser.add_argument("foreign", type=Path, help="weights of torch or safetensors")
     parser.add_argument("--name", help="name of the model (default: that of the file)")
     parser.add_argument(
         "--out",
@@ -56,10 +61,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument(
+        "--weights",
+        metavar="KEYS",
+        help="which network, if the file has several, as the message lists them (default: a "
+        "running average, if there is exactly one)",
+    )
+    group.add_argument(
         "--base-features", type=int, metavar="N", help="checked against the file, which has it too"
     )
     group.add_argument(
-        "--padding", type=int, choices=(0, 1), default=1, help="of the convolutions (default: 1)"
+        "--padding",
+        type=int,
+        choices=(0, 1),
+        help="of the convolutions (default: 1; jvanvugt/pytorch-unet has no default)",
+    )
+    group.add_argument(
+        "--pooling",
+        choices=("max", "average"),
+        help="needed for jvanvugt/pytorch-unet, of which there are versions with either; average "
+        "cannot be converted",
     )
     group.add_argument(
         "--classes",
@@ -120,8 +140,11 @@ def _add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    state = _read_weights(args)
-    architecture = _infer_architecture(args, state)
+    finding = find_network(args.foreign, args.weights)
+    family = finding.network.family
+    padding = _choose_padding(args, family)
+    state = _convert(args, finding)
+    architecture = _infer_architecture(args, state, padding)
     folder, name = args.out, args.name or args.foreign.stem
     if args.out.suffix == SUFFIX:
         folder, name = args.out.parent, args.name or args.out.stem
@@ -147,18 +170,52 @@ def main(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         saved = save_checkpoint(path, checkpoint)
         update_manifest(path)
-    print(f"{path}: {saved.id}, serve it with: unet serve --model {saved.name}")
+    _print_finding(args.foreign, finding, architecture)
+    print(f"{path}: {saved.id}, serve it with: {_serve_command(path)}")
     return 0
 
 
-def _read_weights(args: argparse.Namespace) -> State:
+def _choose_padding(args: argparse.Namespace, family: Family) -> int:
+    """The padding of the convolutions.
+
+    Raises:
+        CommandError: the code of this network cannot have it, or does not pool by maximum, or the
+            file says neither and the arguments do not.
+    """
+    if args.pooling == "average":
+        raise CommandError("--pooling average: this network pools by maximum, so weights that were "
+                           "trained with average pooling cannot be converted")  # fmt: skip
+    padding: int | None = family.default_padding if args.padding is None else args.padding
+    missing = []
+    if padding is None:
+        missing.append("--padding 0 (padding=False, its default) or --padding 1")
+    if family.pooling_varies and args.pooling is None:
+        missing.append("--pooling max (F.max_pool2d) or --pooling average (F.avg_pool2d)")
+    if padding is None or missing:
+        raise CommandError(
+            f"{args.foreign} is a network of {family.name}, and does not say what its code does: "
+            f"set {', and '.join(missing)}"
+        )
+    if padding not in family.paddings:
+        raise CommandError(
+            f"--padding {padding}: {family.name} pads its convolutions; leave --padding out"
+        )
+    return padding
+
+
+def _convert(args: argparse.Namespace, finding: Finding) -> State:
     """The state dict under this project's names; a softmax over two outputs becomes a sigmoid.
 
     Raises:
-        CheckpointError: the file cannot be read or mapped.
-        CommandError: the file has two outputs, and the arguments do not say what they are.
+        CheckpointError: the network cannot be converted.
+        CommandError: the network has two outputs, and the arguments do not say what they are.
     """
-    state = to_unet_state_dict(read_state(args.foreign))
+    try:
+        state = finding.network.convert()
+    except CheckpointError as error:
+        others = ", ".join(map(repr, finding.others))
+        hint = f"; --weights can choose another network: {others}" if others else ""
+        raise CheckpointError(f"{args.foreign}: {error}{hint}") from error
     if infer_architecture(state).out_channels != 2:
         return state
     if args.two_outputs is None:
@@ -169,13 +226,40 @@ def _read_weights(args: argparse.Namespace) -> State:
     return softmax_as_sigmoid(state) if args.two_outputs == "softmax" else state
 
 
-def _infer_architecture(args: argparse.Namespace, state: State) -> UNetConfig:
+def _infer_architecture(args: argparse.Namespace, state: State, padding: int) -> UNetConfig:
     found = infer_architecture(state)
     if args.base_features not in (None, found.base_features):
         raise CommandError(
             f"--base-features {args.base_features}: the file has {found.base_features}"
         )
-    return UNetConfig(found.in_channels, found.out_channels, found.base_features, args.padding)
+    return UNetConfig(found.in_channels, found.out_channels, found.base_features, padding)
+
+
+def _print_finding(path: Path, finding: Finding, architecture: UNetConfig) -> None:
+    """Print which network was imported, and what was left out or differs."""
+    network = finding.network
+    where = f", at {network.location!r}" if network.location else ""
+    kind = ", a running average" if network.is_average else ""
+    print(f"{path}: {network.family.name}{where}{kind}")
+    if finding.others:
+        print(f"not imported: {', '.join(map(repr, finding.others))}; choose with --weights")
+    for location in finding.unread_averages:
+        print(
+            f"not imported: {location!r} looks like a running average, but its tensors do not have "
+            "the names of a network"
+        )
+    if network.family.output == "sigmoid" and architecture.out_channels > 2:
+        print(
+            f"{network.family.name} applies a sigmoid to each output; here classes exclude each "
+            "other (softmax): a pixel's class is the output with the largest value"
+        )
+
+
+def _serve_command(path: Path) -> str:
+    words = ["unet", "serve", "--model", path.stem]
+    if path.parent != Path("weights"):
+        words += ["--weights-dir", str(path.parent)]
+    return shlex.join(words)
 
 
 def _golden_image(args: argparse.Namespace, channels: int) -> AnyArray:
@@ -217,12 +301,14 @@ def _window_values(args: argparse.Namespace, architecture: UNetConfig) -> dict[s
     values: dict[str, Any] = {}
     if args.window:
         values["window"] = tuple(_parse_shape(text) for text in args.window)
+        smallest = min(min(shape) for shape in values["window"])
+        values["overlap"] = min(PreprocessConfig().overlap, smallest // 2)
     elif args.mode == "resize":
         values["window"] = ((512, 512),) if architecture.padding else ((572, 572),)
     elif not architecture.padding:
-        values = {"window": ((380, 380), (572, 572)), "overlap": 0}
-    if args.mode == "resize":
-        values["overlap"] = 0  # there is one window
+        values["window"] = ((380, 380), (572, 572))
+    if args.mode == "resize" or not architecture.padding:
+        values["overlap"] = 0  # there is one window, or no zero padding distorts its edge
     return values
 
 

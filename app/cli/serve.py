@@ -20,6 +20,8 @@ from app import logs
 from app.api.protocol import Connection
 from app.api.server import Server, format_url, listen
 from app.cli.flags import add_flags, explicit_flags
+from app.inference.allocator import use_one_arena
+from app.inference.registry import WrapEngineFn, use_as_built
 from app.inference.service import Service
 from app.main import create_app
 from app.settings import SECTIONS, Settings, load_settings, warn_about_unknown_variables
@@ -41,15 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_flags(parser.add_argument_group(title), Settings, names)
 
 
-def main(args: argparse.Namespace) -> NoReturn:
-    """Serve until a signal; exit with 130 after Ctrl-C, with 1 if the default model is unusable."""
+def main(args: argparse.Namespace, wrap_engine: WrapEngineFn = use_as_built) -> NoReturn:
+    """Serve until a signal; exit with 130 after Ctrl-C, with 1 if the default model is unusable.
+
+    Args:
+        wrap_engine: see `app.inference.registry.Registry`.
+    """
+    use_one_arena()
     settings = load_settings(**explicit_flags(args, Settings))
     with logs.logging_to_stderr(settings.log_format, settings.log_level):
-        status = serve(settings)
+        status = serve(settings, wrap_engine)
     os._exit(status)  # finalizing Python would abort while a thread still compiles a model
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, wrap_engine: WrapEngineFn) -> int:
     """Run the server, and return the exit status of the process.
 
     The process ends 3 seconds after the time that requests have left, whatever its threads do.
@@ -62,7 +69,7 @@ def serve(settings: Settings) -> int:
         signal.signal(sig, _die)  # uvicorn raises the signal again when the server has stopped
     warn_about_unknown_variables()
     listening = listen(settings.host, settings.port)  # first, because it fails fastest
-    app = create_app(settings)
+    app = create_app(settings, wrap_engine)
     service: Service = app.state.service
     config = uvicorn.Config(
         app,

@@ -78,7 +78,7 @@ class OpenVinoEngine(Engine):
         self._request = self._model.create_infer_request()
 
     def _compile(self) -> ov.CompiledModel:
-        return ov.Core().compile_model(self._graph, "CPU", self._options)
+        return shared_core().compile_model(self._graph, "CPU", self._options)
 
     def stage(self, shape: Shape, count: int) -> ByteArray:
         check_batch(self, shape, count)
@@ -138,7 +138,18 @@ class OpenVinoEngine(Engine):
 
 def has_bf16() -> bool:
     """Whether this CPU has bf16 instructions (AMX or AVX-512 BF16)."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@functools.cache
+def shared_core() -> ov.Core:
+    """Return the only Core of this process, which is never freed.
+
+    A Core gives the thread that loads its CPU plugin another stack for signal handlers, and unmaps
+    that stack when the plugin is freed. If another thread frees the plugin, as it does when a model
+    is replaced, the next signal that the first thread handles ends the process with SIGSEGV.
+    """
+    return ov.Core()
 
 
 def build_graph(

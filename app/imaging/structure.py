@@ -29,6 +29,7 @@ exceeded. Formats that are not in the table pass.
 | BMP | bytes of RLE | 2 per pixel and row, and 1,024 |
 | WebP | chunks | 20,000 |
 | WebP | sides of the canvas | 16,383, as libwebp |
+| WebP | pixels of an animation | 33,554,432: libwebp allocates 8 bytes for each at once |
 | JPEG 2000 | boxes | 1,024 |
 | JPEG 2000 | components | 4 |
 | JPEG 2000 | tiles | 65,535, as the standard |
@@ -44,6 +45,7 @@ RFC 9649; ITU-T T.800, annexes A and I; ISO/IEC 14496-12. Knows no decoder, no p
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections import Counter
@@ -77,6 +79,7 @@ _BOUNDS = {
     "WebP chunks": 20_000,
     "WebP bytes of metadata": 16 << 20,
     "WebP pixels of a side": 16_383,
+    "WebP pixels of an animation": 1 << 25,
     "JPEG 2000 boxes": 1024,
     "JPEG 2000 components": 4,
     "JPEG 2000 tiles": 65_535,
@@ -120,6 +123,8 @@ _TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 _TIFF_BYTES |= {16: 8, 17: 8, 18: 8}
 """Type of a tag -> size of a value."""
 
+_WEBP_ANIMATED = 2
+"""In the flags of the chunk VP8X."""
 _WEBP_PIXELS = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF")
 
 _CONTAINERS = {
@@ -377,10 +382,16 @@ def _check_webp(data: bytes, count: _Count) -> None:
         kind, length = struct.unpack_from("<4sI", data, at)
         count.add("WebP chunks")
         if kind == b"VP8X":
-            for side_at in (at + 12, at + 15):
-                side = int.from_bytes(data[side_at : side_at + 3], "little") + 1
+            sides = [
+                int.from_bytes(data[side_at : side_at + 3], "little") + 1
+                for side_at in (at + 12, at + 15)
+            ]
+            for side in sides:
                 count["WebP pixels of a side"] = 0
                 count.add("WebP pixels of a side", side)
+            if data[at + 8] & _WEBP_ANIMATED:
+                count["WebP pixels of an animation"] = 0
+                count.add("WebP pixels of an animation", math.prod(sides))
         elif kind not in _WEBP_PIXELS:
             count.add("WebP bytes of metadata", min(length, len(data) - at))
         at += 8 + length + length % 2

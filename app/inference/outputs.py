@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -142,6 +143,10 @@ class Options:
         """Return the media type of an output's file, and the suffix of its name."""
         return _DOCUMENT_TYPES.get(output) or _PICTURE_TYPES[self.format]
 
+    def file_endings(self) -> dict[Output, str]:
+        """Return how the names of the files of one image end: see `distinguish_files`."""
+        return distinguish_files({output: self.file_type(output)[1] for output in self.outputs})
+
     def check(self, preprocess: PreprocessConfig) -> None:
         """Check that a model can do what is asked for.
 
@@ -149,11 +154,19 @@ class Options:
             InvalidRequest: a value is out of range, options do not fit together, or the model does
                 not have such an output or does not use a threshold or percentiles.
         """
-        self._check_values()
-        self._check_format()
+        self.check_values()
         self._check_model(preprocess)
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Check what does not depend on the model.
+
+        Raises:
+            InvalidRequest: a value is out of range, or options do not fit together.
+        """
+        self._check_ranges()
+        self._check_format()
+
+    def _check_ranges(self) -> None:
         if self.min_area < 0:
             raise InvalidRequest(f"min_area must be at least 0 pixels, not {self.min_area}")
         size = self.pixel_size
@@ -201,6 +214,22 @@ class Options:
                 f"threshold is only available for binary models; this model has {classes} classes "
                 "and picks the most probable one"
             )
+
+
+def distinguish_files(suffixes: Mapping[Output, str]) -> dict[Output, str]:
+    """Return how the names of the files of one image end.
+
+    Args:
+        suffixes: of each output's file.
+
+    Returns:
+        The suffix, with the name of the output before it where several have the same.
+    """
+    counts = Counter(suffixes.values())
+    return {
+        output: suffix if counts[suffix] == 1 else f"-{output}{suffix}"
+        for output, suffix in suffixes.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)

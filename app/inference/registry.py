@@ -18,6 +18,7 @@ from pathlib import Path
 
 from app.batching.call_thread import CallThread
 from app.batching.device_worker import DeviceWorker
+from app.engine.base import Engine
 from app.engine.device_engines import BatchKey, DeviceEngines
 from app.engine.selection import EngineChoice, build_engine, resolve
 from app.errors import GoldenMaskMismatch, ImageTooLarge, Unavailable, UnknownModel
@@ -115,6 +116,13 @@ class ModelEntry:
 
 
 GoldenMaskFn = Callable[[ServedModel], Awaitable[ByteArray]]
+WrapEngineFn = Callable[[Engine], Engine]
+"""Returns the engine to use in place of the one that was built."""
+
+
+def use_as_built(engine: Engine) -> Engine:
+    """Return the same engine."""
+    return engine
 
 
 class Registry:
@@ -129,6 +137,7 @@ class Registry:
         golden_mask: segments a model's golden image by the path of requests.
         on_free: called with the `engine_id` of a model whose engines were freed.
         metrics: shows models and reloads.
+        wrap_engine: for tests, which inject faults (docs/reliability.md).
     """
 
     def __init__(
@@ -141,6 +150,7 @@ class Registry:
         golden_mask: GoldenMaskFn,
         on_free: Callable[[str], object],
         metrics: Metrics,
+        wrap_engine: WrapEngineFn = use_as_built,
     ) -> None:
         self.folder = folder
         self.default = default
@@ -151,6 +161,7 @@ class Registry:
         self._golden_mask = golden_mask
         self._on_free = on_free
         self._metrics = metrics
+        self._wrap_engine = wrap_engine
         # Not an executor: Python joins its threads at exit, and a model takes long to load.
         self._thread = CallThread("models")
 
@@ -286,7 +297,8 @@ class Registry:
         """
         parts = zip(served.choices, self._devices, self._workers, strict=True)
         for choice, device, worker in parts:
-            engine = await self._thread.call(build_engine, choice, checkpoint)
+            built = await self._thread.call(build_engine, choice, checkpoint)
+            engine = self._wrap_engine(built)
             device.engines[served.engine_id] = engine
             for step in engine.warm_steps():
                 await worker.call(step)  # batches of other models run between the steps

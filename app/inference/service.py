@@ -8,6 +8,7 @@ not ready any more and accepts no work, answers every accepted request, and free
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Iterator
@@ -23,8 +24,9 @@ from app.errors import ServiceError, SettingsError, Unavailable
 from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.worker import CallLimit
 from app.inference import steps
+from app.inference.allocator import trim_memory
 from app.inference.budget import Budget
-from app.inference.registry import Registry
+from app.inference.registry import Registry, WrapEngineFn, use_as_built
 from app.inference.rendering import preload_object_modules
 from app.inference.segmenter import Segmenter
 from app.metrics import Metrics
@@ -37,6 +39,9 @@ log = logging.getLogger(__name__)
 _CHECK_SECONDS = 5.0
 """Between two checks that a device responds; `gpu_memory_used_bytes` is as old."""
 _PRELOAD = CallLimit("preloading", 60, 500_000_000)
+_TRIM = CallLimit("trimming", 5, 100_000_000)
+_IDLE_S = 2.0
+"""Time without a new request after which free memory is given back to the system."""
 _ENGINE_FAILED = 70
 """Exit status after an engine failure (sysexits.h: EX_SOFTWARE)."""
 
@@ -46,6 +51,7 @@ class Service:
 
     Args:
         settings: of the process.
+        wrap_engine: see `Registry`.
 
     Attributes:
         failed: set when the process should end, because it cannot serve the default model.
@@ -57,7 +63,7 @@ class Service:
             this machine does not have.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> None:
         self.settings = settings
         _check_model(settings.weights_dir, settings.model)
         choices = choose_engines(
@@ -111,14 +117,17 @@ class Service:
             self.devices,
             self.batcher.workers,
             golden_mask=self.segmenter.golden_mask,
-            on_free=self._forget_measurements,
+            on_free=self._forget_model,
             metrics=self.metrics,
+            wrap_engine=wrap_engine,
         )
         self.choices = choices
         self.failed = asyncio.Event()
         self.exit_status = 1
         self.draining = False
         self._accepted: set[asyncio.Task[object]] = set()
+        self._accepted_ever = 0
+        self._unused_memory = asyncio.Event()
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -128,10 +137,8 @@ class Service:
         """Begin to load models. Returns at once, so that probes are answered meanwhile."""
         self.workers.start()
         await self.batcher.start()
-        self._tasks = [
-            asyncio.create_task(each)
-            for each in (self._load(), self._watchdog(), self._check_devices())
-        ]
+        loops = (self._load(), self._watchdog(), self._check_devices(), self._trim_when_idle())
+        self._tasks = [asyncio.create_task(each) for each in loops]
 
     async def start_without_probes(self) -> None:
         """Load the default model alone, and return when it is ready.
@@ -156,6 +163,7 @@ class Service:
         task = asyncio.current_task()
         assert task is not None
         self._accepted.add(task)
+        self._accepted_ever += 1
         self._all_answered.clear()
         try:
             yield
@@ -241,6 +249,7 @@ class Service:
         ) as error:  # the other outputs do not need these modules
             log.error("outputs of objects are not available: %s", error)
         await self.registry.load_others()
+        self._unused_memory.set()
         if self.settings.reload:
             await self.registry.watch()
 
@@ -262,8 +271,32 @@ class Service:
             await asyncio.sleep(min(_CHECK_SECONDS, self.settings.watchdog_s / 4))
             await self.batcher.check_devices()
 
-    def _forget_measurements(self, engine_id: str) -> None:
-        """Estimates and metrics are about models that exist."""
+    async def _trim_when_idle(self) -> None:
+        """Give free memory back to the system after models were loaded or freed, and in pauses.
+
+        While requests come, free memory is reused: new pages would take time.
+        """
+        trimmed_at = seen = self._accepted_ever
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._unused_memory.wait(), _IDLE_S)
+            idle = seen == self._accepted_ever != trimmed_at
+            seen = self._accepted_ever
+            if idle or self._unused_memory.is_set():
+                trimmed_at = seen
+                self._unused_memory.clear()
+                await self._trim()
+
+    async def _trim(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.pool, trim_memory)
+        try:
+            await self.workers.call_each(_TRIM, trim_memory)
+        except (RuntimeError, ConnectionError, ServiceError) as error:  # it ended, or is replaced
+            log.warning("an image worker kept its memory: %s", error)
+
+    def _forget_model(self, engine_id: str) -> None:
+        """Estimates and metrics are about models that exist, and their memory is not needed."""
+        self._unused_memory.set()
 
         def is_of_engine(key: BatchKey) -> bool:
             return key.model == engine_id

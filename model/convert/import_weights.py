@@ -1,119 +1,269 @@
-"""Convert a state dict from elsewhere into the state dict of `model.unet.UNet`.
+"""Find the network in a file of another program, and convert it to `model.unet.UNet`.
 
-Files are read with `weights_only=True`, so no code in them is executed. Two architectures are
-recognised:
+A file holds its weights under any keys and prefixes, beside anything else, and sometimes twice:
+as they are and as a running average. The network is found by the names of its tensors, wherever
+they are. `model.convert.foreign_files` reads the file, `model.convert.foreign_networks` knows the
+networks.
 
-- the annotated implementation (labml.ai), which has the same names and arithmetic;
-- milesial/Pytorch-UNet with transposed convolutions (`bilinear=False`). Its batch normalization is
-  a factor and an offset per channel at inference, and is folded into the preceding convolution. It
-  concatenates the skip first, so input channels are permuted. A softmax over two classes equals a
-  sigmoid of the difference. The conversion is therefore exact. `bilinear=True` has no equivalent
-  here and is rejected.
-
-Knows files and tensors; no command line.
+Knows no command line.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.arrays import AnyArray, ByteArray
-from model.checkpoint import SUFFIX, parameter_shapes
+from model.checkpoint import parameter_shapes
 from model.config import UNetConfig
+from model.convert.foreign_files import InertObject, load_content
+from model.convert.foreign_networks import FAMILIES, Family, State, describe_unknown
 from model.errors import CheckpointError, ConfigError
-from model.files import check_regular
 
-State = dict[str, Tensor]
-"""Tensors by state-dict name."""
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
-"""Keys under which training scripts save a state dict beside other things."""
 _RUN_STATE_KEYS = ({"network", "ema", "optimizer"}, {"network", "average", "optimiser"})
 """Keys of the state.pt of a training run, present and old."""
 
+_MAX_NODES = 1_000_000
+"""Values of a file that are looked at. A file can repeat one value without end."""
+_MAX_DEPTH = 100
+_MAX_MODULES = 10_000
+"""Modules in a pickled module. They can contain each other."""
 
-def read_state(path: Path) -> State:
-    """Read the tensors of a file, in fp32.
+_WRAPPERS = {
+    "_orig_mod",
+    "_forward_module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+}
+"""Parts of names that wrappers add at any depth: torch.compile, Lightning's Fabric, FSDP and
+activation checkpointing."""
+
+_AVERAGE = re.compile(r"(^|[._ ])(ema|swa|shadow|polyak|averaged?|avg)([._ ]|$)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignNetwork:
+    """A network in a file.
+
+    Attributes:
+        location: keys and prefix of its tensors, joined by dots; empty if it has none.
+        family: the implementation that its names belong to.
+        tensors: by the names of that implementation.
+        is_average: it is a running average of weights.
+    """
+
+    location: str
+    family: Family
+    tensors: Mapping[str, Tensor]
+    is_average: bool
+
+    def convert(self) -> State:
+        """The state dict of `model.unet.UNet`, in fp32.
+
+        Raises:
+            CheckpointError: a value is not finite, or the network is a variant that differs.
+        """
+        state = {
+            name: tensor.detach().float()
+            for name, tensor in self.tensors.items()
+            if tensor.is_floating_point()
+        }
+        for name, tensor in state.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"{name} has values that are not finite")
+        try:
+            converted = self.family.convert(state)
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"{self.family.name}: shapes of tensors do not fit: {reason}"
+            ) from error
+        infer_architecture(converted)
+        return converted
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The network that was found in a file.
+
+    Attributes:
+        network: the one to convert.
+        others: locations of other networks.
+        unread_averages: locations of running averages without names of a known network.
+    """
+
+    network: ForeignNetwork
+    others: tuple[str, ...] = ()
+    unread_averages: tuple[str, ...] = ()
+
+
+def find_network(path: Path, location: str | None = None) -> Finding:
+    """Find the network in a file. If it has a running average of the weights, that is used.
 
     Args:
-        path: of torch (.pth, .pt) or safetensors; the state dict may be wrapped in a dictionary.
-
-    Returns:
-        Tensors by name, without the prefix `module.` of `DataParallel`.
+        path: of torch or safetensors.
+        location: of the network, if the file has several.
 
     Raises:
-        CheckpointError: the file cannot be read, contains pickled objects or no state dict, or a
-            value is not finite.
+        CheckpointError: the file cannot be read, or has no network that is known here, or has
+            several of which none is the only average, or has none at `location`.
     """
-    content = _load_file(path)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} contains a {type(content).__name__}, not a state dict")
-    if any(keys <= content.keys() for keys in _RUN_STATE_KEYS):
+    content = load_content(path)
+    if isinstance(content, Mapping) and any(keys <= content.keys() for keys in _RUN_STATE_KEYS):
         raise CheckpointError(
             f"{path} is the state of a training run; resume the run with unet train, which writes "
             "a checkpoint"
         )
-    for wrapper in _WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    state = {
-        str(name).removeprefix("module."): tensor.float()
-        for name, tensor in content.items()
-        if isinstance(tensor, Tensor)
-    }
-    if not state:
-        raise CheckpointError(f"{path} contains no tensors")
-    for name, tensor in state.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {name} has values that are not finite")
-    return state
-
-
-def _load_file(path: Path) -> Any:
-    """Load a file of torch or safetensors without executing anything in it.
-
-    Raises:
-        CheckpointError: the file cannot be read, contains pickled objects, or has another format.
-    """
-    try:
-        check_regular(path)
-        if path.suffix == SUFFIX:
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} contains pickled objects, which are never loaded; save only its state_dict()"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a torch or safetensors file: {error}") from error
-
-
-def to_unet_state_dict(state: State) -> State:
-    """Rename and convert tensors to the state dict of `model.unet.UNet`.
-
-    Raises:
-        CheckpointError: the architecture is not recognised or has no equivalent.
-    """
-    if "inc.double_conv.0.weight" in state:
-        return _convert_milesial(state)
-    if "down_conv.0.first.weight" in state:
-        return state
-    raise CheckpointError(
-        f"unrecognised architecture: the first tensor is {next(iter(state))!r}; recognised are the "
-        "annotated implementation ('down_conv.0.first.weight') and milesial/Pytorch-UNet "
-        "('inc.double_conv.0.weight')"
+    groups = list(_find_tensors(content))
+    networks = _remove_copies([each for group in groups for each in _match(*group)])
+    if not networks:
+        raise CheckpointError(f"{path}{_describe_content(content, groups)}")
+    network = _choose(path, networks, location)
+    matched = {id(tensor) for each in networks for tensor in each.tensors.values()}
+    return Finding(
+        network,
+        others=tuple(each.location for each in networks if each is not network),
+        unread_averages=tuple(
+            where
+            for where, tensors in groups
+            if _AVERAGE.search(where.lower())
+            and matched.isdisjoint(id(tensor) for tensor in tensors.values())
+        ),
     )
+
+
+def _choose(path: Path, networks: Sequence[ForeignNetwork], location: str | None) -> ForeignNetwork:
+    names = ", ".join(repr(each.location) for each in networks)
+    if location is not None:
+        for each in networks:
+            if each.location == location:
+                return each
+        raise CheckpointError(f"{path} has no network at {location!r}, but at {names}")
+    averages = [each for each in networks if each.is_average]
+    if len(networks) == 1:
+        return networks[0]
+    if len(averages) != 1:
+        raise CheckpointError(f"{path} has several networks, at {names}; choose with --weights")
+    return averages[0]
+
+
+def _find_tensors(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield every mapping of names to tensors, and every list of them, with its location."""
+    seen: set[int] = set()
+    pending: list[tuple[str, Any, int]] = [("", content, 0)]
+    for _ in range(_MAX_NODES):
+        if not pending:
+            return
+        location, value, depth = pending.pop()
+        if id(value) in seen or depth > _MAX_DEPTH:
+            continue
+        items: Mapping[Any, Any] = {}
+        if isinstance(value, InertObject):
+            tensors = _collect_module(value)
+            items = {} if tensors else value.attributes
+        elif isinstance(value, Mapping):
+            tensors = {str(k): each for k, each in value.items() if isinstance(each, Tensor)}
+            items = value
+        elif isinstance(value, list | tuple):
+            items = dict(enumerate(value))
+            tensors = {str(k): each for k, each in items.items() if isinstance(each, Tensor)}
+        else:
+            continue
+        seen.add(id(value))
+        if tensors:
+            yield location, tensors
+        for key, each in reversed(list(itertools.islice(items.items(), _MAX_NODES))):
+            pending.append((f"{location}.{key}" if location else str(key), each, depth + 1))
+
+
+def _collect_module(module: InertObject) -> dict[str, Tensor]:
+    """The state dict of a pickled `torch.nn.Module`; empty if it is another object."""
+    collected: dict[str, Tensor] = {}
+    pending = [("", module)]
+    for _ in range(_MAX_MODULES):
+        if not pending:
+            break
+        prefix, current = pending.pop()
+        for kind in ("_parameters", "_buffers"):
+            for name, value in _mapping(current.attributes.get(kind)).items():
+                if isinstance(value, Tensor):
+                    collected[f"{prefix}{name}"] = value
+        for name, child in _mapping(current.attributes.get("_modules")).items():
+            if isinstance(child, InertObject):
+                pending.append((f"{prefix}{name}.", child))
+    return collected
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _match(location: str, tensors: Mapping[str, Tensor]) -> list[ForeignNetwork]:
+    """The networks in a mapping of tensors, each under its prefix."""
+    shorter = {_strip_wrappers(name): tensor for name, tensor in tensors.items()}
+    if len(shorter) == len(tensors):
+        tensors = shorter
+    prefixes = {
+        name.removesuffix(family.marker): family
+        for name in tensors
+        for family in FAMILIES
+        if name == family.marker or name.endswith(f".{family.marker}")
+    }
+    networks = []
+    for prefix, family in prefixes.items():
+        deeper = tuple(each for each in prefixes if each != prefix and each.startswith(prefix))
+        where = ".".join(part for part in (location, prefix.rstrip(".")) if part)
+        networks.append(
+            ForeignNetwork(
+                where,
+                family,
+                {
+                    name.removeprefix(prefix): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(prefix) and not (deeper and name.startswith(deeper))
+                },
+                is_average="n_averaged" in tensors or bool(_AVERAGE.search(where.lower())),
+            )
+        )
+    return networks
+
+
+def _strip_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _remove_copies(networks: Sequence[ForeignNetwork]) -> list[ForeignNetwork]:
+    """Leave out networks whose tensors equal those of an earlier one."""
+    distinct: list[ForeignNetwork] = []
+    for network in networks:
+        if not any(_are_equal(network.tensors, each.tensors) for each in distinct):
+            distinct.append(network)
+    return distinct
+
+
+def _are_equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        tensor.dtype == second[name].dtype and torch.equal(tensor, second[name])
+        for name, tensor in first.items()
+    )
+
+
+def _describe_content(content: Any, groups: Sequence[tuple[str, dict[str, Tensor]]]) -> str:
+    """Say why a file has no network that is converted."""
+    if groups:
+        _, largest = max(groups, key=lambda group: len(group[1]))
+        return f": {describe_unknown(largest)}"
+    if isinstance(content, Mapping | list | tuple | InertObject):
+        return " contains no tensors"
+    return f" contains a {type(content).__name__}, not a state dict"
 
 
 def infer_architecture(state: State) -> UNetConfig:
@@ -138,82 +288,6 @@ def infer_architecture(state: State) -> UNetConfig:
                 f"{expected.get(name, 'absent')}, but is {found}"
             )
     return config
-
-
-def softmax_as_sigmoid(state: State) -> State:
-    """Replace a softmax over background and foreground by an equal sigmoid of one output.
-
-    The softmax of two logits is the sigmoid of their difference.
-    """
-    weight, bias = state["final_conv.weight"], state["final_conv.bias"]
-    return {
-        **state,
-        "final_conv.weight": weight[1:] - weight[:1],
-        "final_conv.bias": bias[1:] - bias[:1],
-    }
-
-
-def _convert_milesial(state: State) -> State:
-    """Convert the state dict of milesial/Pytorch-UNet.
-
-    Raises:
-        CheckpointError: it up-samples bilinearly, or a tensor is missing.
-    """
-    if not any(name.startswith("up1.up.") for name in state):
-        raise CheckpointError(
-            "milesial/Pytorch-UNet with bilinear up-sampling cannot be converted: this network "
-            "up-samples by transposed convolutions; train it with bilinear=False"
-        )
-    converted: State = {}
-    stages = ["inc", "down1.maxpool_conv.1", "down2.maxpool_conv.1", "down3.maxpool_conv.1"]
-    for level, stage in enumerate(stages):
-        converted |= _convert_double_conv(state, f"{stage}.double_conv", f"down_conv.{level}")
-    converted |= _convert_double_conv(state, "down4.maxpool_conv.1.double_conv", "middle_conv")
-    for level in range(4):
-        for kind in ("weight", "bias"):
-            name = f"up_sample.{level}.up.{kind}"
-            converted[name] = _get_tensor(state, f"up{level + 1}.up.{kind}")
-        source = f"up{level + 1}.conv.double_conv"
-        converted |= _convert_double_conv(state, source, f"up_conv.{level}")
-        # milesial concatenates the skip first, `UNet` the up-sampled half
-        first = f"up_conv.{level}.first.weight"
-        skip, upsampled = converted[first].chunk(2, dim=1)
-        converted[first] = torch.cat([upsampled, skip], dim=1)
-    for kind in ("weight", "bias"):
-        converted[f"final_conv.{kind}"] = _get_tensor(state, f"outc.conv.{kind}")
-    is_softmax = len(converted["final_conv.bias"]) == 2
-    return softmax_as_sigmoid(converted) if is_softmax else converted
-
-
-def _convert_double_conv(state: State, source: str, target: str) -> State:
-    """Convert two convolutions, and fold the batch normalization after each into it.
-
-    y = γ(x - μ)/√(σ² + ε) + β, with torch's default ε.
-
-    Args:
-        source, target: prefixes of the names in `state` and in the result.
-    """
-    converted: State = {}
-    for index, layer in ((0, "first"), (3, "second")):
-        weight = _get_tensor(state, f"{source}.{index}.weight")
-        bias = state.get(f"{source}.{index}.bias", torch.zeros(len(weight)))
-        norm = f"{source}.{index + 1}"
-        scale = (
-            _get_tensor(state, f"{norm}.weight")
-            / (_get_tensor(state, f"{norm}.running_var") + 1e-5).sqrt()
-        )
-        mean = _get_tensor(state, f"{norm}.running_mean")
-        shift = _get_tensor(state, f"{norm}.bias") - mean * scale
-        converted[f"{target}.{layer}.weight"] = weight * scale.view(-1, 1, 1, 1)
-        converted[f"{target}.{layer}.bias"] = bias * scale + shift
-    return converted
-
-
-def _get_tensor(state: State, name: str) -> Tensor:
-    try:
-        return state[name]
-    except KeyError:
-        raise CheckpointError(f"the state dict is incomplete: {name} is missing") from None
 
 
 def draw_synthetic_image(channels: int) -> ByteArray:

@@ -20,10 +20,11 @@ import pytest
 
 from tests.conftest import Server, encode, nuclei, serving
 from tests.service.test_bad_input import assert_problem
+from tests.service.test_lifecycle import wait_until
 
 GOOD = encode(nuclei(60, 60)[0])
 POISON = encode(np.full((60, 60), 255, np.uint8))
-DRIVER = (str(Path(__file__).parent / "faulty.py"),)
+DRIVER = ("-m", "tools.prove.faulty")
 
 
 def post(server: Server, data: bytes, **query: object) -> httpx.Response:
@@ -43,8 +44,19 @@ def faulty(
     return serving(program=DRIVER, FAULT=fault, UNET_WEIGHTS_DIR=str(weights), **environment)
 
 
-@pytest.mark.parametrize("fault", ["nan", "error"])
-def test_only_the_image_at_fault_fails_in_a_shared_batch(fault: str, tiny: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "logged"),
+    [
+        ("error", "secret"),
+        ("bug", "secret"),
+        ("nan", "not finite"),
+        ("short", "0 results for 1 windows"),
+        ("host-memory", "secret"),
+    ],
+)
+def test_only_the_image_at_fault_fails_in_a_shared_batch(
+    fault: str, logged: str, tiny: Path
+) -> None:
     with faulty(fault, tiny, UNET_MAX_BATCH="8", UNET_MAX_WAIT_MS="200") as server:
         alone = post(server, GOOD).content
         with ThreadPoolExecutor(8) as clients:
@@ -57,7 +69,7 @@ def test_only_the_image_at_fault_fails_in_a_shared_batch(fault: str, tiny: Path)
             else:
                 assert answer.status_code == 200
                 assert answer.content == alone
-        assert any("secret" in line or "not finite" in line for line in server.lines)
+        wait_until(lambda: any(logged in line for line in server.lines))
         assert httpx.get(f"{server.url}/livez").status_code == 200
         assert server.metric("unet_windows_reserved") == 0
 

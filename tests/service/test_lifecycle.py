@@ -18,7 +18,7 @@ import pytest
 from model.checkpoint import update_manifest
 from tests.conftest import ROOT, Post, Server, encode, nuclei, serving
 
-FAULTY = (str(Path(__file__).parent / "faulty.py"),)
+FAULTY = ("-m", "tools.prove.faulty")
 PROBES = ("/livez", "/readyz", "/startupz", "/healthz", "/v2/health/live", "/v2/health/ready")
 IMAGE = encode(nuclei(512, 512)[0])
 

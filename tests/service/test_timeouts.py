@@ -254,6 +254,8 @@ def test_malformed_http_has_an_id_a_count_and_a_log_line(
     assert line["request_id"] == identifier
     assert line["path"] == ("-" if b"chunked" not in sent else sent.split()[1].decode())
     assert not any("exception" in json.loads(line) for line in server.lines)
+    warnings = [line for line in server.lines if json.loads(line)["level"] == "warning"]
+    assert warnings == []  # an invalid request is one line of the log
 
 
 def test_absolute_target_is_accepted(server: Server) -> None:

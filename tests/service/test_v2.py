@@ -34,7 +34,7 @@ GREY = nuclei(90, 130)[0]
 IMAGE = np.repeat(GREY[:, :, None], 3, axis=2)
 PNG = encode(GREY)
 LENGTH = "Inference-Header-Content-Length"
-SLOW = (str(Path(__file__).parent / "faulty.py"),)
+SLOW = ("-m", "tools.prove.faulty")
 
 
 def tensor(image: np.ndarray, **changes: Any) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def test_serve_listens_on_the_chosen_address(
         ("test", "no", EVERYTHING),
         ("test-unit", "no", EVERYTHING),
         ("lint", "no", EVERYTHING),
+        ("prove", "no", EVERYTHING),
         ("setup", "no", EVERYTHING),
     ],
 )
@@ -165,6 +166,13 @@ def test_changed_requirements_are_installed_again(
     assert "venv .venv" not in commands
 
 
+@pytest.mark.parametrize(("arguments", "flags"), [([], ""), (["LONG=1"], " --long")])
+def test_prove_runs_every_experiment(arguments: list[str], flags: str) -> None:
+    assert f"python -m tools.prove{flags}\n" in dry_run(ROOT, "prove", *arguments).replace(
+        " \n", "\n"
+    )
+
+
 def test_proof_on_a_gpu_installs_nothing(clone: Path) -> None:
     commands = dry_run(clone, "gpu-proof")
     assert commands.split()[:3] == ["python3", "-m", "benchmarks.gpu_proof"]
@@ -189,13 +197,5 @@ def test_help_lists_every_target(clone: Path) -> None:
         ["make", "help"], cwd=clone, capture_output=True, text=True, check=True
     ).stdout
     targets = {line.split()[0] for line in listed.splitlines()}
-    assert {
-        "serve",
-        "test",
-        "test-unit",
-        "lint",
-        "format",
-        "setup",
-        "bench",
-        "gpu-proof",
-    } <= targets
+    expected = "serve test test-unit lint format setup bench prove gpu-proof"
+    assert set(expected.split()) <= targets

@@ -94,7 +94,12 @@ def _decode_word(word: str) -> str:
 
 def safe_stem(filename: str) -> str:
     """A client's file name as `safe_name` makes it, without the suffix of an image."""
-    return safe_name(_SUFFIX.sub("", filename))
+    return safe_name(strip_image_suffix(filename))
+
+
+def strip_image_suffix(filename: str) -> str:
+    """A file name without the suffix of an image format: cells for cells.ome.tif."""
+    return _SUFFIX.sub("", filename)
 
 
 def safe_name(filename: str) -> str:

@@ -35,7 +35,7 @@ def measure_peak(backend: str, device: str, precision: str, threads: int, second
 
 
 def _openvino_peak(side: int, precision: str, threads: int, seconds: float) -> float:
-    import openvino as ov
+    from app.engine.openvino import shared_core
 
     options = {
         "INFERENCE_NUM_THREADS": threads,
@@ -43,7 +43,7 @@ def _openvino_peak(side: int, precision: str, threads: int, seconds: float) -> f
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
     graph = _build_chain(side, precision == "int8")
-    request = ov.Core().compile_model(graph, "CPU", options).create_infer_request()
+    request = shared_core().compile_model(graph, "CPU", options).create_infer_request()
     inputs = [np.random.default_rng(0).random((side, side), np.float32)]
     median = measure_seconds(lambda: request.infer(inputs, share_inputs=True), seconds)
     return CHAIN_LENGTHS[side] * 2 * side**3 / median

@@ -6,6 +6,7 @@ Nothing has a name in a file system, so nothing is left behind when a process is
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import io
 import math
@@ -19,6 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from app.errors import Unavailable
 from model.arrays import AnyArray
 
 _MAP_FROM = 1 << 22
@@ -26,6 +28,8 @@ _MAP_FROM = 1 << 22
 for as long as its block is reused: page faults would cost more than the copy."""
 _MAX_CACHED = 1 << 25
 """Bytes of all blocks that are kept for reuse."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC})
+"""Errors of a system that has no file descriptors or memory left."""
 
 
 class SharedBlock:
@@ -152,12 +156,20 @@ class BlockCache:
         """A block with any content.
 
         After an error it is not reused: the process whose call was cancelled may still write to it.
+
+        Raises:
+            Unavailable: the system has no file descriptors or no memory for it.
         """
-        block = self._take()
+        block = None
         try:
+            block = self._take()
             yield block
-        except BaseException:
-            block.close()
+        except BaseException as error:
+            if block is not None:
+                block.close()
+            if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+                text = "the service has no memory or files left for this image; retry in a moment"
+                raise Unavailable(text, retry_after=1) from error
             raise
         if block.closed:
             return

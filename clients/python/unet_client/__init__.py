@@ -17,14 +17,18 @@ from unet_client.errors import (
     UnetClientError,
 )
 from unet_client.images import ImageInput, encode_image
-from unet_client.results import SegmentationResult
+from unet_client.query import Output, SegmentQuery
+from unet_client.results import PageResult, SegmentationResult
 
 __all__ = [
     "AsyncClient",
     "Client",
     "ConnectionFailed",
     "ImageInput",
+    "Output",
+    "PageResult",
     "ResponseTimeout",
+    "SegmentQuery",
     "SegmentationError",
     "SegmentationResult",
     "UnetClientError",

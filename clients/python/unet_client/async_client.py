@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
@@ -16,12 +16,12 @@ from unet_client.calls import (
     Call,
     Calls,
     Outcome,
-    QueryValue,
     ResultT,
     check_concurrency,
     outcome_of,
 )
-from unet_client.images import ImageInput, encode_image
+from unet_client.images import ImageInput, encode_image, name_image
+from unet_client.query import SegmentQuery
 from unet_client.results import SegmentationResult
 
 ImageT = TypeVar("ImageT", bound=ImageInput)
@@ -50,16 +50,16 @@ class AsyncClient:
             timeout=None,  # `_send` bounds the whole exchange
         )
 
-    async def segment(self, image: ImageInput, **query: QueryValue) -> SegmentationResult:
+    async def segment(self, image: ImageInput, **query: Unpack[SegmentQuery]) -> SegmentationResult:
         """Segment one image. Arguments and errors are those of `Client.segment`.
 
         Files are read, and arrays encoded, on another thread.
         """
         data = await asyncio.to_thread(encode_image, image)
-        return await self._run(self._calls.segment(data, query))
+        return await self._run(self._calls.segment(data, name_image(image), query))
 
     async def segment_many(
-        self, images: Iterable[ImageT], *, concurrency: int = 3, **query: QueryValue
+        self, images: Iterable[ImageT], *, concurrency: int = 3, **query: Unpack[SegmentQuery]
     ) -> AsyncGenerator[tuple[ImageT, Outcome], None]:
         """Segment images concurrently. Arguments, results and errors are those of
         `Client.segment_many`.

@@ -29,10 +29,10 @@ from unet_client.errors import (
     UnetClientError,
 )
 from unet_client.proxies import choose_proxy
-from unet_client.results import SegmentationResult
+from unet_client.query import encode_query
+from unet_client.results import SegmentationResult, read_result
 
 ResultT = TypeVar("ResultT")
-QueryValue: TypeAlias = str | int | float | bool | Sequence[str]
 Outcome: TypeAlias = SegmentationResult | UnetClientError | OSError
 
 _RETRIED = (429, 503)
@@ -93,16 +93,17 @@ class Calls:
         """The proxy to send requests through."""
         return self._choice.proxy
 
-    def segment(self, data: bytes, query: Mapping[str, QueryValue]) -> Call[SegmentationResult]:
-        """POST /segment with the bytes of one image."""
+    def segment(self, data: bytes, name: str, query: Mapping[str, Any]) -> Call[SegmentationResult]:
+        """POST /segment with the bytes of one image.
+
+        Args:
+            name: of its file, which some outputs state; "" if it has none.
+        """
+        headers, content = _build_body(data, name)
         response = yield from self._exchange(
-            "POST",
-            "/segment",
-            params=dict(query),
-            headers={"Content-Type": "application/octet-stream"},
-            content=data,
+            "POST", "/segment", params=encode_query(query), headers=headers, content=content
         )
-        return SegmentationResult(response.content, response.headers)
+        return read_result(response.content, response.headers, query)
 
     def models(self) -> Call[dict[str, Any]]:
         """GET /models."""
@@ -138,7 +139,7 @@ class Calls:
         method: str,
         path: str,
         *,
-        params: dict[str, QueryValue] | None = None,
+        params: Mapping[str, Sequence[str]] | None = None,
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
     ) -> Call[httpx.Response]:
@@ -182,6 +183,14 @@ class Calls:
         if proxy is None:
             return address
         return f"{address} through {proxy.url.netloc.decode()} ({self._choice.source})"
+
+
+def _build_body(data: bytes, name: str) -> tuple[dict[str, str], bytes]:
+    """Headers and body of a request: a form if the image has a name, otherwise its bytes."""
+    if not name:
+        return {"Content-Type": "application/octet-stream"}, data
+    form = httpx.Request("POST", "http://form", files={"file": (name, data)})
+    return {"Content-Type": form.headers["Content-Type"]}, form.read()
 
 
 def outcome_of(result: Callable[[], SegmentationResult]) -> Outcome:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
@@ -16,12 +16,12 @@ from unet_client.calls import (
     Call,
     Calls,
     Outcome,
-    QueryValue,
     ResultT,
     check_concurrency,
     outcome_of,
 )
-from unet_client.images import ImageInput, encode_image
+from unet_client.images import ImageInput, encode_image, name_image
+from unet_client.query import SegmentQuery
 from unet_client.results import SegmentationResult
 from unet_client.transport import DEADLINE, DeadlineTransport
 
@@ -49,25 +49,26 @@ class Client:
         self._calls = Calls(url, key, timeout)
         self._http = httpx.Client(transport=DeadlineTransport(self._calls.proxy))
 
-    def segment(self, image: ImageInput, **query: QueryValue) -> SegmentationResult:
+    def segment(self, image: ImageInput, **query: Unpack[SegmentQuery]) -> SegmentationResult:
         """Segment one image.
 
         Args:
             image: a path, the bytes of a file, a binary file object, or an array: (H, W) of uint8
                 or uint16, or (H, W, 3) of uint8.
-            query: parameters of POST /segment, for example model, threshold and output.
+            query: parameters of POST /segment: see `SegmentQuery`.
 
         Raises:
             SegmentationError: the service responded with an error, or was busy until the timeout.
             ResponseTimeout: no complete response within the timeout.
             ConnectionFailed: the service cannot be reached, or the connection broke.
             TypeError: the image is not an `ImageInput`.
+            ValueError: a parameter cannot be encoded.
             OSError: the file cannot be read.
         """
-        return self._run(self._calls.segment(encode_image(image), query))
+        return self._run(self._calls.segment(encode_image(image), name_image(image), query))
 
     def segment_many(
-        self, images: Iterable[ImageT], *, concurrency: int = 3, **query: QueryValue
+        self, images: Iterable[ImageT], *, concurrency: int = 3, **query: Unpack[SegmentQuery]
     ) -> Generator[tuple[ImageT, Outcome], None, None]:
         """Segment images concurrently.
 

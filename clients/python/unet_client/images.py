@@ -1,4 +1,4 @@
-"""Converts images to the bytes that are sent, and PNGs to arrays.
+"""Converts images to the bytes that are sent, and pictures to arrays.
 
 numpy and Pillow are imported only when an array is converted.
 """
@@ -65,17 +65,36 @@ def _encode_png(pixels: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_png(content: bytes) -> npt.NDArray[Any]:
-    """Decode a grey or palette PNG to (H, W): uint8, or uint16 if it has 16 bits.
+def name_image(image: ImageInput) -> str:
+    """Return the file name of an image; "" for bytes and arrays."""
+    if isinstance(image, str | os.PathLike):
+        return Path(image).name
+    name = getattr(image, "name", "")  # of an open file; 0 and such for descriptors
+    return Path(name).name if isinstance(name, str) else ""
+
+
+def decode_image(content: bytes) -> npt.NDArray[Any]:
+    """Decode a PNG, WebP or TIFF as the service writes them.
+
+    Returns:
+        (H, W) or (H, W, C): uint8 and uint16 as in the file, float32, and int32 for labels of 32
+        bits. The pages of a TIFF with several are stacked along the first axis. The values of a
+        palette image are the indices.
 
     Raises:
         ImportError: numpy or Pillow is not installed.
     """
     try:
         import numpy as np
-        from PIL.PngImagePlugin import PngImageFile
+        from PIL import ImageSequence, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
     except ModuleNotFoundError as error:
         raise ImportError(_NO_ARRAYS) from error
 
     # Image.open would reject images as large as the service accepts.
-    return np.asarray(PngImageFile(io.BytesIO(content)))
+    file = io.BytesIO(content)
+    if content.startswith(b"RIFF"):
+        return np.asarray(WebPImagePlugin.WebPImageFile(file))
+    if not content.startswith((b"II", b"MM")):
+        return np.asarray(PngImagePlugin.PngImageFile(file))
+    pages = [np.array(page) for page in ImageSequence.Iterator(TiffImagePlugin.TiffImageFile(file))]
+    return pages[0] if len(pages) == 1 else np.stack(pages)

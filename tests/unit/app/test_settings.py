@@ -161,6 +161,7 @@ def test_unknown_variable_is_a_warning_with_the_nearest_name(
         "unknown variable UNET_PROT is ignored (did you mean UNET_PORT?)"
     ]
     assert warnings_for(caplog, UNET_QQQQ="1") == ["unknown variable UNET_QQQQ is ignored"]
+    assert warnings_for(caplog, UNET_KEY="of a client") == []
 
 
 def test_variables_that_kubernetes_sets_are_not_reported(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,15 +10,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.api.body.form import FormParser
+from app.imaging.tiff import encode_tiff, stack_tiff
+from app.imaging.webp import encode_webp
 from tests.conftest import decode, encode, nuclei
-from tests.unit.clients.fake_server import Connect, FakeServer
+from tests.unit.clients.fake_server import Connect, FakeServer, ReceivedRequest
 from unet_client import SegmentationResult, encode_image
 
 IMAGE = encode(nuclei(40, 50)[0])
 
 
-def result(content: bytes, content_type: str = "image/png") -> SegmentationResult:
-    return SegmentationResult(content, httpx.Headers({"Content-Type": content_type}))
+def read_form(request: ReceivedRequest) -> tuple[str, bytes]:
+    """Name and content of the only file in a form, as the service reads them."""
+    parser = FormParser(request.headers["content-type"])
+    parser.feed(request.body)
+    parser.finish()
+    ((name, chunks),) = parser.files
+    return name, b"".join(chunks)
+
+
+def result(content: bytes, output: str = "mask") -> SegmentationResult:
+    return SegmentationResult(content, httpx.Headers(), {output: content})
 
 
 def test_image_may_be_a_path_bytes_or_a_file(
@@ -27,11 +39,22 @@ def test_image_may_be_a_path_bytes_or_a_file(
     path = tmp_path / "image.png"
     path.write_bytes(IMAGE)
     with connect(fake.url) as client:
-        for image in (path, str(path), IMAGE, bytearray(IMAGE), memoryview(IMAGE)):
+        for image in (IMAGE, bytearray(IMAGE), memoryview(IMAGE), io.BytesIO(IMAGE)):
             assert client.segment(image).content == IMAGE
         with path.open("rb") as file:
-            assert client.segment(file).content == IMAGE
-        assert client.segment(io.BytesIO(IMAGE)).content == IMAGE
+            for named in (path, str(path), file):
+                client.segment(named)
+                assert read_form(fake.requests[-1]) == ("image.png", IMAGE)
+
+
+@pytest.mark.parametrize("name", ["Zelle ä 1.png", 'a"b.png', "スキャン.tif"])
+def test_name_of_a_file_is_sent_as_the_service_reads_it(
+    fake: FakeServer, connect: Connect, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_bytes(IMAGE)
+    with connect(fake.url) as client:
+        client.segment(tmp_path / name)
+    assert read_form(fake.requests[0]) == (name, IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +124,35 @@ def test_palette_png_is_read_as_class_indices() -> None:
 
 def test_polygons_are_read_as_geojson() -> None:
     content = b'{"type": "FeatureCollection", "features": []}'
-    polygons = result(content, "application/geo+json")
+    polygons = result(content, "polygons")
     assert polygons.polygons() == {"type": "FeatureCollection", "features": []}
     with pytest.raises(ValueError, match=r"\.polygons\(\)"):
         polygons.image()
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+def test_tiff_is_read_with_its_values(kind: str) -> None:
+    values = np.arange(12).reshape(3, 4).astype(kind)
+    image = result(encode_tiff(values)).image()
+    assert image.dtype == kind
+    np.testing.assert_array_equal(image, values)
+
+
+def test_labels_of_32_bits_are_read() -> None:
+    labels = np.array([[0, 65_536], [1, 2_000_000]], np.uint32)
+    np.testing.assert_array_equal(result(encode_tiff(labels)).image(), labels)
+
+
+def test_stack_is_read_page_by_page() -> None:
+    pages = [np.full((3, 4), value, np.uint8) for value in (1, 2, 3)]
+    stack = result(stack_tiff([encode_tiff(page) for page in pages])).image()
+    np.testing.assert_array_equal(stack, pages)
+
+
+def test_color_and_transparency_are_read() -> None:
+    cutout = np.full((4, 5, 4), 100, np.uint8)
+    for content in (encode(cutout), encode_tiff(cutout), encode_webp(cutout)):
+        assert result(content, "cutout").image().shape == (4, 5, 4)
 
 
 def test_masks_may_be_larger_than_pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:

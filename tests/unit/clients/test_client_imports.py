@@ -39,7 +39,7 @@ def test_bytes_are_encoded_without_numpy() -> None:
     "call",
     [
         "import numpy; unet_client.encode_image(numpy.zeros((4, 4), 'u1'))",
-        "unet_client.SegmentationResult(b'', httpx.Headers()).image()",
+        "unet_client.SegmentationResult(b'', httpx.Headers(), {'mask': b''}).image()",
     ],
 )
 def test_array_without_pillow_is_a_clear_error(call: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from model.arrays import AnyArray
 from model.measurements import measure_objects
 from model.polygons import encode_polygons
 from tests.conftest import nuclei
-from tests.objects import make_objects
+from tests.objects import make_objects, read_like_qupath
 
 CLASSES, COLORS = ("background", "nucleus"), ((0, 0, 0), (255, 64, 129))
 
@@ -26,36 +25,6 @@ def collect(labels: AnyArray, object_type: str = "detection") -> list[dict[str, 
     assert document["type"] == "FeatureCollection"
     features: list[dict[str, Any]] = document["features"]
     return features
-
-
-def read_like_qupath(feature: dict[str, Any]) -> dict[str, Any]:
-    """Read a feature by the rules of QuPath 0.4 and later.
-
-    From its `QuPathTypeAdapters` and `GsonTools.PathClassTypeAdapter`: an `objectType` that it does
-    not know becomes an annotation; a classification needs a name and a color of three integers;
-    measurements are a map of names to numbers, where nothing else can be cast; a name is a string.
-    """
-    properties = feature["properties"]
-    assert properties["objectType"] in ("annotation", "detection", "cell", "tile")
-    classification = properties["classification"]
-    assert isinstance(classification["name"], str)
-    assert len(classification["color"]) == 3
-    assert all(type(value) is int and 0 <= value <= 255 for value in classification["color"])
-    assert isinstance(properties["name"], str)
-    for name, value in properties["measurements"].items():
-        assert isinstance(name, str)
-        assert type(value) in (int, float)
-        assert math.isfinite(value)
-    geometry = feature["geometry"]
-    assert geometry["type"] in ("Polygon", "MultiPolygon")
-    if geometry["type"] == "MultiPolygon":
-        assert len(geometry["coordinates"]) > 1
-    return {
-        "type": properties["objectType"],
-        "class": classification["name"],
-        "roi": shape(geometry),
-        "measurements": properties["measurements"],
-    }
 
 
 def test_square_in_the_corner_has_closed_ring_and_properties() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model.config import UNetConfig
-from model.unet import UNet
+from model.unet import CropAndConcat, UNet
 
 
 class Plain(nn.Module):
@@ -116,3 +116,22 @@ def test_network_is_rebuilt_from_its_config() -> None:
     network = UNet.from_config(config)
     assert network.config == config
     assert network.final_conv.weight.shape == (5, 4, 1, 1)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and reports every check of a shape
+def test_network_can_be_traced(padding: int) -> None:
+    network = UNet(3, 1, base_features=2, padding=padding).eval()
+    x = torch.randn(1, 3, 192, 208) if padding else torch.randn(1, 3, 188, 204)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(network, x)(x), network(x))
+
+
+def test_skip_is_cropped_as_in_the_annotated_implementation() -> None:
+    for larger in range(20):
+        for smaller in range(1, larger):
+            start = round((larger - smaller) / 2)
+            joined = CropAndConcat()(
+                torch.zeros(1, 1, smaller, 1), torch.arange(larger).view(1, 1, -1, 1)
+            )
+            assert joined[0, 1, 0, 0] == start

@@ -7,6 +7,7 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
+from app.engine.openvino import shared_core
 from app.engine.quantize import MAX_WEIGHT, quantize_weights, round_kernels
 
 
@@ -61,7 +62,7 @@ def test_the_largest_possible_sum_is_exact_on_this_cpu(side: int, sign: int) -> 
     weights = np.full((channels, channels, side, side), sign * MAX_WEIGHT, np.int8)
     weight = ops.multiply(ops.convert(ops.constant(weights), "f32"), np.float32(1))
     x = ops.convolution(x, weight, [1, 1], [0, 0], [0, 0], [1, 1])
-    layer = ov.Core().compile_model(
+    layer = shared_core().compile_model(
         ov.Model([x], [image], "layer"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     (result,) = layer([np.full((1, channels, side, side), 255, np.uint8)]).values()

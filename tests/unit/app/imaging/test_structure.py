@@ -73,9 +73,9 @@ def webp(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def canvas(width: int, height: int) -> bytes:
+def canvas(width: int, height: int, *, animated: bool = False) -> bytes:
     sides = ((side - 1).to_bytes(3, "little") for side in (width, height))
-    return bytes(4) + b"".join(sides)
+    return bytes([2 * animated, 0, 0, 0]) + b"".join(sides)
 
 
 def box(kind: bytes, content: bytes = b"") -> bytes:
@@ -172,6 +172,9 @@ def tiff_of_directories(number: int) -> bytes:
         pytest.param(bmp(100, 100, 1, b"\0\2\0\0" * 10_000), id="bmp-rle-bytes"),
         pytest.param(webp((b"VP8X", canvas(16, 16)), *[(b"ABCD", b"")] * 21_000), id="webp-chunks"),
         pytest.param(webp((b"VP8X", canvas(1 << 24, 255))), id="webp-canvas"),
+        pytest.param(
+            webp((b"VP8X", canvas(16_383, 2049, animated=True))), id="webp-animation-canvas"
+        ),
         pytest.param(webp((b"XMP ", bytes(17 << 20))), id="webp-metadata"),
         pytest.param(avif(box(b"free") * 70_000), id="avif-boxes"),
         pytest.param(avif(meta(box(b"free") * 70_000)), id="avif-boxes-within"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.errors import CorruptImage, UnprocessableImage
+from app.errors import CorruptImage, Unavailable, UnprocessableImage
 from app.imaging.workers import child, shared, worker
 from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache
@@ -108,6 +110,26 @@ def test_block_without_memfd_is_an_unnamed_file(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delattr(os, "memfd_create", raising=False)
     for mapped in (False, True):
         test_arrays_are_passed_in_shared_memory(mapped, monkeypatch)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM])
+def test_block_without_files_or_memory_is_unavailable_for_now(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    cache = BlockCache()
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(os, "memfd_create", fail, raising=False)
+        exhausted.setattr(tempfile, "TemporaryFile", fail)
+        with pytest.raises(Unavailable) as raised, cache.borrow():
+            pass
+    assert raised.value.retry_after == 1
+    with cache.borrow() as block, pytest.raises(TimeoutError), cache.borrow():
+        raise TimeoutError
+    assert block.fd != -1
+    cache.close()
 
 
 def test_blocks_are_reused_unless_a_call_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import pytest
 from app.engine.device_engines import BatchKey
 from app.engine.openvino import OpenVinoEngine
 from app.errors import DeviceLost, SettingsError, Unavailable
+from app.imaging.workers.worker import CallLimit
+from app.inference import service as service_module
+from app.inference.allocator import trim_memory
 from app.inference.service import Service
 from app.metrics import Metrics
 from app.settings import Settings
@@ -39,6 +42,35 @@ def test_service_is_ready_once_the_default_model_is_loaded(tiny: Path) -> None:
         await until(lambda: service.started)
         assert service.readiness_error() is None
         assert read_metric(service, "unet_ready") == 1
+
+    with_service(tiny, body, load=False)
+
+
+def test_memory_is_given_back_after_loading_and_in_pauses(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed = 0
+    monkeypatch.setattr(service_module, "_IDLE_S", 0.02)
+
+    async def body(service: Service) -> None:
+        call_each = service.workers.call_each
+
+        async def count(limit: CallLimit, function: Callable[..., Any], *args: Any) -> None:
+            nonlocal trimmed
+            await call_each(limit, function, *args)
+            trimmed += function is trim_memory
+
+        monkeypatch.setattr(service.workers, "call_each", count)
+        await service.start()
+        await until(lambda: trimmed == 1)
+        for requests in (1, 5):
+            before = trimmed
+            for _ in range(requests):
+                with service.track_request():
+                    pass
+            await until(lambda: trimmed > before)  # noqa: B023
+            await asyncio.sleep(0.2)
+            assert trimmed == before + 1  # once in each pause
 
     with_service(tiny, body, load=False)
 

@@ -1,140 +1,26 @@
-"""An imported network computes the logits of the network it comes from."""
+"""`unet import`: networks are found wherever they are in a file, and code in it never runs."""
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from safetensors.torch import save_file
 
 from app import cli
 from model.checkpoint import load_checkpoint
-from model.convert.import_weights import infer_architecture, read_state, to_unet_state_dict
+from model.convert.foreign_networks import State
+from model.convert.import_weights import find_network
 from model.errors import CheckpointError
 from model.unet import UNet
-
-
-class DoubleConv(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.double_conv = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.double_conv(x)  # type: ignore[no-any-return]
-
-
-class Down(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(inputs, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.maxpool_conv(x)  # type: ignore[no-any-return]
-
-
-class Up(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.up = nn.ConvTranspose2d(inputs, inputs // 2, 2, stride=2)
-        self.conv = DoubleConv(inputs, outputs)
-
-    def forward(self, below: Tensor, skip: Tensor) -> Tensor:
-        return self.conv(torch.cat([skip, self.up(below)], dim=1))  # type: ignore[no-any-return]
-
-
-class OutConv(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)  # type: ignore[no-any-return]
-
-
-class Milesial(nn.Module):
-    """The architecture of milesial/Pytorch-UNet with bilinear=False, from its description."""
-
-    def __init__(self, classes: int, base: int) -> None:
-        super().__init__()
-        widths = [base * 2**level for level in range(5)]
-        self.inc = DoubleConv(3, base)
-        for level in range(4):
-            setattr(self, f"down{level + 1}", Down(widths[level], widths[level + 1]))
-            setattr(self, f"up{level + 1}", Up(widths[4 - level], widths[3 - level]))
-        self.outc = OutConv(base, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        skips = [self.inc(x)]
-        for level in range(1, 5):
-            skips.append(getattr(self, f"down{level}")(skips[-1]))
-        x = skips.pop()
-        for level in range(1, 5):
-            x = getattr(self, f"up{level}")(x, skips.pop())
-        return self.outc(x)  # type: ignore[no-any-return]
-
-
-@pytest.fixture(params=[1, 2, 4])
-def milesial(request: pytest.FixtureRequest) -> Milesial:
-    """A network of 1, 2 or 4 classes, with batch statistics as after training."""
-    torch.manual_seed(request.param)
-    network = Milesial(request.param, 4)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.bias, -1, 1)
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.2, 2)
-    return network.eval()
-
-
-def test_milesial_is_converted_exactly(milesial: Milesial, tmp_path: Path) -> None:
-    torch.save({**milesial.state_dict(), "mask_values": [0, 1]}, tmp_path / "milesial.pth")
-    state = to_unet_state_dict(read_state(tmp_path / "milesial.pth"))
-    network = UNet.from_config(infer_architecture(state))
-    network.load_state_dict(state)
-    x = torch.randn(1, 3, 48, 64)
-    with torch.inference_mode():
-        expected, found = milesial(x), network(x)
-    if expected.shape[1] == 2:
-        assert torch.allclose(found.sigmoid()[:, 0], expected.softmax(1)[:, 1], atol=1e-5)
-    else:
-        assert torch.allclose(found, expected, atol=1e-4)
-
-
-def test_order_of_concatenated_channels_matters() -> None:
-    """So `test_milesial_is_converted_exactly` would find a missing permutation."""
-    torch.manual_seed(0)
-    network = Milesial(1, 4).eval()
-    state = to_unet_state_dict(network.state_dict())
-    name = "up_conv.0.first.weight"
-    upsampled, skip = state[name].chunk(2, dim=1)
-    swapped = {**state, name: torch.cat([skip, upsampled], dim=1)}
-    x = torch.randn(1, 3, 32, 32)
-    right, wrong = UNet(3, 1, base_features=4), UNet(3, 1, base_features=4)
-    right.load_state_dict(state)
-    wrong.load_state_dict(swapped)
-    with torch.inference_mode():
-        assert F.l1_loss(wrong(x), network(x)) > 10 * F.l1_loss(right(x), network(x))
-
-
-def test_milesial_with_bilinear_up_sampling_is_rejected(milesial: Milesial) -> None:
-    state = {name: t for name, t in milesial.state_dict().items() if ".up." not in name}
-    with pytest.raises(CheckpointError, match="bilinear up-sampling cannot be converted"):
-        to_unet_state_dict(state)
 
 
 @pytest.fixture
@@ -149,6 +35,153 @@ def weights(network: UNet, tmp_path: Path) -> Path:
     path = tmp_path / "annotated.pth"
     torch.save(network.state_dict(), path)
     return path
+
+
+CONTAINERS: dict[str, Callable[[State], Any]] = {
+    "plain": lambda state: state,
+    "DataParallel": lambda state: {"state_dict": prefixed("module.", state), "epoch": 3},
+    "Lightning": lambda state: {"state_dict": prefixed("model.", state), "hyper_parameters": {}},
+    "torch.compile": lambda state: {"model": prefixed("_orig_mod.", state)},
+    "nested": lambda state: {"a": {"b": [prefixed("module._orig_mod.unet.net.", state)]}},
+    "Fabric": lambda state: {"model": prefixed("_forward_module.generator.", state)},
+    "inner wrappers": lambda state: {
+        name.replace("down_conv.0.", "down_conv.0._orig_mod."): each
+        for name, each in state.items()
+    },
+    "SWA": lambda state: {"n_averaged": torch.tensor(3), **prefixed("module.", state)},
+    "any key": lambda state: {"network_weights": state, "optimizer": {"state": {0: {}}}},
+    "beside other tensors": lambda state: {
+        **prefixed("network.", state), "criterion.weight": torch.ones(2)
+    },
+    "twice": lambda state: {"state_dict": state, "best": dict(state)},
+    "lists beside it": lambda state: {**state, "mask_values": [0, 1]},
+    "NumPy": lambda state: {"model": state, "dice": np.float64(0.9), "curve": np.arange(3.0)},
+    "namespace": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1, path=Path())},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("container", "legacy"),
+    # the classes that a file of torch before 1.6 names cannot be listed
+    [(name, old) for name in CONTAINERS for old in (False, True) if name != "namespace" or not old],
+)
+def test_network_is_found_in_any_container(
+    network: UNet, tmp_path: Path, container: str, legacy: bool
+) -> None:
+    path = tmp_path / "file.pt"
+    torch.save(
+        CONTAINERS[container](network.state_dict()), path, _use_new_zipfile_serialization=not legacy
+    )
+    finding = find_network(path)
+    assert finding.others == ()
+    check_state(finding.network.convert(), network)
+
+
+def test_plain_pickle_is_rejected_in_one_line(network: UNet, tmp_path: Path) -> None:
+    path = tmp_path / "file.pkl"
+    path.write_bytes(pickle.dumps(network.state_dict()))
+    with pytest.raises(CheckpointError, match="pickled objects that are never loaded"):
+        find_network(path)
+
+
+def test_state_dict_of_safetensors_is_found(network: UNet, tmp_path: Path) -> None:
+    save_file(network.state_dict(), tmp_path / "file.bin")
+    check_state(find_network(tmp_path / "file.bin").network.convert(), network)
+
+
+class Guarded(UNet):
+    """Fails if it is restored from a file."""
+
+    def __setstate__(self, _: object) -> None:
+        raise AssertionError("code of the file was used")
+
+
+@pytest.mark.parametrize("wrap", [lambda each: each, lambda each: {"model": each, "epoch": 1}])
+def test_pickled_module_is_read_without_its_code(
+    tmp_path: Path, wrap: Callable[[Any], Any]
+) -> None:
+    network = Guarded(3, 1, base_features=4)
+    torch.save(wrap(torch.nn.DataParallel(network)), tmp_path / "module.pt")
+    finding = find_network(tmp_path / "module.pt")
+    check_state(finding.network.convert(), network)
+
+
+def test_running_average_is_preferred_and_reported(
+    network: UNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "both.pth", tmp_path / "both.safetensors"
+    average = {name: tensor + 1 for name, tensor in network.state_dict().items()}
+    torch.save(
+        {"state_dict": network.state_dict(), "ema": {"module": average}, "optimizer": {}}, path
+    )
+    command = ["import", str(path), "--out", str(out), "--force"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "at 'ema.module', a running average" in printed
+    assert "not imported: 'state_dict'; choose with --weights" in printed
+    loaded = load_checkpoint(out).state["final_conv.bias"]
+    assert np.array_equal(loaded, average["final_conv.bias"].numpy())
+    assert cli.main([*command, "--weights", "state_dict"]) == 0
+    assert "at 'state_dict'\n" in capsys.readouterr().out
+    assert network.final_conv.bias is not None
+    loaded = load_checkpoint(out).state["final_conv.bias"]
+    assert np.array_equal(loaded, network.final_conv.bias.detach().numpy())
+    assert cli.main([*command, "--weights", "nothing"]) == 2
+    assert "no network at 'nothing', but at 'state_dict', 'ema.module'" in capsys.readouterr().err
+
+
+def test_average_that_cannot_be_converted_is_an_error_with_an_alternative(
+    network: UNet, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    average = {name: each + 1 for name, each in network.state_dict().items() if "bias" not in name}
+    torch.save({"model": network.state_dict(), "model_ema": average}, weights)
+    assert cli.main(["import", str(weights), "--out", str(tmp_path / "out")]) == 2
+    assert "--weights can choose another network: 'model'" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(20)
+def test_modules_that_contain_each_other_end(tmp_path: Path) -> None:
+    modules = [torch.nn.Module() for _ in range(60)]
+    for outer, inner in itertools.pairwise(modules):
+        outer.add_module("a", inner)
+        outer.add_module("b", inner)
+    modules[-1].add_module("a", modules[-1])
+    torch.save(modules[0], tmp_path / "modules.pt")
+    with pytest.raises(CheckpointError, match="contains no tensors"):
+        find_network(tmp_path / "modules.pt")
+
+
+def test_average_without_names_is_reported(
+    network: UNet, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shadow = [tensor + 1 for tensor in network.state_dict().values()]
+    torch.save({"model": network.state_dict(), "ema": {"shadow_params": shadow}}, weights)
+    assert cli.main(["import", str(weights), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "not imported: 'ema.shadow_params' looks like a running average" in printed
+
+
+def test_choice_between_several_networks_is_asked(
+    network: UNet, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = UNet(3, 1, base_features=4).state_dict()
+    together = {**prefixed("student.", network.state_dict()), **prefixed("teacher.", other)}
+    torch.save({"state_dict": together}, weights)
+    command = ["import", str(weights), "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "several networks, at 'state_dict.student', 'state_dict.teacher'" in line
+    assert cli.main([*command, "--weights", "state_dict.student"]) == 0
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def check_state(state: State, network: UNet) -> None:
+    assert state.keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(state[name], tensor), name
 
 
 @pytest.mark.parametrize("wrapper", ["", "state_dict", "model"])
@@ -171,7 +204,7 @@ def test_import_writes_a_checkpoint_with_a_golden_pair(
     for name, tensor in network.state_dict().items():
         assert np.array_equal(loaded.state[name], tensor.numpy()), name
     assert loaded.card["revision"]
-    assert "unet serve --model mine" in capsys.readouterr().out
+    assert f"unet serve --model mine --weights-dir {tmp_path}\n" in capsys.readouterr().out
     assert cli.main(arguments) == 2
     assert "--force" in capsys.readouterr().err
 
@@ -265,6 +298,30 @@ class Malicious:
         return (os.system, ("touch executed",))
 
 
+class Evaluating:
+    """Runs code of a module that torch does not block when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (exec, ("open('executed', 'w').close()",))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_file_is_not_executed(
+    network: UNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {"model": network.state_dict(), "evil": Evaluating()}
+    torch.save(content, "file.pth", _use_new_zipfile_serialization=not legacy)
+    if legacy:
+        with pytest.raises(CheckpointError, match="pickled objects"):
+            find_network(Path("file.pth"))
+    else:
+        check_state(find_network(Path("file.pth")).network.convert(), network)
+    assert not Path("executed").exists()
+    torch.load("file.pth", weights_only=False)
+    assert Path("executed").exists()  # it would have been
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -272,11 +329,21 @@ class Malicious:
         ({"network": {}, "ema": {}, "optimizer": {}}, "is the state of a training run"),
         ({"network": {}, "average": {}, "optimiser": {}}, "is the state of a training run"),
         (torch.zeros(3), "contains a Tensor, not a state dict"),
+        (torch.nn.Linear(1, 1), "unrecognised architecture: the first tensor is 'weight'"),
         ({"epoch": 3}, "contains no tensors"),
         ({"layer.weight": torch.zeros(3)}, "unrecognised architecture"),
         ({"down_conv.0.first.weight": torch.zeros(4, 3, 3, 3)}, "is incomplete"),
     ],
-    ids=["pickle", "run state", "old run state", "tensor", "no tensors", "unknown", "incomplete"],
+    ids=[
+        "pickle",
+        "run state",
+        "old run state",
+        "tensor",
+        "module",
+        "no tensors",
+        "unknown",
+        "incomplete",
+    ],
 )
 def test_file_that_cannot_be_imported_is_reported_in_one_line(
     tmp_path: Path,
@@ -315,3 +382,59 @@ def test_file_that_torch_cannot_read_is_rejected(
     assert "file.pth" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("marker", "arguments", "says"),
+    [
+        ("inc.double_conv.0.weight", ["--padding", "0"], "milesial/Pytorch-UNet pads"),
+        ("encoder1.enc1conv1.weight", ["--padding", "0"], "pytorch pads its convolutions"),
+        ("down_path.0.block.0.weight", [], "set --padding 0 (padding=False, its default) or "
+         "--padding 1, and --pooling max"),
+        ("down_path.0.block.0.weight", ["--padding", "0"], "set --pooling max"),
+        ("down_path.0.block.0.weight", ["--padding", "1", "--pooling", "average"],
+         "average pooling cannot be converted"),
+    ],
+)  # fmt: skip
+def test_code_that_the_file_does_not_describe_is_asked_or_rejected(
+    tmp_path: Path,
+    marker: str,
+    arguments: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "file.pth"
+    torch.save({marker: torch.zeros(4, 3, 3, 3)}, path)
+    assert cli.main(["import", str(path), "--out", str(tmp_path / "out"), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overlap"),
+    [
+        ([], 128),
+        (["--window", "256x512"], 128),
+        (["--window", "64x96", "256x256"], 32),
+        (["--mode", "resize"], 0),
+        (["--padding", "0"], 0),
+        (["--padding", "0", "--window", "572x572"], 0),
+    ],
+)
+def test_windows_overlap_by_at_most_half_of_the_smallest(
+    weights: Path, tmp_path: Path, arguments: list[str], overlap: int
+) -> None:
+    out = tmp_path / "imported.safetensors"
+    assert cli.main(["import", str(weights), "--out", str(out), *arguments]) == 0
+    assert load_checkpoint(out).preprocess.overlap == overlap
+
+
+def test_default_folder_is_not_in_the_hint(
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["import", str(weights)]) == 0
+    assert "unet serve --model annotated\n" in capsys.readouterr().out

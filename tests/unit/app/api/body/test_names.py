@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from app.api.body.form import parse_disposition
-from app.api.body.names import MAX_NAME_BYTES, cut_utf8, decode_filename, safe_name, safe_stem
+from app.api.body.names import (
+    MAX_NAME_BYTES,
+    cut_utf8,
+    decode_filename,
+    safe_name,
+    safe_stem,
+    strip_image_suffix,
+)
+from model.pixels import IMAGE_SUFFIXES
 
 
 @pytest.mark.parametrize(
@@ -130,3 +138,9 @@ def test_text_is_cut_at_a_number_of_bytes() -> None:
         "aö",
         "aö👩",
     ]
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_suffix_of_every_image_that_is_read_is_removed(suffix: str) -> None:
+    for name in (f"a.001{suffix}", f"a.001{suffix.upper()}", f"a.001.ome{suffix}"):
+        assert strip_image_suffix(name) == "a.001"

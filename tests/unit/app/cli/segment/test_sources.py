@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.errors import CommandError
-from app.cli.sources import STANDARD, plan_outputs
+from app.cli.segment.sources import STANDARD, plan_targets
 
 PNG = (".png",)
 
@@ -18,8 +18,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plan(*paths: str, out: str = "out", keep_suffix: bool = False) -> dict[str, str]:
-    masks = plan_outputs([Path(path) for path in paths], Path(out), PNG, keep_suffix=keep_suffix)
-    return {str(mask): str(image) for mask, image in masks.items()}
+    images = [Path(path) for path in paths]
+    targets = plan_targets(images, Path(out), PNG, keep_suffix=keep_suffix)
+    return {str(target.locate(".png")): str(target.image) for target in targets}
 
 
 def touch(*paths: str) -> None:
@@ -69,11 +70,12 @@ def test_image_given_twice_is_segmented_once() -> None:
 
 
 def test_only_image_suffixes_are_replaced() -> None:
-    touch("scan.001", "scan.002", "b.v2.TIF")
-    assert set(plan("scan.001", "scan.002", "b.v2.TIF")) == {
+    touch("scan.001", "scan.002", "b.v2.TIF", "c.ome.tif")
+    assert set(plan("scan.001", "scan.002", "b.v2.TIF", "c.ome.tif")) == {
         "out/scan.001.png",
         "out/scan.002.png",
         "out/b.v2.png",
+        "out/c.png",
     }
 
 
@@ -101,6 +103,43 @@ def test_one_image_can_name_its_output_file() -> None:
     for images in ("in", "in/a.jpg"):
         assert "note.txt is a file" in error_of(images, out="note.txt")
         assert "note.txt is a file" in error_of(images, out="note.txt/deeper")
+
+
+def test_several_outputs_need_a_folder() -> None:
+    touch("a.jpg")
+    endings = ("-mask.png", "-overlay.png", ".csv")
+    (target,) = plan_targets([Path("a.jpg")], Path("out"), endings)
+    assert [str(target.locate(ending)) for ending in endings] == [
+        "out/a-mask.png",
+        "out/a-overlay.png",
+        "out/a.csv",
+    ]
+    with pytest.raises(CommandError, match="is one file; 3 outputs need a folder"):
+        plan_targets([Path("a.jpg")], Path("mask.png"), endings)
+
+
+def test_page_is_part_of_the_name() -> None:
+    touch("a.tif")
+    (target,) = plan_targets([Path("a.tif")], Path("out"), ("-mask.png", ".csv"))
+    assert str(target.locate("-mask.png", 12)) == "out/a-page12-mask.png"
+    (target,) = plan_targets([Path("a.tif")], Path("x/b.png"), PNG)
+    assert str(target.locate(".png", 0)) == "x/b-page0.png"
+
+
+def test_images_are_named_as_in_the_results() -> None:
+    touch("x/deep/1.png", "y/deep/1.png", "z/2.png")
+    for paths, names in (
+        (["x", "z"], {"deep/1.png", "2.png"}),
+        (["x", "y"], {"x/deep/1.png", "y/deep/1.png"}),
+    ):
+        targets = plan_targets([Path(path) for path in paths], Path("out"), PNG)
+        assert {target.name for target in targets} == names
+
+
+def test_any_output_that_would_replace_an_image_is_found() -> None:
+    touch("in/a.png", "in/a-mask.png")
+    with pytest.raises(CommandError, match=r"in/a\.png would replace the image in/a-mask\.png"):
+        plan_targets([Path("in")], Path("in"), (".csv", "-mask.png"))
 
 
 def test_output_never_replaces_an_image() -> None:
