@@ -180,7 +180,8 @@ class RunFolder:
     def close(self) -> None:
         """Flush and close the TensorBoard log."""
         if self._board is not None:
-            self._board.close()
+            with report_write_errors(self.path / "tensorboard"):
+                self._board.close()
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         with report_write_errors(self.path):

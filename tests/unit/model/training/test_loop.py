@@ -239,17 +239,19 @@ def test_compiled_network_is_trained(data: Path, monkeypatch: pytest.MonkeyPatch
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_short_runs_are_validated_ten_times(data: Path) -> None:
     flags = ["--validate-every", "0"]
-    assert run(data, *flags, "--steps", "25", out="steps") == 0
+    assert run(data, *flags, "--steps", "11", out="steps") == 0
     steps = [record["step"] for record in read_records(data / "steps") if "dice" in record]
-    assert steps == list(range(2, 25, 2))
+    assert steps == list(range(1, 12))
     assert run(data, *flags, "--steps", "0", "--minutes", "0.03", out="minutes") == 0
     records = [record for record in read_records(data / "minutes") if "dice" in record]
     assert len(records) >= 9  # a slow step may pass two tenths of two seconds
     assert (data / "minutes/samples.png").exists()
 
 
+@pytest.mark.slow
 def test_best_weights_are_shipped(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,8 +292,9 @@ def test_best_weights_are_shipped(
     assert re.search(r"last +step 12: validation Dice 0", output)
 
 
+@pytest.mark.slow
 def test_run_stops_without_improvement(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--stop_after", "2", "--validate-every", "1", "--learning-rate", "1e-9"]
+    flags = ["--stop-after", "2", "--validate-every", "1", "--learning-rate", "1e-9"]
     assert run(data, *flags, "--warmup", "0") == 0
     assert read_report(data / "run")["steps"] < 12
     assert "validations without a better score" in capsys.readouterr().out
@@ -325,6 +328,7 @@ def test_label_below_zero_ends_before_training(
     assert "masks/3.tif contains the label -1" in read_error(capsys)
 
 
+@pytest.mark.slow
 def test_run_with_pixels_without_a_label(data: Path) -> None:
     for path in (data / "masks").iterdir():
         labels = np.asarray(Image.open(path)).astype(np.uint16)

@@ -144,6 +144,7 @@ def test_images_without_a_mask_are_left_out_and_counted(carvana: Path) -> None:
     assert "1 without a mask are left out, such as 000000000000_00.jpg" in findings["images"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["isbi", "camvid", "carvana"])
 def test_recipe_repeats_the_run(
     layout: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
