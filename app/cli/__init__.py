@@ -29,7 +29,7 @@ COMMANDS = {
         "segment image files, here or through a running service",
     ),
     "models": ("app.cli.models", "list checkpoints"),
-    "train": ("app.cli.train", "train a network from a recipe"),
+    "train": ("app.cli.train", "train a network from images and masks, or from a recipe"),
     "evaluate": ("app.cli.evaluate", "measure a checkpoint or a running service on a data set"),
     "export": (
         "app.cli.export",

@@ -23,9 +23,15 @@ from app.errors import EngineUnavailable
 from model.arrays import AnyArray
 from model.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from model.config import PreprocessConfig
-from model.evaluation.evaluate import Predict, PredictedMasks, evaluate, from_probabilities
+from model.evaluation.evaluate import (
+    Predict,
+    PredictedMasks,
+    Report,
+    evaluate,
+    from_probabilities,
+)
 from model.training.data import PairedDataset, open_dataset, split_dataset
-from model.training.plots import make_worst_sheet
+from model.training.plots import draw_confusion, format_confusion, make_worst_sheet
 from model.training.recipe import DataConfig, Recipe
 from unet_client import Client, UnetClientError
 
@@ -58,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--images", type=Path, metavar="FOLDER", help="folder of the images")
     data.add_argument("--masks", type=Path, metavar="FOLDER", help="folder of their masks")
     data.add_argument(
+        "--ignore",
+        type=int,
+        default=-1,
+        metavar="VALUE",
+        help="value of pixels without a label in the masks, often 255 (default: none)",
+    )
+    data.add_argument(
         "--labels",
         choices=("binary", "classes", "instances"),
         help="values in the masks (default: binary, or classes if the model has several)",
@@ -80,12 +93,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores of each image")
     parser.add_argument(
+        "--confusion",
+        type=Path,
+        metavar="FILE",
+        help="write the confusion matrix of several classes, as FILE.csv or FILE.png",
+    )
+    parser.add_argument(
         "--sheet", type=Path, metavar="FILE", help="write a PNG of the ten worst images"
     )
 
 
 def main(args: argparse.Namespace) -> int:
-    for path in filter(None, (args.json, args.sheet)):
+    for path in filter(None, (args.json, args.sheet, args.confusion)):
         check_parent_folder(path)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
         raise CommandError(f"--device {args.device}: must be auto, cpu, cuda or cuda:N")
@@ -122,12 +141,14 @@ class _Subject:
 def _measure(args: argparse.Namespace, subject: _Subject) -> None:
     """Print the scores, and write the files that were asked for."""
     dataset = _open_dataset(args, subject.preprocess)
+    if args.confusion and subject.preprocess.binary:
+        raise CommandError(f"--confusion needs a model of several classes, not {subject.name}")
     instances = dataset.kind == "instances"
     predict = subject.predictor(instances)
     report = evaluate(
         predict,
         dataset,
-        classes=len(subject.preprocess.classes),
+        classes=subject.preprocess.classes,
         instances=instances,
         progress=lambda samples: tqdm(
             samples, total=len(dataset), unit="image", disable=not sys.stderr.isatty()
@@ -138,11 +159,23 @@ def _measure(args: argparse.Namespace, subject: _Subject) -> None:
         text = json.dumps({"model": subject.name, **report.to_json()}, indent=2)
         with writing(args.json):
             write_atomically(args.json, text.encode())
+    if args.confusion:
+        _write_confusion(args.confusion, report)
     if args.sheet:
         buffer = io.BytesIO()
-        make_worst_sheet(report, predict, dataset).save(buffer, "PNG")
+        palette = subject.preprocess.palette
+        make_worst_sheet(report, predict, dataset, palette).save(buffer, "PNG")
         with writing(args.sheet):
             write_atomically(args.sheet, buffer.getvalue())
+
+
+def _write_confusion(path: Path, report: Report) -> None:
+    """Write the confusion matrix, as CSV or as a picture by the file's suffix."""
+    with writing(path):
+        if path.suffix.lower() == ".png":
+            draw_confusion(report.confusion, report.classes, path)
+        else:
+            write_atomically(path, format_confusion(report.confusion, report.classes).encode())
 
 
 def _open_subject(args: argparse.Namespace) -> _Subject:
@@ -237,4 +270,4 @@ def _data_config(args: argparse.Namespace, preprocess: PreprocessConfig) -> Data
         raise CommandError("--part needs --config")
     labels = args.labels or ("binary" if preprocess.binary else "classes")
     folders = {"images": str(args.images), "masks": str(args.masks)}
-    return DataConfig.from_json({**folders, "labels": labels})
+    return DataConfig.from_json({**folders, "labels": labels, "ignore": args.ignore})

@@ -6,12 +6,18 @@ SciPy takes a third of a second.
 
 from __future__ import annotations
 
+import numpy as np
 from scipy import ndimage
 
 from model.arrays import BoolArray
 
 
-def boundary_f1(predicted: BoolArray, true: BoolArray, tolerance: float = 2.0) -> float:
+def boundary_f1(
+    predicted: BoolArray,
+    true: BoolArray,
+    tolerance: float = 2.0,
+    valid: BoolArray | None = None,
+) -> float:
     """Compute the F1 score of the contours (Csurka et al. 2013).
 
     Precision is the fraction of the predicted contour that lies within `tolerance` pixels of the
@@ -21,18 +27,30 @@ def boundary_f1(predicted: BoolArray, true: BoolArray, tolerance: float = 2.0) -
         predicted: (H, W).
         true: (H, W).
         tolerance: in pixels.
+        valid: (H, W), the pixels that have a label; the others count as predicted correctly, and
+            contours there are left out. None: all.
 
     Returns:
         0..1. It is 1 if neither mask has a contour, and 0 if only one has.
     """
+    if valid is not None:
+        true = np.where(valid, true, predicted)
     predicted_contour, true_contour = _find_contour(predicted), _find_contour(true)
+    if valid is not None:
+        predicted_contour, true_contour = predicted_contour & valid, true_contour & valid
     if not predicted_contour.any() or not true_contour.any():
         return float(predicted_contour.any() == true_contour.any())
-    to_true = ndimage.distance_transform_edt(~true_contour)
-    to_predicted = ndimage.distance_transform_edt(~predicted_contour)
-    precision = (to_true[predicted_contour] <= tolerance).mean()
-    recall = (to_predicted[true_contour] <= tolerance).mean()
+    precision = _widen(true_contour, tolerance)[predicted_contour].mean()
+    recall = _widen(predicted_contour, tolerance)[true_contour].mean()
     return float(2 * precision * recall / max(precision + recall, 1e-12))
+
+
+def _widen(contour: BoolArray, distance: float) -> BoolArray:
+    """Select the pixels within a distance of a contour, which is faster than all distances."""
+    reach = int(distance)
+    y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
+    widened: BoolArray = ndimage.binary_dilation(contour, x**2 + y**2 <= distance**2)
+    return widened
 
 
 def _find_contour(mask: BoolArray) -> BoolArray:

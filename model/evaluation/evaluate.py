@@ -7,17 +7,26 @@ code measures the reference network, an engine and a running service. Knows no t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from model.arrays import AnyArray, ByteArray, FloatArray, Int32Array
+from model.arrays import AnyArray, BoolArray, ByteArray, FloatArray, Int32Array, Int64Array
 from model.config import PreprocessConfig
 from model.evaluation.boundary import boundary_f1
-from model.evaluation.metrics import THRESHOLDS, Matches, Overlap
+from model.evaluation.metrics import (
+    THRESHOLDS,
+    Matches,
+    Overlap,
+    count_classes,
+    overlaps_of,
+)
 from model.instances import label_instances
 from model.transforms import to_mask
+
+BINARY = ("background", "foreground")
+"""Names of the classes of a binary model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +36,8 @@ class Sample:
     Attributes:
         id: name of the image.
         image: (H, W) or (H, W, 3), uint8 or uint16.
-        labels: (H, W) int32: 0 and 1, class indices, or instances (0, then one value per object).
+        labels: (H, W) int32: 0 and 1, class indices, or instances (0, then one value per object);
+            `VOID` where a pixel has no label.
     """
 
     id: str
@@ -81,25 +91,32 @@ class ImageScore:
 
     Attributes:
         id: of the sample.
-        overlaps: of each class except the background.
-        boundary_f1: of the foreground's contours.
+        overlaps: of the foreground alone, or of each of several classes, the background included.
+        boundaries: F1 of the contours of each of them; None where a class does not occur.
         matches: of the objects, or None if they were not compared.
+        confusion: of several classes; see `count_classes`.
     """
 
     id: str
     overlaps: tuple[Overlap, ...]
-    boundary_f1: float
+    boundaries: tuple[float | None, ...]
     matches: Matches | None = None
+    confusion: Int64Array | None = dataclasses.field(default=None, compare=False)
 
     @property
     def dice(self) -> float:
-        """Mean Dice of the classes."""
-        return float(np.mean([overlap.dice for overlap in self.overlaps]))
+        """Mean Dice of the classes that occur."""
+        return _average(overlap.dice for overlap in _select_scored(self.overlaps))
 
     @property
     def iou(self) -> float:
-        """Mean IoU of the classes."""
-        return float(np.mean([overlap.iou for overlap in self.overlaps]))
+        """Mean IoU of the classes that occur."""
+        return _average(overlap.iou for overlap in _select_scored(self.overlaps))
+
+    @property
+    def boundary_f1(self) -> float:
+        """Mean F1 of the contours of the classes that occur."""
+        return _average(value for value in self.boundaries if value is not None)
 
     def to_json(self) -> dict[str, Any]:
         """Return all scores of the image."""
@@ -122,29 +139,57 @@ class ImageScore:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The scores of all images of a data set."""
+    """The scores of all images of a data set.
+
+    Attributes:
+        images: of each.
+        classes: names of the classes, the background included.
+    """
 
     images: tuple[ImageScore, ...]
+    classes: tuple[str, ...] = BINARY
+
+    @property
+    def confusion(self) -> Int64Array:
+        """The confusion matrix of several classes: pixels, true classes in rows.
+
+        Raises:
+            ValueError: the model is binary.
+        """
+        counts = [score.confusion for score in self.images if score.confusion is not None]
+        if not counts:
+            raise ValueError("a binary model has no confusion matrix")
+        total: Int64Array = np.sum(counts, axis=0)[:, : len(self.classes)]
+        return total
 
     def summary(self) -> dict[str, Any]:
         """Return means over the images, and pooled scores.
 
-        Pooled scores count all pixels, or all objects, of the data set together.
+        Pooled scores count all pixels, or all objects, of the data set together. A class that
+        occurs neither in the labels nor in the masks has no score and is in no mean.
         """
         pooled = [
             sum(overlaps, start=Overlap())
             for overlaps in zip(*(score.overlaps for score in self.images), strict=True)
         ]
-        record: dict[str, Any] = {
-            "images": len(self.images),
+        scored = _select_scored(pooled)
+        record: dict[str, Any] = {"images": len(self.images)}
+        if len(pooled) > 1:
+            record["miou"] = _average(overlap.iou for overlap in scored)
+            correct = sum(overlap.shared for overlap in pooled)
+            record["pixel_accuracy"] = correct / max(1, sum(overlap.true for overlap in pooled))
+        record |= {
             "dice": _average(score.dice for score in self.images),
             "iou": _average(score.iou for score in self.images),
-            "pooled_dice": _average(overlap.dice for overlap in pooled),
-            "pooled_iou": _average(overlap.iou for overlap in pooled),
+            "pooled_dice": _average(overlap.dice for overlap in scored),
+            "pooled_iou": _average(overlap.iou for overlap in scored),
             "boundary_f1": _average(score.boundary_f1 for score in self.images),
         }
         if len(pooled) > 1:
-            record["dice_by_class"] = [overlap.dice for overlap in pooled]
+            record["by_class"] = {
+                name: self._score_class(index, overlap)
+                for index, (name, overlap) in enumerate(zip(self.classes, pooled, strict=True))
+            }
         matches = [score.matches for score in self.images if score.matches is not None]
         if matches:
             total = sum(matches, start=Matches())
@@ -160,6 +205,19 @@ class Report:
             }
         return record
 
+    def _score_class(self, index: int, overlap: Overlap) -> dict[str, Any]:
+        """Return the scores of a class over all images; None where it does not occur."""
+        contours = [score.boundaries[index] for score in self.images]
+        found = [value for value in contours if value is not None]
+        return {
+            "iou": overlap.iou if overlap.occurs else None,
+            "dice": overlap.dice if overlap.occurs else None,
+            "precision": overlap.shared / overlap.predicted if overlap.predicted else None,
+            "recall": overlap.shared / overlap.true if overlap.true else None,
+            "boundary_f1": _average(found) if found else None,
+            "pixels": overlap.true,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return the summary and the scores of each image."""
         return {"summary": self.summary(), "images": [score.to_json() for score in self.images]}
@@ -167,14 +225,16 @@ class Report:
     def table(self) -> str:
         """Format the summary for a terminal, one line per score."""
         lines = []
-        for name, value in self.summary().items():
+        summary = self.summary()
+        by_class = summary.pop("by_class", {})
+        for name, value in summary.items():
             if isinstance(value, dict):
                 text = "  ".join(f"{key}: {each:.3f}" for key, each in value.items())
-            elif isinstance(value, list):
-                text = "  ".join(f"{each:.4f}" for each in value)
             else:
                 text = f"{value:.4f}" if isinstance(value, float) else str(value)
             lines.append(f"{name:14} {text}")
+        if by_class:
+            lines += ["", *format_classes(by_class)]
         return "\n".join(lines)
 
     def worst(self, count: int = 10) -> list[ImageScore]:
@@ -186,7 +246,7 @@ def evaluate(
     predict: Predict,
     dataset: Iterable[Sample],
     *,
-    classes: int = 2,
+    classes: Sequence[str] = BINARY,
     instances: bool = False,
     progress: Callable[[Iterable[Sample]], Iterable[Sample]] = lambda samples: samples,
 ) -> Report:
@@ -195,7 +255,8 @@ def evaluate(
     Args:
         predict: decoded image -> `PredictedMasks`.
         dataset: samples, read one at a time.
-        classes: number of classes, including the background. 2 compares everything that is not 0.
+        classes: names of the classes, including the background. Two names compare everything that
+            is not 0.
         instances: labels have one value per object, and objects are compared too.
         progress: wraps the samples, such as a progress bar.
 
@@ -203,12 +264,12 @@ def evaluate(
         ValueError: the data set is empty, or a mask has another size than its image.
     """
     scores = tuple(
-        score_image(sample, predict(sample.image), classes=classes, instances=instances)
+        score_image(sample, predict(sample.image), classes=len(classes), instances=instances)
         for sample in progress(dataset)
     )
     if not scores:
         raise ValueError("the data set is empty")
-    return Report(scores)
+    return Report(scores, tuple(classes))
 
 
 def score_image(
@@ -217,22 +278,58 @@ def score_image(
     """Compare a prediction with the labels.
 
     Args:
-        classes: as for `evaluate`.
+        classes: their number, including the background.
         instances: compare objects too, if the prediction separates them.
 
     Raises:
         ValueError: the mask has another size than the image.
     """
     mask, true = prediction.mask, sample.labels
-    if classes == 2:
-        overlaps = [Overlap.of(mask > 0, true > 0)]
-    else:
-        overlaps = [Overlap.of(mask == index, true == index) for index in range(1, classes)]
+    valid = true >= 0
+    every = None if valid.all() else valid
     matches = None
     if instances and prediction.instances is not None:
-        matches = Matches.of(prediction.instances, true)
-    return ImageScore(sample.id, tuple(overlaps), boundary_f1(mask > 0, true > 0), matches)
+        matches = Matches.of(_clear(prediction.instances, every), _clear(true, every))
+    if classes == 2:
+        found, wanted = _clear(mask > 0, every), true > 0
+        overlap = Overlap.of(found, wanted)
+        boundaries = (boundary_f1(mask > 0, wanted, valid=every),)
+        return ImageScore(sample.id, (overlap,), boundaries, matches)
+    confusion = count_classes(mask, true, classes)
+    overlaps = overlaps_of(confusion)
+    contours = tuple(
+        boundary_f1(mask == index, true == index, valid=every) if overlap.occurs else None
+        for index, overlap in enumerate(overlaps)
+    )
+    return ImageScore(sample.id, overlaps, contours, matches, confusion)
+
+
+def format_classes(by_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Format the scores of classes for a terminal, one line per class; absent ones have dashes."""
+    width = max(len("class"), *map(len, by_class))
+    columns = ("iou", "dice", "precision", "recall", "boundary_f1")
+    lines = [f"{'class':{width}}" + "".join(f" {name:>11}" for name in (*columns, "pixels"))]
+    for name, scores in by_class.items():
+        values = [scores[column] for column in columns]
+        texts = ["-" if value is None else f"{value:.4f}" for value in values]
+        texts.append(str(scores["pixels"]))
+        lines.append(f"{name:{width}}" + "".join(f" {text:>11}" for text in texts))
+    return lines
+
+
+def _select_scored(overlaps: Sequence[Overlap]) -> Sequence[Overlap]:
+    """Leave out classes that do not occur; a single mask counts 1 if it is rightly empty."""
+    if len(overlaps) == 1:
+        return overlaps
+    return [overlap for overlap in overlaps if overlap.occurs]
+
+
+def _clear(labels: AnyArray, valid: BoolArray | None) -> AnyArray:
+    """Set pixels without a label to background."""
+    return labels if valid is None else np.where(valid, labels, 0)
 
 
 def _average(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
+    """Return the mean; 1 without values, as for an image of which no pixel has a label."""
+    found = list(values)
+    return float(np.mean(found)) if found else 1.0

@@ -6,7 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from model.arrays import BoolArray, LabelArray
+from model.arrays import AnyArray, BoolArray, Int64Array, LabelArray
+
+VOID = -1
+"""Label of pixels that have none: they count neither in the loss nor in a score."""
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """Least IoU of a found object with a true object to count as found: 0.5, 0.55, ..., 0.95."""
@@ -52,6 +55,11 @@ class Overlap:
         )
 
     @property
+    def occurs(self) -> bool:
+        """Whether one of the masks has pixels. A class that occurs nowhere has no score."""
+        return self.predicted + self.true > 0
+
+    @property
     def dice(self) -> float:
         """2|A∩B| / (|A| + |B|); 1 if both masks are empty."""
         total = self.predicted + self.true
@@ -62,6 +70,38 @@ class Overlap:
         """|A∩B| / |A∪B|; 1 if both masks are empty."""
         union = self.predicted + self.true - self.shared
         return self.shared / union if union else 1.0
+
+
+def count_classes(predicted: LabelArray, true: LabelArray, classes: int) -> Int64Array:
+    """Count the pixels of each pair of classes: the confusion matrix.
+
+    Args:
+        predicted: (H, W) class indices; those beyond `classes` count as none.
+        true: (H, W) class indices; others, such as `VOID`, are left out.
+
+    Returns:
+        (classes, classes + 1): true classes in rows, predicted ones in columns. The last column
+        is for predictions that are not a class.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    if predicted.shape != true.shape:
+        raise ValueError(f"the mask has shape {predicted.shape}, the labels {true.shape}")
+    valid = (true >= 0) & (true < classes)
+    columns = np.minimum(predicted[valid].astype(np.int64), classes)
+    pairs = true[valid].astype(np.int64) * (classes + 1) + columns
+    counts: Int64Array = np.bincount(pairs, minlength=classes * (classes + 1))
+    return counts.reshape(classes, classes + 1)
+
+
+def overlaps_of(confusion: AnyArray) -> tuple[Overlap, ...]:
+    """Convert a confusion matrix of `count_classes` to the overlap of each class."""
+    shared, predicted, true = confusion.diagonal(), confusion.sum(axis=0), confusion.sum(axis=1)
+    return tuple(
+        Overlap(int(shared[index]), int(predicted[index]), int(true[index]))
+        for index in range(len(confusion))
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from model.arrays import ByteArray, Int32Array
 from model.errors import ConfigError, DataError
 from model.training.augment import augment
 from model.training.data import PairedDataset, read_scores
 from model.training.losses import border_weights
+from model.training.progress import track
 from model.training.recipe import Recipe
 from model.transforms import prepare
 from model.windows import WindowPlan, plan_windows
@@ -73,18 +73,14 @@ class CropDataset(Dataset[Crop]):
         recipe = self.recipe
         return recipe.data.labels == "instances" and recipe.loss.border_weight > 0
 
-    def preload(self, quiet: bool = True) -> None:
+    def preload(self) -> None:
         """Prepare images until the cache is full. Workers that are forked later share them.
-
-        Args:
-            quiet: show no progress bar.
 
         Raises:
             DataError: an image or a mask is invalid; see `PairedDataset`.
         """
         free = self.recipe.run.cache_mb * 1_000_000
-        images = tqdm(range(len(self.samples)), "reading", unit="image", leave=False, disable=quiet)
-        for image_index in images:
+        for image_index in track(range(len(self.samples)), len(self.samples), "reading"):
             pair = self._prepare_pair(image_index)
             free -= pair[0].nbytes + pair[1].nbytes
             if free < 0:

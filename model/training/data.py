@@ -11,26 +11,27 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from model.arrays import AnyArray, Int32Array
+from model.arrays import AnyArray
 from model.config import PreprocessConfig
 from model.errors import DataError
 from model.evaluation.evaluate import Sample
 from model.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, check_regular, read_file
-from model.pixels import IMAGE_SUFFIXES, decode_image, is_tiff
+from model.pixels import IMAGE_SUFFIXES, decode_image, is_tiff, spread
+from model.training.masks import MaskCoding, read_mask
+from model.training.naming import describe_naming, match_names
 from model.training.recipe import DataConfig
 
 Image.MAX_IMAGE_PIXELS = None  # training images are the user's own, so their size is not limited
 
 _TIFF_SUFFIXES, _SIGNATURE_BYTES = (".tif", ".tiff"), 4
-_MASK_MODES = ("L", "P", "1", "I;16", "I;16B", "I")
-"""Pillow's modes with one channel of integers."""
+FILE_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+"""Suffixes of files that are taken for images or masks in training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +58,17 @@ class PairedDataset(Sequence[Sample]):
 
     Args:
         pairs: in the order of the data set.
-        kind: of the labels: "binary", "classes" or "instances", as in `DataConfig.labels`.
-        classes: number of classes, including the background; used if `kind` is "classes".
+        coding: of the values in the masks.
     """
 
-    def __init__(self, pairs: Sequence[Pair], kind: str = "binary", classes: int = 2) -> None:
+    def __init__(self, pairs: Sequence[Pair], coding: MaskCoding | None = None) -> None:
         self.pairs = list(pairs)
-        self.kind = kind
-        self.classes = classes
+        self.coding = coding or MaskCoding()
+
+    @property
+    def kind(self) -> str:
+        """The kind of the labels, as in `DataConfig.labels`."""
+        return self.coding.kind
 
     @property
     def ids(self) -> list[str]:
@@ -86,16 +90,13 @@ class PairedDataset(Sequence[Sample]):
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return read_sample(self.pairs[index], self.kind, self.classes)
+        return read_sample(self.pairs[index], self.coding)
 
     def split(self, groups: set[str]) -> tuple[PairedDataset, PairedDataset]:
         """Split into the pairs outside `groups` and the pairs inside."""
         outside = [pair for pair in self.pairs if pair.group not in groups]
         inside = [pair for pair in self.pairs if pair.group in groups]
-        return (
-            PairedDataset(outside, self.kind, self.classes),
-            PairedDataset(inside, self.kind, self.classes),
-        )
+        return PairedDataset(outside, self.coding), PairedDataset(inside, self.coding)
 
 
 class CarvanaDataset(PairedDataset):
@@ -113,7 +114,7 @@ class CarvanaDataset(PairedDataset):
 
     def __init__(self, images: str | Path, masks: str | Path) -> None:
         pairs = find_pairs(Path(images), Path(masks), mask_suffix="_mask")
-        grouped = [dataclasses.replace(p, group=p.id.rpartition("_")[0] or p.id) for p in pairs]
+        grouped = [dataclasses.replace(p, group=prefix_of(p.id)) for p in pairs]
         super().__init__(grouped)
 
 
@@ -127,7 +128,21 @@ def open_dataset(config: DataConfig, preprocess: PreprocessConfig) -> PairedData
     if config.kind == "carvana":
         return CarvanaDataset(images, masks)
     groups = read_groups(Path(config.groups), config.group_column) if config.groups else None
-    return PairedDataset(find_pairs(images, masks, groups), config.labels, len(preprocess.classes))
+    find = find_named_pairs if config.kind == "named" else find_pairs
+    pairs = find(images, masks, groups)
+    if config.group_by == "prefix":
+        pairs = [dataclasses.replace(pair, group=prefix_of(pair.group)) for pair in pairs]
+    return PairedDataset(pairs, code_masks(config, preprocess))
+
+
+def code_masks(config: DataConfig, preprocess: PreprocessConfig) -> MaskCoding:
+    """Return what a recipe says about the values of its masks."""
+    return MaskCoding(config.labels, len(preprocess.classes), config.ignore, config.colours)
+
+
+def prefix_of(name: str) -> str:
+    """Return a name up to its last underscore."""
+    return name.rpartition("_")[0] or name
 
 
 def split_dataset(
@@ -135,7 +150,8 @@ def split_dataset(
 ) -> tuple[PairedDataset, PairedDataset]:
     """Split a data set into a training and a validation part.
 
-    The recipe lists the validation images, or gives the fraction of groups to use.
+    The recipe lists the validation images, or gives the fraction of groups to use. The pages of a
+    stack stay together unless it is the only group: then its last pages are for validation.
 
     Raises:
         DataError: the list cannot be read, is not UTF-8 text, or names an unknown image; or one
@@ -152,6 +168,8 @@ def split_dataset(
         groups = {pair.group for pair in dataset.pairs if listed & {pair.id, pair.image.stem}}
     else:
         every = {pair.group for pair in dataset.pairs}
+        if len(every) == 1 and len(dataset) > 1 and dataset.pairs[0].page is not None:
+            return _split_pages(dataset, config.validation_share)
         groups = choose_validation_groups(every, config.validation_share)
     training, validation = dataset.split(groups)
     if not len(training) or not len(validation):
@@ -161,6 +179,16 @@ def split_dataset(
             "least one"
         )
     return training, validation
+
+
+def _split_pages(dataset: PairedDataset, share: float) -> tuple[PairedDataset, PairedDataset]:
+    """Split the pages of one stack; its last ones are for validation."""
+    first = len(dataset) - max(1, round(len(dataset) * share))
+    pairs = dataset.pairs
+    return (
+        PairedDataset(pairs[:first], dataset.coding),
+        PairedDataset(pairs[first:], dataset.coding),
+    )
 
 
 def choose_validation_groups(groups: set[str], share: float) -> set[str]:
@@ -188,24 +216,78 @@ def find_pairs(
     """
     image_files, mask_files = _index_images(images), _index_images(masks)
     if not image_files:
-        raise DataError(f"{images} contains no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise DataError(f"{images} contains no images ({', '.join(FILE_SUFFIXES)})")
+    if images.resolve() == masks.resolve() and not mask_suffix:
+        raise DataError(
+            f"{images} is the folder of the images and of the masks; if it contains both, set "
+            "kind to 'named'"
+        )
     missing = sorted(id for id in image_files if id + mask_suffix not in mask_files)
     if missing:
         raise DataError(
             f"{image_files[missing[0]]} has no mask {missing[0]}{mask_suffix}.* in {masks} "
             f"({len(missing)} of {len(image_files)} have none)"
         )
-    if groups is not None:
-        ungrouped = sorted(image_files.keys() - groups.keys())
-        if ungrouped:
-            raise DataError(f"{image_files[ungrouped[0]]} has no row in the table of groups")
-    return [
-        page
-        for id in sorted(image_files)
-        for page in _split_stack(
-            Pair(id, image_files[id], mask_files[id + mask_suffix], groups[id] if groups else id)
+    pairs = [Pair(id, image_files[id], mask_files[id + mask_suffix], id) for id in image_files]
+    return _complete_pairs(pairs, groups)
+
+
+def find_named_pairs(
+    images: Path, masks: Path, groups: Mapping[str, str] | None = None
+) -> list[Pair]:
+    """Match images and masks by words in their names; see `model.training.naming`.
+
+    Folders are searched with the folders in them. Both may be the same. Images without a mask are
+    left out.
+
+    Args:
+        groups: as for `find_pairs`; an id is the path in the folder of the images.
+
+    Raises:
+        DataError: a folder is missing or has no images, fewer than half of the images have a mask,
+            an image has no group, or a stack has another number of pages than its mask.
+    """
+    image_files = list_images(images, deep=True)
+    mask_files = image_files
+    if masks.resolve() != images.resolve():
+        mask_files = list_images(masks, deep=True)
+        image_files = [path for path in image_files if masks not in path.parents]
+    if not image_files or not mask_files:
+        empty = masks if image_files else images
+        raise DataError(f"{empty} contains no images ({', '.join(FILE_SUFFIXES)})")
+    matched = match_names(images, image_files, masks, mask_files)
+    if images.resolve() == masks.resolve() and not matched.pairs:
+        raise DataError(
+            f"{images} is the folder of the images and of the masks, and no file in it has the "
+            f"name of another's mask. {describe_naming()}"
         )
-    ]
+    if 2 * len(matched.pairs) < len(matched.images) or not matched.pairs:
+        unmatched = sorted(set(matched.images) - matched.pairs.keys())
+        example = f"; {unmatched[0]} has none" if unmatched else ""
+        raise DataError(
+            f"{len(matched.pairs)} of {len(matched.images)} images in {images} have a mask in "
+            f"{masks}{example}. {describe_naming()}"
+        )
+    pairs = []
+    for image, mask in matched.pairs.items():
+        id = image.relative_to(images).with_suffix("").as_posix()
+        pairs.append(Pair(id, image, mask, id))
+    return _complete_pairs(pairs, groups)
+
+
+def _complete_pairs(pairs: list[Pair], groups: Mapping[str, str] | None) -> list[Pair]:
+    """Order pairs by id, give them their groups, and split stacks into pages.
+
+    Raises:
+        DataError: an image has no group, or a stack has another number of pages than its mask.
+    """
+    pairs = sorted(pairs, key=lambda pair: pair.id)
+    if groups is not None:
+        for pair in pairs:
+            if pair.id not in groups:
+                raise DataError(f"{pair.image} has no row in the table of groups")
+        pairs = [dataclasses.replace(pair, group=groups[pair.id]) for pair in pairs]
+    return [page for pair in pairs for page in _split_stack(pair)]
 
 
 def _split_stack(pair: Pair) -> list[Pair]:
@@ -307,119 +389,73 @@ def read_image(path: Path, page: int | None = None) -> AnyArray:
         DataError: the file cannot be read or decoded.
     """
     try:
-        return decode_image(read_file(path, MAX_IMAGE_BYTES), page)
+        data = read_file(path, MAX_IMAGE_BYTES)
+        if path.suffix.lower() == ".npy":
+            return _read_npy(data)
+        return decode_image(data, page)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def read_sample(pair: Pair, kind: str = "binary", classes: int = 2) -> Sample:
+def _read_npy(data: bytes) -> AnyArray:
+    """Read an array as an image; integers beyond 16 bits and floats are spread over their range.
+
+    Raises:
+        ValueError: it is not (H, W), (H, W, 1) or (H, W, 3), or not numbers.
+    """
+    values: AnyArray = np.load(io.BytesIO(data), allow_pickle=False)
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    if values.dtype.kind not in "iuf" or values.shape[2:] not in ((), (1,), (3,)):
+        raise ValueError(f"an image has numbers (H, W) or (H, W, 3), not {values.shape}")
+    if values.shape[2:] == (1,):
+        values = values[:, :, 0]
+    return values if values.dtype in (np.uint8, np.uint16) else spread(values)
+
+
+def read_sample(pair: Pair, coding: MaskCoding | None = None) -> Sample:
     """Decode a pair.
 
     Args:
-        kind, classes: as for `PairedDataset`.
+        coding: as for `PairedDataset`.
 
     Raises:
-        DataError: a file cannot be read, the sizes differ, the mask has several channels or lossy
-            compression, or a label is not one of the classes.
+        DataError: a file cannot be read, the sizes differ, or the mask is invalid; see `read_mask`.
     """
     image = read_image(pair.image, pair.page)
-    labels = _read_mask(pair.mask, pair.page, binary=kind == "binary")
+    labels = read_mask(pair.mask, pair.page, coding or MaskCoding())
     if image.shape[:2] != labels.shape:
         raise DataError(
             f"{pair.mask} is {labels.shape[1]}x{labels.shape[0]}, but its image {pair.image.name} "
             f"is {image.shape[1]}x{image.shape[0]}"
         )
-    if kind == "classes" and labels.max() >= classes:
-        raise DataError(
-            f"{pair.mask} contains the label {labels.max()}; the {classes} classes are 0 to "
-            f"{classes - 1}"
-        )
     return Sample(pair.id, image, labels)
 
 
-def _read_mask(path: Path, page: int | None, binary: bool) -> Int32Array:
-    """Read labels, (H, W): the stored values, or 0 and 1 if `binary`.
+def list_images(folder: Path, deep: bool = False) -> list[Path]:
+    """List a folder's image files in order, without hidden ones, such as those of macOS.
 
     Args:
-        page: of a stack, from 0; None for the only one.
+        deep: list those of its folders too, except those of training runs.
 
     Raises:
-        DataError: the file cannot be read, has several channels or fractions, or is a JPEG with
-            more than two values.
+        DataError: the folder is missing.
     """
-    try:
-        data = read_file(path, MAX_IMAGE_BYTES)
-        if is_tiff(data):
-            return _read_tiff_mask(data, page, binary)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    with _open_image(path, data) as file:
-        if file.mode not in _MASK_MODES:
-            bands = len(file.getbands())
-            if bands == 1:
-                raise DataError(f"{path} has mode {file.mode}; a mask contains integers")
-            raise DataError(
-                f"{path} has {bands} channels; a mask has one (grey, palette or 16-bit)"
-            )
-        values = np.asarray(file)
-        if binary:
-            return _binarize(file, values)
-        if file.format == "JPEG":
-            raise DataError(
-                f"{path} is a JPEG, whose compression changes labels near edges; save masks of "
-                "several values as PNG, TIFF or GIF"
-            )
-        return values.astype(np.int32)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder")
+    found = [
+        path
+        for path in (folder.rglob("*") if deep else folder.iterdir())
+        if path.suffix.lower() in FILE_SUFFIXES
+        and not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+    ]
+    runs = {parent for parent in {path.parent for path in found} if _is_run(parent)}
+    return sorted(path for path in found if not runs & {path.parent, path.parent.parent})
 
 
-def _read_tiff_mask(data: bytes, page: int | None, binary: bool) -> Int32Array:
-    """Read labels as `_read_mask` does.
-
-    Raises:
-        ValueError: the TIFF cannot be read, or its values are not labels.
-    """
-    from model.tiff.reader import TiffReader
-
-    labels = TiffReader(data).select(page).read_labels()
-    values = labels.values
-    if binary:
-        shown = values
-        if labels.palette is not None:
-            # The order of a palette is arbitrary: white may have the index 0.
-            colours = labels.palette.max(axis=1)[values.astype(np.intp)]
-            shown = values if colours.all() else colours
-        foreground: Int32Array = (shown != 0).astype(np.int32)
-        return foreground
-    limits = np.iinfo(np.int32)
-    if values.min() < limits.min or values.max() > limits.max:
-        raise ValueError(f"a label is not within {limits.min} to {limits.max}")
-    return values.astype(np.int32)
-
-
-def _binarize(file: Image.Image, values: AnyArray) -> Int32Array:
-    """Convert the values of a mask file to 0 and 1."""
-    if file.format == "JPEG":
-        return (values > 127).astype(np.int32)  # compression leaves grey values near edges
-    if file.mode == "P" and _has_black(file, values):
-        # The order of a palette is arbitrary: white may have the index 0.
-        values = np.asarray(file.convert("RGB")).max(axis=2)
-    return (values > 0).astype(np.int32)
-
-
-def _has_black(file: Image.Image, indices: AnyArray) -> bool:
-    """Whether some pixel of a palette image is black."""
-    palette = np.array(file.getpalette() or (), np.uint8).reshape(-1, 3)
-    return any(index < len(palette) and not palette[index].any() for index in np.unique(indices))
-
-
-@contextmanager
-def _open_image(path: Path, data: bytes) -> Iterator[Image.Image]:
-    """Open an image; errors of Pillow in the block become a `DataError` that names the file."""
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            yield file
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of a training run, which has pictures."""
+    return (folder / "starts.jsonl").exists() and (folder / "config.json").exists()
 
 
 def _index_images(folder: Path) -> dict[str, Path]:
@@ -428,12 +464,8 @@ def _index_images(folder: Path) -> dict[str, Path]:
     Raises:
         DataError: the folder is missing, or two images differ only by their suffix.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder")
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
+    for path in list_images(folder):
         other = files.setdefault(path.stem, path)
         if other != path:
             raise DataError(f"{other} and {path.name} have the same name; remove one")
@@ -444,7 +476,7 @@ def _read_validation_list(path: Path) -> set[str]:
     """Read one id per line, with or without the suffix of the image's file."""
     lines = [line.strip() for line in _read_text(path).splitlines()]
     return {
-        Path(line).stem if Path(line).suffix.lower() in IMAGE_SUFFIXES else line
+        line.removesuffix(Path(line).suffix) if Path(line).suffix.lower() in FILE_SUFFIXES else line
         for line in lines
         if line
     }

@@ -158,7 +158,8 @@ def _shrink_labels(labels: Int32Array) -> npt.NDArray[np.int16]:
         values, numbers = np.unique(np.maximum(labels, 0), return_inverse=True)
         if len(values) > MAX_BATCH_LABEL:
             raise ImagesDoNotFit(f"an image has {len(values)} objects")
-        labels = numbers.reshape(labels.shape) + np.int32(values[0] != 0)
+        numbered = numbers.reshape(labels.shape) + np.int32(values[0] != 0)
+        labels = np.where(labels < 0, labels, numbered)
     return labels.astype(np.int16)
 
 

@@ -11,11 +11,12 @@ import dataclasses
 import logging
 import math
 import platform
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,16 +32,25 @@ from model.arrays import AnyArray
 from model.checkpoint import Checkpoint, git_revision, save_checkpoint, update_manifest
 from model.cuda import choose_device
 from model.errors import DataError, TrainingDiverged, TrainingOutOfMemory
-from model.evaluation.evaluate import Report, Sample, evaluate, from_probabilities
+from model.evaluation.evaluate import (
+    Report,
+    Sample,
+    evaluate,
+    format_classes,
+    from_probabilities,
+)
 from model.predict import Predictor, attach_golden
 from model.training.crops import CropDataset
 from model.training.data import PairedDataset, open_dataset, read_image, split_dataset
 from model.training.device_crops import Batch, DeviceCrops, ImagesDoNotFit
-from model.training.plots import draw_comparison, make_contact_sheet
+from model.training.plots import draw_comparison, draw_legend, make_contact_sheet
+from model.training.progress import LineClock, has_terminal, track
 from model.training.recipe import OptimConfig, Recipe
 from model.training.run_folder import RunFolder, open_run, report_write_errors
+from model.training.survey import check_masks
 from model.training.trainer import Snapshot, Trainer
 from model.transforms import to_mask
+from model.unet import UNet
 
 logger = logging.getLogger(__name__)
 
@@ -48,27 +58,37 @@ _SMOOTHING = 0.98
 """Decay of the running means of loss and seconds per step."""
 _LOG_EVERY = 20
 """Steps between two records of the training loss."""
+_VALIDATIONS = 10
+"""Fewest validations of a run with as many steps."""
+_MOST_STEPS = 400
+"""Most steps between two validations, unless the recipe sets their number."""
 _SAMPLE_COUNT = 6
 """Validation images in samples.png."""
 VALIDATE_BESIDE = {"cuda"}
 """Types of devices that validate while training continues."""
 _IMAGE_SHARE = 0.4
 """Share of a device's free memory that training images may take."""
+_CARD_KEYS = (
+    *("command", "images", "steps", "shipped_step", "hours", "hardware", "torch", "revision"),
+)
+"""Parts of a report that a card contains too."""
 _ENDLESS = 10**9
 """Steps that no run reaches."""
 
 
-def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
+def train(recipe: Recipe, folder: Path, command: str = "", recipe_text: str = "") -> Path:
     """Train a network, or resume the run in `folder`.
 
     After Ctrl-C the current step is finished, and the run ends as if it were complete.
 
     Args:
         command: recorded in the run's folder and in the checkpoint.
+        recipe_text: written to the run's folder as recipe.toml.
 
     Returns:
-        The checkpoint, `folder`/NAME.safetensors: the moving average of the weights, a golden pair,
-        and a card with the scores on training and validation images.
+        The checkpoint, `folder`/NAME.safetensors: the moving average of the weights at the step
+        that validated best, a golden pair, and a card with the scores on training and validation
+        images.
 
     Raises:
         DataError: the data set is invalid; see `open_dataset`, `split_dataset` and `CropDataset`.
@@ -86,22 +106,43 @@ def train(recipe: Recipe, folder: Path, command: str = "") -> Path:
     device = torch.device(choose_device(recipe.run.device))
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all crops have one shape, and windows have few
-    training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
+    dataset = open_dataset(recipe.data, recipe.preprocess)
+    if warning := check_masks(dataset):
+        logger.warning("%s", warning)
+    training, validation = split_dataset(dataset, recipe.data)
     golden = read_image(Path(recipe.data.golden)) if recipe.data.golden else validation[0].image
     with open_run(folder, recipe, command) as run, _report_out_of_memory(recipe):
+        if recipe_text:
+            run.save_text("recipe.toml", recipe_text)
         _check_readable(validation)
         crops = CropDataset(training, recipe)
-        crops.preload(quiet=not sys.stderr.isatty())
-        trainer = Trainer(recipe, device, crops, run.load_state(device))
+        crops.preload()
+        state = run.load_state(device)
+        trainer = Trainer(recipe, device, crops, state)
+        best = BestWeights.load(state)
+        length = RunLength.of(recipe.optim, len(training))
+        if state and length.progress(trainer) >= 1:
+            logger.warning(
+                "%s is complete after %d steps; its files are written again (a larger --steps or "
+                "--minutes continues it, another --out starts anew)",
+                run.path,
+                trainer.steps_done,
+            )
         with _advise_on_divergence(run), catch_interrupt() as interrupted:
-            _train_loop(trainer, crops, validation, run, interrupted)
+            ending = _train_loop(trainer, crops, validation, run, best, interrupted)
             if not trainer.steps_done:
                 raise KeyboardInterrupt  # before the first step, so without a result
-            _save_state(trainer.snapshot(), run)
-        report = _build_report(trainer, training, validation, command)
+            _save_state(trainer.snapshot(), run, best)
+        final, outcome = _choose_weights(trainer, validation, best)
+        report = _build_report(trainer, final, outcome, training, validation, command)
         run.save_report(report)
         run.save_curves()
-        return _export_checkpoint(trainer, golden, run, report)
+        run.save_image("samples.png", _draw_samples(final, validation))
+        if not recipe.preprocess.binary:
+            run.save_confusion(outcome.report.confusion, recipe.preprocess.classes)
+        path = _export_checkpoint(trainer, final, golden, run, report)
+        print("\n".join(_summarize(trainer, length, ending, outcome, run)), flush=True)
+        return path
 
 
 @contextmanager
@@ -168,9 +209,63 @@ def _check_readable(samples: PairedDataset) -> None:
     Raises:
         DataError: see `PairedDataset`.
     """
-    quiet = not sys.stderr.isatty()
-    for _ in tqdm(samples, "reading", unit="image", leave=False, disable=quiet):
+    for _ in track(samples, len(samples), "reading"):
         pass
+
+
+class BestWeights:
+    """The weights that validated best so far.
+
+    Only validations at the recipe's interval count, so that a run that is interrupted and resumed
+    ends with the same ones.
+
+    Attributes:
+        step: at which they were validated; 0 before the first validation.
+        score: of that validation; see `rate_scores`.
+        weights: state dict of the network without batch normalization, on the CPU.
+        since: number of validations since then.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.score = -math.inf
+        self.weights: dict[str, torch.Tensor] = {}
+        self.since = 0
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any] | None) -> Self:
+        """Restore them from a saved state; earlier versions saved none."""
+        best = cls()
+        for name, value in ((state or {}).get("best") or {}).items():
+            setattr(best, name, value)
+        best.weights = {name: tensor.cpu() for name, tensor in best.weights.items()}
+        return best
+
+    def to_state(self) -> dict[str, Any]:
+        """Return everything that `load` needs."""
+        return dict(vars(self))
+
+    def update(self, score: float, snapshot: Snapshot) -> None:
+        """Take the weights of a snapshot unless the score is lower. Of equal ones the later wins,
+        but only a higher score counts as an improvement."""
+        self.since = 0 if score > self.score else self.since + 1
+        if score >= self.score:
+            self.score, self.step = score, snapshot.step
+            weights = snapshot.predictor.network.state_dict()
+            self.weights = {name: each.detach().cpu().clone() for name, each in weights.items()}
+
+
+def rate_scores(scores: Mapping[str, Any]) -> float:
+    """Reduce the scores of a validation to the one by which weights are chosen.
+
+    It is the mIoU of several classes, the Dice of a binary model, and the mean of Dice and F1 of
+    the objects where they are separated.
+    """
+    if "miou" in scores:
+        return float(scores["miou"])
+    if "f1_50" in scores:
+        return float(scores["dice"] + scores["f1_50"]) / 2
+    return float(scores["dice"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,9 +285,19 @@ class RunLength:
         steps = optim.steps or math.ceil(optim.epochs * images / optim.batch_size)
         return cls(steps or math.inf, 60 * optim.minutes or math.inf)
 
+    def seconds_share(self, trainer: Trainer) -> float:
+        """Return the fraction of the time limit that has passed; 0 without one."""
+        return trainer.seconds / self.seconds
+
     def progress(self, trainer: Trainer) -> float:
         """Return the fraction of the training that is done; 1 or more at the end."""
         return max(trainer.steps_done / self.steps, trainer.seconds / self.seconds)
+
+    def describe_steps(self, trainer: Trainer) -> str:
+        """Say how many steps are done, and of how many."""
+        if math.isinf(self.steps):
+            return f"{trainer.steps_done}"
+        return f"{trainer.steps_done} of {int(self.steps)}"
 
     def seconds_left(self, trainer: Trainer, pace: float) -> float:
         """Estimate the remaining seconds of training at `pace` seconds per step."""
@@ -201,7 +306,7 @@ class RunLength:
 
 
 class _ProgressBar:
-    """A progress bar on a terminal, and the running means that it shows.
+    """A progress bar on a terminal, lines without one, and the running means that they show.
 
     Attributes:
         loss: running mean of the loss.
@@ -214,12 +319,13 @@ class _ProgressBar:
         self.loss = math.nan
         self.speed = math.nan
         self._pace = math.nan
+        self._clock = LineClock()
         self._bar = tqdm(
             total=None if math.isinf(length.steps) else length.steps,
             initial=trainer.steps_done,
             unit="step",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not has_terminal(),
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]",
         )
 
@@ -243,16 +349,26 @@ class _ProgressBar:
         self.speed = images / seconds
         left = tqdm.format_interval(self.length.seconds_left(self.trainer, self._pace))
         self._bar.update(len(losses))
-        self._bar.set_postfix_str(
+        text = (
             f"loss {self.loss:.3f}, lr {self.trainer.learning_rate:.1e}, "
             f"{self.speed:.1f} images/s, {left} left"
         )
+        self._bar.set_postfix_str(text)
+        steps = self.length.describe_steps(self.trainer)
+        self._clock.print(lambda: f"step {steps}: {text}")
 
     def show_scores(self, step: int, scores: dict[str, Any]) -> None:
         """Print a validation's scores above the bar."""
-        self._bar.write(
-            f"step {step}: validation Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}"
-        )
+        self._bar.write(f"step {step}: validation {describe_scores(scores)}")
+        sys.stdout.flush()
+
+
+def describe_scores(scores: Mapping[str, Any]) -> str:
+    """Name the most important scores of a validation."""
+    if "miou" in scores:
+        return f"mIoU {scores['miou']:.4f}, Dice {scores['dice']:.4f}"
+    objects = f", F1 of objects {scores['f1_50']:.4f}" if "f1_50" in scores else ""
+    return f"Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}{objects}"
 
 
 def _smooth(mean: float, value: float) -> float:
@@ -265,11 +381,18 @@ def _train_loop(
     crops: CropDataset,
     validation: PairedDataset,
     run: RunFolder,
+    best: BestWeights,
     interrupted: threading.Event,
-) -> None:
-    """Train until the end of the recipe's steps or minutes, or until `interrupted`."""
+) -> str:
+    """Train until the end of the recipe's steps or minutes, or until `interrupted`.
+
+    Returns:
+        Why it ended early, or "".
+    """
     recipe = trainer.recipe
     length = RunLength.of(recipe.optim, len(crops.samples))
+    schedule = ValidationSchedule(recipe, length, length.progress(trainer))
+    ending = ""
     preview_every = _preview_interval(recipe, len(crops.samples))
     log_every = max(_LOG_EVERY, trainer.read_every)
     images = recipe.optim.batch_size
@@ -278,16 +401,22 @@ def _train_loop(
     clock = time.monotonic()
     with (
         _ProgressBar(trainer, length) as bar,
-        _Validator(trainer.device, recipe, validation, run, bar) as validator,
+        _Validator(trainer.device, recipe, validation, run, bar, best) as validator,
     ):
         for pixels, labels, weights, indices in load_batches(trainer, crops, length):
             progress = length.progress(trainer)
-            if interrupted.is_set() or progress >= 1:
+            if progress >= 1:
+                break
+            if interrupted.is_set():
+                ending = "stopped by Ctrl-C; the same command resumes it"
+                break
+            if progress >= 0.5 and 0 < recipe.optim.stop_after <= best.since:
+                ending = f"stopped after {best.since} validations without a better score"
                 break
             trainer.step(pixels, labels, weights, progress)
             step = trainer.steps_done
             unread.append(indices)
-            validates = step % recipe.run.validate_every == 0
+            validates = schedule.is_due(step, length.seconds_share(trainer))
             losses = []
             if validates or len(unread) >= trainer.read_every:
                 losses = _read_steps(trainer, crops, unread)
@@ -307,6 +436,30 @@ def _train_loop(
         if unread:
             _read_steps(trainer, crops, unread)
             trainer.seconds += time.monotonic() - clock
+    return ending
+
+
+class ValidationSchedule:
+    """Says after which steps to validate.
+
+    These are the multiples of the recipe's interval: by default a tenth of the steps, at most 400.
+    A run with a time limit is also validated at every tenth of it.
+
+    Args:
+        progress: of the run so far, 0..1.
+    """
+
+    def __init__(self, recipe: Recipe, length: RunLength, progress: float) -> None:
+        tenth = _MOST_STEPS if math.isinf(length.steps) else int(length.steps) // _VALIDATIONS
+        self.every = recipe.run.validate_every or max(1, min(_MOST_STEPS, tenth))
+        self._passed = int(progress * _VALIDATIONS)
+
+    def is_due(self, step: int, share: float) -> bool:
+        """Whether to validate after `step` steps and this share of the time limit."""
+        passed = int(share * _VALIDATIONS)
+        due = step % self.every == 0 or passed > self._passed
+        self._passed = max(self._passed, passed)
+        return due
 
 
 def _preview_interval(recipe: Recipe, images: int) -> int:
@@ -418,6 +571,7 @@ class _Validator:
         device: that trains.
         validation: its images.
         run, bar: for the scores.
+        best: updated by each validation.
     """
 
     def __init__(
@@ -427,7 +581,9 @@ class _Validator:
         validation: PairedDataset,
         run: RunFolder,
         bar: _ProgressBar,
+        best: BestWeights,
     ) -> None:
+        self.best = best
         self.device = device
         self.recipe = recipe
         self.validation = validation
@@ -482,57 +638,143 @@ class _Validator:
 
     def _validate(self, snapshot: Snapshot) -> None:
         snapshot.export_weights()  # weights that are not finite are neither measured nor saved
-        scores = _measure(snapshot.predictor, self.recipe, self.validation).summary()
+        samples = _spread(self.validation, self.recipe.run.validate_images)
+        scores = _measure(snapshot.predictor, self.recipe, samples).summary()
+        self.best.update(rate_scores(scores), snapshot)
         self.run.log_metrics(snapshot.step, {**scores, "seconds": snapshot.seconds})
         self.bar.show_scores(snapshot.step, scores)
         # before the images, which take as long as the validation
-        self.run.save_state(snapshot.state)
+        self.run.save_state({**snapshot.state, "best": self.best.to_state()})
         self.run.save_image("samples.png", _draw_samples(snapshot.predictor, self.validation))
         self.run.save_curves()
 
 
-def _save_state(snapshot: Snapshot, run: RunFolder) -> None:
+def _save_state(snapshot: Snapshot, run: RunFolder, best: BestWeights) -> None:
     """Save a state whose weights are finite.
 
     Raises:
         TrainingDiverged: they are not.
     """
     snapshot.export_weights()
-    run.save_state(snapshot.state)
+    run.save_state({**snapshot.state, "best": best.to_state()})
 
 
-def _measure(predictor: Predictor, recipe: Recipe, samples: Iterable[Sample]) -> Report:
+def _spread(samples: PairedDataset, most: int) -> PairedDataset:
+    """Select at most `most` samples, evenly spread; 0: all."""
+    if not most or len(samples) <= most:
+        return samples
+    indices = np.linspace(0, len(samples) - 1, most).astype(int)
+    return PairedDataset([samples.pairs[index] for index in indices], samples.coding)
+
+
+def _measure(predictor: Predictor, recipe: Recipe, samples: PairedDataset) -> Report:
     """Evaluate a predictor."""
     instances = recipe.data.labels == "instances"
     predict = from_probabilities(predictor, recipe.preprocess, instances=instances)
-    classes = len(recipe.preprocess.classes)
-    return evaluate(predict, samples, classes=classes, instances=instances)
+    return evaluate(
+        predict,
+        samples,
+        classes=recipe.preprocess.classes,
+        instances=instances,
+        progress=lambda images: track(images, len(samples), "validating"),
+    )
 
 
 def _draw_sample(predictor: Predictor, sample: Sample) -> Image.Image:
-    mask = to_mask(predictor(sample.image), predictor.preprocess)
-    return draw_comparison(sample.image, sample.labels, mask)
+    preprocess = predictor.preprocess
+    mask = to_mask(predictor(sample.image), preprocess)
+    return draw_comparison(sample.image, sample.labels, mask, preprocess.palette)
 
 
 def _draw_samples(predictor: Predictor, validation: PairedDataset) -> Image.Image:
     """Draw predictions on validation images, evenly spread over the data set."""
     indices = range(0, len(validation), max(1, len(validation) // _SAMPLE_COUNT))[:_SAMPLE_COUNT]
     samples = (validation[index] for index in indices)
-    return make_contact_sheet([(sample.id, _draw_sample(predictor, sample)) for sample in samples])
+    entries = [(sample.id, _draw_sample(predictor, sample)) for sample in samples]
+    preprocess = predictor.preprocess
+    if not preprocess.binary:
+        entries.append(("classes", draw_legend(preprocess.classes, preprocess.palette)))
+    return make_contact_sheet(entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """Which weights are shipped, and why.
+
+    Attributes:
+        step: of the shipped weights.
+        report: of them on all validation images.
+        scores: by step, of the last weights and, if they are others, of the best ones.
+    """
+
+    step: int
+    report: Report
+    scores: dict[int, dict[str, Any]]
+
+
+def _choose_weights(
+    trainer: Trainer, validation: PairedDataset, best: BestWeights
+) -> tuple[Predictor, _Outcome]:
+    """Measure the last weights and the best ones on all validation images; choose the better."""
+    recipe, last = trainer.recipe, trainer.predictor
+    report = _measure(last, recipe, validation)
+    scores = {trainer.steps_done: report.summary()}
+    if not best.weights or best.step == trainer.steps_done:
+        return last, _Outcome(trainer.steps_done, report, scores)
+    network = UNet.from_config(recipe.network)
+    network.load_state_dict(best.weights)
+    network = network.to(device=trainer.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    earlier = Predictor(network, recipe.preprocess)
+    earlier_report = _measure(earlier, recipe, validation)
+    scores[best.step] = earlier_report.summary()
+    if rate_scores(scores[best.step]) > rate_scores(scores[trainer.steps_done]):
+        return earlier, _Outcome(best.step, earlier_report, scores)
+    return last, _Outcome(trainer.steps_done, report, scores)
+
+
+def _summarize(
+    trainer: Trainer, length: RunLength, ending: str, outcome: _Outcome, run: RunFolder
+) -> list[str]:
+    """Describe the result of a run in a few lines."""
+    time_taken = tqdm.format_interval(trainer.seconds)
+    first = f"trained    {length.describe_steps(trainer)} steps in {time_taken}"
+    lines = ["", f"{first}, {ending}" if ending else first]
+    for step in sorted(outcome.scores):
+        name = "last" if step == trainer.steps_done else "best"
+        shipped = "  <- in the checkpoint" if step == outcome.step else ""
+        scores = describe_scores(outcome.scores[step])
+        lines.append(f"{name}       step {step}: validation {scores}{shipped}")
+    if not trainer.recipe.preprocess.binary:
+        lines += ["", *format_classes(outcome.report.summary()["by_class"]), ""]
+    lines.append(f"pictures   {run.path}/samples.png, {run.path}/curves.png")
+    lines.append(
+        f"serve      UNET_WEIGHTS_DIR={shlex.quote(str(run.path))} "
+        f"UNET_MODEL={shlex.quote(trainer.recipe.name)} unet serve"
+    )
+    return lines
 
 
 def _build_report(
-    trainer: Trainer, training: PairedDataset, validation: PairedDataset, command: str
+    trainer: Trainer,
+    predictor: Predictor,
+    outcome: _Outcome,
+    training: PairedDataset,
+    validation: PairedDataset,
+    command: str,
 ) -> dict[str, Any]:
-    """Measure validation images and as many training images; their gap shows over-fitting."""
-    predictor, recipe = trainer.predictor, trainer.recipe
-    indices = np.linspace(0, len(training) - 1, len(validation)).astype(int)
-    trained_on = (training[index] for index in indices)  # one at a time, to save memory
+    """Collect scores of validation images and of as many training images.
+
+    Their gap shows over-fitting.
+    """
+    recipe = trainer.recipe
+    trained_on = _spread(training, len(validation))
     return {
-        "validation": _measure(predictor, recipe, validation).summary(),
+        "validation": outcome.report.summary(),
         "training": _measure(predictor, recipe, trained_on).summary(),
         "images": {"training": len(training), "validation": len(validation)},
         "steps": trainer.steps_done,
+        "shipped_step": outcome.step,
+        "validation_by_step": {str(step): scores for step, scores in outcome.scores.items()},
         "hours": round(trainer.seconds / 3600, 3),
         "hardware": _describe_hardware(trainer.device),
         "command": command,
@@ -543,11 +785,12 @@ def _build_report(
 
 
 def _export_checkpoint(
-    trainer: Trainer, golden: AnyArray, run: RunFolder, report: dict[str, Any]
+    trainer: Trainer, predictor: Predictor, golden: AnyArray, run: RunFolder, report: dict[str, Any]
 ) -> Path:
     """Write the checkpoint and its entry in the manifest; return its path.
 
     Args:
+        predictor: has the weights.
         golden: image of the golden pair.
         report: of `_build_report`; the card contains parts of it.
     """
@@ -559,11 +802,20 @@ def _export_checkpoint(
         "licence": recipe.data.licence,
         "training": {
             key: report[key]
-            for key in ("command", "images", "steps", "hours", "hardware", "torch", "revision")
+            for key in (
+                "command",
+                "images",
+                "steps",
+                "shipped_step",
+                "hours",
+                "hardware",
+                "torch",
+                "revision",
+            )
         },
     }
     path = run.path / f"{recipe.name}.safetensors"
-    weights = trainer.snapshot().export_weights()
+    weights = Snapshot(predictor, {"step": report["shipped_step"]}).export_weights()
     draft = Checkpoint(recipe.name, recipe.network, recipe.preprocess, weights, card=card)
     checkpoint = attach_golden(draft, golden)
     with report_write_errors(run.path):

@@ -5,6 +5,8 @@ Knows arrays and tensors; no files, no network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -145,6 +147,26 @@ def make_border_targets(labels: Tensor, reach: int = 2) -> Tensor:
     return torch.cat([values > 0, border], dim=1).float()
 
 
+def label_weights(labels: Tensor, class_weights: Sequence[float], classes: int) -> Tensor:
+    """Compute the weight of each pixel by its class, and 0 where there is no label.
+
+    Args:
+        labels: (N, H, W) integers, below 0 where there is none.
+        class_weights: of each class; empty: all 1.
+        classes: their number; labels above are objects of the last.
+
+    Returns:
+        (N, H, W) float. If some pixels have no label, the others are weighted up, so that the mean
+        over the batch is that of the pixels with labels.
+    """
+    valid = (labels >= 0).float()
+    weights = valid * (valid.numel() / valid.sum().clamp(min=1))
+    if class_weights:
+        table = torch.tensor(class_weights, device=labels.device)
+        weights = weights * table[labels.clamp(0, classes - 1).long()]
+    return weights
+
+
 def dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
     """Compute 1 - the soft Dice coefficient (Milletari et al. 2016, equation 1).
 
@@ -170,6 +192,7 @@ def segmentation_loss(
     *,
     binary: bool = True,
     dice_weight: float = 1.0,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Compute cross-entropy + dice_weight · Dice loss.
 
@@ -182,6 +205,8 @@ def segmentation_loss(
             None: 1.
         binary: a sigmoid per channel. False: a softmax over the channels.
         dice_weight: 0 leaves the Dice loss out.
+        valid: (N, 1, H, W), whether a pixel has a label and is in the Dice loss. None: all are.
+            Set `weight` to 0 where it is not.
 
     Returns:
         A scalar.
@@ -195,4 +220,6 @@ def segmentation_loss(
         probabilities = logits.softmax(dim=1)
     if not dice_weight:
         return entropy
+    if valid is not None:
+        probabilities, target = probabilities * valid, target * valid
     return entropy + dice_weight * dice_loss(probabilities, target)

@@ -24,6 +24,7 @@ from model.config_base import (
     Bool,
     ConfigBase,
     Count,
+    Int,
     PositiveInt,
     Share,
     fields_of,
@@ -33,6 +34,7 @@ from model.config_base import (
 from model.errors import ConfigError
 from model.files import MAX_TEXT_BYTES, read_file
 
+_Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 _Positive = Annotated[float, Field(strict=True, gt=0)]
 
 
@@ -40,10 +42,11 @@ _Positive = Annotated[float, Field(strict=True, gt=0)]
 class DataConfig(ConfigBase):
     """Where the images and masks are, and how they are split."""
 
-    kind: Literal["paired", "carvana"] = Field(
+    kind: Literal["paired", "named", "carvana"] = Field(
         default="paired",
-        description="paired: two folders with equal file names; carvana: CAR_VIEW.jpg and "
-        "CAR_VIEW_mask.gif",
+        description="paired: two folders with equal file names; named: masks are found by words "
+        "in their names (a.png and a_mask.png, img_1 and label_1), in folders of folders or in "
+        "one; carvana: CAR_VIEW.jpg and CAR_VIEW_mask.gif",
     )
     images: str = Field(default="data/images", description="folder of the images")
     masks: str = Field(default="data/masks", description="folder of the masks")
@@ -52,10 +55,25 @@ class DataConfig(ConfigBase):
         description="values in the masks. binary: not 0 is foreground; classes: class indices; "
         "instances: one value per object",
     )
+    ignore: Annotated[Int, Field(ge=-1)] = Field(
+        default=-1,
+        description="value of pixels without a label, often 255: they count neither in the loss "
+        "nor in the scores; -1: all pixels have one",
+    )
+    colours: tuple[tuple[_Byte, _Byte, _Byte], ...] = Field(
+        default=(),
+        description="color [red, green, blue] of each class in the masks; []: masks have indices. "
+        "With ignore set, pixels of other colors have no label",
+    )
     groups: str = Field(
         default="",
         description="CSV file with a column `id`; images of one group stay on one side of the "
         "split",
+    )
+    group_by: Literal["file", "prefix"] = Field(
+        default="file",
+        description="without such a file. prefix: images whose names are equal up to the last _ "
+        "form a group; file: each image does",
     )
     group_column: str = Field(default="group", description="column of that file with the group")
     validation_list: str = Field(
@@ -146,6 +164,10 @@ class LossConfig(ConfigBase):
         description="w0 of eq. 2 in the paper, which needs instance labels; 0: all pixels count "
         "the same",
     )
+    class_weights: tuple[Amount, ...] = Field(
+        default=(),
+        description="weight of each class in the cross-entropy, the background first; []: all 1",
+    )
     border_sigma: _Positive = Field(default=5.0, description="sigma of eq. 2, in pixels")
     border_reach: Count = Field(
         default=2,
@@ -209,6 +231,11 @@ class OptimConfig(ConfigBase):
         description="time limit, at which the schedule ends; 0: none. Only steps count, over all "
         "starts of a run. Such a run is not reproducible bit by bit",
     )
+    stop_after: Count = Field(
+        default=0,
+        description="validations without a better score after which training stops, in the second "
+        "half of a run; 0: never",
+    )
     seed: Annotated[Count, Field(lt=2**63)] = Field(
         default=0, description="seed of all random numbers"
     )
@@ -221,10 +248,16 @@ class RunConfig(ConfigBase):
     Of these, only device, autocast, augment_on and compile change the result of a step.
     """
 
-    validate_every: PositiveInt = Field(
-        default=400,
+    validate_every: Count = Field(
+        default=0,
         validation_alias=AliasChoices("validate_every", "every"),
-        description="steps between validations, at which the state is saved too",
+        description="steps between validations, at which the state is saved too; 0: a tenth of "
+        "the run, at most 400",
+    )
+    validate_images: Count = Field(
+        default=0,
+        description="most images of a validation during the run, evenly spread; 0: all. The "
+        "final scores use all",
     )
     previews_per_epoch: Count = Field(
         default=0,
@@ -288,6 +321,15 @@ class Recipe(ConfigBase):
             raise ConfigError(
                 f"labels {labels!r} has two classes, not {len(self.preprocess.classes)}"
             )
+        weights, colours = self.loss.class_weights, self.data.colours
+        classes = len(self.preprocess.classes)
+        if weights and len(weights) != classes:
+            raise ConfigError(f"class_weights needs {classes} values, not {len(weights)}")
+        if colours and (len(colours) != classes or labels == "instances"):
+            raise ConfigError(
+                f"colours needs one color per class, {classes}, not {len(colours)}; instances have "
+                "none"
+            )
         if labels != "instances" and self.network.out_channels == 2:
             raise ConfigError("a border channel (out_channels 2) needs labels 'instances'")
 
@@ -319,13 +361,21 @@ class Recipe(ConfigBase):
         """
         flags = flags or {}
         try:
-            return cls._merge(_read_document(path), flags)
+            return cls.merge(_read_document(path), flags)
         except ConfigError as error:
             source = f"{path} with the flags" if flags else path
             raise ConfigError(f"{source}: {error}") from error
 
     @classmethod
-    def _merge(cls, document: Mapping[str, Any], flags: Mapping[str, str]) -> Self:
+    def merge(cls, document: Mapping[str, Any], flags: Mapping[str, str]) -> Self:
+        """Make a recipe of the content of a TOML file, overridden by flags.
+
+        Args:
+            flags: as for `read`.
+
+        Raises:
+            ConfigError: a key is unknown, or a value is not allowed.
+        """
         for key, values in document.items():
             if key != "name" and key not in SECTIONS:
                 raise ConfigError(f"unknown section [{key}]{suggest(key, SECTIONS)}")

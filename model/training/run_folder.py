@@ -3,11 +3,13 @@
 ::
 
     config.json     every value of the recipe
+    recipe.toml     the recipe that was made of two folders
     starts.jsonl    time, command and code revision of each start
     state.pt        weights, their moving average, the optimizer's state and the step
     metrics.jsonl   by step: loss, learning rate and speed; scores of each validation
     curves.png      a plot of metrics.jsonl
-    samples.png     validation images with hits and misses
+    samples.png     validation images with hits and misses, or with the colours of classes
+    confusion.csv, confusion.png    of several classes, written at the end
     pictures/       further previews, if the recipe asks for them
     tensorboard/    the same metrics for TensorBoard
     report.json     written at the end
@@ -25,7 +27,7 @@ import fcntl
 import io
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from model.arrays import AnyArray
 from model.checkpoint import git_revision, write_atomically
 from model.errors import ConfigError, WriteError
-from model.training.plots import draw_curves
+from model.training.plots import draw_confusion, draw_curves, format_confusion
 from model.training.recipe import SECTIONS, Recipe, rename_old_keys
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ _MAY_CHANGE = {
     ("optim", "steps"),
     ("optim", "epochs"),
     ("optim", "minutes"),
+    ("optim", "stop_after"),
     ("data", "golden"),
     ("data", "source"),
     ("data", "licence"),
@@ -119,9 +123,10 @@ class RunFolder:
         """Append metrics to metrics.jsonl; numbers also go to TensorBoard."""
         self._append_line("metrics.jsonl", {"step": step, **metrics})
         if self._board is not None:
-            for name, value in metrics.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+            with report_write_errors(self.path / "tensorboard"):
+                for name, value in metrics.items():
+                    if isinstance(value, int | float):
+                        self._board.add_scalar(name, value, step)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; a line that a kill left incomplete is skipped."""
@@ -155,6 +160,19 @@ class RunFolder:
             path.parent.mkdir(exist_ok=True)
             image.save(path)
 
+    def save_confusion(self, confusion: AnyArray, classes: Sequence[str]) -> None:
+        """Write a confusion matrix as confusion.csv and, with matplotlib, as confusion.png."""
+        with report_write_errors(self.path):
+            text = format_confusion(confusion, classes)
+            write_atomically(self.path / "confusion.csv", text.encode())
+            with contextlib.suppress(ImportError):  # `save_curves` has warned
+                draw_confusion(confusion, classes, self.path / "confusion.png")
+
+    def save_text(self, name: str, text: str) -> None:
+        """Replace a text file atomically."""
+        with report_write_errors(self.path):
+            write_atomically(self.path / name, text.encode())
+
     def save_report(self, report: Mapping[str, Any]) -> None:
         """Write report.json."""
         self._write_json("report.json", report)
@@ -162,7 +180,8 @@ class RunFolder:
     def close(self) -> None:
         """Flush and close the TensorBoard log."""
         if self._board is not None:
-            self._board.close()
+            with report_write_errors(self.path / "tensorboard"):
+                self._board.close()
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         with report_write_errors(self.path):

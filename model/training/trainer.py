@@ -26,13 +26,16 @@ from model.errors import TrainingDiverged
 from model.predict import Predictor, load_tensors
 from model.training.batchnorm import add_batch_norm, fold_batch_norm
 from model.training.crops import CropDataset
-from model.training.losses import make_targets, segmentation_loss
+from model.training.losses import label_weights, make_targets, segmentation_loss
 from model.training.recipe import OptimConfig, Recipe
 from model.transforms import normalize
 from model.unet import UNet
 
 _CALIBRATION_CROPS = 32
 """Crops whose statistics initialize batch normalization in a network that is already trained."""
+
+_WARMUP_SHARE = 0.1
+"""Most of the schedule that warm-up may take."""
 
 READ_EVERY = {"cpu": 1, "cuda": 50}
 """Steps after which losses are read, by type of device. Reading one waits for the device, which
@@ -192,12 +195,20 @@ class Trainer:
         labels = labels.to(self.device, non_blocking=True)
         weights = weights.to(self.device, non_blocking=True)[:, None]
         margin = recipe.network.margin
+        valid = None
+        if recipe.data.ignore >= 0:
+            valid = (labels >= 0)[:, None]
+        if recipe.data.ignore >= 0 or recipe.loss.class_weights:
+            classes = len(recipe.preprocess.classes)
+            weights = weights * label_weights(labels, recipe.loss.class_weights, classes)[:, None]
+            labels = labels.clamp(min=0)
         target = make_targets(
             labels, recipe.preprocess, recipe.network.out_channels, recipe.loss.border_reach
         )
         if margin:  # the output of an unpadded network is smaller than its input
             target = target[..., margin:-margin, margin:-margin]
             weights = weights[..., margin:-margin, margin:-margin]
+            valid = None if valid is None else valid[..., margin:-margin, margin:-margin]
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             logits = self._forward(inputs)
         return segmentation_loss(
@@ -206,6 +217,7 @@ class Trainer:
             weights,
             binary=recipe.preprocess.binary,
             dice_weight=recipe.loss.dice_weight,
+            valid=valid,
         )
 
     def _to_inputs(self, pixels: Tensor) -> Tensor:
@@ -271,15 +283,16 @@ def initialize_weights(network: UNet, foreground: float) -> None:
 def compute_learning_rate(optim: OptimConfig, step: int, progress: float) -> float:
     """Compute the learning rate of a step.
 
-    It rises linearly during warm-up. Then it is constant, or follows half a cosine down to 1%
-    (Loshchilov & Hutter 2017).
+    It rises linearly during warm-up, which takes at most a tenth of the schedule. Then it is
+    constant, or follows half a cosine down to 1% (Loshchilov & Hutter 2017).
 
     Args:
         optim: of the recipe.
         step: counted from 0.
         progress: fraction of the schedule that has passed; above 1 counts as 1.
     """
-    rate = optim.learning_rate * min(1.0, (step + 1) / max(optim.warmup, 1))
+    risen = max((step + 1) / max(optim.warmup, 1), progress / _WARMUP_SHARE)
+    rate = optim.learning_rate * min(1.0, risen)
     if optim.schedule == "cosine":
         rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return rate

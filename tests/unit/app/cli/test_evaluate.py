@@ -59,6 +59,7 @@ def test_masks_of_classes_are_the_default_for_several_classes(
         ),
         ("one", ["--config", "model/configs/nuclei.toml"], "leave out these flags"),
         ("one", ["--part", "training"], "--part needs --config"),
+        ("one", ["--confusion", "a.csv"], "--confusion needs a model of several classes"),
         ("one", ["--json", "/no/such/report.json"], "/no/such is not a folder"),
         ("one", ["--sheet", "/no/such/sheet.png"], "/no/such is not a folder"),
         ("one", ["--device", "foo"], "--device foo: must be auto, cpu, cuda or cuda:N"),
@@ -77,3 +78,28 @@ def test_mistake_is_one_line_before_anything_is_measured(
     assert said.err.startswith("unet: error: ")
     assert said.err.count("\n") == 1
     assert not said.out
+
+
+def test_confusion_matrix_is_a_table_and_a_picture(folder: Path, tmp_path: Path) -> None:
+    assert evaluate(folder, "three", "--confusion", str(tmp_path / "a.csv")) == 0
+    rows = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]
+    assert len(rows) == len(rows[0]) == 4
+    assert sum(int(count) for row in rows[1:] for count in row[1:]) == 2 * 64 * 64
+    assert evaluate(folder, "three", "--confusion", str(tmp_path / "a.png")) == 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 200
+
+
+def test_ignored_value_is_in_no_score(folder: Path, tmp_path: Path) -> None:
+    assert evaluate(folder, "three", "--ignore", "0", "--confusion", str(tmp_path / "a.csv")) == 0
+    rows = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]
+    assert [int(count) for count in rows[1][1:]] == [0, 0, 0]
+    assert sum(int(count) for count in rows[2][1:]) > 0
+
+
+def test_sheet_of_several_classes_has_their_colours(folder: Path, tmp_path: Path) -> None:
+    """A wrong class is not a hit: the label's own color is in the picture."""
+    assert evaluate(folder, "three", "--sheet", str(tmp_path / "a.png")) == 0
+    pixels = np.asarray(Image.open(tmp_path / "a.png")).reshape(-1, 3)
+    hits = (np.abs(pixels.astype(int) - (60, 190, 90)).max(axis=1) < 40).sum()
+    assert hits == 0

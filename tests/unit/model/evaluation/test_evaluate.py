@@ -11,6 +11,7 @@ from PIL import Image
 from model.arrays import AnyArray, FloatArray
 from model.config import PreprocessConfig
 from model.evaluation.evaluate import PredictedMasks, Sample, evaluate, from_probabilities
+from model.evaluation.metrics import VOID
 from model.training.plots import make_worst_sheet
 from tests.conftest import nuclei
 
@@ -61,9 +62,46 @@ def test_each_class_is_measured() -> None:
     labels = np.repeat(np.arange(3), 16).reshape(6, 8).astype(np.int32)
     sample = Sample("a", np.zeros((6, 8), np.uint8), labels)
     wrong = np.where(labels == 2, 1, labels).astype(np.uint8)
-    summary = evaluate(lambda image: PredictedMasks(wrong), [sample], classes=3).summary()
-    assert summary["dice_by_class"] == [pytest.approx(2 / 3), 0]
-    assert summary["dice"] == pytest.approx(1 / 3)
+    report = evaluate(lambda image: PredictedMasks(wrong), [sample], classes=("a", "b", "c"))
+    summary = report.summary()
+    assert {name: scores["iou"] for name, scores in summary["by_class"].items()} == {
+        "a": 1,
+        "b": 0.5,
+        "c": 0,
+    }
+    assert summary["miou"] == pytest.approx(0.5)
+    assert summary["dice"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert summary["pixel_accuracy"] == pytest.approx(2 / 3)
+    assert summary["by_class"]["c"]["boundary_f1"] == 0
+    assert report.confusion.tolist() == [[16, 0, 0], [0, 16, 0], [0, 16, 0]]
+
+
+def test_absent_class_is_in_no_mean() -> None:
+    labels = np.zeros((6, 8), np.int32)
+    labels[:, 4:] = 1
+    sample = Sample("a", np.zeros((6, 8), np.uint8), labels)
+    wrong = np.zeros((6, 8), np.uint8)
+    report = evaluate(lambda image: PredictedMasks(wrong), [sample], classes=("a", "b", "c"))
+    summary = report.summary()
+    assert summary["miou"] == 0.25
+    assert summary["dice"] == summary["pooled_dice"] == pytest.approx(1 / 3)
+    assert summary["by_class"]["c"]["iou"] is None
+    (line,) = [line for line in report.table().splitlines() if line.startswith("c ")]
+    assert line.split() == ["c", "-", "-", "-", "-", "-", "0"]
+
+
+def test_pixels_without_a_label_are_in_no_score() -> None:
+    true = np.zeros((20, 20), np.int32)
+    true[5:15, 5:15] = 1
+    predicted = (true > 0).astype(np.uint8)
+    true[:, :10] = VOID
+    predicted[:4, :6] = 1  # extra pixels where there is no label
+    sample = Sample("a", np.zeros((20, 20), np.uint8), true)
+    for classes in (("a", "b"), ("a", "b", "c")):
+        summary = evaluate(
+            lambda image: PredictedMasks(predicted), [sample], classes=classes
+        ).summary()
+        assert summary["dice"] == summary["boundary_f1"] == 1
 
 
 def test_keys_of_a_report_stay_the_same(samples: list[Sample]) -> None:

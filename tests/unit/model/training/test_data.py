@@ -25,6 +25,7 @@ from model.training.data import (
     read_sample,
     split_dataset,
 )
+from model.training.masks import MaskCoding
 from model.training.recipe import DataConfig
 from tests.conftest import tiff
 
@@ -107,21 +108,23 @@ def test_palette_and_16_bit_masks_keep_their_values(tmp_path: Path) -> None:
     instances = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     save(tmp_path / "masks/b.png", instances)
     pairs = find_pairs(tmp_path / "images", tmp_path / "masks")
-    assert np.array_equal(read_sample(pairs[0], "classes", 3).labels.ravel(), np.arange(64) % 3)
-    assert np.array_equal(read_sample(pairs[1], "instances").labels, instances)
-    assert np.array_equal(read_sample(pairs[1], "binary").labels, instances > 0)
+    assert np.array_equal(
+        read_sample(pairs[0], MaskCoding("classes", 3)).labels.ravel(), np.arange(64) % 3
+    )
+    assert np.array_equal(read_sample(pairs[1], MaskCoding("instances")).labels, instances)
+    assert np.array_equal(read_sample(pairs[1], MaskCoding("binary")).labels, instances > 0)
     with pytest.raises(DataError, match=r"b.png contains the label 63000; the 3 classes are 0 to"):
-        read_sample(pairs[1], "classes", 3)
+        read_sample(pairs[1], MaskCoding("classes", 3))
     with pytest.raises(DataError, match=r"a.png contains the label 2; the 2 classes"):
-        read_sample(pairs[0], "classes", 2)
+        read_sample(pairs[0], MaskCoding("classes", 2))
 
 
-def test_colour_mask_is_rejected(tmp_path: Path) -> None:
-    save(tmp_path / "images/a.png", np.zeros((8, 8), np.uint8))
-    save(tmp_path / "masks/a.png", np.zeros((8, 8, 3), np.uint8))
+def test_mask_of_three_equal_channels_is_one_channel(tmp_path: Path) -> None:
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    save(tmp_path / "images/a.png", values)
+    save(tmp_path / "masks/a.png", np.dstack([values] * 3))
     (pair,) = find_pairs(tmp_path / "images", tmp_path / "masks")
-    with pytest.raises(DataError, match=r"masks/a.png has 3 channels; a mask has one"):
-        read_sample(pair)
+    assert np.array_equal(read_sample(pair, MaskCoding("instances")).labels, values)
 
 
 def test_empty_and_missing_folders_are_named(tmp_path: Path) -> None:
@@ -247,7 +250,7 @@ def read_labels(
     (folder / "masks").mkdir(exist_ok=True)
     mask.save(folder / "masks" / name, **options)
     (pair,) = find_pairs(folder / "images", folder / "masks")
-    return read_sample(pair, kind).labels
+    return read_sample(pair, MaskCoding(kind)).labels
 
 
 def test_binary_palette_mask_is_read_by_its_colours(tmp_path: Path) -> None:
@@ -268,7 +271,7 @@ def test_jpeg_mask_is_thresholded_if_binary_and_rejected_otherwise(tmp_path: Pat
     truth[20:41, 13:50] = True
     mask = Image.fromarray(truth.astype(np.uint8) * 255)
     assert np.array_equal(read_labels(tmp_path, mask, name="a.jpg", quality=75), truth)
-    with pytest.raises(DataError, match=r"a.jpg is a JPEG, whose compression changes labels"):
+    with pytest.raises(DataError, match=r"a.jpg has lossy compression, which changes labels"):
         read_labels(tmp_path, mask, "instances", name="a.jpg")
 
 
@@ -290,7 +293,7 @@ def test_tiff_masks_of_every_type_keep_their_labels(
     path.write_bytes(tiff(values, compression=compression))
     save(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
     pair = Pair("a", tmp_path / "a.png", path, "a")
-    assert np.array_equal(read_sample(pair, "instances").labels, values)
+    assert np.array_equal(read_sample(pair, MaskCoding("instances")).labels, values)
     assert np.array_equal(read_sample(pair).labels, values > 0)
 
 
@@ -299,8 +302,41 @@ def test_label_beyond_31_bits_is_rejected(tmp_path: Path) -> None:
     path.write_bytes(tiff(np.full((8, 8), 2**31, np.uint32)))
     save(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
     pair = Pair("a", tmp_path / "a.png", path, "a")
-    with pytest.raises(DataError, match=r"a.tif cannot be read: a label is not within"):
-        read_sample(pair, "instances")
+    with pytest.raises(DataError, match=r"a.tif contains a label that is not within"):
+        read_sample(pair, MaskCoding("instances"))
+
+
+def test_folder_of_images_is_not_the_folder_of_their_masks(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
+    with pytest.raises(DataError, match="is the folder of the images and of the masks"):
+        find_pairs(tmp_path, tmp_path)
+
+
+def test_hidden_files_are_not_images(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        save(tmp_path / folder / "a.png", np.zeros((8, 8), np.uint8))
+        (tmp_path / folder / "._a.png").write_bytes(b"AppleDouble")
+    assert [pair.id for pair in find_pairs(tmp_path / "images", tmp_path / "masks")] == ["a"]
+
+
+def test_last_pages_of_a_single_stack_are_for_validation(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        write_stack(tmp_path / folder / "a.tif", np.zeros((10, 8, 8), np.uint8))
+    dataset = PairedDataset(find_pairs(tmp_path / "images", tmp_path / "masks"))
+    training, validation = split_dataset(dataset, DataConfig(validation_share=0.2))
+    assert (len(training), validation.ids) == (8, ["a-page8", "a-page9"])
+
+
+def test_array_files_are_images_and_masks(tmp_path: Path) -> None:
+    values = np.arange(64, dtype=np.int64).reshape(8, 8)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "images/a.npy", values / 64)
+    np.save(tmp_path / "masks/a.npy", values)
+    (pair,) = find_pairs(tmp_path / "images", tmp_path / "masks")
+    sample = read_sample(pair, MaskCoding("instances"))
+    assert sample.image.dtype == np.uint16
+    assert np.array_equal(sample.labels, values)
 
 
 def write_stack(path: Path, pages: np.ndarray) -> None:
@@ -315,7 +351,7 @@ def test_stacks_are_split_into_pages_of_one_group(tmp_path: Path) -> None:
     write_stack(masks / "a.tif", values % 5)
     save(images / "b.png", np.zeros((8, 8), np.uint8))
     save(masks / "b.png", np.zeros((8, 8), np.uint8))
-    dataset = PairedDataset(find_pairs(images, masks), "instances")
+    dataset = PairedDataset(find_pairs(images, masks), MaskCoding("instances"))
     assert dataset.ids == ["a-page0", "a-page1", "a-page2", "b"]
     assert [pair.group for pair in dataset.pairs] == ["a", "a", "a", "b"]
     for index, sample in enumerate(dataset[:3]):
@@ -337,8 +373,9 @@ def test_stack_and_mask_of_different_lengths_are_rejected(tmp_path: Path) -> Non
 def test_two_files_with_the_same_name_are_both_named(tmp_path: Path) -> None:
     for name in ("a.png", "a.jpg"):
         save(tmp_path / "images" / name, np.zeros((8, 8), np.uint8))
+    save(tmp_path / "masks/a.png", np.zeros((8, 8), np.uint8))
     with pytest.raises(DataError, match=r"a.jpg and a.png have the same name"):
-        find_pairs(tmp_path / "images", tmp_path / "images")
+        find_pairs(tmp_path / "images", tmp_path / "masks")
 
 
 @pytest.mark.parametrize("kind", ["float", "32-bit", "rotated", "transparent", "white is 0"])

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,7 +25,7 @@ from app import cli
 from model.arrays import AnyArray
 from model.checkpoint import load_checkpoint
 from model.evaluation.evaluate import Sample
-from model.training import loop
+from model.training import loop, progress
 from model.training.crops import CropDataset
 from model.training.data import open_dataset, read_sample, split_dataset
 from model.training.device_crops import ImagesDoNotFit
@@ -236,6 +237,110 @@ def test_compiled_network_is_trained(data: Path, monkeypatch: pytest.MonkeyPatch
     assert run(data, "--steps", "3", out="eager") == 0
     expected, found = read_weights(data / "eager"), read_weights(data / "run")
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_short_runs_are_validated_ten_times(data: Path) -> None:
+    flags = ["--validate-every", "0"]
+    assert run(data, *flags, "--steps", "11", out="steps") == 0
+    steps = [record["step"] for record in read_records(data / "steps") if "dice" in record]
+    assert steps == list(range(1, 12))
+    assert run(data, *flags, "--steps", "0", "--minutes", "0.03", out="minutes") == 0
+    records = [record for record in read_records(data / "minutes") if "dice" in record]
+    assert len(records) >= 9  # a slow step may pass two tenths of two seconds
+    assert (data / "minutes/samples.png").exists()
+
+
+@pytest.mark.slow
+def test_best_weights_are_shipped(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later weights are destroyed, and the run is interrupted and resumed after the best ones."""
+    measure = loop._measure
+    kept = []
+
+    def measure_and_keep(predictor: Any, *args: Any) -> Any:
+        kept.append({k: v.clone() for k, v in predictor.network.state_dict().items()})
+        return measure(predictor, *args)
+
+    train_step = Trainer.step
+
+    def step_and_destroy(trainer: Trainer, *args: Any) -> None:
+        train_step(trainer, *args)
+        if trainer.steps_done > 4:
+            with torch.no_grad():
+                for network in (trainer.ema, trainer.network):
+                    network.final_conv.bias.fill_(-9)
+                    network.final_conv.weight.zero_()
+
+    monkeypatch.setattr(loop, "_measure", measure_and_keep)
+    monkeypatch.setattr(Trainer, "step", step_and_destroy)
+    with monkeypatch.context() as patch:
+        interrupt_after_step(patch, 6)
+        assert run(data, "--learning-rate", "1e-2") == 0
+    assert run(data, "--learning-rate", "1e-2") == 0
+    report = read_report(data / "run")
+    assert report["shipped_step"] == 4
+    assert sorted(report["validation_by_step"], key=int) == ["4", "12"]
+    assert report["validation"] == report["validation_by_step"]["4"]
+    expected = kept[0]
+    found = read_weights(data / "run")
+    assert all(np.array_equal(expected[name].half().numpy(), found[name]) for name in expected)
+    output = capsys.readouterr().out
+    assert "stopped by Ctrl-C" in output
+    assert re.search(r"best +step 4: validation Dice .* <- in the checkpoint", output)
+    assert re.search(r"last +step 12: validation Dice 0", output)
+
+
+@pytest.mark.slow
+def test_run_stops_without_improvement(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--stop-after", "2", "--validate-every", "1", "--learning-rate", "1e-9"]
+    assert run(data, *flags, "--warmup", "0") == 0
+    assert read_report(data / "run")["steps"] < 12
+    assert "validations without a better score" in capsys.readouterr().out
+
+
+def test_complete_run_is_not_repeated_silently(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(data, "--steps", "1") == 0
+    assert run(data, "--steps", "1") == 0
+    assert "is complete after 1 steps; its files are written again" in caplog.text
+
+
+def test_line_is_printed_without_a_terminal(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    assert run(data, "--steps", "3") == 0
+    lines = capsys.readouterr().err
+    assert re.search(r"step 3 of 3: loss [\d.]+, lr .* images/s, 00:00 left", lines)
+    assert "reading: 2 of 2 images" in lines
+    assert "validating: 2 of 2 images" in lines
+
+
+def test_label_below_zero_ends_before_training(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "masks/3.png").unlink()
+    tifffile.imwrite(data / "masks/3.tif", np.full((96, 112), -1, np.int16))
+    assert run(data) == 2
+    assert "masks/3.tif contains the label -1" in read_error(capsys)
+
+
+@pytest.mark.slow
+def test_run_with_pixels_without_a_label(data: Path) -> None:
+    for path in (data / "masks").iterdir():
+        labels = np.asarray(Image.open(path)).astype(np.uint16)
+        labels[:, 60:] = 999
+        Image.fromarray(labels).save(path)
+    everywhere = ["--steps", "2", "--labels", "binary", "--out-channels", "1"]
+    assert run(data, *everywhere, out="all") == 0
+    assert run(data, *everywhere, "--ignore", "999", out="some") == 0
+    first, second = read_report(data / "all"), read_report(data / "some")
+    assert first["validation"]["dice"] != second["validation"]["dice"]
+    device = ["--augment-on", "device"]
+    assert run(data, *everywhere, "--ignore", "999", *device, out="device") == 0
 
 
 @pytest.mark.slow
@@ -608,7 +713,14 @@ def test_several_classes_train_padded_and_unpadded(data: Path) -> None:
     flags += ["--classes", '["background","odd","even"]', "--steps", "2"]
     flags += ["--palette", "[[0,0,0],[255,0,0],[0,255,0]]"]
     assert run(data, *flags) == 0
-    assert read_report(data / "run")["validation"]["dice_by_class"]
+    scores = read_report(data / "run")["validation"]
+    assert list(scores["by_class"]) == ["background", "odd", "even"]
+    assert load_checkpoint(data / "run/drawn.safetensors").card["metrics"] == scores
+    confusion = (data / "run/confusion.csv").read_text().splitlines()
+    assert confusion[0].split(",")[1:] == ["background", "odd", "even"]
+    assert sum(int(count) for row in confusion[1:] for count in row.split(",")[1:]) == 2 * 96 * 112
+    with Image.open(data / "run/confusion.png") as picture:
+        assert picture.width > 200
     unpadded = ["--padding", "0", "--crop", "[204,204]", "--window", "[[204,204]]"]
     assert run(data, *flags, *unpadded, "--overlap", "0", out="unpadded") == 0
     assert load_checkpoint(data / "unpadded/drawn.safetensors").architecture.padding == 0

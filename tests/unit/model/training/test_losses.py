@@ -10,11 +10,13 @@ from scipy import ndimage
 
 from model.arrays import Int32Array
 from model.config import PreprocessConfig
+from model.evaluation.metrics import VOID
 from model.training.losses import (
     MAX_BATCH_LABEL,
     batch_border_weights,
     border_weights,
     dice_loss,
+    label_weights,
     make_border_targets,
     make_targets,
     segmentation_loss,
@@ -110,3 +112,24 @@ def test_loss_is_lower_for_correct_logits_and_scales_with_weights(binary: bool) 
     plain = segmentation_loss(wrong, target, binary=binary, dice_weight=0)
     doubled = segmentation_loss(wrong, target, 2 * weight, binary=binary, dice_weight=0)
     assert doubled == pytest.approx(2 * float(plain))
+
+
+def test_pixels_without_a_label_change_no_loss() -> None:
+    labels = torch.tensor([[[0, 1], [VOID, 1]]])
+    valid = (labels >= 0)[:, None]
+    weight = label_weights(labels, (), 2)[:, None]
+    target = (labels > 0)[:, None].float()
+    losses = []
+    for value in (-9.0, 9.0):
+        logits = torch.tensor([[[[-1.0, 2.0], [value, 0.5]]]])
+        losses.append(segmentation_loss(logits, target, weight, valid=valid))
+    assert losses[0] == losses[1]
+    entropy = torch.nn.functional.softplus(torch.tensor([-1.0, -2.0, -0.5])).mean()
+    found = segmentation_loss(logits, target, weight, dice_weight=0, valid=valid)
+    assert found == pytest.approx(entropy.item())
+
+
+def test_classes_have_their_weights() -> None:
+    labels = torch.tensor([[[0, 1], [2, VOID]]])
+    weights = label_weights(labels, (1.0, 2.0, 4.0), 3)
+    assert weights.tolist() == [[pytest.approx([4 / 3, 8 / 3]), pytest.approx([16 / 3, 0])]]

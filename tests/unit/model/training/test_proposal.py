@@ -1,0 +1,173 @@
+"""Folders in the layouts that people have become recipes that train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from app import cli
+from model.arrays import AnyArray
+from model.checkpoint import load_checkpoint
+from model.training.data import open_dataset, split_dataset
+from model.training.proposal import propose_recipe
+from model.training.recipe import Recipe
+from tests.conftest import nuclei
+
+SHORT = ["--steps", "2", "--base-features", "2", "--batch-size", "1"]
+
+
+def save(path: Path, array: AnyArray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def propose(images: Path, masks: Path, **flags: str) -> tuple[Recipe, dict[str, str], str]:
+    recipe, proposal = propose_recipe(images, masks, "cpu", flags)
+    return recipe, dict(proposal.findings), proposal.to_toml()
+
+
+@pytest.fixture
+def isbi(tmp_path: Path) -> Path:
+    """A stack of ten grey pages, and a stack of their masks, as ISBI 2012 has them."""
+    fields = [nuclei(96, 112, seed=seed) for seed in range(10)]
+    tifffile.imwrite(tmp_path / "train-volume.tif", np.stack([image for image, _ in fields]))
+    masks = np.stack([(labels > 0) * np.uint8(255) for _, labels in fields])
+    tifffile.imwrite(tmp_path / "train-labels.tif", masks)
+    return tmp_path
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    """Photographs, and masks with a color for each class, one of them void."""
+    colours = np.array([(0, 0, 0), (128, 128, 128), (128, 64, 128), (64, 0, 128)], np.uint8)
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        classes = np.repeat([0, 1, 2, 3], [8, 30, 30, 28])[:, None] * np.ones((1, 128), int)
+        classes[40:50, index * 8 : index * 8 + 20] = 3
+        save(
+            tmp_path / f"images/0001TP_{index:06}.png", rng.integers(0, 255, (96, 128, 3), np.uint8)
+        )
+        save(tmp_path / f"labels/0001TP_{index:06}_L.png", colours[classes])
+    lines = "0 0 0\tVoid\n128 128 128\tSky\n128 64 128\tRoad\n64 0 128\tCar\n"
+    (tmp_path / "label_colors.txt").write_text(lines)
+    return tmp_path
+
+
+@pytest.fixture
+def carvana(tmp_path: Path) -> Path:
+    """Six cars in four views each."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((96, 128), np.uint8)
+    mask[30:60, 20:90] = 255
+    for car in range(6):
+        for view in range(4):
+            name = f"{car:012x}_{view:02}"
+            save(tmp_path / f"train/{name}.jpg", rng.integers(0, 255, (96, 128, 3), np.uint8))
+            save(tmp_path / f"train_masks/{name}_mask.gif", mask)
+    return tmp_path
+
+
+def test_stacks_of_binary_masks(isbi: Path) -> None:
+    recipe, findings, _ = propose(isbi, isbi)
+    assert recipe.data.labels == "binary"
+    assert recipe.network.out_channels == 1
+    assert recipe.preprocess.mode == "native"
+    assert "10 pages" in findings["images"]
+    assert "train-volume.tif with train-labels.tif" in findings["images"]
+    training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
+    assert (len(training), len(validation)) == (8, 2)
+
+
+def test_classes_by_colour_have_their_names(camvid: Path) -> None:
+    recipe, findings, _ = propose(camvid / "images", camvid / "labels")
+    assert recipe.preprocess.classes == ("Car", "Road", "Sky")
+    assert recipe.data.colours == recipe.preprocess.palette
+    assert recipe.data.colours[2] == (128, 128, 128)
+    assert recipe.data.ignore == 255
+    assert recipe.network.out_channels == 3
+    assert "0001TP_000000.png with 0001TP_000000_L.png" in findings["images"]
+    sample = open_dataset(recipe.data, recipe.preprocess)[0]
+    assert set(np.unique(sample.labels)) == {-1, 0, 1, 2}
+
+
+def test_views_of_a_car_stay_together(carvana: Path) -> None:
+    recipe, findings, _ = propose(carvana / "train", carvana / "train_masks")
+    assert (recipe.data.labels, recipe.data.group_by) == ("binary", "prefix")
+    assert recipe.preprocess.resized == (96, 128)
+    assert "21" not in findings["images"]
+    training, validation = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
+    cars = [{id.split("_")[0] for id in part.ids} for part in (training, validation)]
+    assert not cars[0] & cars[1]
+
+
+def test_instances_get_a_border_channel(tmp_path: Path) -> None:
+    for index in range(6):
+        image, labels = nuclei(220, 220 + 20 * index, seed=index)
+        labels = np.where(labels > 4 + index, 0, labels)
+        save(tmp_path / f"images/{index}.png", image)
+        save(tmp_path / f"masks/{index}.png", labels.astype(np.uint16))
+    recipe, findings, _ = propose(tmp_path / "images", tmp_path / "masks")
+    assert recipe.data.labels == "instances"
+    assert recipe.network.out_channels == 2
+    assert recipe.loss.border_weight > 0
+    assert "220x220 to 320x220" in findings["size"]
+
+
+def test_rare_classes_weigh_more(tmp_path: Path) -> None:
+    classes = np.zeros((64, 64), np.uint8)
+    classes[::3, ::3], classes[::16, 1::16] = 1, 2
+    for index in range(4):
+        save(tmp_path / f"images/{index}.png", np.full((64, 64), index, np.uint8))
+        save(tmp_path / f"masks/{index}.png", classes)
+    recipe, findings, _ = propose(tmp_path / "images", tmp_path / "masks")
+    weights = recipe.loss.class_weights
+    assert weights[0] < weights[1] == 1 < weights[2]
+    assert "class 2" in findings["weights"]
+
+
+def test_flags_override_what_was_understood(isbi: Path) -> None:
+    recipe, findings, text = propose(isbi, isbi, labels="instances", out_channels="2", minutes="3")
+    assert (recipe.data.labels, recipe.optim.minutes) == ("instances", 3)
+    assert "--labels says so" in findings["masks"]
+    assert "minutes = 3" in text
+
+
+def test_images_without_a_mask_are_left_out_and_counted(carvana: Path) -> None:
+    (carvana / "train_masks/000000000000_00_mask.gif").unlink()
+    _, findings, _ = propose(carvana / "train", carvana / "train_masks")
+    assert findings["images"].startswith("23 with masks")
+    assert "1 without a mask are left out, such as 000000000000_00.jpg" in findings["images"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["isbi", "camvid", "carvana"])
+def test_recipe_repeats_the_run(
+    layout: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder: Path = request.getfixturevalue(layout)
+    folders = {
+        "isbi": [folder],
+        "camvid": [folder / "images", folder / "labels"],
+        "carvana": [folder / "train", folder / "train_masks"],
+    }[layout]
+    out = folder / "run"
+    assert cli.main(["train", *map(str, folders), *SHORT, "--name", "a", "--out", str(out)]) == 0
+    output = capsys.readouterr().out
+    for name in ("images", "size", "masks", "split", "network", "device", "length", "recipe"):
+        assert any(line.startswith(f"{name} ") for line in output.splitlines())
+    again = folder / "again"
+    assert cli.main(["train", str(out / "recipe.toml"), "--out", str(again)]) == 0
+    configs = [json.loads((path / "config.json").read_text()) for path in (out, again)]
+    assert configs[0] == configs[1]
+    first, second = (load_checkpoint(path / "a.safetensors").state for path in (out, again))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_file_and_folder_are_not_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", str(tmp_path / "a.toml"), str(tmp_path)]) == 2
+    assert "give IMAGES MASKS, or one RECIPE" in capsys.readouterr().err
