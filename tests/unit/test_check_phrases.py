@@ -31,7 +31,7 @@ REPORTED = {
     "what is in the house at once": "house",
     "a giant takes a quarter": "giant",
     "the last deed": "deed",
-    "an end to its stop_after": "stop_after",
+    "an end to its patience": "patience",
     "they wait at the door": "at the door",
     "an error of ours": "of ours",
     "in our own terms": "our own",

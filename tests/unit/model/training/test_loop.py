@@ -245,9 +245,9 @@ def test_short_runs_are_validated_ten_times(data: Path) -> None:
     assert run(data, *flags, "--steps", "11", out="steps") == 0
     steps = [record["step"] for record in read_records(data / "steps") if "dice" in record]
     assert steps == list(range(1, 12))
-    assert run(data, *flags, "--steps", "0", "--minutes", "0.03", out="minutes") == 0
+    assert run(data, *flags, "--steps", "0", "--minutes", "0.1", out="minutes") == 0
     records = [record for record in read_records(data / "minutes") if "dice" in record]
-    assert len(records) >= 9  # a slow step may pass two tenths of two seconds
+    assert len(records) >= 9  # a slow step may pass a tenth of six seconds
     assert (data / "minutes/samples.png").exists()
 
 
