@@ -250,22 +250,28 @@ def render_output(output: str, mask: np.ndarray) -> bytes:
 
 def send_mask(route: Route, mask: np.ndarray | None = None, **headers: str) -> None:
     """Respond to a segmentation request in place of the service."""
+    mask = square_mask() if mask is None else mask
+    contents = {each: render_output(each, mask) for each in outputs_of(route)}
+    send_outputs(route, contents, **headers)
+
+
+def send_outputs(route: Route, contents: dict[str, bytes], **headers: str) -> None:
+    """Respond with files by output: one as it is, several in a zip."""
     more = {name.replace("_", "-"): value for name, value in headers.items()}
-    outputs = outputs_of(route)
-    contents = {
-        each: render_output(each, square_mask() if mask is None else mask) for each in outputs
-    }
     suffixes = {"polygons": ".geojson", "rois": ".zip", "coco": ".json", "measurements": ".csv"}
+    outputs = outputs_of(route)
     body = contents[outputs[0]]
     if len(outputs) > 1:
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
-            for output, content in contents.items():
-                archive.writestr(f"image{suffixes.get(output, f'-{output}.png')}", content)
+            for output in outputs:
+                name = f"image{suffixes.get(output, f'-{output}.png')}"
+                archive.writestr(name, contents[output])
         body = buffer.getvalue()
     content_type = "application/zip" if len(outputs) > 1 else "image/png"
-    headers = {"Content-Type": content_type} | MASK_HEADERS | more
-    route.fulfill(status=200, headers=headers, body=body)
+    route.fulfill(
+        status=200, headers={"Content-Type": content_type} | MASK_HEADERS | more, body=body
+    )
 
 
 def always_send_mask(route: Route) -> None:

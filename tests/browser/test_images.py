@@ -7,8 +7,11 @@ import io
 import httpx
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Page, Route
+from playwright.sync_api import Page, Route, expect
 
+from app.imaging.png import encode_labels
+from model.objects import Objects
+from model.polygons import encode_polygons
 from tests.browser.conftest import (
     choose_files,
     choose_outputs,
@@ -17,6 +20,7 @@ from tests.browser.conftest import (
     save_file,
     saved_view,
     send_mask,
+    send_outputs,
     send_problem,
     square_mask,
     wait_done,
@@ -100,3 +104,40 @@ def test_unknown_facts_have_no_row(page: Page) -> None:
     terms = page.locator("#facts dt").all_inner_texts()
     assert set(terms) <= {"Size", "Time", "Model", "Threshold"}
     assert not {"NaN", "null"} & set(page.inner_text("#facts").split())
+
+
+def test_objects_of_several_classes_have_the_colors_of_their_classes(page: Page) -> None:
+    colors = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+    classes = np.zeros((60, 90), np.uint8)
+    classes[10:30, 10:30] = 1
+    classes[30:50, 30:70] = 2  # it touches the other at a corner
+    labels = classes.astype(np.int32)
+    objects = Objects(labels, np.array([1, 2], np.uint8), np.array([400, 800]), np.full(2, 0.9))
+    columns = {"area_px": np.array([400.0, 800.0])}
+    polygons = encode_polygons(objects, ("background", "cat", "dog"), colors, columns)
+    entry = {"name": "pets", "ready": True, "default": True, "error": None, "id": "pets@1"}
+    entry |= {"classes": ["background", "cat", "dog"], "device": "cpu"}
+    page.route("**/models", lambda route: route.fulfill(json={"models": [entry]}))
+    page.route(
+        "**/segment*",
+        lambda route: send_outputs(
+            route, {"mask": encode_labels(classes, colors), "polygons": polygons}
+        ),
+    )
+    page.reload()
+    expect(page.locator("#service")).to_have_text("Ready. Finds cat, dog.")
+    choose_files(page, ("pets.png", encode(np.zeros((60, 90, 3), np.uint8))))
+    wait_done(page)
+    assert page.inner_text("#count") == "2 objects"
+    assert not page.is_visible("#threshold-row")
+    assert page.locator("#table td:nth-child(2)").all_inner_texts() == ["cat", "dog"]
+    shown = saved_view(page, "mask")
+    assert (shown == np.array(colors)[classes]).all()
+    page.click("#table tbody tr:first-child button")
+    page.click("#object-delete")
+    assert page.inner_text("#count") == "1 object"
+    choose_outputs(page, "mask")
+    with Image.open(io.BytesIO(save_file(page)[1])) as saved:
+        assert saved.mode == "P"
+        assert (np.asarray(saved) == np.where(classes == 2, 2, 0)).all()
+        assert saved.getpalette() == [value for color in colors for value in color]

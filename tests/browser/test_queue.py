@@ -54,7 +54,7 @@ def test_queue_waits_as_a_whole_and_says_why(
     page.route("**/livez", lambda route: route.abort("connectionrefused"))
     choose_files(page, *[(f"{n}.png", CELLS) for n in range(5)])
     expect(page.locator("#waiting")).to_contain_text(reason)
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(1500)
     assert 3 <= len(requests) <= 6  # three at first, then one at a time
     assert page.inner_text("#status") == "0 of 5"
     failing = False
