@@ -242,7 +242,7 @@ function showNotice(text) {
 /** Update progress and buttons. */
 function render() {
   const [failed, stopped, pending] = [inState("failed"), inState("stopped"), inState("waiting", "working")];
-  const ready = items.filter((item) => item.outputs && item.state !== "failed");
+  const ready = inState("done");
   const current = viewer.current();
   const kinds = chosenKinds();
   document.body.classList.toggle("working", items.length > 0);

@@ -15,7 +15,8 @@ const LARGE_BYTES = 8e6; // the same for a format that the browser does not read
 const PROBABILITY_PIXELS = 2.5e6; // larger images fetch their probabilities when the slider is first used
 
 // An item: {file, path, sample, settings, state, outputs, table, deleted, size, statistics, seconds, date, note,
-// unlike, choices, error, saved, controller}. settings is {model, threshold, page, channel}. state is waiting,
+// unlike, choices, error, saved, controller, used, wantsProbability}. settings is {model, threshold, page, channel};
+// used are those of the outputs. state is waiting,
 // working, done, failed or stopped.
 export const items = [];
 export const inState = (...states) => items.filter((item) => states.includes(item.state));
@@ -59,6 +60,7 @@ export function rerun(chosen, settings = {}) {
 export function stop() {
   for (const item of inState("waiting", "working")) {
     item.controller?.abort();
+    if (item.outputs) item.settings = item.used; // the result on the screen is the earlier one
     setState(item, item.outputs ? "done" : "stopped");
   }
   resetPause();
@@ -133,7 +135,8 @@ async function process(item, signal) {
   const pixels = image ? image.width * image.height : 0;
   const isLarge = pixels > LARGE_PIXELS || item.file.size > LARGE_BYTES;
   const wanted = ["mask", "polygons"];
-  if (!isLarge && pixels <= PROBABILITY_PIXELS && !isMultiClass(item)) wanted.push("probability");
+  const isSmall = !isLarge && pixels <= PROBABILITY_PIXELS;
+  if ((isSmall || item.wantsProbability) && !isMultiClass(item)) wanted.push("probability");
   if (!image) wanted.push("preview");
 
   const send = () => {
@@ -164,7 +167,9 @@ async function process(item, signal) {
   release(image, mask);
   signal.throwIfAborted();
   const deleted = new Set();
+  if (item.deleted?.size) note = [note, "Deleted objects are back, because the image was run again."].filter(Boolean).join(" ");
   Object.assign(item, { outputs, table, statistics, seconds, size, note, deleted, date: new Date(), saved: false });
+  item.used = item.settings;
   item.unlike = describeUnlike(item);
   await viewer.refresh(item);
   signal.throwIfAborted();
@@ -199,9 +204,12 @@ async function readSize(png) {
 /** Fetch the probabilities of an item that has none yet. */
 export async function fetchProbability(item) {
   const { outputs } = item;
-  const send = () => segmentPatiently(item, ["probability"], item.controller.signal);
+  item.wantsProbability = true; // also of the next run
+  item.controller = new AbortController();
+  const { signal } = item.controller;
+  const send = () => segmentPatiently(item, ["probability"], signal);
   const isLarge = item.size.width * item.size.height > LARGE_PIXELS;
-  const fetched = await (isLarge ? runAlone(item.controller.signal, send) : send());
+  const fetched = await (isLarge ? runAlone(signal, send) : send());
   outputs.probability = fetched.outputs.probability;
   return outputs.probability;
 }

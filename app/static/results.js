@@ -136,7 +136,7 @@ export async function saveOne(item, kinds, version) {
  * @returns the number of images that failed
  */
 export async function saveAll(items, kinds, version, { onProgress = () => {}, signal, name } = {}) {
-  const done = items.filter((item) => item.outputs && item.state !== "failed");
+  const done = items.filter((item) => item.state === "done");
   const stems = uniqueStems(done, kinds);
   const made = new Map();
   const errors = new Map();

@@ -63,9 +63,12 @@ $("threshold").addEventListener("input", async () => {
   const item = viewer.current();
   if (!item?.outputs) return;
   const cutoff = Number($("threshold").value);
-  if (await viewer.previewThreshold(cutoff)) return;
+  if ((await viewer.previewThreshold(cutoff)) || item.state !== "done") return;
+  $("threshold-hint").textContent = "Computing the probabilities…";
   await fetchOnce(item);
-  if (viewer.current() === item && timer) viewer.previewThreshold(Number($("threshold").value));
+  if (viewer.current() !== item || item.state !== "done") return; // run again in the meantime
+  renderThreshold();
+  viewer.previewThreshold(Number($("threshold").value));
 });
 $("threshold").addEventListener("change", () => {
   clearTimeout(timer);

@@ -12,9 +12,9 @@ const RESULT_COLUMNS = [
 /** A line per image, failed ones too. `files` and `errors` are maps by item. */
 export function formatResults(items, files, errors, version) {
   const rows = items.map((item) => {
-    const error = errors.get(item) || item.error || (item.outputs ? "" : item.state === "stopped" ? "stopped" : "pending");
+    const error = errors.get(item) || item.error || ({ done: "", stopped: "stopped" }[item.state] ?? "pending");
     const common = { image: item.path, model: item.settings.model, error };
-    if (!item.outputs) return common;
+    if (item.state !== "done") return common;
     return { ...describeRun(item, version), ...common, model: item.statistics.model || item.settings.model, file: error ? "" : files.get(item) };
   });
   return formatCsv([RESULT_COLUMNS, ...rows.map((row) => RESULT_COLUMNS.map((name) => row[name]))]);

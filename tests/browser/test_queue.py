@@ -10,11 +10,17 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import (
     always_send_mask,
+    canvas_pixels,
     choose_files,
+    outputs_of,
+    read_table,
+    save_file,
     send_mask,
     send_problem,
+    settings_of,
     square_mask,
     thumbnails,
+    unzip,
     wait_done,
     wait_drawn,
     wait_finished,
@@ -289,3 +295,53 @@ def test_only_the_selected_image_keeps_decoded_pixels(page: Page) -> None:
         wait_drawn(page)
         assert page.evaluate("openBitmaps") <= 1  # the image
         assert page.evaluate(full) == 0
+
+
+SET_THRESHOLD = """([value, event]) => {
+    const slider = document.getElementById('threshold');
+    slider.value = value;
+    slider.dispatchEvent(new Event(event, {bubbles: true}));
+}"""
+
+
+def test_stopped_run_leaves_the_earlier_result_and_its_settings(page: Page) -> None:
+    page.route(
+        "**/segment*", lambda route: None if "threshold" in settings_of(route) else send_mask(route)
+    )
+    choose_files(page, ("a.png", CELLS), ("b.png", CELLS))
+    wait_done(page, 2)
+    page.evaluate(SET_THRESHOLD, ["0.3", "change"])
+    page.wait_for_selector("#strip [data-state=working]")
+    assert page.is_disabled("#download")
+    page.click("#stop")
+    wait_done(page, 2)
+    row = read_table(unzip(save_file(page, "#download-all")[1]))[0]
+    assert (row["threshold"], row["error"]) == ("0.65", "")
+
+
+def test_probabilities_of_a_large_image_are_fetched_when_the_threshold_moves(page: Page) -> None:
+    side = 2048
+    requests: list[list[str]] = []
+
+    def serve(route: Route) -> None:
+        requests.append(outputs_of(route))
+        send_mask(route, square_mask(side, side))
+
+    page.route("**/segment*", serve)
+    choose_files(page, ("large.png", encode(square_mask(side, side))))
+    wait_done(page)
+    wait_drawn(page)
+    assert requests == [["mask", "polygons"]]
+    before = canvas_pixels(page)
+    page.evaluate(SET_THRESHOLD, ["0.3", "input"])
+    while len(requests) < 2:
+        page.wait_for_timeout(20)
+    assert requests[1] == ["probability"]
+    expect(page.locator("#threshold-hint")).not_to_contain_text("Computing")
+    page.wait_for_timeout(500)
+    assert (canvas_pixels(page) != before).any()  # the color of the preview
+    page.evaluate(SET_THRESHOLD, ["0.3", "change"])
+    while len(requests) < 3:
+        page.wait_for_timeout(20)
+    assert requests[2] == ["mask", "polygons", "probability"]
+    wait_done(page)
