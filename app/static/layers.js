@@ -128,7 +128,7 @@ function chooseColors(item, look, { hovered, selected }) {
       continue;
     }
     fill[label] = look.shown === "fill" ? withAlpha(color, look.opacity) : 0;
-    edge[label] = look.shown === "fill" ? color : withAlpha(color, 0.3 + 0.7 * look.opacity);
+    edge[label] = look.shown === "fill" ? color : withAlpha(color, 0.5 + 0.5 * look.opacity);
     if (label === hovered || label === selected) {
       edge[label] = WHITE;
       fill[label] = withAlpha(color, label === selected ? 0.65 : Math.max(0.35, look.opacity));

@@ -51,8 +51,8 @@ function renderChoices(item) {
   $("choices").hidden = !(pages || channels);
   const shown = [pages && `page ${item.settings.page + 1}`, channels && `channel ${item.settings.channel + 1}`];
   const has = [pages && `${pages} pages`, channels && `${channels} channels`];
-  const join = (parts) => parts.filter(Boolean).join(" and ");
-  $("choices-text").textContent = `This file has ${join(has)}. Only ${join(shown)} was used. Choose:`;
+  const join = (parts, word) => parts.filter(Boolean).join(word);
+  $("choices-text").textContent = `This file has ${join(has, " and ")}. Only ${join(shown, ", ")} was used. Choose:`;
   fillChoice("page", pages, item.settings.page);
   fillChoice("channel", channels, item.settings.channel);
   $("all-pages").hidden = !pages;

@@ -101,7 +101,7 @@ export function drawNow() {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d");
   const shownLook = hidden ? { ...look, shown: "image" } : look;
-  drawView(context, layers, view, shownLook, marks, scratch, Math.max(1, Math.round(1.3 * ratio)));
+  drawView(context, layers, view, shownLook, marks, scratch, Math.max(1, Math.round((look.shown === "outline" ? 2 : 1) * ratio)));
   if (marks.wipe < 1 && !hidden) {
     context.fillStyle = "#fff";
     context.fillRect(width * marks.wipe - 1, 0, 2, height);
