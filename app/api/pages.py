@@ -87,8 +87,8 @@ async def join_stacks(
 ) -> tuple[list[ImageRequest], list[Result]]:
     """Join the TIFFs of each file's pages into one.
 
-    Outputs in other formats stay one per page. If a page failed, there is no stack: the error of
-    the page takes its place.
+    Outputs in other formats stay one per page. If a page failed, the stack is left out: the error
+    of the page takes its place.
     """
     joined: list[tuple[ImageRequest, Result]] = []
     pairs = zip(images, results, strict=True)

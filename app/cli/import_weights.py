@@ -1,7 +1,7 @@
 """`unet import`: convert the weights of another program to a self-describing checkpoint.
 
 A file of weights does not say how the image becomes numbers, and sometimes not how the network
-pads. The arguments do; where there is no likely answer, the command asks.
+pads. The arguments do; where no answer is likely, the command asks.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _keras_way_out() -> str:
-    return f"its networks are not imported, and there is no program that converts them; {_TRAIN}"
+    return f"its networks are not imported, and no program converts them; {_TRAIN}"
 
 
 def _describe_bioimage(path: Path, names: list[str]) -> str:

@@ -55,7 +55,7 @@ class Samples:
     Attributes:
         photometric: how colours are meant; RGB, MINISBLACK, MINISWHITE or one that is converted.
         colours: samples that make up the image: 1 or 3, more where they are converted, or 0 where
-            there is no such image and a channel has to be chosen.
+            the samples do not form such an image, and a channel has to be chosen.
         channels: the samples to choose from, by their index; where colours are converted, of RGB.
         alpha: index of the sample that colours are to be multiplied with; None for none.
     """

@@ -148,7 +148,7 @@ def make_border_targets(labels: Tensor, reach: int = 2) -> Tensor:
 
 
 def label_weights(labels: Tensor, class_weights: Sequence[float], classes: int) -> Tensor:
-    """Compute the weight of each pixel by its class, and 0 where there is no label.
+    """Compute the weight of each pixel by its class, and 0 where the label is void.
 
     Args:
         labels: (N, H, W) integers, below 0 where there is none.

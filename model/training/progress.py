@@ -13,7 +13,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 LINE_SECONDS = 10.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 
 Item = TypeVar("Item")
 

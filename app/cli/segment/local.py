@@ -97,7 +97,7 @@ class _LocalSegmenter:
         """Segment each page once, for its own outputs and for stacks.
 
         Raises:
-            CommandError: pages failed; the others have results, but there is no stack.
+            CommandError: pages failed; the others have results, but are not joined.
         """
         if self._work.by_page and target.file == STANDARD:
             raise CommandError(f"it has {pages} pages; their results need a folder, not --out -")

@@ -211,7 +211,7 @@ class _Pickler(pickle.Pickler):
 
 def _received_block(index: int) -> SharedBlock:
     """Stands for a block in a message; `_Unpickler` calls another function in its place."""
-    raise NotImplementedError
+    raise pickle.UnpicklingError("a block in a message was read without its descriptors")
 
 
 class _Unpickler(pickle.Unpickler):

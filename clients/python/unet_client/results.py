@@ -53,7 +53,7 @@ class _Outputs:
             them. A stack of pages has one more axis in front.
 
         Raises:
-            ValueError: there is no such picture.
+            ValueError: the result has no such picture.
             ImportError: numpy or Pillow is not installed.
         """
         pictures = [name for name in self.outputs if name not in _DOCUMENTS]
