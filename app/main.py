@@ -110,7 +110,9 @@ def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> 
 
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
-        return await static.get_response("index.html", request.scope)
+        """The page, and its first script, which a browser finds without the slash of a prefix."""
+        script = request.url.query == "slash.js"
+        return await static.get_response("slash.js" if script else "index.html", request.scope)
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:

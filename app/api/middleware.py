@@ -53,17 +53,13 @@ _SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-PREFIX_SCRIPT_HASH = "sha256-fVuRDD+oWWNlFQyLvT0H4WZPpVqV7/OxcoTH/X6mg98="
-"""The hash of the only inline script. It adds the slash at the end of a path prefix, such as /unet.
-A file of the page could not, because without the slash its address is wrong."""
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
-_PAGE_POLICY = _POLICY.replace("script-src 'self'", f"script-src 'self' '{PREFIX_SCRIPT_HASH}'")
 # Swagger UI has icons in its style sheet (data:) and shows image responses (blob:).
 _DOCS_POLICY = _POLICY.replace("img-src 'self'", "img-src 'self' blob: data:")
-_CONTENT_SECURITY_POLICIES = {"/": _PAGE_POLICY, "/docs": _DOCS_POLICY}
+_CONTENT_SECURITY_POLICIES = {"/": _POLICY, "/docs": _DOCS_POLICY}
 
 
 _OF_CONTENT = ("content-type", "content-length")
