@@ -21,7 +21,13 @@ from app.engine.predictor import engine_predictor
 from app.engine.selection import build_engine, choose_engines
 from app.errors import EngineUnavailable
 from model.arrays import AnyArray
-from model.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from model.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    update_manifest,
+    write_atomically,
+)
 from model.config import PreprocessConfig
 from model.evaluation.evaluate import (
     Predict,
@@ -93,6 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores of each image")
     parser.add_argument(
+        "--record",
+        action="store_true",
+        help="write the scores into the checkpoint's card, which the service shows",
+    )
+    parser.add_argument(
         "--confusion",
         type=Path,
         metavar="FILE",
@@ -106,6 +117,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     for path in filter(None, (args.json, args.sheet, args.confusion)):
         check_parent_folder(path)
+    if args.record and (args.url or args.part in ("training", "all")):
+        raise CommandError("--record needs a checkpoint, and images that it was not trained on")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
         raise CommandError(f"--device {args.device}: must be auto, cpu, cuda or cuda:N")
     try:
@@ -159,6 +172,8 @@ def _measure(args: argparse.Namespace, subject: _Subject) -> None:
         text = json.dumps({"model": subject.name, **report.to_json()}, indent=2)
         with writing(args.json):
             write_atomically(args.json, text.encode())
+    if args.record:
+        _record(Path(args.model), report)
     if args.confusion:
         _write_confusion(args.confusion, report)
     if args.sheet:
@@ -167,6 +182,16 @@ def _measure(args: argparse.Namespace, subject: _Subject) -> None:
         make_worst_sheet(report, predict, dataset, palette).save(buffer, "PNG")
         with writing(args.sheet):
             write_atomically(args.sheet, buffer.getvalue())
+
+
+def _record(path: Path, report: Report) -> None:
+    """Replace the scores in a checkpoint's card. The file gets another sha256 and id."""
+    checkpoint = load_checkpoint(path)
+    card = {**checkpoint.card, "metrics": report.summary()}
+    with writing(path):
+        saved = save_checkpoint(path, dataclasses.replace(checkpoint, card=card))
+        update_manifest(path)
+    print(f"{path}: {saved.id}")
 
 
 def _write_confusion(path: Path, report: Report) -> None:

@@ -23,7 +23,7 @@ from model.evaluation.metrics import (
     overlaps_of,
 )
 from model.instances import label_instances
-from model.transforms import to_mask
+from model.transforms import confidence, to_mask
 
 BINARY = ("background", "foreground")
 """Names of the classes of a binary model."""
@@ -53,10 +53,21 @@ class PredictedMasks:
         mask: (H, W) uint8. Binary models: everything that is not 0 is foreground. Others: class
             indices.
         instances: (H, W), one value per object; None if objects are not separated.
+        confidence: mean probability of the predicted class; None if it is not known.
     """
 
     mask: ByteArray
     instances: AnyArray | None = None
+    confidence: float | None = None
+
+    @property
+    def uncertainty(self) -> float | None:
+        """The probability that the predicted class is wrong, summed over all pixels, per pixel of
+        foreground; None if it is not known or nothing was found."""
+        found = np.count_nonzero(self.mask)
+        if self.confidence is None or not found:
+            return None
+        return (1 - self.confidence) * self.mask.size / found
 
 
 Predict = Callable[[AnyArray], PredictedMasks]
@@ -80,7 +91,8 @@ def from_probabilities(
     def predict(image: AnyArray) -> PredictedMasks:
         probabilities = function(image)
         labels = label_instances(probabilities, preprocess.threshold) if instances else None
-        return PredictedMasks(to_mask(probabilities, preprocess), labels)
+        mask = to_mask(probabilities, preprocess)
+        return PredictedMasks(mask, labels, confidence(probabilities, preprocess))
 
     return predict
 
@@ -95,6 +107,7 @@ class ImageScore:
         boundaries: F1 of the contours of each of them; None where a class does not occur.
         matches: of the objects, or None if they were not compared.
         confusion: of several classes; see `count_classes`.
+        uncertainty: of the prediction; see `PredictedMasks`.
     """
 
     id: str
@@ -102,6 +115,7 @@ class ImageScore:
     boundaries: tuple[float | None, ...]
     matches: Matches | None = None
     confusion: Int64Array | None = dataclasses.field(default=None, compare=False)
+    uncertainty: float | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def dice(self) -> float:
@@ -134,6 +148,8 @@ class ImageScore:
                 "found": self.matches.found,
                 "true": self.matches.true,
             }
+        if self.uncertainty is not None:
+            record["uncertainty"] = self.uncertainty
         return record
 
 
@@ -166,7 +182,8 @@ class Report:
         """Return means over the images, and pooled scores.
 
         Pooled scores count all pixels, or all objects, of the data set together. A class that
-        occurs neither in the labels nor in the masks has no score and is in no mean.
+        occurs neither in the labels nor in the masks has no score and is in no mean. `uncertainty`
+        has the median and the 95th percentile of the images where something was found.
         """
         pooled = [
             sum(overlaps, start=Overlap())
@@ -203,6 +220,10 @@ class Report:
                 "found": total.found,
                 "true": total.true,
             }
+        values = [score.uncertainty for score in self.images if score.uncertainty is not None]
+        if values:
+            median, most = np.quantile(values, [0.5, 0.95])
+            record["uncertainty"] = {"median": float(median), "p95": float(most)}
         return record
 
     def _score_class(self, index: int, overlap: Overlap) -> dict[str, Any]:
@@ -263,13 +284,14 @@ def evaluate(
     Raises:
         ValueError: the data set is empty, or a mask has another size than its image.
     """
-    scores = tuple(
-        score_image(sample, predict(sample.image), classes=len(classes), instances=instances)
-        for sample in progress(dataset)
-    )
+    scores = []
+    for sample in progress(dataset):
+        prediction = predict(sample.image)
+        score = score_image(sample, prediction, classes=len(classes), instances=instances)
+        scores.append(dataclasses.replace(score, uncertainty=prediction.uncertainty))
     if not scores:
         raise ValueError("the data set is empty")
-    return Report(scores, tuple(classes))
+    return Report(tuple(scores), tuple(classes))
 
 
 def score_image(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from app import cli
+from model.checkpoint import load_checkpoint
 from tests.conftest import nuclei, write_tiny
 
 
@@ -59,6 +61,7 @@ def test_masks_of_classes_are_the_default_for_several_classes(
         ),
         ("one", ["--config", "model/configs/nuclei.toml"], "leave out these flags"),
         ("one", ["--part", "training"], "--part needs --config"),
+        ("one", ["--record", "--url", "http://localhost:1"], "--record needs a checkpoint"),
         ("one", ["--confusion", "a.csv"], "--confusion needs a model of several classes"),
         ("one", ["--json", "/no/such/report.json"], "/no/such is not a folder"),
         ("one", ["--sheet", "/no/such/sheet.png"], "/no/such is not a folder"),
@@ -88,6 +91,22 @@ def test_confusion_matrix_is_a_table_and_a_picture(folder: Path, tmp_path: Path)
     assert evaluate(folder, "three", "--confusion", str(tmp_path / "a.png")) == 0
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 200
+
+
+def test_scores_are_recorded_in_the_card(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path(shutil.copy(folder / "one.safetensors", tmp_path / "mine.safetensors"))
+    data = ["--images", str(folder / "images"), "--masks", str(folder / "masks")]
+    assert cli.main(["evaluate", str(before), *data, "--record"]) == 0
+    checkpoint = load_checkpoint(before)  # matches the manifest
+    assert checkpoint.id in capsys.readouterr().out
+    metrics = checkpoint.card["metrics"]
+    assert metrics["images"] == 2
+    assert set(metrics["uncertainty"]) == {"median", "p95"}
+    original = load_checkpoint(folder / "one.safetensors")
+    assert {**original.card, "metrics": metrics} == checkpoint.card
+    assert all((original.state[name] == each).all() for name, each in checkpoint.state.items())
 
 
 def test_ignored_value_is_in_no_score(folder: Path, tmp_path: Path) -> None:

@@ -133,6 +133,25 @@ def test_probabilities_become_masks_and_objects(samples: list[Sample]) -> None:
     assert prediction.instances.max() == 1
 
 
+def test_uncertainty_is_the_expected_error_per_pixel_of_the_mask() -> None:
+    probabilities = np.zeros((1, 10, 10), np.float32)
+    probabilities[0, :2] = 0.9  # 20 pixels of foreground, each wrong with a probability of 0.1
+    probabilities[0, 2:4] = 0.3  # 20 of background, each wrong with 0.3
+    samples = [
+        Sample(str(index), np.full((10, 10), index, np.uint8), np.zeros((10, 10), np.int32))
+        for index in range(3)
+    ]
+    predict = from_probabilities(
+        lambda image: probabilities * (image[0, 0] > 0), PreprocessConfig(threshold=0.5)
+    )
+    report = evaluate(predict, samples)
+    assert report.images[0].uncertainty is None  # nothing was found
+    assert report.images[1].uncertainty == pytest.approx((20 * 0.1 + 20 * 0.3) / 20)
+    assert report.summary()["uncertainty"] == pytest.approx({"median": 0.4, "p95": 0.4})
+    assert "uncertainty" in report.images[1].to_json()
+    assert "uncertainty" not in report.images[0].to_json()
+
+
 def test_worst_sheet_shows_ten_images(samples: list[Sample]) -> None:
     def predict(image: AnyArray) -> PredictedMasks:
         return PredictedMasks(((image > 60) * 255).astype(np.uint8))
