@@ -1,9 +1,11 @@
 """Measure the web page in headless Chromium: `python -m benchmarks.page`.
 
 Against a service of its own: the time from a file to its objects, the time to load an image that is
-selected, and to redraw it (fitted, zooming, and at 1:1), at 1, 12 and 20 megapixels; whether three
-images of 12 and one of 20 megapixels, added together, all succeed; and the memory of the browser's
-processes after 10 and after 200 images of 0.26 megapixels.
+selected, and to redraw it (fitted, zooming, and at 1:1), at 1, 12 and 20 megapixels; the longest
+task of the page's main thread while it receives an image, while it loads one again, and while it
+makes the files of one with a deleted object; whether three images of 12 and one of 20 megapixels,
+added together, all succeed; and the memory of the browser's processes after 10 and after 200 images
+of 0.26 megapixels.
 
 Prints a table, and JSON with --json. Needs Linux, playwright and /usr/bin/chromium.
 """
@@ -50,6 +52,15 @@ REDRAW = """async () => {
     viewer.fit();
     return {fitted, zooming, full};
 }"""
+WATCH_TASKS = """
+window.longTasks = [];
+new PerformanceObserver((list) => longTasks.push(...list.getEntries().map((each) => each.duration)))
+    .observe({type: 'longtask', buffered: true});
+"""
+LONGEST_TASK = """async () => {
+    await new Promise((resolve) => setTimeout(resolve, 300));  // entries come after their task
+    return Math.max(0, ...longTasks.splice(0));
+}"""
 LOAD = """async () => {
     const viewer = await import('./static/viewer.js');
     const layers = await import('./static/layers.js');
@@ -77,6 +88,7 @@ def main() -> None:
         def open_page() -> Page:
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.set_default_timeout(TIMEOUT_MS)
+            page.add_init_script(WATCH_TASKS)
             page.goto(service.url)
             return page
 
@@ -89,26 +101,50 @@ def main() -> None:
 
 
 def measure_sizes(page: Page, folder: Path) -> dict[str, dict[str, float]]:
-    """Seconds to segment, and milliseconds to load and redraw, by megapixels."""
+    """Seconds to segment, and milliseconds to load and redraw and of the longest tasks, by
+    megapixels. A task below 50 ms counts as 0, because browsers do not report it."""
     figures = {}
     for place, (name, (height, width)) in enumerate(SIZES.items(), start=1):
         path = draw_image(folder / f"{name}.jpg", height, width, seed=0)
         start = time.perf_counter()
+        page.evaluate(LONGEST_TASK)
         page.set_input_files("#files", path)
         page.wait_for_selector(f"#strip li:nth-child({place}) [data-state=done]")
         seconds = time.perf_counter() - start
         page.click(f"#strip li:nth-child({place}) button")
         page.wait_for_selector("#stage:not([aria-busy])")
-        load, redraw = page.evaluate(LOAD), page.evaluate(REDRAW)
-        figures[name] = {"seconds": seconds, "load_ms": load} | redraw
+        receiving = page.evaluate(LONGEST_TASK)
+        load = page.evaluate(LOAD)
+        loading = page.evaluate(LONGEST_TASK)
+        redraw = page.evaluate(REDRAW)
+        page.evaluate(LONGEST_TASK)
+        saving = measure_saving(page)
+        tasks = {"receiving_ms": receiving, "loading_ms": loading, "saving_ms": saving}
+        figures[name] = {"seconds": seconds, "load_ms": load} | redraw | tasks
         print(
             f"{name:>3} Mpx: {page.inner_text('#count')} in {seconds:.1f} s; load {load:.0f} ms; "
             f"redraw {redraw['fitted']:.1f} ms, zooming {redraw['zooming']:.1f}, "
-            f"1:1 {redraw['full']:.1f}",
+            f"1:1 {redraw['full']:.1f}; longest task: receiving {receiving:.0f} ms, loading "
+            f"{loading:.0f}, saving {saving:.0f}",
             flush=True,
         )
     page.close()
     return figures
+
+
+def measure_saving(page: Page) -> float:
+    """Milliseconds of the longest task while mask and labels are made without a deleted object."""
+    page.click("#table tbody tr:first-child button")
+    page.click("#object-delete")
+    page.click("#choose-outputs")
+    for box in page.locator("#kinds input").all():
+        box.set_checked(box.get_attribute("value") in ("mask", "instances"))
+    page.click("#outputs button")
+    with page.expect_download():
+        page.click("#download")
+    page.wait_for_selector("#download:enabled")
+    longest: float = page.evaluate(LONGEST_TASK)
+    return longest
 
 
 def measure_together(page: Page, folder: Path) -> dict[str, Any]:
