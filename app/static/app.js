@@ -7,6 +7,7 @@
 //   objects.js   objects, labels and the filter     panel.js     texts, histogram, table
 //   viewer.js    zoom, pan, what is under the pointer
 //   layers.js    decoded pixels and how they are drawn           paint.js     colors of labels
+//   tasks.js     work on whole images, which background.js runs in worker.js
 //   imaging.js   decodes images, draws thumbnails   strip.js     thumbnails
 //   progress.js  bar, time left, announcements
 //   results.js   downloads                          tables.js    results.csv and objects.csv
@@ -85,7 +86,10 @@ viewer.listen({
     panel.renderText(viewer.current(), layers);
     settings.render();
   },
-  object: panel.renderSelected,
+  object(label) {
+    panel.renderSelected(label);
+    if (label) progress.announce(`Selected: ${panel.describeObject(viewer.current(), label)}.`);
+  },
   describe: panel.describeObject,
   remove: panel.deleteObject,
 });
@@ -104,6 +108,9 @@ for (const button of document.querySelectorAll("[data-shown]")) {
     viewer.redraw();
   });
 }
+$("more").addEventListener("click", () => {
+  $("more").setAttribute("aria-expanded", String($("more").getAttribute("aria-expanded") === "false"));
+});
 $("opacity").addEventListener("input", () => {
   viewer.look.opacity = $("opacity").value / 100;
   viewer.redraw();
@@ -117,10 +124,7 @@ $("color").addEventListener("input", () => {
   viewer.look.color = $("color").value;
   viewer.redraw();
 });
-$("contrast").addEventListener("change", () => {
-  viewer.look.contrast = $("contrast").checked;
-  viewer.redraw();
-});
+$("contrast").addEventListener("change", () => viewer.setContrast($("contrast").checked));
 $("wipe").addEventListener("input", () => viewer.setWipe($("wipe").value / 100));
 $("zoom-in").addEventListener("click", () => viewer.zoomBy(1.5));
 $("zoom-out").addEventListener("click", () => viewer.zoomBy(1 / 1.5));
@@ -169,6 +173,7 @@ $("clear").addEventListener("click", () => {
   showNotice("");
   stopDownload();
   clear();
+  progress.announce("All images are removed.");
   $("files").focus();
 });
 addEventListener("beforeunload", (event) => {
@@ -237,6 +242,7 @@ $("download-all").addEventListener("click", () =>
 function showNotice(text) {
   $("notice").textContent = text;
   $("notice").hidden = !text;
+  progress.announce(text);
 }
 
 /** Update progress and buttons. */

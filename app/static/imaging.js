@@ -1,4 +1,4 @@
-// Decodes files and draws thumbnails. Knows neither the queue nor the page.
+// Decodes files and draws thumbnails, on the page or in a worker. Knows neither the queue nor the page.
 
 const TINT = [255, 64, 129]; // the service's overlays use the same color
 
@@ -27,6 +27,7 @@ async function isSixteenBitPng(file) {
 }
 
 export function createCanvas(width, height) {
+  if (typeof document === "undefined") return new OffscreenCanvas(width, height);
   const canvas = document.createElement("canvas");
   canvas.width = width;
   canvas.height = height;
@@ -36,10 +37,13 @@ export function createCanvas(width, height) {
 /** Free the memory of bitmaps and canvases now; the garbage collector does not know their size. */
 export function release(...sources) {
   for (const source of sources) {
-    if (source instanceof HTMLCanvasElement) source.width = source.height = 0;
-    else source?.close();
+    if (source?.close) source.close();
+    else if (source) source.width = source.height = 0;
   }
 }
+
+/** A canvas as something that a worker can send: its pixels. On the page it stays a canvas. */
+const toPicture = (canvas) => canvas.transferToImageBitmap?.() ?? canvas;
 
 /** The image, and copies of half the size each down to about a screen: scaling a large one takes long. */
 export function createPyramid(image) {
@@ -47,7 +51,7 @@ export function createPyramid(image) {
   for (let last = image; Math.min(last.width, last.height) > 1400; last = levels.at(-1)) {
     const half = createCanvas(Math.ceil(last.width / 2), Math.ceil(last.height / 2));
     half.getContext("2d").drawImage(last, 0, 0, half.width, half.height);
-    levels.push(half);
+    levels.push(toPicture(half));
   }
   return levels;
 }
@@ -71,34 +75,42 @@ export function stretchContrast(image) {
     for (let c = 0; c < 3; c += 1) data[i + c] = stretched[data[i + c]];
   }
   context.putImageData(pixels, 0, 0);
-  return canvas;
+  return toPicture(canvas);
 }
 
-/** Draw the central square of an image, scaled to the canvas. */
-export function drawThumbnail(canvas, image) {
-  const context = canvas.getContext("2d");
-  context.globalAlpha = 1;
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(image, ...centralSquare(image), 0, 0, canvas.width, canvas.height);
+/** The central square of a picture, `side` pixels wide. */
+export function cropSquare(image, side) {
+  const canvas = createCanvas(side, side);
+  canvas.getContext("2d").drawImage(image, ...centralSquare(image), 0, 0, side, side);
+  return toPicture(canvas);
 }
 
-/** Draw the mask over a thumbnail. It is scaled before it is painted, because painting visits every pixel. */
-export function drawThumbnailMask(canvas, mask) {
-  const small = createCanvas(canvas.width, canvas.height);
-  const context = small.getContext("2d", { willReadFrequently: true });
-  context.drawImage(mask, ...centralSquare(mask), 0, 0, small.width, small.height);
-  const pixels = context.getImageData(0, 0, small.width, small.height);
+/** The central square of a mask, transparent where the mask is black. Colors of classes stay as they are. */
+export function tintMask(mask, side) {
+  const canvas = createCanvas(side, side);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(mask, ...centralSquare(mask), 0, 0, side, side);
+  const pixels = context.getImageData(0, 0, side, side);
   const { data } = pixels;
   for (let i = 0; i < data.length; i += 4) {
     if (data[i] + data[i + 1] + data[i + 2] < 96) data[i + 3] = 0;
     else if (data[i] === data[i + 1] && data[i] === data[i + 2]) data.set(TINT, i);
   }
   context.putImageData(pixels, 0, 0);
-  const target = canvas.getContext("2d");
-  target.globalAlpha = 0.4;
-  target.drawImage(small, 0, 0);
-  target.globalAlpha = 1;
-  release(small);
+  return toPicture(canvas);
+}
+
+/** Draw a square picture, and the tint of a mask over it. Either may be missing. */
+export function drawThumbnail(canvas, picture, tint = null) {
+  const context = canvas.getContext("2d");
+  if (picture) {
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(picture, 0, 0);
+  }
+  if (!tint) return;
+  context.globalAlpha = 0.4;
+  context.drawImage(tint, 0, 0);
+  context.globalAlpha = 1;
 }
 
 function centralSquare({ width, height }) {

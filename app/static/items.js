@@ -1,12 +1,13 @@
 // The images and what becomes of them. An item keeps its file, which stays on the disk, the encoded outputs
 // and the table of its objects. Decoded pixels are kept by viewer.js for the selected item only.
 
-import { ROTATED, decode, drawThumbnail, drawThumbnailMask, release, sameSize } from "./imaging.js";
+import { run as runTask } from "./background.js";
+import { ROTATED, drawThumbnail, release, sameSize } from "./imaging.js";
 import { isMultiClass } from "./models.js";
-import { readTable } from "./objects.js";
+import { findAgain } from "./objects.js";
 import { resetPause, runAlone, segmentPatiently } from "./queue.js";
 import * as strip from "./strip.js";
-import { describeUnlike } from "./unlike.js";
+import { describeUnlike, readUncertainty } from "./unlike.js";
 import * as viewer from "./viewer.js";
 
 const CONCURRENCY = 3; // one request decodes and one encodes while the engine runs the third
@@ -15,9 +16,9 @@ const LARGE_BYTES = 8e6; // the same for a format that the browser does not read
 const PROBABILITY_PIXELS = 2.5e6; // larger images fetch their probabilities when the slider is first used
 
 // An item: {file, path, sample, settings, state, outputs, table, deleted, size, statistics, seconds, date, note,
-// unlike, choices, error, saved, controller, used, wantsProbability}. settings is {model, threshold, page, channel};
-// used are those of the outputs. state is waiting,
-// working, done, failed or stopped.
+// unlike, uncertainty, choices, error, saved, controller, used, removed, wantsProbability}. settings is {model,
+// threshold, page, channel}; used are those of the outputs. deleted has the labels of deleted objects, removed their
+// boxes, by which they are recognized when the image is run again. state is waiting, working, done, failed or stopped.
 export const items = [];
 export const inState = (...states) => items.filter((item) => states.includes(item.state));
 let running = 0;
@@ -128,16 +129,15 @@ async function run(item) {
 }
 
 async function process(item, signal) {
-  const { image, reason } = await decode(item.file);
+  const { size: decodedSize, thumbnail, reason } = await runTask("inspectImage", item.file, strip.SIDE);
   signal.throwIfAborted();
-  if (image && !item.outputs) drawThumbnail(item.thumbnail, image);
-  const decodedSize = image && { width: image.width, height: image.height };
-  const pixels = image ? image.width * image.height : 0;
+  if (!item.outputs) drawThumbnail(item.thumbnail, thumbnail);
+  const pixels = decodedSize ? decodedSize.width * decodedSize.height : 0;
   const isLarge = pixels > LARGE_PIXELS || item.file.size > LARGE_BYTES;
   const wanted = ["mask", "polygons"];
   const isSmall = !isLarge && pixels <= PROBABILITY_PIXELS;
   if ((isSmall || item.wantsProbability) && !isMultiClass(item)) wanted.push("probability");
-  if (!image) wanted.push("preview");
+  if (!decodedSize) wanted.push("preview");
 
   const send = () => {
     const started = performance.now();
@@ -147,32 +147,37 @@ async function process(item, signal) {
     }));
   };
   const { outputs, statistics, seconds } = isLarge ? await runAlone(signal, send) : await send();
-  const mask = await createImageBitmap(outputs.mask).catch(() => null); // it may exceed the browser's limits
   const size = await readSize(outputs.mask);
   let note = reason;
   if (decodedSize && !sameSize(decodedSize, size)) {
     note = ROTATED;
     outputs.preview = (await segmentPatiently(item, ["preview"], signal)).outputs.preview;
   }
-  const collection = JSON.parse(await outputs.polygons.text());
-  const table = readTable(collection, size);
-  if (outputs.preview) {
-    const preview = await createImageBitmap(outputs.preview).catch(() => null);
-    if (preview) drawThumbnail(item.thumbnail, preview);
-    release(preview);
-  } else if (image) {
-    drawThumbnail(item.thumbnail, image);
-  }
-  if (mask) drawThumbnailMask(item.thumbnail, mask);
-  release(image, mask);
+  const table = await runTask("readTable", outputs.polygons, size);
+  const preview = outputs.preview && (await runTask("inspectImage", outputs.preview, strip.SIDE)).thumbnail;
+  const tint = await runTask("tintThumbnail", outputs.mask, strip.SIDE);
+  drawThumbnail(item.thumbnail, preview || thumbnail, tint);
+  release(thumbnail, preview, tint);
   signal.throwIfAborted();
-  const deleted = new Set();
-  if (item.deleted?.size) note = [note, "Deleted objects are back, because the image was run again."].filter(Boolean).join(" ");
-  Object.assign(item, { outputs, table, statistics, seconds, size, note, deleted, date: new Date(), saved: false });
+  if (!isSamePicture(item)) item.removed = null;
+  const { deleted, missing } = findAgain(item.removed || [], table);
+  if (item.removed?.length) note = [note, describeDeleted(deleted.size, missing)].filter(Boolean).join(" ");
+  const uncertainty = readUncertainty(item, statistics);
+  Object.assign(item, { outputs, table, statistics, seconds, size, note, deleted, uncertainty, date: new Date(), saved: false });
   item.used = item.settings;
   item.unlike = describeUnlike(item);
   await viewer.refresh(item);
   signal.throwIfAborted();
+}
+
+const isSamePicture = ({ used, settings }) => !used || (used.page === settings.page && used.channel === settings.channel);
+
+/** Describe what became of the deleted objects of an image that was run again. */
+function describeDeleted(found, missing) {
+  const parts = [];
+  if (found) parts.push(`${found} deleted ${found === 1 ? "object stays" : "objects stay"} deleted.`);
+  if (missing) parts.push(`${missing} deleted ${missing === 1 ? "object was" : "objects were"} not found again.`);
+  return parts.join(" ");
 }
 
 const CHOICE = /has (\d+) (page|channel)s: send \2=/;

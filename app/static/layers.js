@@ -1,10 +1,10 @@
-// The decoded pixels of one item, and how they are drawn. Only the selected item has layers; they are made
-// again from its file and outputs at each selection.
+// The decoded pixels of one item, and how they are drawn. Only the selected item has layers; a worker makes
+// them again from its file and outputs at each selection.
 
-import { createCanvas, createPyramid, decode, release, sameSize, stretchContrast } from "./imaging.js";
-import { isEdited, isFiltering, keptObjects, rasterize, restLabel } from "./objects.js";
+import { run } from "./background.js";
+import { createCanvas, release, sameSize } from "./imaging.js";
+import { isEdited, isFiltering, keptObjects, restLabel } from "./objects.js";
 import { BLACK, WHITE, colorOf, paintLabels, parseColor, sampleView } from "./paint.js";
-import { readPng } from "./png.js";
 
 const BAND = 256; // rows that are drawn at once for a file
 
@@ -13,32 +13,40 @@ export async function createLayers(item) {
   const { outputs, table } = item;
   const layers = { item, outputs, levels: [], stretched: null, labels: null, probability: null };
   try {
-    const image = outputs?.preview ? await createImageBitmap(outputs.preview) : (await decode(item.file)).image;
-    Object.assign(layers, outputs ? item.size : image && { width: image.width, height: image.height });
+    const levels = await run("loadPyramid", pictureOf(layers), false);
+    Object.assign(layers, outputs ? item.size : levels.length && { width: levels[0].width, height: levels[0].height });
     // An image whose orientation the browser ignores does not fit its mask.
-    if (image && sameSize(image, layers)) layers.levels = createPyramid(image);
-    else release(image);
-    if (outputs) {
-      const mask = await readPng(outputs.mask);
-      const collection = JSON.parse(await outputs.polygons.text());
-      if (collection.features.length === table.count) layers.labels = rasterize(collection, mask.width, mask.height, mask.data);
-    }
+    if (levels.length && sameSize(levels[0], layers)) layers.levels = levels;
+    else release(...levels);
+    if (outputs) layers.labels = await run("readLabels", outputs.mask, outputs.polygons, table.count);
   } catch {
     layers.failed = true; // probably larger than the browser's limits
   }
   return layers;
 }
 
+const pictureOf = ({ item, outputs }) => outputs?.preview || item.file;
+
+/** Load the picture with more contrast as well. */
+export async function loadStretched(layers) {
+  if (layers.stretched || !layers.levels.length) return;
+  const stretched = await run("loadPyramid", pictureOf(layers), true);
+  if (layers.released || layers.stretched) release(...stretched);
+  else layers.stretched = stretched;
+}
+
 export function releaseLayers(layers) {
   if (!layers) return;
   release(...layers.levels, ...(layers.stretched || []));
   layers.levels = [];
+  layers.stretched = null;
+  layers.released = true;
 }
 
 /** Decode the probabilities, 0 to 65535, if the item has them. */
 export async function decodeProbability(layers) {
   if (!layers.probability && layers.outputs?.probability) {
-    layers.probability = (await readPng(layers.outputs.probability)).data;
+    layers.probability = await run("readSamples", layers.outputs.probability);
   }
   return layers.probability;
 }
@@ -83,10 +91,7 @@ export function drawView(context, layers, view, look, marks, scratch, thickness 
 }
 
 function drawImageLevel(context, layers, { x, y, scale }, look) {
-  if (look.contrast && !layers.stretched && layers.levels.length) {
-    layers.stretched = createPyramid(stretchContrast(layers.levels[0]));
-  }
-  const levels = look.contrast ? layers.stretched || [] : layers.levels;
+  const levels = (look.contrast && layers.stretched) || layers.levels;
   if (!levels.length) return;
   // the smallest level that has at least a pixel per pixel of the view
   const index = Math.max(0, Math.min(levels.length - 1, Math.floor(-Math.log2(Math.max(scale, 1e-6)))));
@@ -154,11 +159,15 @@ function liveColors(look) {
   };
 }
 
+/** Let the page respond before the next band is drawn. */
+const nextTask = () => new Promise((resolve) => setTimeout(resolve));
+
 /** A PNG of the whole image as the view shows it, without marks. */
 export async function exportView(item, look) {
   const layers = await createLayers(item);
   try {
     if (layers.failed) throw new Error("Your browser cannot draw this image.");
+    if (look.contrast) await loadStretched(layers);
     const whole = createCanvas(layers.width, layers.height);
     const band = createCanvas(layers.width, Math.min(BAND, layers.height));
     const scratch = createCanvas(1, 1);
@@ -168,6 +177,7 @@ export async function exportView(item, look) {
     for (let y = 0; y < layers.height; y += step) {
       drawView(band.getContext("2d"), layers, { x: 0, y: y - 2, scale: 1 }, look, marks, scratch);
       target.drawImage(band, 0, 2, layers.width, step, 0, y, layers.width, step);
+      await nextTask();
     }
     const blob = await new Promise((resolve) => {
       whole.toBlob(resolve, "image/png");

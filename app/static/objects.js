@@ -29,7 +29,7 @@ export function readTable(collection, { width, height }) {
     areas,
     scores: column((each) => each.score),
     atEdge: features.map(({ bbox }) => bbox[0] <= 0 || bbox[1] <= 0 || bbox[2] >= width || bbox[3] >= height),
-    centers: features.map(({ bbox }) => [(bbox[0] + bbox[2]) / 2, (bbox[1] + bbox[3]) / 2]),
+    boxes: features.map(({ bbox }) => bbox),
     columns,
     pixelSize,
   };
@@ -94,6 +94,37 @@ function addSwitches(switches, ring, left, top, stride) {
     const to = ring[i][1];
     for (let y = Math.min(from, to); y < Math.max(from, to); y += 1) switches[(y - top) * stride + x - left] ^= 1;
   }
+}
+
+/**
+ * Find objects of an earlier run among those of a new one, by the overlap of their boxes.
+ *
+ * @param boxes [left, top, right, bottom] of the earlier objects
+ * @returns {deleted, missing}: labels of the new ones, and the number of those that are not among them
+ */
+export function findAgain(boxes, table) {
+  const deleted = new Set();
+  let missing = 0;
+  for (const box of boxes) {
+    let [best, label] = [LEAST_OVERLAP, 0];
+    table.boxes.forEach((other, index) => {
+      const overlap = overlapOf(box, other);
+      if (overlap >= best && !deleted.has(index + 1)) [best, label] = [overlap, index + 1];
+    });
+    if (label) deleted.add(label);
+    else missing += 1;
+  }
+  return { deleted, missing };
+}
+
+const LEAST_OVERLAP = 0.4; // more than different objects share, less than one shares with itself at other thresholds
+
+/** The area that two boxes share, divided by the area of both together. */
+function overlapOf(a, b) {
+  const [width, height] = [0, 1].map((axis) => Math.max(0, Math.min(a[axis + 2], b[axis + 2]) - Math.max(a[axis], b[axis])));
+  const area = (box) => (box[2] - box[0]) * (box[3] - box[1]);
+  const shared = width * height;
+  return shared / Math.max(1, area(a) + area(b) - shared);
 }
 
 // --- which objects are kept -------------------------------------------------------------------------

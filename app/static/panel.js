@@ -79,6 +79,7 @@ function renderFacts(item) {
   const rows = [
     ["Size", size, ({ width, height }) => `${width} × ${height} px`],
     ["Covered", known.coverage, percent],
+    ["Uncertainty", state === "done" ? item.uncertainty : null, percent],
     ["Pixel size", pixelSizeOf(item), (value) => `${Number(value.toPrecision(4))} µm`],
     ["Time", state === "done" ? item.seconds : null, seconds],
     ["Model time", known.modelSeconds, seconds],
@@ -110,7 +111,7 @@ function renderObjects(item) {
   const shown = Boolean(table) && item.state !== "failed";
   $("objects").hidden = !shown;
   $("count").textContent = shown ? describeCount(item) : item.state === "done" || item.state === "failed" ? "" : item.state;
-  $("description").textContent = shown ? describeImage(item) : "";
+  $("description").textContent = shown ? describeImage(item) : `${item.path}, ${item.state}.`;
   if (!shown) return;
   const kept = keptObjects(item);
   const removed = table.count - kept.filter(Boolean).length;
@@ -257,6 +258,7 @@ export function renderSelected(label) {
 export function deleteObject(label) {
   const item = viewer.current();
   item.deleted.add(label);
+  item.removed = [...(item.removed || []), item.table.boxes[label - 1]];
   item.saved = false;
   viewer.selectObject(0);
   $("stage").focus({ preventScroll: true });
@@ -278,6 +280,7 @@ $("object-delete").addEventListener("click", () => deleteObject(viewer.selectedO
 $("undelete").addEventListener("click", () => {
   const item = viewer.current();
   item.deleted.clear();
+  item.removed = null;
   $("stage").focus({ preventScroll: true });
   onFilter(item, `All objects restored. ${describeCount(item)}.`);
 });

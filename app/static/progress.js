@@ -3,16 +3,26 @@
 import { pauseReason } from "./queue.js";
 
 const $ = (id) => document.getElementById(id);
-const ANNOUNCE_MS = 10_000;
+const ANNOUNCE_MS = 10_000; // between two announcements of progress
+const ANNOUNCE_TOGETHER_MS = 50;
 
 let batch = null; // {started, done, total, announced} while images are pending
 let lastPending = 0;
 let preparing = null; // {finished, total} of a download
 let preparingSince = 0;
 
-/** Let screen readers say a text. */
+let unsaid = []; // texts for the next announcement
+
+/** Let screen readers say a text. Texts that come together are one announcement, or the last would hide the others. */
 export function announce(text) {
-  if (text) $("announcer").textContent = text;
+  if (!text || unsaid.includes(text)) return;
+  unsaid.push(text);
+  if (unsaid.length > 1) return;
+  if ($("announcer").textContent === text) $("announcer").textContent = ""; // otherwise the same text would not change it
+  setTimeout(() => {
+    $("announcer").textContent = unsaid.join(" ");
+    unsaid = [];
+  }, ANNOUNCE_TOGETHER_MS);
 }
 
 /** Show the progress of a download; null when it has ended. */
@@ -61,7 +71,9 @@ function renderBar() {
   const active = batch || preparing;
   $("progress").hidden = !active && !summary;
   $("bar").hidden = !active;
-  $("waiting").textContent = active ? pauseReason() : "";
+  const waiting = active ? pauseReason() : "";
+  if (waiting && $("waiting").textContent !== waiting) announce(waiting);
+  $("waiting").textContent = waiting;
   $("progress").classList.toggle("paused", Boolean(active && pauseReason()));
   if (batch) {
     $("bar").max = batch.total;

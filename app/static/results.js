@@ -1,8 +1,8 @@
 // Downloads: the chosen files of one image, or a zip of all images with tables.
 
+import { run } from "./background.js";
 import { exportView } from "./layers.js";
-import { isEdited, keptObjects, measure, pixelSizeOf, rasterize, scale } from "./objects.js";
-import { readPng, writePng } from "./png.js";
+import { isEdited, keptObjects, measure, pixelSizeOf, scale } from "./objects.js";
 import { runAlone, segmentPatiently } from "./queue.js";
 import { formatMeasurements, formatObjects, formatResults } from "./tables.js";
 import { look } from "./viewer.js";
@@ -50,66 +50,19 @@ async function makeFile(item, kind, original) {
   return edit && isEdited(item) ? edit(item, original) : original;
 }
 
-/** The label of each pixel, 0 where an object was removed. */
-async function keptLabels(item) {
-  const labels = rasterize(JSON.parse(await item.outputs.polygons.text()), item.size.width, item.size.height, null);
-  const kept = keptObjects(item);
-  for (let i = 0; i < labels.length; i += 1) if (labels[i] && !kept[labels[i] - 1]) labels[i] = 0;
-  return labels;
-}
-
-async function makeLabels(item) {
-  const data = await keptLabels(item);
+const makeLabels = (item) => {
   if (item.table.count > 65535) throw new Error("More than 65,535 objects do not fit a 16-bit PNG. Use outlines.");
-  return writePng({ ...item.size, depth: 16, color: 0, data });
-}
-
-async function editMask(item, original) {
-  const mask = await readPng(original);
-  const labels = await keptLabels(item);
-  for (let i = 0; i < labels.length; i += 1) if (!labels[i]) mask.data[i] = 0;
-  return writePng(mask);
-}
-
-/** The border of a cutout is soft: its pixels up to two beyond the mask stay. */
-async function editCutout(item, original) {
-  const cutout = await readPng(original);
-  const { width, height, data } = cutout;
-  const labels = await keptLabels(item);
-  const near = (x, y) => {
-    for (let v = Math.max(0, y - 2); v <= Math.min(height - 1, y + 2); v += 1) {
-      for (let u = Math.max(0, x - 2); u <= Math.min(width - 1, x + 2); u += 1) if (labels[v * width + u]) return true;
-    }
-    return false;
-  };
-  for (let i = 0; i < labels.length; i += 1) {
-    if (data[4 * i + 3] && !labels[i] && !near(i % width, Math.floor(i / width))) data.fill(0, 4 * i, 4 * i + 4);
-  }
-  return writePng(cutout);
-}
-
-async function editPolygons(item) {
-  const collection = JSON.parse(await item.outputs.polygons.text());
-  const kept = keptObjects(item);
-  const measured = measure(item.table, pixelSizeOf(item));
-  collection.features = collection.features.filter((_, index) => kept[index]);
-  for (const { id, properties } of collection.features) {
-    properties.measurements = Object.fromEntries(measured.map(([name, values]) => [name, Number(values[id - 1].toPrecision(8))]));
-  }
-  return new Blob([JSON.stringify(collection)], { type: "application/geo+json" });
-}
+  return run("writeLabels", item.outputs.polygons, item.size, keptObjects(item));
+};
+const editMask = (item, original) => run("editMask", original, item.outputs.polygons, item.size, keptObjects(item));
+const editCutout = (item, original) => run("editCutout", original, item.outputs.polygons, item.size, keptObjects(item));
+const editPolygons = (item) => run("editPolygons", item.outputs.polygons, keptObjects(item), measure(item.table, pixelSizeOf(item)));
+const editCoco = (item, original) => run("editCoco", original, keptObjects(item));
 
 async function editRois(item, original) {
   const kept = keptObjects(item);
   const rois = await unzip(original); // called by their label
   return zip(rois.filter(([name]) => kept[Number.parseInt(name, 10) - 1]));
-}
-
-async function editCoco(item, original) {
-  const kept = keptObjects(item);
-  const document = JSON.parse(await original.text());
-  document.annotations = document.annotations.filter(({ id }) => kept[id - 1]);
-  return new Blob([JSON.stringify(document)], { type: "application/json" });
 }
 
 const removeExtension = (path) => path.replace(/(?<=[^/])\.[^./]+$/, "");
@@ -161,7 +114,7 @@ export async function saveAll(items, kinds, version, { onProgress = () => {}, si
   const table = (text) => new Blob([text], { type: "text/csv" });
   entries.push(["results.csv", table(formatResults(items, files, errors, version))]);
   entries.push(["objects.csv", table(formatObjects(saved))]);
-  save(await zip(entries), name || `${kinds.length === 1 ? { mask: "masks" }[kinds[0]] || kinds[0] : "results"}.zip`);
+  save(await zip(entries, (blob) => run("checksum", blob)), name || `${kinds.length === 1 ? { mask: "masks" }[kinds[0]] || kinds[0] : "results"}.zip`);
   for (const item of saved) item.saved = true;
   return errors.size;
 }

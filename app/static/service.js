@@ -115,6 +115,7 @@ function readStatistics(headers) {
   const infer = /\binfer;dur=([\d.]+)/.exec(headers.get("Server-Timing") || "");
   return {
     coverage: number(headers.get("X-Mask-Coverage")),
+    confidence: number(headers.get("X-Mask-Confidence")),
     pages: number(headers.get("X-Image-Pages")),
     modelSeconds: infer && Number(infer[1]) / 1000,
     model: headers.get("X-Model"),

@@ -5,7 +5,7 @@ import { createCanvas } from "./imaging.js";
 import { describeCount, keptCount } from "./objects.js";
 
 const strip = document.getElementById("strip");
-const SIDE = 156; // pixels: twice the size on the page, for screens of high density
+export const SIDE = 156; // pixels: twice the size on the page, for screens of high density
 
 export function add(item, onSelect) {
   const [folder, name] = /(?:([^/]*)\/)?([^/]*)$/.exec(item.path).slice(1);

@@ -6,7 +6,7 @@ import { filter, isEdited, keptObjects, measure, pixelSizeOf } from "./objects.j
 const RESULT_COLUMNS = [
   "image", "file", "objects", "foreground", "foreground_px", "width", "height", "page", "pages", "channel", "pixel_size_um",
   "model", "threshold", "min_area", "max_area", "min_score", "exclude_edges", "deleted", "engine", "server", "seconds",
-  "model_seconds", "date", "hint", "error",
+  "model_seconds", "date", "uncertainty", "hint", "error",
 ];
 
 /** A line per image, failed ones too. `files` and `errors` are maps by item. */
@@ -51,6 +51,7 @@ function describeRun(item, version) {
     seconds: item.seconds.toFixed(2),
     model_seconds: statistics.modelSeconds ?? "",
     date: item.date.toISOString(),
+    uncertainty: item.uncertainty == null ? "" : Number(item.uncertainty.toFixed(4)),
     hint: item.unlike || "",
   };
 }

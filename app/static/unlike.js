@@ -1,32 +1,32 @@
-// Whether an image is unlike those that a shipped model was trained on, as far as its objects show it.
-// The limits lie between the validation images and other images; docs/decisions/0036 has the figures.
+// Whether the model is less sure of an image than of the images that it was tested with. The figures to compare with
+// come from the model's card (`unet evaluate --record`), so this knows no model.
 
-const ADVICE = "Check the result before you use it.";
+import { findModel, findsOf } from "./models.js";
 
-/** By model: the least median score, the least score weighted by area, the largest uncertain part of the mask. */
-const LIMITS = {
-  nuclei: { median: 0.93, rest: 0.25, of: "cell nuclei under a microscope" },
-  person: { mean: 0.895, of: "people in the street, from head to foot" },
-};
+const MARGIN = 1.25; // beyond what 95 % of the test images stay below
 
-const sum = (values) => values.reduce((total, value) => total + value, 0);
+/**
+ * The probability that a pixel has the wrong class, summed over all pixels, per pixel of the mask; null if unknown.
+ * It depends on the threshold, so what an earlier run with the model's own threshold gave is kept for other ones.
+ */
+export function readUncertainty({ settings, used, uncertainty }, { coverage, confidence }) {
+  if (settings.threshold) {
+    const same = used && ["model", "page", "channel"].every((name) => (used[name] ?? "") === (settings[name] ?? ""));
+    return same ? uncertainty : null;
+  }
+  return coverage > 0 && confidence !== null ? (1 - confidence) / coverage : null;
+}
 
-/** A sentence for the user, or "". Scores depend on the threshold, so only the model's own is judged. */
-export function describeUnlike({ table, size, statistics, settings }) {
-  const name = statistics.model?.split("@")[0] || settings.model;
-  const limits = LIMITS[name];
-  if (!table.count) return `Nothing was found.${limits ? ` The model is for images of ${limits.of}.` : ""}`;
-  if (!limits || settings.threshold) return "";
-  const scores = Array.from(table.scores).sort((a, b) => a - b);
-  const areas = Array.from(table.areas);
-  const total = sum(areas);
-  const median = scores[Math.floor(scores.length / 2)];
-  const mean = sum(areas.map((area, index) => area * table.scores[index])) / total;
-  const covered = (statistics.coverage ?? 0) * size.width * size.height;
-  const rest = covered > total ? 1 - total / covered : 0;
-  const reasons = [];
-  if (median < limits.median || mean < limits.mean) reasons.push("the model is less sure than usual");
-  if (rest > limits.rest) reasons.push("much of the mask is too uncertain to count as objects");
-  if (!reasons.length) return "";
-  return `Unlike the images that the model was trained on (${limits.of}): ${reasons.join(", and ")}. ${ADVICE}`;
+/** A sentence for the user, or "". */
+export function describeUnlike({ table, statistics, settings, uncertainty }) {
+  const model = findModel(statistics.model?.split("@")[0] || settings.model);
+  if (!table.count) return `Nothing was found.${model ? ` The model finds ${findsOf(model)}.` : ""}`;
+  const usual = model?.metrics?.uncertainty?.p95;
+  if (!usual || uncertainty == null || uncertainty <= MARGIN * usual) return "";
+  const percent = (share) => `${Math.round(100 * share)} %`;
+  const found = uncertainty > 1 ? "more pixels to be wrong than it found" : `${percent(uncertainty)} of what it found to be wrong`;
+  return (
+    `Check this result: the image may be unlike those that the model was trained on. By its own probabilities the ` +
+    `model expects ${found}; for the images that it was tested with, less than ${percent(usual)} is usual.`
+  );
 }

@@ -2,7 +2,7 @@
 // pixels: an image of 20 megapixels takes 120 MB, too much for every image of a folder.
 
 import { createCanvas } from "./imaging.js";
-import { createLayers, decodeProbability, drawView, releaseLayers } from "./layers.js";
+import { createLayers, decodeProbability, drawView, loadStretched, releaseLayers } from "./layers.js";
 import { keptObjects, pixelSizeOf } from "./objects.js";
 
 const $ = (id) => document.getElementById(id);
@@ -68,6 +68,7 @@ async function loadLayers() {
       marks.cutoff = null;
       if (!sized) fit();
       drawNow();
+      if (look.contrast) setContrast(true);
       stage.removeAttribute("aria-busy");
       listeners.item(describeLayers());
       listeners.object(0);
@@ -126,6 +127,13 @@ export const setWipe = (share) => {
   marks.wipe = share;
   redraw();
 };
+export async function setContrast(value) {
+  look.contrast = value;
+  redraw();
+  if (!value || !layers) return;
+  await loadStretched(layers).catch(() => null); // the browser may lack the memory
+  redraw();
+}
 export const setHidden = (value) => {
   hidden = value;
   redraw();
@@ -155,8 +163,14 @@ export function fit() {
   view.scale = Math.min(width / layers.width, height / layers.height, 8);
   view.x = (layers.width - width / view.scale) / 2;
   view.y = (layers.height - height / view.scale) / 2;
-  view.fitted = true;
+  setFitted(true);
   redraw();
+}
+
+/** One finger scrolls the page while the whole image is visible, and moves the image otherwise. */
+function setFitted(fitted) {
+  view.fitted = fitted;
+  stage.classList.toggle("fitted", fitted);
 }
 
 /** Zoom by a factor; a point of the canvas stays where it is, by default the center. */
@@ -168,7 +182,7 @@ export function zoomBy(factor, point = stageSize().map((side) => side / 2)) {
   view.x += point[0] / view.scale - point[0] / next;
   view.y += point[1] / view.scale - point[1] / next;
   view.scale = next;
-  view.fitted = false;
+  setFitted(false);
   keepInside();
   redraw();
 }
@@ -178,7 +192,7 @@ export const zoomToOne = () => zoomBy((devicePixelRatio || 1) / view.scale);
 function panBy(x, y) {
   view.x -= x / view.scale;
   view.y -= y / view.scale;
-  view.fitted = false;
+  setFitted(false);
   keepInside();
   redraw();
 }
@@ -194,10 +208,14 @@ function keepInside() {
 export function selectObject(label, { find = false } = {}) {
   marks.selected = label;
   if (find && label && layers) {
-    const [x, y] = selected.table.centers[label - 1];
+    const [left, top, right, bottom] = selected.table.boxes[label - 1];
+    const [x, y] = [(left + right) / 2, (top + bottom) / 2];
     const [width, height] = stageSize().map((side) => side / view.scale);
     const inside = x > view.x && x < view.x + width && y > view.y && y < view.y + height;
-    if (!inside) Object.assign(view, { x: x - width / 2, y: y - height / 2, fitted: false });
+    if (!inside) {
+      Object.assign(view, { x: x - width / 2, y: y - height / 2 });
+      setFitted(false);
+    }
   }
   redraw();
   listeners.object(label);
@@ -241,7 +259,7 @@ stage.addEventListener("pointermove", (event) => {
     const distance = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]);
     zoomBy(distance(after) / Math.max(1, distance(before)), [(after[0] + other[0]) / 2, (after[1] + other[1]) / 2]);
     panBy(shift[0] / 2, shift[1] / 2);
-  } else if (moved > CLICK_PIXELS) {
+  } else if (moved > CLICK_PIXELS && !(view.fitted && event.pointerType === "touch")) {
     panBy(...shift);
   }
   pointers.set(event.pointerId, after);

@@ -18,8 +18,11 @@ export function crc32(bytes) {
   return (crc ^ -1) >>> 0;
 }
 
+const readChecksum = async (blob) => crc32(new Uint8Array(await blob.arrayBuffer()));
+
 /** A zip archive of [path, blob] pairs, dated now. Blobs are read one by one, never all into memory at once. */
-export async function zip(files, date = new Date()) {
+export async function zip(files, checksum = readChecksum) {
+  const date = new Date();
   const parts = [];
   const directory = [];
   let offset = 0;
@@ -31,7 +34,7 @@ export async function zip(files, date = new Date()) {
     // Times have steps of two seconds, years begin in 1980.
     fields.setUint16(6, (date.getHours() << 11) | (date.getMinutes() << 5) | (date.getSeconds() >> 1), true);
     fields.setUint16(8, ((date.getFullYear() - 1980) << 9) | ((date.getMonth() + 1) << 5) | date.getDate(), true);
-    fields.setUint32(10, crc32(new Uint8Array(await blob.arrayBuffer())), true);
+    fields.setUint32(10, await checksum(blob), true);
     fields.setUint32(14, blob.size, true);
     fields.setUint32(18, blob.size, true);
     fields.setUint16(22, path.length, true);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import io
 import zipfile
@@ -27,10 +28,10 @@ PREFIX = "http://lab.example/unet"
 expect.set_options(timeout=TIMEOUT_MS)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Chromium. It ends with its module: Playwright keeps an event loop running in this thread,
-    and tests of other folders run loops of their own."""
+    """Chromium. It ends with this folder's tests: Playwright keeps an event loop running in this
+    thread, and tests of other folders run loops of their own."""
     if not CHROMIUM.exists():
         pytest.fail(f"{CHROMIUM} is missing: apt-get install chromium")
     with sync_playwright() as playwright:
@@ -49,11 +50,10 @@ def expected_errors() -> list[str]:
     return ["422"]
 
 
-@pytest.fixture
-def page(browser: Browser, server: Server, expected_errors: list[str]) -> Iterator[Page]:
-    """The loaded page. Fails the test on a console error, such as a violation of the page's
-    policy, and on a request to another host."""
-    page = browser.new_page(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+@contextlib.contextmanager
+def opened_page(page: Page, server: Server, expected_errors: list[str]) -> Iterator[Page]:
+    """Load the page and close it. Fails the test on a console error, such as a violation of the
+    page's policy, and on a request to another host."""
     page.set_default_timeout(TIMEOUT_MS)
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -77,6 +77,22 @@ def page(browser: Browser, server: Server, expected_errors: list[str]) -> Iterat
     yield page
     page.close()
     assert complaints == []
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server, expected_errors: list[str]) -> Iterator[Page]:
+    """The loaded page on a desktop; see `opened_page`."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    with opened_page(page, server, expected_errors) as opened:
+        yield opened
+
+
+@pytest.fixture
+def phone(browser: Browser, server: Server, expected_errors: list[str]) -> Iterator[Page]:
+    """The loaded page on a phone with a touch screen; see `opened_page`."""
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    with opened_page(page, server, expected_errors) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -208,6 +224,7 @@ def choose_files(page: Page, *files: tuple[str, bytes]) -> None:
 
 MASK_HEADERS = {
     "X-Mask-Coverage": "0.25",
+    "X-Mask-Confidence": "0.99",
     "X-Image-Pages": "1",
     "Server-Timing": "decode;dur=1.0, infer;dur=10.0",
     "X-Model": "nuclei@000000000000",

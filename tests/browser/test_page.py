@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import tifffile
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import (
     canvas_pixels,
@@ -20,7 +20,9 @@ from tests.browser.conftest import (
     read_table,
     save_file,
     saved_view,
+    send_mask,
     show,
+    square_mask,
     unzip,
     wait_done,
     wait_drawn,
@@ -162,6 +164,44 @@ def test_removed_objects_are_in_no_file(page: Page) -> None:
     assert page.inner_text("#count") == f"{kept} nuclei"
     page.click("#filter-reset")
     assert page.inner_text("#count") == f"{count} nuclei"
+
+
+def test_deleted_objects_stay_deleted_when_the_image_is_run_again(page: Page) -> None:
+    choose_files(page, ("cells.png", SAMPLE))
+    wait_done(page)
+    wait_drawn(page)
+    count = int(page.inner_text("#strip .count"))
+    for column, place in (("area", 60), ("score", 1)):
+        page.click(f"#table [data-sort={column}]")
+        page.click(f"#table tbody tr:nth-child({place}) button")
+        page.click("#object-delete")
+    kept = page.inner_text("#table tbody")
+    assert page.inner_text("#count") == f"{count - 2} nuclei"
+    set_threshold(page, 0.99)
+    one = "1 deleted object"
+    expect(page.locator("#note")).to_have_text(f"{one} stays deleted. {one} was not found again.")
+    assert page.inner_text("#undelete") == "Restore 1 deleted"
+    page.click("#threshold-reset")
+    expect(page.locator("#note")).to_have_text("2 deleted objects stay deleted.")
+    wait_drawn(page)
+    assert page.inner_text("#count") == f"{count - 2} nuclei"
+    assert page.inner_text("#table tbody") == kept
+    page.click("#undelete")
+    assert page.inner_text("#count") == f"{count} nuclei"
+    set_threshold(page, 0.99)
+    expect(page.locator("#note")).to_be_hidden()
+
+
+def set_threshold(page: Page, value: float) -> None:
+    """Move the slider and release it."""
+    page.evaluate(
+        """(value) => {
+            const slider = document.getElementById('threshold');
+            slider.value = value;
+            slider.dispatchEvent(new Event('change', {bubbles: true}));
+        }""",
+        value,
+    )
 
 
 def test_files_of_unchanged_objects_are_those_of_the_service(page: Page, server: Server) -> None:
@@ -595,28 +635,68 @@ def test_every_control_has_an_accessible_name(page: Page) -> None:
 # --- honesty ---------------------------------------------------------------------------------
 
 
-def test_images_unlike_the_training_data_are_marked(page: Page) -> None:
+USUAL = {"median": 0.04, "p95": 0.16}  # uncertainty of a model's test images
+
+
+def give_uncertainty(page: Page, usual: dict[str, float] | None) -> None:
+    """Load the page again, with a model whose card has this uncertainty."""
+
+    def change(route: Route) -> None:
+        document = route.fetch().json()
+        for model in document["models"]:
+            metrics = {k: v for k, v in model.get("metrics", {}).items() if k != "uncertainty"}
+            model["metrics"] = metrics | ({"uncertainty": usual} if usual else {})
+        route.fulfill(json=document)
+
+    page.route("**/models", change)
+    page.reload()
+    page.wait_for_selector("#model option", state="attached")
+
+
+def test_images_of_which_the_model_is_unsure_are_marked(page: Page, server: Server) -> None:
+    give_uncertainty(page, USUAL)
     rng = np.random.default_rng(0)
     images = {
         "astronaut.jpg": ASTRONAUT,
         "black.png": encode(np.zeros((300, 300), np.uint8)),
         "noise.png": encode(rng.integers(0, 256, (300, 300)).astype(np.uint8)),
     }
-    choose_files(page, *images.items())
-    page.click("[data-sample*=fluorescence]")
-    page.click("[data-sample*=histology]")
-    wait_done(page, 5)
+    choose_files(page, *images.items(), ("cells.png", SAMPLE))
+    wait_done(page, 4)
     for name in images:
         page.click(f"#strip [title='{name}']")
         expect(page.locator("#unlike")).to_be_visible()
-        expected = "Unlike the images" if name == "astronaut.jpg" else "Nothing was found"
+        expected = "may be unlike" if name == "astronaut.jpg" else "Nothing was found"
         assert expected in page.inner_text("#unlike")
         assert page.get_attribute(f"#strip [title='{name}']", "data-unlike") == "true"
-    for name in ("fluorescence.png", "histology.jpg"):
-        page.click(f"#strip [title='{name}']")
-        expect(page.locator("#unlike")).to_be_hidden()
+    page.click("#strip [title='cells.png']")
+    expect(page.locator("#unlike")).to_be_hidden()
     rows = {row["image"]: row for row in read_table(unzip(save_file(page, "#download-all")[1]))}
     assert {name for name, row in rows.items() if row["hint"]} == set(images)
+    headers = segment(server, SAMPLE).headers
+    coverage, confidence = (float(headers[f"X-Mask-{each}"]) for each in ("Coverage", "Confidence"))
+    uncertainty = float(rows["cells.png"]["uncertainty"])
+    assert uncertainty == pytest.approx((1 - confidence) / coverage, abs=1e-3)
+    assert uncertainty < 1.25 * USUAL["p95"] < float(rows["astronaut.jpg"]["uncertainty"])
+
+
+@pytest.mark.parametrize(("p95", "marked"), [(0.05, True), (0.5, False), (None, False)])
+def test_hint_depends_on_the_card_of_the_model_alone(
+    page: Page, p95: float | None, marked: bool
+) -> None:
+    give_uncertainty(page, {"median": 0.01, "p95": p95} if p95 else None)
+    headers = {"X_Mask_Coverage": "0.2", "X_Mask_Confidence": "0.98"}  # an uncertainty of 0.1
+    page.route("**/segment*", lambda route: send_mask(route, square_mask(120, 200), **headers))
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    assert page.is_visible("#unlike") == marked
+    if marked:
+        assert "expects 10 % of what it found to be wrong" in page.inner_text("#unlike")
+        assert "less than 5 % is usual" in page.inner_text("#unlike")
+        set_threshold(page, 0.3)
+        expect(page.locator("#threshold-reset")).to_be_visible()
+        wait_finished(page)
+        assert page.is_visible("#unlike")  # a threshold does not make the model surer
 
 
 def test_models_are_described_with_good_and_bad_examples(page: Page) -> None:

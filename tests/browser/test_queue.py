@@ -274,6 +274,17 @@ def test_only_the_selected_image_keeps_decoded_pixels(page: Page) -> None:
             return made;
         };
         ImageBitmap.prototype.close = function () { openBitmaps -= 1; close.call(this); };
+        const count = (value) => value instanceof ImageBitmap ? 1
+            : Array.isArray(value) ? value.reduce((sum, each) => sum + count(each), 0)
+            : value && typeof value === 'object' && !ArrayBuffer.isView(value)
+            ? count(Object.values(value)) : 0;
+        window.Worker = class extends Worker {
+            constructor(...all) {
+                super(...all);
+                const add = ({data}) => { openBitmaps += count(data.result); };
+                this.addEventListener('message', add);
+            }
+        };
         window.canvases = [];
         const element = document.createElement.bind(document);
         document.createElement = (name) => {
