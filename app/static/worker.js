@@ -11,7 +11,7 @@ addEventListener("message", async ({ data: { number, name, args } }) => {
   }
 });
 
-/** What is moved to the page instead of being copied. */
+/** List buffers and bitmaps, which are moved to the page instead of being copied. */
 function listTransferables(value) {
   if (value instanceof ImageBitmap) return [value];
   if (ArrayBuffer.isView(value)) return [value.buffer];

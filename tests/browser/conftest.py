@@ -7,14 +7,23 @@ import contextlib
 import csv
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Route,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 from scipy import ndimage
 
 from model.objects import Objects
@@ -79,12 +88,35 @@ def opened_page(page: Page, server: Server, expected_errors: list[str]) -> Itera
     assert complaints == []
 
 
+DESKTOP: ViewportSize = {"width": 1440, "height": 900}
+
+
+@pytest.fixture(scope="package")
+def desktop(browser: Browser) -> BrowserContext:
+    """A browser profile that tests share, so that files of the page come from its cache."""
+    return browser.new_context(viewport=DESKTOP, accept_downloads=True)
+
+
 @pytest.fixture
-def page(browser: Browser, server: Server, expected_errors: list[str]) -> Iterator[Page]:
+def page(desktop: BrowserContext, server: Server, expected_errors: list[str]) -> Iterator[Page]:
     """The loaded page on a desktop; see `opened_page`."""
-    page = browser.new_page(viewport={"width": 1440, "height": 900}, accept_downloads=True)
-    with opened_page(page, server, expected_errors) as opened:
+    with opened_page(desktop.new_page(), server, expected_errors) as opened:
         yield opened
+
+
+@pytest.fixture
+def clocked_page(browser: Browser, server: Server, expected_errors: list[str]) -> Iterator[Page]:
+    """The loaded page with a clock that only `advance_until` moves."""
+    with opened_page(browser.new_page(viewport=DESKTOP), server, expected_errors) as opened:
+        opened.clock.install()
+        yield opened
+
+
+def advance_until(page: Page, is_done: Callable[[], bool], step_ms: int = 5_000) -> None:
+    """Let the time of a `clocked_page` pass quickly."""
+    while not is_done():
+        page.clock.run_for(step_ms)
+        page.wait_for_timeout(50)
 
 
 @pytest.fixture

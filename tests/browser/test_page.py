@@ -495,9 +495,17 @@ def test_files_of_a_folder_that_are_not_images_are_skipped(page: Page, tmp_path:
 
 # --- layout and keyboard ---------------------------------------------------------------------
 
+SQUARES = np.kron(np.indices((32, 32)).sum(axis=0) % 2, np.full((16, 16), 255)).astype(np.uint8)
+
+
+def send_many(route: Route) -> None:
+    """Respond with many objects in place of the service."""
+    send_mask(route, SQUARES)
+
 
 @pytest.mark.parametrize("width", [320, 390, 768])
 def test_page_fits_a_small_screen(page: Page, width: int) -> None:
+    page.route("**/segment*", send_many)
     page.set_viewport_size({"width": width, "height": 800})
     page.click("[data-sample*=histology]")
     wait_done(page)
@@ -505,6 +513,7 @@ def test_page_fits_a_small_screen(page: Page, width: int) -> None:
 
 
 def test_result_controls_and_downloads_are_on_one_screen(page: Page) -> None:
+    page.route("**/segment*", send_many)
     page.click("[data-sample*=histology]")
     wait_done(page)
     for part in ("#strip", "#canvas", "#tools", "#count", "#threshold", "#table", "#download"):
@@ -531,6 +540,7 @@ def tab(page: Page) -> str:
 
 def test_every_control_works_by_keyboard(page: Page) -> None:
     """Visits the controls from top to bottom and uses each with the usual keys."""
+    page.route("**/segment*", send_many)
     press = page.keyboard.press
     page.on("filechooser", lambda _: None)  # expect_file_chooser alone misses the second dialog
     page.wait_for_selector("#model option", state="attached")
@@ -598,6 +608,7 @@ def test_every_control_works_by_keyboard(page: Page) -> None:
 
 
 def test_single_letters_do_nothing_outside_the_picture(page: Page) -> None:
+    page.route("**/segment*", send_many)
     page.click("[data-sample*=histology]")
     wait_done(page)
     page.focus("#zoom-fit")
@@ -621,6 +632,7 @@ def test_focused_file_button_has_a_focus_ring(page: Page, name: str) -> None:
 
 
 def test_every_control_has_an_accessible_name(page: Page) -> None:
+    page.route("**/segment*", send_many)
     page.click("[data-sample*=histology]")
     wait_done(page)
     unnamed = page.evaluate(
