@@ -321,6 +321,10 @@ const KEYS = {
   Escape: () => selectObject(0),
 };
 
+// Speech recognition types the words it hears, so keys that are characters can be turned off (WCAG 2.1.4).
+$("shortcuts").checked = localStorage.getItem("unet-shortcuts") !== "off";
+$("shortcuts").addEventListener("change", () => localStorage.setItem("unet-shortcuts", $("shortcuts").checked ? "on" : "off"));
+
 /** Select the next kept object, for those who do not use a pointer. */
 function stepObject(step) {
   if (!selected?.table) return;
@@ -333,7 +337,7 @@ function stepObject(step) {
 stage.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target !== stage) return;
   const action = KEYS[event.key];
-  if (!action) return;
+  if (!action || (event.key.length === 1 && !$("shortcuts").checked)) return;
   event.preventDefault();
   action();
 });

@@ -273,6 +273,26 @@ def test_pixel_size_gives_square_micrometers_and_a_scale_bar(page: Page) -> None
     assert read_table(archive)[0]["pixel_size_um"] == "0.5"
 
 
+def test_pixel_size_of_the_file_is_used(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "cells.tif"
+    metadata = {"unit": "um", "axes": "YX"}
+    tifffile.imwrite(
+        path, nuclei(120, 200)[0], imagej=True, resolution=(4.0, 4.0), metadata=metadata
+    )
+    choose_files(page, ("cells.tif", path.read_bytes()))
+    wait_done(page)
+    wait_drawn(page)
+    assert "µm²" in page.inner_text("#table thead")
+    expect(page.locator("#scale-bar")).to_contain_text("µm")
+    assert read_table(unzip(save_zip(page)))[0]["pixel_size_um"] == "0.25"
+
+
+def save_zip(page: Page) -> bytes:
+    """Save two files of the shown image, and the tables."""
+    choose_outputs(page, "mask", "measurements")
+    return save_file(page)[1]
+
+
 # --- view ------------------------------------------------------------------------------------
 
 
@@ -332,6 +352,20 @@ def test_hold_to_hide_wipe_and_contrast(page: Page) -> None:
     show(page, "image")
     page.check("#contrast")
     assert canvas_pixels(page)[..., :3].max() > 2 * plain[..., :3].max()
+
+
+def test_overlay_has_the_chosen_color_and_opacity(page: Page) -> None:
+    page.route("**/segment*", send_many)
+    choose_files(page, ("black.png", encode(np.zeros((512, 512), np.uint8))))
+    wait_done(page)
+    page.select_option("#colors", "one")
+    page.fill("#color", "#00ff00")
+    page.fill("#opacity", "50")
+    found = saved_view(page, "fill")
+    inside = found[8::32, 24::32]  # the middles of squares
+    assert (np.abs(inside - (0, 128, 0)) <= 1).all()
+    page.select_option("#colors", "each")
+    assert len(np.unique(saved_view(page, "fill")[8::32, 24::32].reshape(-1, 3), axis=0)) > 100
 
 
 def test_threshold_is_previewed_at_once_and_applied_on_release(page: Page) -> None:
@@ -521,6 +555,7 @@ def test_result_controls_and_downloads_are_on_one_screen(page: Page) -> None:
         assert box is not None
         assert box["y"] >= 0
         assert box["x"] + box["width"] <= 1440
+    assert page.locator("#drop").bounding_box()["height"] < 60  # type: ignore[index]
     for part in ("#canvas", "#download", "#status", "#clear"):
         box = page.locator(part).bounding_box()
         assert box is not None
@@ -584,7 +619,9 @@ def test_every_control_works_by_keyboard(page: Page) -> None:
     for name in ("zoom-out", "zoom-in", "zoom-fit", "zoom-one"):
         assert tab(page) == name
         press("Enter")
-    for name in ("opacity", "colors", "contrast", "wipe", "stage", "remove", "model", "threshold"):
+    for name in ("opacity", "colors", "contrast", "wipe", "stage"):
+        assert tab(page) == name
+    for name in ("shortcuts", "remove", "model", "threshold"):
         assert tab(page) == name
     for name in ("min-area", "max-area", "min-score", "exclude-edges", "pixel-size", "table-box"):
         assert tab(page) == name
@@ -616,6 +653,25 @@ def test_single_letters_do_nothing_outside_the_picture(page: Page) -> None:
     for key in ("o", "l", "m", "h", "n", "1", "+", "Delete"):
         page.keyboard.press(key)
     assert (canvas_pixels(page) == before).all()
+
+
+def test_character_keys_can_be_turned_off(page: Page) -> None:
+    page.route("**/segment*", send_many)
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    wait_drawn(page)
+    page.uncheck("#shortcuts")
+    page.focus("#stage")
+    before = canvas_pixels(page)
+    for key in ("n", "+", "1", "h"):
+        page.keyboard.press(key)
+    assert (canvas_pixels(page) == before).all()
+    assert not page.is_visible("#object")
+    page.keyboard.press("ArrowRight")
+    assert (canvas_pixels(page) != before).any()
+    page.reload()
+    assert not page.is_checked("#shortcuts")
+    page.evaluate("localStorage.clear()")
 
 
 @pytest.mark.parametrize("name", ["files", "folder"])

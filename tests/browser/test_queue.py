@@ -186,22 +186,42 @@ def test_one_image_can_be_removed(page: Page) -> None:
     assert page.inner_text("#status") == "2 done"
 
 
+WATCH_ANNOUNCEMENTS = """() => {
+    window.messages = [];
+    const announcer = document.getElementById('announcer');
+    new MutationObserver(() => messages.push(announcer.textContent))
+        .observe(announcer, {childList: true, characterData: true, subtree: true});
+}"""
+
+
 def test_progress_is_announced_at_start_and_end_only_when_short(page: Page) -> None:
     page.route("**/segment*", always_send_mask)
-    page.evaluate(
-        """() => {
-            window.messages = [];
-            const announcer = document.getElementById('announcer');
-            new MutationObserver(() => messages.push(announcer.textContent))
-                .observe(announcer, {childList: true, characterData: true, subtree: true});
-        }"""
-    )
+    page.evaluate(WATCH_ANNOUNCEMENTS)
     choose_files(page, *[(f"{n}.png", CELLS) for n in range(6)])
     wait_done(page, 6)
     messages = page.evaluate("messages")
     assert messages[0] == "Started: 6 to do."
     assert messages[-1] == "Finished: 6 done."
     assert len(messages) == 2
+
+
+def test_progress_is_announced_every_ten_seconds(clocked_page: Page) -> None:
+    page = clocked_page
+    held: list[Route] = []
+    page.route("**/segment*", lambda route: held.append(route))
+    page.evaluate(WATCH_ANNOUNCEMENTS)
+    choose_files(page, *[(f"{n}.png", CELLS) for n in range(6)])
+    for done in range(1, 7):
+        advance_until(page, lambda: bool(held), step_ms=10)
+        send_mask(held.pop(0))
+        advance_until(page, lambda n=done: thumbnails(page, "done").count() == n, step_ms=10)
+        page.clock.run_for(6_000)
+    messages = page.evaluate("messages")
+    assert messages[0] == "Started: 6 to do."
+    assert messages[-1] == "Finished: 6 done."
+    between = [re.fullmatch(r"([1-5]) of 6, about \d+ s left", each) for each in messages[1:-1]]
+    assert 2 <= len(between) <= 3
+    assert all(between)
 
 
 def test_rejected_image_is_not_retried(page: Page) -> None:
