@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.engine.base import Engine, check_batch
 from app.engine.cuda_queues import CudaQueues
@@ -192,7 +192,7 @@ class CudaEngine(Engine):
                 yield functools.partial(self._warm_size, shape, size)
 
     def _choose_network(self, shape: Shape) -> None:
-        """Use fused layers if they are faster on this device.
+        """Use the form of the network that is fastest on this device.
 
         Raises:
             EngineError: the network as it is cannot be computed.
@@ -200,25 +200,29 @@ class CudaEngine(Engine):
         size = (min(4, self.max_batch), *shape, self._channels)
         batch = self._view(self._captured, size)
         plain = self._network.unet
-        before = self._queues.measure(lambda: self._compute(batch))
-        try:
-            with self._queues.errors(), self._queues.on(self._queues.compute):
-                self._network.unet = FusedUNet(plain)  # type: ignore[arg-type]
-            after = self._queues.measure(lambda: self._compute(batch))
-        except OutOfMemory:
-            after = math.inf
-        except EngineError as error:
-            log.warning("%s: no fused layers: %s", self._queues.device, error)
-            after = math.inf
-        if after >= before:
-            self._network.unet = plain
+        forms: dict[str, Callable[[], nn.Module]] = {
+            "as it is": lambda: plain,
+            "fused layers": lambda: FusedUNet(plain),  # type: ignore[arg-type]
+            "fused layers and products": lambda: FusedUNet(plain, grow_by_product=True),  # type: ignore[arg-type]
+        }
+        networks: dict[str, nn.Module] = {}
+        times: dict[str, float] = {}
+        for name, build in forms.items():
+            try:
+                with self._queues.errors(), self._queues.on(self._queues.compute):
+                    self._network.unet = networks[name] = build()
+                times[name] = self._queues.measure(lambda: self._compute(batch))
+            except EngineError as error:
+                if name == "as it is":
+                    raise
+                log.warning("%s: no %s: %s", self._queues.device, name, error)
+        self._network.unet = networks[min(times, key=times.__getitem__)]
         log.info(
-            "%s: %d windows of %dx%d take %.2f ms, with fused layers %.2f ms",
+            "%s: %d windows of %dx%d take %s",
             self._queues.device,
             size[0],
             *shape,
-            before,
-            after,
+            ", ".join(f"{each:.2f} ms ({name})" for name, each in times.items()),
         )
 
     def _warm_size(self, shape: Shape, size: int) -> None:

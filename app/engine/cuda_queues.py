@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -155,6 +156,8 @@ class CudaQueues:
         except RuntimeError as error:
             text = f"{self.device}: {_first_line(error)}"
             if isinstance(error, torch.OutOfMemoryError):
+                # Whoever keeps the error, a log for example, must not keep its frames' tensors.
+                traceback.clear_frames(error.__traceback__)
                 raise OutOfMemory(text) from error
             # After a sticky error (an illegal access, a lost device) every later call fails too.
             try:
@@ -174,4 +177,4 @@ class CudaQueues:
 
 def _first_line(error: RuntimeError) -> str:
     """The part of a message that says what happened; the rest is advice to programmers."""
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0].partition(" Including non-PyTorch memory")[0]
