@@ -182,5 +182,5 @@ def test_invalid_sources_are_rejected(values: dict[str, object], message: str) -
 
 def test_pattern_without_images_is_rejected(data: Path) -> None:
     recipe = read_recipe(data, pattern="x*")
-    with pytest.raises(DataError, match="no image in .* matches"):
+    with pytest.raises(DataError, match=r"no image in .* matches"):
         open_dataset(recipe.data, recipe.preprocess)
