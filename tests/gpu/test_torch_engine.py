@@ -236,10 +236,14 @@ def test_every_device_computes_its_own_batches() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("grow_by_product", [False, True])
 @torch.inference_mode()
-def test_fused_layers_compute_the_network_in_cudnn(dtype: torch.dtype) -> None:
+def test_fused_layers_compute_the_network_in_cudnn(
+    dtype: torch.dtype, grow_by_product: bool
+) -> None:
     network = build_network(untrained(TWO_CHANNELS, (96, 64))).eval().cuda()
     network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.rand(2, 3, 96, 64, device="cuda", dtype=dtype)
-    expected, result = network(x).float().sigmoid(), FusedUNet(network)(x).float().sigmoid()
+    fused = FusedUNet(network, grow_by_product=grow_by_product)
+    expected, result = network(x).float().sigmoid(), fused(x).float().sigmoid()
     assert (expected - result).abs().max() <= (1e-1 if dtype is torch.bfloat16 else 2e-2)
