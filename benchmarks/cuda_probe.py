@@ -218,6 +218,8 @@ class Probe:
         if self.device.type == "cuda":
             forms["fused"] = (FusedUNet(network), sizes[1:])
             forms["fused, products"] = (FusedUNet(network, grow_by_product=True), sizes[1:])
+            maxima = FusedUNet(network, grow_by_product=True, pool_by_maxima=True)
+            forms["fused, products, maxima"] = (maxima, sizes[1:])
         for name, (function, batches) in forms.items():
             for batch in batches:
                 self.results.attempt(
@@ -231,7 +233,8 @@ class Probe:
         """Measure the kernels of the fused network, with a batch of 8. The slowest come first."""
         if self.device.type != "cuda":
             return
-        network, inputs = FusedUNet(self._build_network()), self._draw_inputs(8)
+        plain, inputs = self._build_network(), self._draw_inputs(8)
+        network = FusedUNet(plain, grow_by_product=True, pool_by_maxima=True)
         for _ in range(3):
             network(inputs)
         synchronize(self.device)

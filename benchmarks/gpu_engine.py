@@ -252,7 +252,10 @@ def _measure_bare_network(
     plain: Any = network.unet
     forms = [plain]
     if device.type == "cuda":
-        forms += [FusedUNet(plain), FusedUNet(plain, grow_by_product=True)]
+        forms += [
+            FusedUNet(plain, grow_by_product=grow, pool_by_maxima=pool)
+            for grow, pool in ((False, False), (True, False), (True, True))
+        ]
     rates = []
     for network.unet in forms:
         each = measure_device_seconds(device, Replay(network, pixels), seconds / len(forms))

@@ -15,6 +15,7 @@ as a CUDA graph for some batch sizes, so that a batch is one launch and allocate
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -187,9 +188,14 @@ class CudaEngine(Engine):
         shapes = sorted(self.shapes, key=math.prod, reverse=True)
         if self._may_fuse:
             yield functools.partial(self._choose_network, shapes[0])
-        for shape in shapes:
-            for size in reversed(batch_sizes(self.max_batch)):
-                yield functools.partial(self._warm_size, shape, size)
+        batches = list(itertools.product(shapes, reversed(batch_sizes(self.max_batch))))
+        # Graphs keep the memory of their runs. Runs without one need as much, so they come first.
+        fitting: set[tuple[Shape, int]] = set()
+        for shape, size in batches:
+            yield functools.partial(self._burn_in, shape, size, fitting)
+        yield self._queues.return_memory
+        for shape, size in batches:
+            yield functools.partial(self._capture, shape, size, fitting)
 
     def _choose_network(self, shape: Shape) -> None:
         """Use the form of the network that is fastest on this device.
@@ -203,7 +209,8 @@ class CudaEngine(Engine):
         forms: dict[str, Callable[[], nn.Module]] = {
             "as it is": lambda: plain,
             "fused layers": lambda: FusedUNet(plain),  # type: ignore[arg-type]
-            "fused layers and products": lambda: FusedUNet(plain, grow_by_product=True),  # type: ignore[arg-type]
+            "and products": lambda: FusedUNet(plain, grow_by_product=True),  # type: ignore[arg-type]
+            "and maxima": lambda: FusedUNet(plain, grow_by_product=True, pool_by_maxima=True),  # type: ignore[arg-type]
         }
         networks: dict[str, nn.Module] = {}
         times: dict[str, float] = {}
@@ -225,21 +232,47 @@ class CudaEngine(Engine):
             ", ".join(f"{each:.2f} ms ({name})" for name, each in times.items()),
         )
 
-    def _warm_size(self, shape: Shape, size: int) -> None:
+    def _burn_in(self, shape: Shape, size: int, fitting: set[tuple[Shape, int]]) -> None:
+        """Run a batch size without a graph.
+
+        Args:
+            fitting: receives it if memory suffices.
+
+        Raises:
+            OutOfMemory: memory does not suffice for one window.
+            EngineError: it cannot be computed.
+        """
+        captured = self._view(self._captured, (size, *shape, self._channels))
+        with self._lack_of_memory_logged(shape, size):
+            self._queues.burn_in(lambda: self._compute(captured))
+            fitting.add((shape, size))
+
+    def _capture(self, shape: Shape, size: int, fitting: set[tuple[Shape, int]]) -> None:
         """Capture a batch size, and run it once as a request does.
+
+        Args:
+            fitting: those that `_burn_in` has run.
 
         Raises:
             OutOfMemory: memory does not suffice for one window.
             EngineError: it cannot be captured.
         """
+        if (shape, size) not in fitting:
+            return
         captured = self._view(self._captured, (size, *shape, self._channels))
-        try:
+        with self._lack_of_memory_logged(shape, size):
             self._graphs[shape, size] = self._queues.capture(
                 lambda: self._compute(captured), self._pool
             )
             black = self.stage(shape, size)
             black[:] = 0
             self.collect(self.submit(black))
+
+    @contextlib.contextmanager
+    def _lack_of_memory_logged(self, shape: Shape, size: int) -> Iterator[None]:
+        """Log a lack of memory, or raise it if it is for one window."""
+        try:
+            yield
         except OutOfMemory as error:
             if size == 1:
                 raise

@@ -8,6 +8,9 @@ the added channels are zero.
 An up-convolution may be a matrix product: its 2×2 kernels do not overlap, so each pixel's patch is
 a product of its channels and one matrix. The patches are moved to their places in the joined
 tensor, where a transposed convolution, its bias and the concatenation each write all of it.
+
+Max-pooling may be two maxima, of rows and of columns: torch's kernel also writes the index of each
+maximum, eight bytes for a value of two.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint
+from model.config import LEVELS
 from model.predict import build_network
 from model.transforms import normalize, probabilities
 from model.unet import DoubleConvolution, UNet, crop_center
@@ -47,6 +51,7 @@ class FusedUNet(nn.Module):
         unet: its other layers are shared.
         convolve: computes a 3×3 convolution.
         grow_by_product: up-convolutions are matrix products.
+        pool_by_maxima: max-pooling is two maxima.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class FusedUNet(nn.Module):
         convolve: ConvolveFn = convolve_by_cudnn,
         *,
         grow_by_product: bool = False,
+        pool_by_maxima: bool = False,
     ) -> None:
         super().__init__()
         self._unet = unet
@@ -63,6 +69,9 @@ class FusedUNet(nn.Module):
             ProductJoin(grow.up) if grow_by_product else _join_by_layers(grow, join)  # type: ignore[arg-type]
             for grow, join in zip(unet.up_sample, unet.concat, strict=True)
         ]
+        self._shrink: list[Callable[[Tensor], Tensor]] = (
+            [pool_by_maxima_of_halves] * LEVELS if pool_by_maxima else list(unet.down_sample)
+        )
         self._out_channels = unet.config.out_channels
         self._padding = max(0, _CHANNELS - unet.config.in_channels)
         entry = unet.down_conv[0]
@@ -75,7 +84,7 @@ class FusedUNet(nn.Module):
         unet = self._unet
         x = F.pad(x, (0, 0, 0, 0, 0, self._padding)).contiguous(memory_format=torch.channels_last)
         skips = []
-        for level, (block, shrink) in enumerate(zip(unet.down_conv, unet.down_sample, strict=True)):
+        for level, (block, shrink) in enumerate(zip(unet.down_conv, self._shrink, strict=True)):
             x = self._convolve_twice(x, block, None if level else self.first)
             skips.append(x)
             x = shrink(x)
@@ -124,6 +133,14 @@ class ProductJoin:
         _move(joined[..., :outputs].view(count, height, 2, width, 2, outputs), patches)
         _move(joined[..., outputs:], skip)
         return joined.permute(0, 3, 1, 2)
+
+
+def pool_by_maxima_of_halves(x: Tensor) -> Tensor:
+    """Compute 2×2 max-pooling of (n, c, h, w) in channels-last order, h and w even."""
+    rows = x.permute(0, 2, 3, 1)
+    rows = torch.maximum(rows[:, ::2], rows[:, 1::2])
+    columns = torch.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+    return columns.permute(0, 3, 1, 2)
 
 
 def _move(target: Tensor, source: Tensor) -> None:

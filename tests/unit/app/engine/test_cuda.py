@@ -222,6 +222,25 @@ def test_batch_sizes_that_memory_does_not_hold_are_left_to_the_batcher(
     assert np.abs(result * UNIT - reference(windows)).max() <= UNIT
 
 
+def test_graphs_are_captured_when_all_sizes_were_run_without_one(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the largest graph and a run of a smaller batch need memory at the same time."""
+    order: list[str] = []
+    for name in ("burn_in", "return_memory", "capture"):
+        original = getattr(CudaQueues, name)
+
+        def record(
+            queues: CudaQueues, *args: Any, name: str = name, original: Any = original
+        ) -> Any:
+            order.append(name)
+            return original(queues, *args)
+
+        monkeypatch.setattr(CudaQueues, name, record)
+    build().warm()
+    assert order == ["burn_in"] * 8 + ["return_memory"] + ["capture"] * 8
+
+
 def test_memory_for_less_than_one_window_stops_the_model(cuda: FakeCuda) -> None:
     engine = build()
     cuda.memory = 1000
@@ -300,8 +319,8 @@ def test_mask_of_integers_is_the_mask_of_floats() -> None:
     "architecture",
     [SMALLEST, UNetConfig(1, 9, 2, 0), UNetConfig(3, 2, 8, 1), UNetConfig(1, 1, 4, 0)],
 )
-@pytest.mark.parametrize("grow_by_product", [False, True])
-def test_fused_layers_compute_the_network(architecture: UNetConfig, grow_by_product: bool) -> None:
+@pytest.mark.parametrize(("grow", "pool"), [(False, False), (True, False), (True, True)])
+def test_fused_layers_compute_the_network(architecture: UNetConfig, grow: bool, pool: bool) -> None:
     network = build_network(untrained(architecture)).eval()
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     calls: list[tuple[int, int]] = []
@@ -314,13 +333,13 @@ def test_fused_layers_compute_the_network(architecture: UNetConfig, grow_by_prod
     x = torch.rand(2, architecture.in_channels, side, side)
     x = x.to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        fused = FusedUNet(network, convolve, grow_by_product=grow_by_product)
+        fused = FusedUNet(network, convolve, grow_by_product=grow, pool_by_maxima=pool)
         torch.testing.assert_close(fused(x), network(x))
     assert len(calls) == 18
     assert calls[0] == (8, architecture.base_features)
 
 
-@pytest.mark.parametrize("fastest", [0, 1, 2])
+@pytest.mark.parametrize("fastest", range(4))
 def test_fastest_form_of_the_network_is_used(
     fastest: int, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,7 +347,7 @@ def test_fastest_form_of_the_network_is_used(
         return layer(x).relu()  # type: ignore[no-any-return]
 
     measured: list[torch.nn.Module] = []
-    times = iter([0.5 if form == fastest else 1.0 for form in range(3)])
+    times = iter([0.5 if form == fastest else 1.0 for form in range(4)])
 
     def measure(self: CudaQueues, function: Any) -> float:
         function()
@@ -339,7 +358,7 @@ def test_fastest_form_of_the_network_is_used(
     monkeypatch.setattr(CudaQueues, "measure", measure)
     engine = build()
     engine._choose_network(LARGE)
-    assert len(measured) == len(set(measured)) == 3
+    assert len(measured) == len(set(measured)) == 4
     assert engine._network.unet is measured[fastest]
 
 
