@@ -45,7 +45,7 @@ WINDOWS = ((544, 1), (512, 1), (572, 0), (256, 1))
 """(side, padding) of the windows in the table. 572 with padding 0 is the network of the paper."""
 _SERVICE_BATCH = 8
 _REQUESTS = 12
-"""Requests at the same time, in windows of a whole batch each. Their turns alternate, so with few of
+"""Requests at the same time, in windows of a whole batch each. Their turns alternate: with few of
 them all end together, and the device waits for the next ones."""
 
 
