@@ -164,7 +164,7 @@ class CudaQueues:
         except RuntimeError as error:
             text = f"{self.device}: {_first_line(error)}"
             if isinstance(error, torch.OutOfMemoryError):
-                # Whoever keeps the error, a log for example, must not keep its frames' tensors.
+                # A log may keep the error. It must not keep the tensors of its frames.
                 traceback.clear_frames(error.__traceback__)
                 raise OutOfMemory(text) from error
             # After a sticky error (an illegal access, a lost device) every later call fails too.
