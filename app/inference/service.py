@@ -87,6 +87,8 @@ class Service:
         self.metrics = Metrics()
         self.tracing = tracing
         self.devices = [DeviceEngines(choice.device) for choice in choices]
+        for device in self.devices:
+            self.metrics.add_device(device.name)
         self.batcher: Batcher[WindowJob, FloatArray] = Batcher(
             self._runners(),
             max_batch=self.devices[0].max_batch,
@@ -355,6 +357,11 @@ class Service:
             "log_lines_dropped", "Lines dropped because the log was not read.", logs.dropped_lines
         )
         gauge("ready", "1 if requests are served.", lambda: float(self.readiness_error() is None))
+        gauge(
+            "live",
+            "1 unless the process should be restarted.",
+            lambda: float(self.liveness_error() is None),
+        )
 
     def _register_gpu_memory(self) -> None:
         self.metrics.add_labeled_gauge(
