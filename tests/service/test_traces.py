@@ -106,6 +106,26 @@ def test_log_lines_have_the_ids_of_the_trace(traced: Server) -> None:
     assert {(line["trace_id"], line["span_id"]) for line in own_lines()} == {(trace, span)}
 
 
+def test_log_and_traces_hold_neither_keys_nor_headers_nor_names_of_files(
+    traced: Server, receiver: Receiver
+) -> None:
+    answer = httpx.post(
+        f"{traced.url}/segment?threshold=0.123",
+        files={"file": ("patient-7.png", IMAGE, "image/png")},
+        headers={"Authorization": "Bearer key-123", "Cookie": "session=abc"},
+        timeout=60,
+    )
+    assert answer.status_code == 200
+    request = wait_for_request(receiver, answer)
+    spans = [span for span in receiver.spans if span.trace == request.trace]
+    wait_until(lambda: any(request.trace in line for line in list(traced.lines)))
+    lines = "\n".join(traced.lines)
+    for secret in ("patient-7", "key-123", "session=abc"):
+        assert secret not in lines
+        assert all(secret not in str(span.attributes) for span in spans)
+    assert "0.123" not in lines  # the query
+
+
 def test_probes_have_no_traces(traced: Server, receiver: Receiver) -> None:
     for path in ("/livez", "/readyz", "/metrics", "/v2/health/live"):
         assert "traceresponse" not in httpx.get(f"{traced.url}{path}").headers
