@@ -7,13 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import serving
+from tests.conftest import ROOT, serving
+from tests.scale.picture import draw_dashboard
 from tests.scale.prometheus import FOLDER, Prometheus, free_port, scraping
 from tests.scale.test_alerts import clients, faulty
 
 DASHBOARD = json.loads((FOLDER / "grafana/dashboards/unet-server.json").read_text())
 VARIABLES = {"$__rate_interval": "5s", "$__range": "30s", "$instance": ".*"}
 ON_CUDA_ONLY = {"unet_gpu_memory_used_bytes"}
+PICTURE = ROOT / "build/dashboard.png"
+"""Left for people to look at."""
 
 
 def find_queries() -> dict[str, str]:
@@ -68,6 +71,8 @@ def test_every_query_returns_data_from_loaded_services(tiny: Path, tmp_path: Pat
             prometheus.wait_for(ask_again, 60)
         except AssertionError as error:
             raise AssertionError(f"no data: {sorted(empty)}") from error
+        PICTURE.parent.mkdir(exist_ok=True)
+        draw_dashboard(DASHBOARD, prometheus.url, fill_in, 60, PICTURE)
 
 
 def test_variable_lists_the_replicas(tiny: Path, tmp_path: Path) -> None:
