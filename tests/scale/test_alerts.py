@@ -90,6 +90,11 @@ def test_no_alert_fires_for_a_healthy_service_under_load(tiny: Path, tmp_path: P
         assert prometheus.query("unet:window_seconds:mean5m")
 
 
+def test_service_without_replicas_is_absent(tmp_path: Path) -> None:
+    with scraping(tmp_path) as prometheus:
+        expect(prometheus, "UnetAbsent")
+
+
 def test_service_that_is_gone_is_down(tiny: Path, tmp_path: Path) -> None:
     port = free_port()
     with scraping(tmp_path, port) as prometheus:
