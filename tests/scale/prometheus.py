@@ -26,7 +26,9 @@ PACE = 60
 """Times that a duration of the rules is shorter in these tests."""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(\[|offset |for: )(\d+)([smhd])\b")
-_INTERVAL = "250ms"
+_INTERVAL = "1s"
+"""Between two scrapes, and the time for one: a busy machine takes a while to answer."""
+_EVALUATION_INTERVAL = "250ms"
 
 
 @dataclasses.dataclass
@@ -93,8 +95,11 @@ def scraping(folder: Path, *ports: int) -> Iterator[Prometheus]:
     """
     folder.mkdir(exist_ok=True)
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": _INTERVAL, "evaluation_interval": _INTERVAL}
-    config["global"]["scrape_timeout"] = _INTERVAL
+    config["global"] = {
+        "scrape_interval": _INTERVAL,
+        "scrape_timeout": _INTERVAL,
+        "evaluation_interval": _EVALUATION_INTERVAL,
+    }
     (job,) = config["scrape_configs"]
     (targets,) = job["static_configs"]
     targets["targets"] = [f"127.0.0.1:{port}" for port in ports]
