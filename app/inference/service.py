@@ -33,7 +33,7 @@ from app.inference.rendering import preload_object_modules
 from app.inference.segmenter import Segmenter
 from app.metrics import Metrics
 from app.settings import Settings
-from model.arrays import FloatArray
+from model.arrays import Probabilities
 from model.checkpoint import SUFFIX
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Service:
         self.devices = [DeviceEngines(choice.device) for choice in choices]
         for device in self.devices:
             self.metrics.add_device(device.name)
-        self.batcher: Batcher[WindowJob, FloatArray] = Batcher(
+        self.batcher: Batcher[WindowJob, Probabilities] = Batcher(
             self._runners(),
             max_batch=self.devices[0].max_batch,
             capacity=settings.queue_windows,
