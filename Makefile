@@ -25,7 +25,7 @@ endif
 EVERYTHING := .venv/ready
 SERVING := $(or $(wildcard $(EVERYTHING)),.venv/ready-to-serve-torch-$(TORCH))
 
-.PHONY: help setup serve test test-unit lint format lock sbom bench prove gpu-proof gpu-wheels clean
+.PHONY: help setup serve test test-unit scale-test lint format lock sbom bench prove gpu-proof gpu-wheels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -41,10 +41,13 @@ test test-unit: export PYTHONFAULTHANDLER := 1
 # Unit tests run side by side; the others measure times.
 test: $(EVERYTHING)  ## run all tests
 	$(BIN)/python -m pytest tests/unit -n 2
-	$(BIN)/python -m pytest --ignore tests/unit
+	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/scale
 
 test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3
+
+scale-test: .venv/ready-for-scale  ## test with a real Prometheus and a real collector of traces
+	$(BIN)/python -m pytest tests/scale
 
 lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
 	$(BIN)/ruff check .
@@ -110,6 +113,11 @@ $(BIN)/pip:
 .venv/ready-to-serve-torch-yes: $(REQUIREMENTS) | $(BIN)/pip
 	@echo "==> Installing what serving on CUDA needs: about 6 GB, with torch (TORCH=no leaves it out)"
 	$(INSTALL) -e .
+	@touch $@
+
+.venv/ready-for-scale: $(EVERYTHING)
+	@command -v promtool >/dev/null || { echo "promtool is missing: apt-get install --no-install-recommends prometheus"; exit 1; }
+	$(INSTALL) -e '.[scale]'
 	@touch $@
 
 $(EVERYTHING): $(REQUIREMENTS) | $(BIN)/pip

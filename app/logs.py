@@ -17,9 +17,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 MAX_QUEUED_BYTES = 4_000_000
 """Lines that wait to be written; further ones are dropped."""
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that the current task works for; every line it logs shows the id."""
+trace_ids: ContextVar[Mapping[str, str]] = ContextVar("trace_ids", default=MappingProxyType({}))
+"""`trace_id` and `span_id` of that request, if it has a trace."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -47,6 +50,7 @@ class JsonFormatter(logging.Formatter):
         }
         if identifier := request_id.get():
             line["request_id"] = identifier
+        line |= trace_ids.get()
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -57,7 +61,7 @@ _CONTROL_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class TextFormatter(logging.Formatter):
-    """Short lines for a terminal: time, level, message, request id.
+    """Short lines for a terminal: time, level, message, request id, trace id.
 
     Control characters are escaped: a message is one line, and a client cannot send escape
     sequences to the terminal through the path of its request.
@@ -70,6 +74,8 @@ class TextFormatter(logging.Formatter):
         record.message = _CONTROL_CHARACTER.sub(_escape, record.message.rstrip())
         if identifier := request_id.get():
             record.message += f" [{identifier}]"
+        if ids := trace_ids.get():
+            record.message += f" [trace {ids['trace_id']}]"
         return super().formatMessage(record)
 
 

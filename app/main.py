@@ -6,17 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from app.api.dependencies import require_api_key
 from app.api.hosts import AllowedHostsMiddleware
 from app.api.keys import Authenticator, KeyStore
 from app.api.middleware import (
+    PROBE_PATHS,
     AbsoluteTargetMiddleware,
     AccessLogMiddleware,
     LingeringCloseMiddleware,
@@ -30,6 +32,10 @@ from app.api.schemas import Application
 from app.inference.registry import WrapEngineFn, use_as_built
 from app.inference.service import Service
 from app.settings import Settings
+from app.tracing import load_tracing
+
+if TYPE_CHECKING:
+    from app.tracing.spans import Tracing
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -43,6 +49,7 @@ _EXPOSED_HEADERS = [
     "X-Image-Pages",
     "Server-Timing",
     "Retry-After",
+    "traceresponse",
     "Inference-Header-Content-Length",
 ]
 
@@ -60,6 +67,24 @@ class RevalidatedStaticFiles(StaticFiles):
         return response
 
 
+def _describe_telemetry(tracing: Tracing | None) -> TelemetryConfig:
+    """FastAPI makes the spans of requests. The service has its own metrics and logs.
+
+    Providers that other packages set up for the whole process are not used.
+    """
+    config: TelemetryConfig = {
+        "tracing": tracing is not None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+    }
+    if tracing is not None:
+        config["tracer_provider"] = tracing.provider
+        config["exclude"] = lambda scope: scope["path"] in PROBE_PATHS
+    return config
+
+
 def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> FastAPI:
     """Assemble the application. `app.state.service` is the service that its routes use.
 
@@ -67,10 +92,12 @@ def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> 
         wrap_engine: see `app.inference.registry.Registry`.
 
     Raises:
-        SettingsError, EngineUnavailable: the settings ask for what this machine does not have.
+        SettingsError, EngineUnavailable: the settings, or the variables OTEL_*, ask for what this
+            machine does not have.
     """
     authenticator = Authenticator(KeyStore(settings.api_keys, settings.api_keys_file))
-    service = Service(settings, wrap_engine)
+    tracing = load_tracing()
+    service = Service(settings, wrap_engine, tracing)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -90,6 +117,7 @@ def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> 
         docs_url=None,  # FastAPI's own pages load Swagger UI and ReDoc from another host
         redoc_url=None,
         openapi_url=None,  # served below by a route of its own, which the metrics name
+        telemetry=_describe_telemetry(tracing),
         redirect_slashes=False,  # a path with one slash too many is an error that says so
     )
     app.state.service = service
@@ -139,6 +167,6 @@ def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> 
     app.add_middleware(PlainErrorMiddleware)
     if settings.allowed_hosts:
         app.add_middleware(AllowedHostsMiddleware, allowed=settings.allowed_hosts)
-    app.add_middleware(AccessLogMiddleware, metrics=service.metrics)
+    app.add_middleware(AccessLogMiddleware, metrics=service.metrics, tracing=tracing)
     app.add_middleware(AbsoluteTargetMiddleware)
     return app

@@ -13,12 +13,14 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from app.batching.device_worker import Observer
+from app.errors import DeviceLost, EngineError, NonFiniteOutput, OutOfMemory
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -26,6 +28,13 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 STAGES = ("decode", "queue", "infer", "stitch", "encode")
 
 KILL_REASONS = ("time", "memory", "crash", "deadline", "cancelled", "leak")
+REJECT_REASONS = ("queue_full", "memory", "deadline", "draining", "dead")
+DROP_REASONS = ("cancelled", "expired", "failed", "stopped", "dead")
+RELOAD_RESULTS = ("accepted", "rejected")
+BATCH_ERRORS = (OutOfMemory, NonFiniteOutput, DeviceLost, EngineError)
+
+# A series with the start of each counter would double their number, and no query needs it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class _ReadCounter(Collector):
@@ -100,10 +109,30 @@ class Metrics(Observer):
             ("model", "id", "engine", "device", "precision"),
             registry=self.registry,
         )
-        for stage in STAGES:
-            self.stage_seconds.labels(stage)
-        for reason in KILL_REASONS:
-            self.image_worker_kills.labels(reason)
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
+        """Show every value of these labels from the start.
+
+        Prometheus computes the increase of a series from its first sample. It would miss the first
+        event if that made the series.
+        """
+        known: list[tuple[Counter | Histogram, tuple[str, ...]]] = [
+            (self.stage_seconds, STAGES),
+            (self.image_worker_kills, KILL_REASONS),
+            (self.rejected, REJECT_REASONS),
+            (self.dropped_windows, DROP_REASONS),
+            (self.reloads, RELOAD_RESULTS),
+        ]
+        for metric, values in known:
+            for value in values:
+                metric.labels(value)
+
+    def add_device(self, name: str) -> None:
+        """Show the batches of a device from the start."""
+        self.batch_seconds.labels(name)
+        for error in BATCH_ERRORS:
+            self.batch_failures.labels(name, error.__name__)
 
     def add_gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a gauge whose value is read whenever the metrics are."""

@@ -9,20 +9,28 @@ from typing import Any
 
 from app.inference.service import Service
 from app.settings import Settings
+from app.tracing.spans import Tracing
 
 
 def with_service(
-    folder: Path, body: Callable[[Service], Awaitable[None]], *, load: bool = True, **settings: Any
+    folder: Path,
+    body: Callable[[Service], Awaitable[None]],
+    *,
+    load: bool = True,
+    tracing: Tracing | None = None,
+    **settings: Any,
 ) -> None:
     """Run `body` with a started service.
 
     Args:
         folder: with the weights.
+        tracing: makes the traces of requests.
         load: load the default model first; other models and changed files are not loaded.
     """
 
     async def scene() -> None:
-        service = Service(Settings(weights_dir=folder, threads=1, image_workers=1, **settings))
+        given = Settings(weights_dir=folder, threads=1, image_workers=1, **settings)
+        service = Service(given, tracing=tracing)
         if load:
             await service.start_without_probes()
         else:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,8 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import problem_response
 from app.inference.budget import Budget
-from app.logs import request_id
+from app.logs import request_id, trace_ids
 from app.metrics import Metrics
+
+if TYPE_CHECKING:
+    from app.tracing.spans import RequestTrace, Tracing
 
 log = logging.getLogger("app.access")
 
@@ -256,16 +259,34 @@ class AbsoluteTargetMiddleware:
 
 
 class AccessLogMiddleware:
-    """Gives every response its id and standard headers, counts the request and logs it."""
+    """Gives every response its id and standard headers, counts the request and logs it.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Args:
+        tracing: makes the traces of requests, if there are any. Probes have none.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self.app = app
         self.metrics = metrics
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self.tracing is None or scope["path"] in PROBE_PATHS:
+            await self._serve(scope, receive, send)
+            return
+        trace = self.tracing.find_request()
+        token = trace_ids.set(trace.ids)
+        try:
+            await self._serve(scope, receive, send, trace)
+        finally:
+            trace_ids.reset(token)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, trace: RequestTrace | None = None
+    ) -> None:
         identifier = assign_request_id(scope)
         token = request_id.set(identifier)
         start = time.perf_counter()
@@ -284,6 +305,9 @@ class AccessLogMiddleware:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 add_standard_headers(headers, identifier)
+                if trace is not None:
+                    headers["traceresponse"] = trace.header
+                    trace.describe({"request_id": identifier, **fields})  # it ends soon
                 if scope["path"] in _CONTENT_SECURITY_POLICIES:
                     headers["Content-Security-Policy"] = _CONTENT_SECURITY_POLICIES[scope["path"]]
             await send(message)

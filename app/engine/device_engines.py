@@ -28,11 +28,16 @@ class BatchKey:
 
 @dataclasses.dataclass(frozen=True)
 class WindowJob:
-    """One window of a prepared image. Its pixels are cut only when its batch is prepared."""
+    """One window of a prepared image. Its pixels are cut only when its batch is prepared.
+
+    Attributes:
+        trace: of the image (`app.tracing`), if it has one.
+    """
 
     image: ByteArray
     plan: WindowPlan
     window: Window
+    trace: Any = None
 
 
 class DeviceEngines:

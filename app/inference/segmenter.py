@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -54,6 +54,9 @@ from app.metrics import Metrics
 from model.arrays import AnyArray, ByteArray, FloatArray, Probabilities, Shape
 from model.config import PreprocessConfig
 from model.windows import Stitcher, WindowPlan, to_floats
+
+if TYPE_CHECKING:
+    from app.tracing.spans import ImageTrace, Tracing
 
 T = TypeVar("T")
 
@@ -122,6 +125,7 @@ class ImageJob:
         needs_all_channels: the outputs need every channel of a binary model, not only the first.
         group: of the request, if it has several images.
         timer: started when the job was created.
+        trace: of the image, if its request has one.
     """
 
     model: ServedModel
@@ -135,6 +139,7 @@ class ImageJob:
     needs_all_channels: bool = False
     group: ImageGroup | None = None
     timer: StageTimer = dataclasses.field(default_factory=StageTimer)
+    trace: ImageTrace | None = None
 
     @property
     def preprocess(self) -> PreprocessConfig:
@@ -166,6 +171,7 @@ class Segmenter:
         max_pixels: of one image.
         pixels: budget of the decoded images of all requests.
         metrics: records stages, images and missed deadlines.
+        tracing: makes the traces of images, if there are any.
     """
 
     def __init__(
@@ -177,6 +183,7 @@ class Segmenter:
         max_pixels: int,
         pixels: Budget,
         metrics: Metrics,
+        tracing: Tracing | None = None,
     ) -> None:
         self._batcher = batcher
         self._workers = workers
@@ -185,6 +192,7 @@ class Segmenter:
         self._max_pixels = max_pixels
         self._pixels = pixels
         self._metrics = metrics
+        self._tracing = tracing
 
     def close(self) -> None:
         """Free the shared memory that is kept for reuse."""
@@ -383,15 +391,21 @@ class Segmenter:
         return finish
 
     async def _run_until(self, deadline: Deadline, job: ImageJob, finish: Finish[T]) -> T:
-        """Run a client's job, and count it."""
+        """Run a client's job, trace it and count it."""
+        if self._tracing is not None:
+            job = dataclasses.replace(job, trace=self._tracing.start_image(job.model.id))
         count = self._metrics.rejected.labels("deadline").inc
         start = time.perf_counter()
         try:
             async with deadline.enforced("the deadline passed before the mask was ready", count):
                 result = await self._run(job, finish, deadline)
-        except BaseException:  # a client that disconnects cancels its job
+        except BaseException as error:  # a client that disconnects cancels its job
             job.model.statistics.count_failure(time.perf_counter() - start)
+            if job.trace is not None:
+                job.trace.end(error)
             raise
+        if job.trace is not None:
+            job.trace.end()
         job.model.statistics.count_image(time.perf_counter() - start, job.timer.seconds)
         return result
 
@@ -438,17 +452,21 @@ class Segmenter:
             prepared = StoredArray(pixels, tuple(opened["pixels"]), "|u1")
             stored_image = None if image is None else _stored_image(image, *opened["image"])
             job.timer.record("decode")
+            if job.trace is not None:
+                job.trace.end_decoding(height, width, plan.count)
             shape = plan.rows.length, plan.columns.length, len(job.preprocess.mean)
             array = np.broadcast_to(prepared.map(), shape)
             if prepared.is_large:
                 pixels.close()  # freed once the last window is on a device
-            windows = [WindowJob(array, plan, window) for window in plan.windows]
+            windows = [WindowJob(array, plan, window, job.trace) for window in plan.windows]
             futures = deque(reservation.submit(windows))
             del array, windows
             stitched = await self._stitch(job, plan, futures, held)
             job.timer.seconds["queue"] = reservation.queue_seconds
             job.timer.seconds["infer"] = reservation.infer_seconds
             job.timer.record("stitch")  # of the last window; the others overlap with inference
+            if job.trace is not None:
+                job.trace.end_stitching(reservation.queue_seconds, reservation.infer_seconds)
             threshold = job.preprocess.threshold if job.threshold is None else job.threshold
             result = Stitched(
                 stitched,

@@ -11,13 +11,15 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app import logs
 from app.batching.batcher import Batcher
+from app.batching.device_worker import Runner
 from app.engine.device_engines import BatchKey, DeviceEngines, WindowJob
 from app.engine.selection import choose_engines, cpu_quota
 from app.errors import ServiceError, SettingsError, Unavailable
@@ -33,6 +35,9 @@ from app.metrics import Metrics
 from app.settings import Settings
 from model.arrays import Probabilities
 from model.checkpoint import SUFFIX
+
+if TYPE_CHECKING:
+    from app.tracing.spans import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +57,7 @@ class Service:
     Args:
         settings: of the process.
         wrap_engine: see `Registry`.
+        tracing: makes the traces of requests, if there are any.
 
     Attributes:
         failed: set when the process should end, because it cannot serve the default model.
@@ -63,7 +69,12 @@ class Service:
             this machine does not have.
     """
 
-    def __init__(self, settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        wrap_engine: WrapEngineFn = use_as_built,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.settings = settings
         _check_model(settings.weights_dir, settings.model)
         choices = choose_engines(
@@ -74,9 +85,12 @@ class Service:
             max_batch=settings.max_batch,
         )
         self.metrics = Metrics()
+        self.tracing = tracing
         self.devices = [DeviceEngines(choice.device) for choice in choices]
+        for device in self.devices:
+            self.metrics.add_device(device.name)
         self.batcher: Batcher[WindowJob, Probabilities] = Batcher(
-            self.devices,
+            self._runners(),
             max_batch=self.devices[0].max_batch,
             capacity=settings.queue_windows,
             longest=settings.longest_timeout_s,
@@ -109,6 +123,7 @@ class Service:
             max_pixels=int(settings.max_megapixels * 1e6),
             pixels=self.pixels,
             metrics=self.metrics,
+            tracing=self.tracing,
         )
         self.registry = Registry(
             settings.weights_dir,
@@ -195,6 +210,16 @@ class Service:
         await self.workers.stop()
         self.segmenter.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        if self.tracing is not None:
+            await self.tracing.close()
+
+    def _runners(self) -> Sequence[Runner]:
+        """The devices as the batcher sees them: with spans of their batches, if there are any."""
+        if self.tracing is None:
+            return self.devices
+        from app.tracing.device import TracedDevice
+
+        return [TracedDevice(device, self.tracing) for device in self.devices]
 
     @property
     def started(self) -> bool:
@@ -332,6 +357,11 @@ class Service:
             "log_lines_dropped", "Lines dropped because the log was not read.", logs.dropped_lines
         )
         gauge("ready", "1 if requests are served.", lambda: float(self.readiness_error() is None))
+        gauge(
+            "live",
+            "1 unless the process should be restarted.",
+            lambda: float(self.liveness_error() is None),
+        )
 
     def _register_gpu_memory(self) -> None:
         self.metrics.add_labeled_gauge(

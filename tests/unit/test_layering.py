@@ -18,7 +18,7 @@ LAYERS = [
     {"app.main"},
     {"app.api"},
     {"app.inference"},
-    {"app.settings", "app.metrics", "app.logs"},
+    {"app.settings", "app.metrics", "app.logs", "app.tracing"},
     {"app.batching", "app.imaging", "app.engine"},
     {"app.errors"},
     {"model.training"},
@@ -85,7 +85,7 @@ def test_packages_do_not_import_what_they_must_not_know(package: str) -> None:
             assert not top & FORBIDDEN[package], module
 
 
-@pytest.mark.parametrize("slow", ["torch", "scipy", "openvino"])
+@pytest.mark.parametrize("slow", ["torch", "scipy", "openvino", "opentelemetry.sdk"])
 def test_serving_imports_nothing_heavy_at_import_time(slow: str) -> None:
     code = f"import sys, app.main, app.cli.serve; sys.exit({slow!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

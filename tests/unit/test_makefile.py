@@ -81,6 +81,7 @@ def test_serve_listens_on_the_chosen_address(
         ("test-unit", "no", EVERYTHING),
         ("lint", "no", EVERYTHING),
         ("prove", "no", EVERYTHING),
+        ("scale-test", "no", EVERYTHING),
         ("setup", "no", EVERYTHING),
     ],
 )
@@ -164,6 +165,13 @@ def test_changed_requirements_are_installed_again(
     commands = dry_run(clone, "serve", "TORCH=no")
     assert installs(commands) == expected
     assert "venv .venv" not in commands
+
+
+def test_tests_with_servers_of_others_run_in_a_target_of_their_own() -> None:
+    assert "pytest tests/scale" in dry_run(ROOT, "scale-test")
+    everything = dry_run(ROOT, "test")
+    assert "--ignore tests/scale" in everything
+    assert "pytest tests/scale" not in everything
 
 
 @pytest.mark.parametrize(("arguments", "flags"), [([], ""), (["LONG=1"], " --long")])

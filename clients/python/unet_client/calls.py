@@ -13,6 +13,7 @@ import http
 import json
 import math
 import re
+import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -159,7 +160,12 @@ class Calls:
                 method,
                 url,
                 params=params,
-                headers={**self._headers, **(headers or {}), **timeout_header},
+                headers={
+                    **self._headers,
+                    **(headers or {}),
+                    **timeout_header,
+                    **_trace_headers(),
+                },
                 content=content,
             )
             response = yield Attempt(request, deadline, delay)
@@ -183,6 +189,19 @@ class Calls:
         if proxy is None:
             return address
         return f"{address} through {proxy.url.netloc.decode()} ({self._choice.source})"
+
+
+def _trace_headers() -> dict[str, str]:
+    """The trace context of the caller's span (W3C Trace Context), if it uses OpenTelemetry.
+
+    A program that did not import OpenTelemetry has no span.
+    """
+    headers: dict[str, str] = {}
+    if "opentelemetry.trace" in sys.modules:
+        from opentelemetry import propagate
+
+        propagate.inject(headers)
+    return headers
 
 
 def _build_body(data: bytes, name: str) -> tuple[dict[str, str], bytes]:

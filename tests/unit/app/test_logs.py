@@ -50,6 +50,24 @@ def test_json_line_has_id_and_fields(request_id: str) -> None:
     assert (line["request_id"], line["status"], line["level"]) == (request_id, 200, "info")
 
 
+@pytest.fixture
+def trace_ids() -> Iterator[dict[str, str]]:
+    ids = {"trace_id": "0af7651916cd43dd8448eb211c80319c", "span_id": "b7ad6b7169203331"}
+    token = logs.trace_ids.set(ids)
+    yield ids
+    logs.trace_ids.reset(token)
+
+
+def test_json_line_has_the_ids_of_the_trace(trace_ids: dict[str, str]) -> None:
+    line = json.loads(logs.JsonFormatter().format(record("GET /")))
+    assert {name: line[name] for name in trace_ids} == trace_ids
+
+
+def test_text_line_shows_the_trace_id(request_id: str, trace_ids: dict[str, str]) -> None:
+    line = logs.TextFormatter().format(record("GET /"))
+    assert line.endswith(f"GET / [{request_id}] [trace {trace_ids['trace_id']}]")
+
+
 def test_log_that_is_not_read_drops_lines_and_delays_no_caller() -> None:
     reader, writer = os.pipe()  # holds 64 KiB on Linux
     handler = logs.QueuedHandler(writer, max_bytes=100_000)

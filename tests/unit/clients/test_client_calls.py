@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gzip
 import pickle
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 
 from tests.unit.clients.fake_server import CLIENTS, Connect, FakeServer, Reply
 from unet_client import (
@@ -39,6 +41,22 @@ def test_key_is_not_sent_unless_given(fake: FakeServer, connect: Connect) -> Non
     with connect(fake.url) as client:
         client.segment(b"image")
     assert "authorization" not in fake.requests[0].headers
+
+
+def test_span_of_the_caller_is_sent_as_its_trace_context(fake: FakeServer) -> None:
+    async def segment() -> None:
+        async with AsyncClient(fake.url) as client:
+            await client.segment(b"image")
+
+    span = NonRecordingSpan(SpanContext(0xABC, 0xDEF, False, TraceFlags(1)))
+    with Client(fake.url) as client:
+        client.segment(b"image")
+        with use_span(span):
+            client.segment(b"image")
+            asyncio.run(segment())
+    sent = [request.headers.get("traceparent") for request in fake.requests]
+    context = f"00-{'abc':0>32}-{'def':0>16}-01"
+    assert sent == [None, context, context]
 
 
 def test_base_url_may_have_a_path(fake: FakeServer, connect: Connect) -> None:

@@ -1,0 +1,90 @@
+"""Alerts and dashboard agree with the metrics, with each other and with the manual."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.inference.service import Service
+from app.settings import Settings
+from tests.conftest import ROOT
+from tests.unit.test_docs import anchors
+
+FOLDER = ROOT / "deploy/observability"
+MANUAL = ROOT / "docs/operate.md"
+GROUPS = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
+ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
+DASHBOARD = json.loads((FOLDER / "grafana/dashboards/unet-server.json").read_text())
+PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
+QUERIES = [target["expr"] for panel in PANELS for target in panel.get("targets", [])]
+
+NAME = re.compile(r"\b(?:unet|process)_\w+|\bunet:\w+(?::\w+)?")
+
+
+@pytest.fixture(scope="module")
+def known(tiny: Path) -> set[str]:
+    """Names of all series, and of those that the rules record."""
+    service = Service(Settings(weights_dir=tiny, threads=1, image_workers=1))
+    names = {rule["record"] for rule in RULES if "record" in rule}
+    for family in service.metrics.registry.collect():
+        suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+        names |= {family.name + suffix for suffix in suffixes.get(family.type, ("",))}
+    return names
+
+
+def test_rules_and_dashboard_use_only_series_that_exist(known: set[str]) -> None:
+    for expression in [rule["expr"] for rule in RULES] + QUERIES:
+        used = set(NAME.findall(expression))
+        assert used or "up{" in expression
+        assert used <= known, expression
+
+
+def test_every_query_is_limited_to_the_job() -> None:
+    for expression in [rule["expr"] for rule in RULES] + QUERIES:
+        selectors = len(re.findall(r"\b(?:(?:unet|process)_\w+|up)\b(?!:)", expression))
+        assert expression.count('job="unet"') == selectors, expression
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_alert_has_a_severity_a_summary_and_a_runbook(name: str) -> None:
+    rule = ALERTS[name]
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    assert rule["annotations"]["summary"]
+    page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    assert ROOT / page == MANUAL
+    assert anchor == name.lower()
+    assert anchor in anchors(MANUAL)
+
+
+def test_every_runbook_belongs_to_an_alert() -> None:
+    runbooks = re.findall(r"^### (Unet\w+)$", MANUAL.read_text(), re.MULTILINE)
+    assert sorted(runbooks) == sorted(ALERTS)
+
+
+def test_prometheus_scrapes_the_job_of_the_rules_and_loads_them() -> None:
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    assert [job["job_name"] for job in config["scrape_configs"]] == ["unet"]
+    assert [FOLDER / name for name in config["rule_files"]] == [FOLDER / "alerts.yml"]
+
+
+def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS)
+    for one, other in combinations((panel["gridPos"] for panel in PANELS), 2):
+        apart_in_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        apart_in_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert apart_in_x or apart_in_y
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in PANELS)
+
+
+def test_every_panel_asks_the_data_source_that_is_chosen() -> None:
+    sources = {
+        json.dumps(target["datasource"]) for panel in PANELS for target in panel.get("targets", [])
+    }
+    assert sources == {json.dumps({"type": "prometheus", "uid": "${datasource}"})}
