@@ -34,6 +34,10 @@ DIVISOR = 1 << LEVELS
 LOST_BORDER = 92
 """Pixels that the unpadded network (`padding=0`) loses on each side: 572 -> 388 (paper, fig. 1)."""
 
+SKIP_MARGINS = (88, 40, 16, 4)
+"""Pixels on each side by which a skip exceeds the up-sampled tensor without padding, from the top
+level down. Each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
+
 GOLDEN_IOU = 0.98
 """The lowest IoU with its golden mask at which a model is served."""
 

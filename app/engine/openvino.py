@@ -29,11 +29,7 @@ from app.engine.quantize import MIN_RANGE, Ranges, equalize_branches, quantize_w
 from app.errors import EngineError
 from model.arrays import AnyArray, ByteArray, FloatArray, Shape
 from model.checkpoint import Checkpoint
-from model.config import LEVELS, PreprocessConfig, UNetConfig
-
-_SKIP_MARGINS = (88, 40, 16, 4)
-"""Pixels on each side by which a skip exceeds the up-sampled tensor without padding, from the top
-level down. Each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
+from model.config import LEVELS, SKIP_MARGINS, PreprocessConfig, UNetConfig
 
 _KERNELS_STARTED_S = 0.005
 """Seconds after which a run has started to generate its kernels, also on busy cores. If it has not,
@@ -205,7 +201,7 @@ def build_graph(
         """Crop a skip to the up-sampled tensor of its level: by the same margin at every size."""
         if architecture.padding:
             return skip
-        margin = _SKIP_MARGINS[level]
+        margin = SKIP_MARGINS[level]
         return ops.slice(skip, [margin, margin], [-margin, -margin], [1, 1], [2, 3])
 
     image = ops.parameter([-1, -1, -1, architecture.in_channels], np.uint8, name="image")
