@@ -45,6 +45,8 @@ _OPTIONAL = {
     "torchvision": "torch torchvision",
     "onnx": "'unet-server[export]'",
     "onnxruntime": "'unet-server[export]'",
+    "bioimageio": "'unet-server[export]'",
+    "bioimageio.core": "'unet-server[export]'",
 }
 """Packages that an installation for serving lacks -> what to give to `pip install`."""
 

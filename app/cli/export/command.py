@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     if not (changes or exports):
         raise CommandError(
             "set what to export: --base-features N, --calibrate RECIPE, --onnx FILE, "
-            "--openvino FOLDER or --state-dict FILE"
+            "--openvino FOLDER, --state-dict FILE or --bioimageio FILE"
         )
     checkpoint = load_checkpoint(args.checkpoint)
     if args.base_features:

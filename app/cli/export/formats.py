@@ -1,4 +1,4 @@
-"""Write a checkpoint for other programs: ONNX, OpenVINO, a state dict.
+"""Write a checkpoint for other programs: ONNX, OpenVINO, a state dict, a bioimage.io package.
 
 Every file is complete and checked before it gets its name, so a failure leaves none.
 """
@@ -9,7 +9,7 @@ import argparse
 import functools
 import importlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,21 @@ def add_format_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the state dict in fp32, as .safetensors, or as .pt or .pth of torch",
     )
+    group.add_argument(
+        "--bioimageio",
+        type=Path,
+        metavar="FILE.zip",
+        help="write a package of bioimage.io, with the ONNX graph, and let bioimageio.core test it",
+    )
+    group.add_argument(
+        "--author", nargs="+", metavar="NAME", help="authors of the weights, for --bioimageio"
+    )
+    group.add_argument(
+        "--licence",
+        metavar="ID",
+        help="licence of the weights for --bioimageio, an identifier of SPDX (default: that of the "
+        "checkpoint)",
+    )
 
 
 def plan_exports(args: argparse.Namespace) -> list[Callable[[Checkpoint], None]]:
@@ -66,6 +81,8 @@ def plan_exports(args: argparse.Namespace) -> list[Callable[[Checkpoint], None]]
         raise CommandError("--pixels needs --onnx FILE")
     if args.precision and not args.openvino:
         raise CommandError("--precision needs --openvino FOLDER")
+    if (args.author or args.licence) and not args.bioimageio:
+        raise CommandError("--author and --licence need --bioimageio FILE.zip")
     exports: list[tuple[Path, Callable[..., None], dict[str, Any]]] = []
     if args.onnx:
         _check_ending("--onnx", args.onnx, ".onnx")
@@ -78,6 +95,14 @@ def plan_exports(args: argparse.Namespace) -> list[Callable[[Checkpoint], None]]
     if args.state_dict:
         _check_ending("--state-dict", args.state_dict, ".safetensors", ".pt", ".pth")
         exports.append((args.state_dict, write_state_dict, {}))
+    if args.bioimageio:
+        _check_ending("--bioimageio", args.bioimageio, ".zip")
+        if not args.author:
+            raise CommandError("--bioimageio needs --author NAME, who made the weights")
+        for package in ("onnx", "onnxruntime", "bioimageio.core"):
+            importlib.import_module(package)
+        options = {"authors": args.author, "licence": args.licence}
+        exports.append((args.bioimageio, write_bioimageio, options))
     for path, _, _ in exports:
         _check_absent(path, args)
         if path.suffix == ".xml":
@@ -167,6 +192,20 @@ def write_state_dict(checkpoint: Checkpoint, path: Path) -> None:
         f"{path}: {len(checkpoint.state)} tensors in fp32 with the names of the annotated "
         f"implementation, for UNet({architecture.in_channels}, {architecture.out_channels}) with "
         f"{architecture.base_features} base features"
+    )
+
+
+def write_bioimageio(
+    checkpoint: Checkpoint, path: Path, authors: Sequence[str], licence: str | None
+) -> None:
+    """Write the package of bioimage.io, and print what bioimageio.core tested."""
+    from app.cli.export.bioimage import choose_licence, write_package
+
+    licence = choose_licence(checkpoint, licence)
+    passed = write_package(checkpoint, path, authors, licence)
+    print(
+        f"{path}: package of bioimage.io with ONNX weights in fp32, licence {licence}; it passes "
+        f"the {len(passed)} tests of bioimageio.core"
     )
 
 
