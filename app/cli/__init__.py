@@ -35,7 +35,7 @@ COMMANDS = {
         "app.cli.export",
         "calibrate a checkpoint for int8, change its width, or write its graph",
     ),
-    "import": ("app.cli.import_weights", "convert a state dict from elsewhere to a checkpoint"),
+    "import": ("app.cli.importing.command", "convert weights or an ONNX graph to a checkpoint"),
     "bench": ("app.cli.bench.command", "measure this machine, the engine and the service"),
 }
 """Command -> its module, with `add_arguments` and `main`, and its help."""

@@ -77,7 +77,7 @@ def _change_width(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
     from model.convert.widen import narrow_checkpoint, widen_checkpoint
     from model.predict import attach_golden
 
-    before = checkpoint.architecture.base_features
+    before = checkpoint.unet.base_features
     if base_features == before:
         return checkpoint
     change = widen_checkpoint if base_features > before else narrow_checkpoint
@@ -113,7 +113,7 @@ def _write_graph(checkpoint: Checkpoint, path: Path) -> None:
 
     with writing(path):
         path.touch()  # OpenVINO does not say why it cannot write a file
-    architecture = checkpoint.architecture
+    architecture = checkpoint.unet
     graph = build_graph(architecture, checkpoint.preprocess, checkpoint.state)
     graph.outputs[0].get_tensor().set_names({"probabilities"})
     ov.save_model(graph, path, compress_to_fp16=False)  # the default rounds the weights

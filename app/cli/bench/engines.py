@@ -42,7 +42,7 @@ def measure_engine(checkpoint: Checkpoint, choice: EngineChoice, seconds: float)
     ]
     engine.close()
     peaks.append(peak())
-    work = {shape: count_flops(checkpoint.architecture, *shape) for shape in engine.shapes}
+    work = {shape: count_flops(checkpoint.unet, *shape) for shape in engine.shapes}
     return {
         "backend": choice.backend,
         "device": choice.device,
