@@ -118,8 +118,7 @@ class Checkpoint:
         """
         if isinstance(self.architecture, GraphConfig):
             raise CheckpointError(
-                f"{self.name} is an ONNX graph, which is served and evaluated, but not trained, "
-                "widened, calibrated, exported or run by torch"
+                f"{self.name} is an ONNX graph; this works with U-Nets of this project alone"
             )
         return self.architecture
 
