@@ -146,9 +146,6 @@ def _count_fields(content: memoryview) -> None:
     while pending:
         position, stop, message = pending.pop()
         while position < stop:
-            count += 1
-            if count > _MAX_FIELDS:
-                raise CheckpointError(f"the graph has more than {_MAX_FIELDS:,} fields")
             tag, position = _read_varint(content, position)
             field = message.fields_by_number.get(tag >> 3)
             wire_type = tag & 7
@@ -165,6 +162,9 @@ def _count_fields(content: memoryview) -> None:
                 position += _FIXED_BYTES[wire_type]
             else:
                 raise ValueError(f"wire type {wire_type}")
+            count += 1
+            if count > _MAX_FIELDS:
+                raise CheckpointError(f"the graph has more than {_MAX_FIELDS:,} fields")
         if position > stop:
             raise ValueError("a field ends after its message")
 
