@@ -21,6 +21,7 @@ from app.engine.openvino_graph import read_graph, set_shape
 from model.arrays import FloatArray, Shape
 from model.config import GraphConfig
 from model.errors import CheckpointError
+from model.graph import find_input
 
 Layout = Literal["NCHW", "NHWC"]
 Values = Literal["logits", "sigmoid", "softmax"]
@@ -107,12 +108,12 @@ def inspect_graph(
             `told` does not say either.
     """
     graph = read_graph(content)
-    config = _read_input(graph, told)
+    config = _read_input(graph, find_input(model).name, told)
     if config.size and told.windows not in ((), (config.size,)):
         raise CheckpointError(
             f"the graph accepts windows of {config.size[0]}x{config.size[1]} alone"
         )
-    config, maps = _find_maps(graph, config, told)
+    config, maps = _find_maps(graph, [each.name for each in model.graph.output], config, told)
     used = _choose_outputs(maps, told)
     first_map = next(iter(used.values()))
     config = dataclasses.replace(
@@ -143,16 +144,13 @@ def inspect_graph(
     return Finding(config, values, accepted, tuple(notes))
 
 
-def _read_input(graph: ov.Model, told: Told) -> GraphConfig:
+def _read_input(graph: ov.Model, name: str, told: Told) -> GraphConfig:
     """Read axes, channels and size of the input.
 
     Raises:
         CheckpointError: it is not one image of one or three channels.
     """
-    if len(graph.inputs) != 1:
-        raise CheckpointError(f"the graph must have one input, the image, not {len(graph.inputs)}")
-    (source,) = graph.inputs
-    name = min(source.get_names())
+    source = graph.input(name)
     shape = source.get_partial_shape()
     if source.get_element_type().get_type_name() not in ("f32", "f16"):
         raise CheckpointError(
@@ -162,7 +160,7 @@ def _read_input(graph: ov.Model, told: Told) -> GraphConfig:
     if shape.rank.is_dynamic or len(shape) != 4:
         raise CheckpointError(f"input {name!r} has the shape {shape}; an image has four axes")
     lengths = [None if each.is_dynamic else each.get_length() for each in shape]
-    layout: Layout = told.layout or ("NHWC" if lengths[1] not in (1, 3, None) else "NCHW")
+    layout: Layout = told.layout or _guess_layout(lengths)
     channels = lengths[1 if layout == "NCHW" else 3]
     sides = lengths[2:] if layout == "NCHW" else lengths[1:3]
     if channels not in (1, 3):
@@ -184,8 +182,13 @@ def _read_input(graph: ov.Model, told: Told) -> GraphConfig:
     )
 
 
+def _guess_layout(lengths: Sequence[int | None]) -> Layout:
+    is_last = lengths[3] in (1, 3) and lengths[1] not in (1, 3)
+    return "NHWC" if is_last else "NCHW"
+
+
 def _find_maps(
-    graph: ov.Model, config: GraphConfig, told: Told
+    graph: ov.Model, names: Sequence[str], config: GraphConfig, told: Told
 ) -> tuple[GraphConfig, dict[str, _Map | None]]:
     """Find the least divisor of sizes that the graph accepts, and the outputs that are maps.
 
@@ -198,7 +201,7 @@ def _find_maps(
     problem = ""
     for divisor, window in _list_trials(config, told):
         try:
-            shapes = _output_shapes(graph, config, window)
+            shapes = _output_shapes(graph, names, config, window)
         except CheckpointError as error:
             problem = str(error)
             continue
@@ -206,6 +209,7 @@ def _find_maps(
         if any(maps.values()):
             return dataclasses.replace(config, divisor=divisor), maps
         listed = ", ".join(f"{name!r} {list(shape)}" for name, shape in shapes.items())
+        listed = listed or "all have whole numbers; export the logits"
         problem = (
             f"no output has values for each pixel of a window of {window[0]}x{window[1]}: {listed}"
         )
@@ -228,13 +232,14 @@ def _list_trials(config: GraphConfig, told: Told) -> Iterator[tuple[int, Shape]]
 
 
 def _output_shapes(
-    graph: ov.Model, config: GraphConfig, window: Shape, count: int = 1
+    graph: ov.Model, names: Sequence[str], config: GraphConfig, window: Shape
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of all outputs of numbers for a window."""
-    fixed = _fix_shape(graph, config, window, count)
+    """The shapes of these outputs for a window, without outputs of whole numbers."""
+    fixed = _fix_shape(graph, config, window, 1)
+    outputs = {name: fixed.output(name) for name in names}
     return {
-        min(output.get_names()): tuple(output.get_shape())
-        for output in fixed.outputs
+        name: tuple(output.get_shape())
+        for name, output in outputs.items()
         if output.get_element_type().is_real()
     }
 
@@ -299,7 +304,7 @@ def _check_windows(graph: ov.Model, config: GraphConfig, windows: Sequence[Shape
         if max(window) > MAX_SIDE:
             raise CheckpointError(f"window {name}: sides of at most {MAX_SIDE} are supported")
         config.check_window(*window)
-        shapes = _output_shapes(graph, config, window)
+        shapes = _output_shapes(graph, config.outputs, config, window)
         for output in config.outputs:
             found = _read_map(shapes[output], window, config)
             if found is None or found.margin != config.margin:
