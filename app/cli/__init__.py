@@ -35,7 +35,7 @@ COMMANDS = {
         "app.cli.export.command",
         "calibrate a checkpoint for int8, change its width, or write it for other programs",
     ),
-    "import": ("app.cli.import_weights", "convert a state dict from elsewhere to a checkpoint"),
+    "import": ("app.cli.importing.command", "convert weights or an ONNX graph to a checkpoint"),
     "bench": ("app.cli.bench.command", "measure this machine, the engine and the service"),
 }
 """Command -> its module, with `add_arguments` and `main`, and its help."""
@@ -43,7 +43,6 @@ COMMANDS = {
 _OPTIONAL = {
     "torch": "torch torchvision",
     "torchvision": "torch torchvision",
-    "onnx": "'unet-server[export]'",
     "onnxruntime": "'unet-server[export]'",
     "bioimageio": "'unet-server[export]'",
     "bioimageio.core": "'unet-server[export]'",

@@ -65,7 +65,7 @@ def _measure_difference(
     from model.predict import Predictor
 
     image = checkpoint.golden.image
-    found = sliding_window_inference(image, checkpoint.architecture, checkpoint.preprocess, compute)
+    found = sliding_window_inference(image, checkpoint.unet, checkpoint.preprocess, compute)
     return float(np.abs(found - Predictor.of(checkpoint)(image)).max())
 
 

@@ -64,7 +64,7 @@ def build_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> onnx.ModelPr
     Raises:
         ExportError: the weights are too large for a file of ONNX.
     """
-    config = checkpoint.architecture
+    config = checkpoint.unet
     if sum(4 * array.size for array in checkpoint.state.values()) > _MAX_BYTES:
         raise ExportError(f"{checkpoint.name} is too large for ONNX, whose files have 2 GB")
     graph = _Graph()

@@ -200,7 +200,7 @@ def _describe_input(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _describe_output(checkpoint: Checkpoint) -> dict[str, Any]:
     """Tools that cut an image into tiles leave out a halo, as wide as half the overlap here."""
-    margin = checkpoint.architecture.margin
+    margin = checkpoint.unet.margin
     halo = 0 if checkpoint.preprocess.mode == "resize" else checkpoint.preprocess.overlap // 2
     axes: list[dict[str, Any]] = []
     for axis in "yx":
@@ -227,7 +227,7 @@ def _make_test_image(checkpoint: Checkpoint) -> AnyArray:
         pixels = np.broadcast_to(pixels, (*image.shape[:2], len(config.mean)))
     else:
         pixels = prepare(image, config)
-    plan = plan_windows(pixels.shape[0], pixels.shape[1], checkpoint.architecture, config)
+    plan = plan_windows(pixels.shape[0], pixels.shape[1], checkpoint.unet, config)
     window = plan.windows[0]
     cut = np.empty((*window.shape, pixels.shape[2]), pixels.dtype)
     plan.cut(pixels, window, out=cut)

@@ -76,7 +76,7 @@ def _change_width(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
     from model.convert.widen import narrow_checkpoint, widen_checkpoint
     from model.predict import attach_golden
 
-    before = checkpoint.architecture.base_features
+    before = checkpoint.unet.base_features
     if base_features == before:
         return checkpoint
     change = widen_checkpoint if base_features > before else narrow_checkpoint

@@ -86,8 +86,7 @@ def plan_exports(args: argparse.Namespace) -> list[Callable[[Checkpoint], None]]
     exports: list[tuple[Path, Callable[..., None], dict[str, Any]]] = []
     if args.onnx:
         _check_ending("--onnx", args.onnx, ".onnx")
-        for package in ("onnx", "onnxruntime"):
-            importlib.import_module(package)
+        importlib.import_module("onnxruntime")
         exports.append((args.onnx, write_onnx, {"pixels": args.pixels or "uint8"}))
     if args.openvino:
         path = _find_graph_path(args.openvino, (args.out or args.checkpoint).stem)
@@ -99,7 +98,7 @@ def plan_exports(args: argparse.Namespace) -> list[Callable[[Checkpoint], None]]
         _check_ending("--bioimageio", args.bioimageio, ".zip")
         if not args.author:
             raise CommandError("--bioimageio needs --author NAME, who made the weights")
-        for package in ("onnx", "onnxruntime", "bioimageio.core"):
+        for package in ("onnxruntime", "bioimageio.core"):
             importlib.import_module(package)
         options = {"authors": args.author, "licence": args.licence}
         exports.append((args.bioimageio, write_bioimageio, options))
@@ -142,7 +141,7 @@ def write_onnx(checkpoint: Checkpoint, path: Path, pixels: Literal["uint8", "flo
     with writing(path):
         write_atomically(path, content)
     print(
-        f"{path}: {_describe_tensors(checkpoint.architecture, pixels)}; weights in fp32; within "
+        f"{path}: {_describe_tensors(checkpoint.unet, pixels)}; weights in fp32; within "
         f"{difference:.1e} of the reference in ONNX Runtime"
     )
 
@@ -157,7 +156,7 @@ def write_openvino(checkpoint: Checkpoint, path: Path, precision: Literal["fp32"
     from app.engine.openvino import build_graph
     from model.convert.metadata import describe
 
-    graph = build_graph(checkpoint.architecture, checkpoint.preprocess, checkpoint.state)
+    graph = build_graph(checkpoint.unet, checkpoint.preprocess, checkpoint.state)
     graph.outputs[0].get_tensor().set_names({"probabilities"})
     for key, value in describe(checkpoint).items():
         graph.set_rt_info(value, ["unet", key])
@@ -175,7 +174,7 @@ def write_openvino(checkpoint: Checkpoint, path: Path, precision: Literal["fp32"
         part.with_suffix(".bin").replace(path.with_suffix(".bin"))
         part.replace(path)
     print(
-        f"{path}: {_describe_tensors(checkpoint.architecture, 'uint8')}; weights in {precision}; "
+        f"{path}: {_describe_tensors(checkpoint.unet, 'uint8')}; weights in {precision}; "
         f"golden mask with IoU {iou:.4f}"
     )
 
@@ -184,10 +183,10 @@ def write_state_dict(checkpoint: Checkpoint, path: Path) -> None:
     """Write the state dict in fp32."""
     from model.convert.exports import export_state_dict
 
+    architecture = checkpoint.unet
     content = export_state_dict(checkpoint, path.suffix)
     with writing(path):
         write_atomically(path, content)
-    architecture = checkpoint.architecture
     print(
         f"{path}: {len(checkpoint.state)} tensors in fp32 with the names of the annotated "
         f"implementation, for UNet({architecture.in_channels}, {architecture.out_channels}) with "
@@ -220,7 +219,7 @@ def _check_openvino(
     Raises:
         CommandError: it is less than an engine needs.
     """
-    from app.engine.openvino import shared_core
+    from app.engine.openvino_core import shared_core
     from model.evaluation.metrics import Overlap
     from model.sliding_window import sliding_window_inference
     from model.transforms import to_mask
@@ -233,9 +232,7 @@ def _check_openvino(
         return np.array(result, np.float32)
 
     golden = checkpoint.golden
-    found = sliding_window_inference(
-        golden.image, checkpoint.architecture, checkpoint.preprocess, compute
-    )
+    found = sliding_window_inference(golden.image, checkpoint.unet, checkpoint.preprocess, compute)
     iou = Overlap.of_classes(to_mask(found, checkpoint.preprocess), golden.mask).iou
     if iou < GOLDEN_IOU:
         hint = "; try --precision fp32" if precision == "fp16" else ""

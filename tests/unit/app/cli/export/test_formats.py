@@ -178,14 +178,45 @@ def test_existing_file_is_replaced_with_force(tiny_path: Path) -> None:
     assert onnx.load(graph).graph.name == "tiny"
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("package", "flags"),
+    [
+        ("onnxruntime", ["--onnx", "graph.onnx"]),
+        ("bioimageio.core", ["--bioimageio", "package.zip", "--author", "A"]),
+    ],
+)
 def test_missing_package_is_named_before_anything_is_computed(
-    package: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    package: str,
+    flags: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit) as ending:
-        cli.main(["export", "no-such.safetensors", "--onnx", "graph.onnx"])
+        cli.main(["export", "no-such.safetensors", *flags])
     assert ending.value.code == 2
     error = capsys.readouterr().err
     assert f"export needs {package}, which is not installed" in error
     assert "pip install 'unet-server[export]'" in error
+
+
+def test_onnx_graph_is_imported_and_is_not_exported_again(
+    tiny_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_path.parent
+    graph, checkpoint = folder / "tiny.onnx", folder / "again.safetensors"
+    assert cli.main(["export", str(tiny_path), "--onnx", str(graph), "--pixels", "float32"]) == 0
+    values = ["--std", *(["0.00392156862745098"] * 3)]
+    assert cli.main(["import", str(graph), "--out", str(checkpoint), *values]) == 0
+    capsys.readouterr()
+    for flags in (
+        ["--onnx", str(folder / "new.onnx")],
+        ["--openvino", str(folder / "new.xml")],
+        ["--state-dict", str(folder / "new.pt")],
+        ["--base-features", "8"],
+    ):
+        assert cli.main(["export", str(checkpoint), *flags]) == 2
+        assert capsys.readouterr().err == (
+            "unet: error: again is an ONNX graph; this works with U-Nets of this project alone\n"
+        )
+    assert not list(folder.glob("new.*"))
