@@ -43,6 +43,7 @@ COMMANDS = {
 _OPTIONAL = {
     "torch": "torch torchvision",
     "torchvision": "torch torchvision",
+    "yaml": "pyyaml",
     "onnxruntime": "'unet-server[export]'",
     "bioimageio": "'unet-server[export]'",
     "bioimageio.core": "'unet-server[export]'",

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from app.cli.errors import CommandError, reading
+from model.convert.bioimage_package import read_package
 from model.files import check_regular
 
 _WEIGHTS_FLAGS = ("weights", "base_features", "padding", "pooling", "half")
@@ -149,7 +150,15 @@ def _add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    if _is_graph(args.foreign):
+    with reading(args.foreign):
+        check_regular(args.foreign)
+    package = read_package(args.foreign)
+    if package is not None:
+        _reject_flags(args, _WEIGHTS_FLAGS, "does not apply to an ONNX graph")
+        from app.cli.importing.package import import_package
+
+        import_package(args, package)
+    elif _is_graph(args.foreign):
         _reject_flags(args, _WEIGHTS_FLAGS, "does not apply to an ONNX graph")
         from app.cli.importing.graph import import_graph
 
@@ -168,10 +177,8 @@ def _is_graph(path: Path) -> bool:
     A graph is a protocol buffer: field 1 (the version of the format), then one of the fields 2, 5,
     7 or 8. The ninth byte of a safetensors file is a brace.
     """
-    with reading(path):
-        check_regular(path)
-        with path.open("rb") as file:
-            start = file.read(9)
+    with reading(path), path.open("rb") as file:
+        start = file.read(9)
     if path.suffix.lower() == ".onnx":
         return True
     return len(start) == 9 and start[0] == 0x08 and start[2] in b"\x12\x28\x3a\x42" != start[8:]

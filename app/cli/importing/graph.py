@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,14 +33,21 @@ _RESIZED: Shape = (512, 512)
 """Window of mode resize."""
 
 
-def import_graph(args: argparse.Namespace) -> None:
+def import_graph(args: argparse.Namespace, content: bytes | None = None) -> Path:
     """Make a checkpoint of the ONNX graph that the arguments name.
+
+    Args:
+        content: the graph, if the arguments name a package that contains it.
+
+    Returns:
+        The path of the checkpoint.
 
     Raises:
         UserError: the graph is not accepted, or the arguments do not fit.
     """
     path = choose_path(args)
-    content = read_graph_file(args.foreign)
+    if content is None:
+        content = read_graph_file(args.foreign)
     model = parse_graph(content)
     finding = inspect_graph(model, content, _read_told(args), _default_windows(args))
     architecture, meaning = _choose_activation(args, finding)
@@ -66,6 +74,7 @@ def import_graph(args: argparse.Namespace) -> None:
     for note in (*finding.notes, meaning, _describe_windows(draft.preprocess)):
         print(note)
     print(line)
+    return path
 
 
 def _read_told(args: argparse.Namespace) -> Told:
