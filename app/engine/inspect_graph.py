@@ -436,7 +436,7 @@ def _describe_input(config: GraphConfig) -> str:
     elif config.divisor == 1:
         sizes = "any size"
     else:
-        sizes = f"height and width that are multiples of {config.divisor}"
+        sizes = f"sides that are multiples of {config.divisor}"
     batch = "one image" if config.batch == "one" else "any number of images"
     return (
         f"input {config.input!r}: {config.layout}, {config.in_channels} channels, {batch}, {sizes}"
