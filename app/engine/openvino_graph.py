@@ -103,7 +103,7 @@ def wrap_graph(graph: ov.Model, config: GraphConfig, preprocess: PreprocessConfi
 
 
 def _find_output(graph: ov.Model, name: str) -> Any:
-    """What a named output of a graph returns."""
+    """The node that computes a named output of a graph."""
     return graph.output(name).get_node().input_value(0)
 
 

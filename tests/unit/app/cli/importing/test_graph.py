@@ -50,7 +50,7 @@ def draw(height: int, width: int, channels: int = 3) -> ByteArray:
 
 
 def original(network: nn.Module, image: ByteArray, checkpoint: Checkpoint) -> Tensor:
-    """What the network itself returns for an image."""
+    """Compute an image with the network itself."""
     pixels = image if image.ndim == 3 else image[:, :, None]
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     mean, std = (
