@@ -34,7 +34,7 @@ _DIVISORS = (1, 2, 4, 8, 16, 32, 64, 128)
 _LEAST_SIDE = 160
 """Pixels. Smaller images vanish in some encoders."""
 _TOLERANCE = 1e-3
-"""Largest deviation from 0..1, and of two results from each other, relative to the largest value."""
+"""Largest deviation from 0..1, and difference of two results, relative to the largest value."""
 
 _KEEPS_RANGE = {"Identity", "Cast", "Transpose", "Squeeze", "Unsqueeze", "Reshape", "Slice",
                 "Resize", "Upsample", "Concat"}  # fmt: skip
