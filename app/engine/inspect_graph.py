@@ -25,8 +25,8 @@ from model.graph import find_input
 
 Layout = Literal["NCHW", "NHWC"]
 Values = Literal["logits", "sigmoid", "softmax"]
-"""What the outputs of a graph are: values of any size, or probabilities, each by itself (sigmoid)
-or with a sum of 1 over the channels (softmax)."""
+"""Meaning of the outputs: values of any size, or probabilities, each by itself (sigmoid) or with a
+sum of 1 over the channels (softmax)."""
 
 MAX_SIDE = 4096
 """Height and width of a window, in pixels."""
@@ -34,7 +34,7 @@ _DIVISORS = (1, 2, 4, 8, 16, 32, 64, 128)
 _LEAST_SIDE = 160
 """Pixels. Smaller images vanish in some encoders."""
 _TOLERANCE = 1e-3
-"""Of probabilities, from 0..1 and from their sum; and between two runtimes, per largest value."""
+"""Largest deviation from 0..1, and difference of two results, relative to the largest value."""
 
 _KEEPS_RANGE = {"Identity", "Cast", "Transpose", "Squeeze", "Unsqueeze", "Reshape", "Slice",
                 "Resize", "Upsample", "Concat"}  # fmt: skip
@@ -50,7 +50,7 @@ _ENDINGS: dict[str, Values] = {
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """What the user says about a graph; None and empty where nothing is said.
+    """Facts about a graph that the user gives; None and empty where nothing is said.
 
     Attributes:
         layout: axes of the input.
@@ -359,7 +359,7 @@ def _difference(values: FloatArray, others: FloatArray) -> float:
 def _find_values(
     model: ModelProto, config: GraphConfig, outputs: Sequence[FloatArray], told: Told
 ) -> tuple[Values, str]:
-    """What the outputs are, and how that is known.
+    """Find out what the outputs are, and how that is known.
 
     Raises:
         CheckpointError: they are not what the user says, or it is not clear what they are.
@@ -436,7 +436,7 @@ def _describe_input(config: GraphConfig) -> str:
     elif config.divisor == 1:
         sizes = "any size"
     else:
-        sizes = f"height and width that are multiples of {config.divisor}"
+        sizes = f"sides that are multiples of {config.divisor}"
     batch = "one image" if config.batch == "one" else "any number of images"
     return (
         f"input {config.input!r}: {config.layout}, {config.in_channels} channels, {batch}, {sizes}"

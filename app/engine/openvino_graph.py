@@ -97,11 +97,13 @@ def wrap_graph(graph: ov.Model, config: GraphConfig, preprocess: PreprocessConfi
         y = ops.softmax(y, axis=1)
     if config.foreground_only:
         y = ops.slice(y, [1], [2], [1], [1])
-    return ov.Model([y], [image], "graph")
+    wrapped = ov.Model([y], [image], "graph")
+    wrapped.validate_nodes_and_infer_types()  # the input has another shape than before
+    return wrapped
 
 
 def _find_output(graph: ov.Model, name: str) -> Any:
-    """What a named output of a graph returns."""
+    """The node that computes a named output of a graph."""
     return graph.output(name).get_node().input_value(0)
 
 

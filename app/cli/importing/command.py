@@ -187,5 +187,6 @@ def _is_graph(path: Path) -> bool:
 def _reject_flags(args: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
     """Raise CommandError if one of the flags is set."""
     for name in names:
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:
             raise CommandError(f"--{name.replace('_', '-')} {reason}")

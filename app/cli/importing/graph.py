@@ -46,6 +46,8 @@ def import_graph(args: argparse.Namespace, content: bytes | None = None) -> Path
         UserError: the graph is not accepted, or the arguments do not fit.
     """
     path = choose_path(args)
+    if args.divisor is not None and args.divisor < 1:
+        raise CommandError(f"--divisor must be at least 1, not {args.divisor}")
     if content is None:
         content = read_graph_file(args.foreign)
     model = parse_graph(content)

@@ -1,4 +1,4 @@
-"""What the arguments of `unet import` say about any network: its name, classes and preprocessing.
+"""Read the arguments of `unet import` that apply to any network: name, classes, preprocessing.
 
 Knows no torch.
 """

@@ -1,4 +1,4 @@
-"""What a graph takes and returns is found by trying it; what it does not show is asked for."""
+"""Input and outputs of a graph are found by trying it; what it does not show is asked for."""
 
 from __future__ import annotations
 

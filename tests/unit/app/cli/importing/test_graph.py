@@ -16,6 +16,7 @@ from app.engine.predictor import engine_predictor
 from app.engine.selection import build_engine, choose_engines
 from model.arrays import ByteArray, FloatArray
 from model.checkpoint import Checkpoint, load_checkpoint
+from model.config import GraphConfig
 from tests.drawing import nuclei
 from tests.onnx_networks import BilinearUNet, Net, export, randomize_statistics
 
@@ -49,7 +50,7 @@ def draw(height: int, width: int, channels: int = 3) -> ByteArray:
 
 
 def original(network: nn.Module, image: ByteArray, checkpoint: Checkpoint) -> Tensor:
-    """What the network itself returns for an image."""
+    """Compute an image with the network itself."""
     pixels = image if image.ndim == 3 else image[:, :, None]
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     mean, std = (
@@ -117,3 +118,104 @@ def test_graph_of_one_size_equals_the_original(tmp_path: Path) -> None:
     assert run(network, tmp_path, shape=(1, 1, 96, 160), dynamic_axes={}) == 0
     assert load(tmp_path).preprocess.window == ((96, 160),)
     check_difference(tmp_path, network, softmax, (96, 160))
+
+
+def test_image_of_several_windows_agrees_with_the_whole_one(tmp_path: Path) -> None:
+    network = Net(levels=1)
+    assert run(network, tmp_path, "--window", "64x64") == 0
+    checkpoint = load(tmp_path)
+    assert checkpoint.preprocess.overlap == 32
+    image = draw(192, 160)
+    expected = torch.sigmoid(original(network, image, checkpoint))[0].numpy()
+    assert np.abs(predict(checkpoint, image) - expected).max() < 1e-4
+
+
+def test_checkpoint_describes_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--window", "64x64", "96x64", "--classes", "cell", "--licence", "MIT"]
+    assert run(Net(levels=1), tmp_path, *flags, output_names=["out"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "theirs.onnx: ONNX graph of pytorch",
+        "input 'x': NCHW, 3 channels, any number of images, sides that are multiples of 2",
+        "output 'out': NCHW, 1 channel",
+        "values of the output: logits (the graph ends in Conv; ",
+        "OpenVINO and ONNX Runtime compute the same outputs, to ",
+        "probabilities: sigmoid of the output",
+        "windows: 64x64, 96x64; neighbours overlap by 32 pixels",
+        "serve it with: unet serve --model theirs --weights-dir",
+    ):
+        assert line in printed
+    checkpoint = load(tmp_path)
+    assert checkpoint.architecture == GraphConfig(
+        input="x", outputs=("out",), divisor=2, activation="sigmoid"
+    )
+    assert checkpoint.preprocess.classes == ("background", "cell")
+    assert checkpoint.card["licence"] == "MIT"
+    assert len(checkpoint.card["onnx"]["sha256"]) == 64
+    assert cli.main(["models", str(tmp_path)]) == 0
+    assert "onnx" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("network", "flags", "message"),
+    [
+        (Net(outputs=2), [], "has two output channels: set --two-outputs"),
+        (Net(ending=nn.Softmax(1)), [], "a softmax over one channel is 1 everywhere"),
+        (Net(), ["--padding", "0"], "--padding does not apply to an ONNX graph"),
+        (Net(), ["--half"], "--half does not apply to an ONNX graph"),
+        (Net(), ["--window", "64"], "--window 64: a shape is HEIGHTxWIDTH"),
+        (Net(levels=1), ["--window", "65x64"], "window 65x64 is not divisible by 2"),
+        (Net(levels=3), ["--window", "68x64"], "window 68x64 is not divisible by 8"),
+        (Net(), ["--window", "16x64"], "window 16x64 must have sides of at least 32"),
+        (Net(), ["--window", "8192x64"], "sides of at most 4096"),
+        (Net(), ["--mean", "1", "2"], "mean and std need one value per channel"),
+        (Net(), ["--mean", "1", "--std", "1"], "mean has 1 values for 3 input channels"),
+        (Net(outputs=3), ["--classes", "a", "b", "c", "d"], "4 classes need 4 output channels"),
+        (Net(), ["--output", "no"], "'no' is not an output with values for each pixel"),
+        (Net(), ["--layout", "NHWC"], "any number of channels in NHWC"),
+        (Net(), ["--divisor", "0"], "--divisor must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_rejected_in_one_line(
+    network: nn.Module,
+    flags: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(network, tmp_path, *flags) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "theirs.safetensors").exists()
+
+
+def test_flags_of_graphs_do_not_apply_to_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({}, tmp_path / "weights.pth")
+    command = ["import", str(tmp_path / "weights.pth"), "--activation", "sigmoid"]
+    assert cli.main(command) == 2
+    assert "--activation applies to ONNX graphs alone" in capsys.readouterr().err
+
+
+def test_graph_is_recognised_without_its_suffix(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_bytes(export(Net()))
+    assert cli.main(["import", str(tmp_path / "theirs"), "--out", str(tmp_path)]) == 0
+    assert isinstance(load(tmp_path).architecture, GraphConfig)
+
+
+def test_existing_checkpoint_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(Net(), tmp_path) == 0
+    assert run(Net(), tmp_path) == 2
+    assert "exists; use another --name, or --force" in capsys.readouterr().err
+    assert run(Net(outputs=3), tmp_path, "--force") == 0
+
+
+@pytest.mark.parametrize("flags", [["--openvino", "x.xml"], ["--base-features", "8"]])
+def test_graph_is_not_exported(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(Net(), tmp_path) == 0
+    assert cli.main(["export", str(tmp_path / "theirs.safetensors"), *flags]) == 2
+    assert "theirs is an ONNX graph; this works with U-Nets" in capsys.readouterr().err
