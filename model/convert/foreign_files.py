@@ -153,7 +153,10 @@ def _keras_way_out() -> str:
 def _describe_bioimage(path: Path, names: list[str]) -> str:
     weights = [name for name in names if name.endswith((".pt", ".pth", ".safetensors"))]
     if not weights:
-        return f"{path} is a bioimage.io package without a state dict of torch; {_TRAIN}"
+        return (
+            f"{path} is a bioimage.io package without an ONNX graph or a state dict of torch; "
+            f"{_TRAIN}"
+        )
     return (
         f"{path} is a bioimage.io package; run: unzip {path.name} {weights[0]}, and import "
         f"{weights[0]} (rdf.yaml has its preprocessing)"

@@ -64,7 +64,7 @@ def write_package(
         CommandError: the file cannot be written.
     """
     image = _make_test_image(checkpoint)
-    expected = _compute_reference(checkpoint, image)
+    expected = compute_reference(checkpoint, image)
     onnx, _ = export_onnx(checkpoint, "float32")
     files = {
         "weights.onnx": onnx,
@@ -234,7 +234,7 @@ def _make_test_image(checkpoint: Checkpoint) -> AnyArray:
     return cut
 
 
-def _compute_reference(checkpoint: Checkpoint, image: AnyArray) -> FloatArray:
+def compute_reference(checkpoint: Checkpoint, image: AnyArray) -> FloatArray:
     """Compute what the package must return for an image (H, W, C), by torch: (1, C, H', W').
 
     Percentiles are those of the operator `scale_range`, which interpolates between values.

@@ -72,7 +72,7 @@ def test_first_bytes(path: Path, start: bytes, says: str) -> None:
     [
         (["model.weights.h5", "config.json"], "is a Keras model"),
         (["rdf.yaml", "weights.pt"], "bioimage.io package; run: unzip model.bin weights.pt"),
-        (["bioimageio.yaml", "weights.onnx"], "without a state dict"),
+        (["bioimageio.yaml", "weights.h5"], "without an ONNX graph or a state dict"),
         (["arr_0.npy"], "NumPy archive"),
         (["readme.txt"], "zip archive"),
     ],

@@ -77,6 +77,27 @@ def test_package_passes_the_test_of_bioimageio(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("resize", [False, True])
+def test_package_is_imported_with_everything_that_it_describes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], resize: bool
+) -> None:
+    path, again = tmp_path / "tiny.safetensors", tmp_path / "again.safetensors"
+    write_tiny(path, classes=3, resize=resize)
+    config = dataclasses.replace(load_checkpoint(path).preprocess, intensity="percentile")
+    change(path, preprocess=config)
+    assert export(path, *FLAGS) == 0
+    capsys.readouterr()
+    assert cli.main(["import", str(path.with_suffix(".zip")), "--out", str(again)]) == 0
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if "test tensors" in each)
+    assert float(line.split()[-3]) < (1e-3 if not resize else 0.05)
+    imported = load_checkpoint(again)
+    assert imported.card["licence"] == "MIT"
+    assert imported.golden.image.dtype == np.uint16 or resize
+    for name in ("mode", "window", "intensity", "percentiles", "classes"):
+        assert getattr(imported.preprocess, name) == getattr(config, name), name
+
+
+@pytest.mark.slow
 def test_percentiles_of_16_bits_are_in_the_package(tiny_path: Path) -> None:
     config = dataclasses.replace(
         load_checkpoint(tiny_path).preprocess, intensity="percentile", window=((128, 128),)
@@ -110,8 +131,8 @@ def test_network_without_padding_passes(tmp_path: Path) -> None:
 def test_package_that_fails_the_test_is_not_written(
     tiny_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compute = bioimage._compute_reference
-    monkeypatch.setattr(bioimage, "_compute_reference", lambda *each: 0.9 * compute(*each))
+    compute = bioimage.compute_reference
+    monkeypatch.setattr(bioimage, "compute_reference", lambda *each: 0.9 * compute(*each))
     assert export(tiny_path, *FLAGS) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("unet: error: the test of bioimageio.core fails: Output 'probabilities'")
