@@ -24,7 +24,7 @@ from model.checkpoint import load_checkpoint
 from model.config import UNetConfig
 from model.predict import Predictor
 from model.unet import UNet
-from tests.conftest import ROOT, write_tiny
+from tests.conftest import ROOT, encode, nuclei, write_tiny
 from tests.onnx_networks import BilinearUNet, export, randomize_statistics
 from tests.unet_networks import Jvanvugt, Mateuszbuda, Milesial, trained
 
@@ -259,11 +259,13 @@ def test_file_is_taken_or_rejected_as_the_table_says(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result, difference = ROWS[kind]
+    golden = tmp_path / "golden.png"
+    golden.write_bytes(encode(nuclei(64, 96)[0]))
     for case in CASES[kind]():
         path = tmp_path / case.name
         write(path, case.content)
         command = ["import", str(path), "--out", str(tmp_path / "out"), "--force", *case.flags]
-        status = cli.main([*command, "--window", "64x96"])
+        status = cli.main([*command, "--window", "64x96", "--golden", str(golden)])
         output = capsys.readouterr()
         if difference == "rejected":
             assert status == 2
