@@ -33,7 +33,7 @@ def test_graph_is_served_as_any_other_model(weights: Path) -> None:
     with torch.no_grad():
         pixels = torch.from_numpy(IMAGE).permute(2, 0, 1)[None].float() / 255
         expected = NETWORK(pixels).softmax(1)[0].numpy()
-    with serving("--weights-dir", str(weights), "--model", "theirs", "--reload") as server:
+    with serving("--weights-dir", str(weights), "--model", "theirs", "--reload", "true") as server:
         (model,) = httpx.get(f"{server.url}/models").json()["models"]
         assert (model["engine"], model["precision"], model["golden_iou"]) == ("openvino", "fp32", 1)
         assert model["architecture"]["kind"] == "onnx"
