@@ -210,8 +210,10 @@ def _find_maps(
             return dataclasses.replace(config, divisor=divisor), maps
         listed = ", ".join(f"{name!r} {list(shape)}" for name, shape in shapes.items())
         listed = listed or "all have whole numbers; export the logits"
+        hint = "; a smaller map must be resized in the graph" if shapes else ""
         problem = (
             f"no output has values for each pixel of a window of {window[0]}x{window[1]}: {listed}"
+            f"{hint}"
         )
     raise CheckpointError(problem)
 
@@ -380,6 +382,10 @@ def _find_values(
     ending = min(endings)
     if len(endings) > 1:
         raise CheckpointError(f"the outputs end in {', '.join(sorted(endings))}; set --activation")
+    if ending == "Softmax" and not _sum_to_one(outputs, config):
+        raise CheckpointError(
+            "the graph ends in a softmax that is not over its channels; set --activation"
+        )
     if ending in _ENDINGS and are_probabilities:
         return _ENDINGS[ending], f"the graph ends in {ending}; {seen}"
     if ending not in _LINEAR and are_probabilities:
@@ -388,6 +394,15 @@ def _find_values(
             "softmax; set --activation to logits, sigmoid or softmax"
         )
     return "logits", f"the graph ends in {ending}; {seen}"
+
+
+def _sum_to_one(outputs: Sequence[FloatArray], config: GraphConfig) -> bool:
+    """Whether the values of each pixel have a sum of 1."""
+    if "C" not in config.output_layout:
+        return False
+    axis = config.output_layout.index("C")
+    sums = np.concatenate(outputs, axis).sum(axis)
+    return bool(np.abs(sums - 1).max() < _TOLERANCE)
 
 
 def _find_ending(model: ModelProto, name: str) -> str:

@@ -51,9 +51,9 @@ from app.inference.steps import (
     write_mask,
 )
 from app.metrics import Metrics
-from model.arrays import AnyArray, ByteArray, FloatArray, Shape
+from model.arrays import AnyArray, ByteArray, FloatArray, Probabilities, Shape
 from model.config import PreprocessConfig
-from model.windows import Stitcher, WindowPlan
+from model.windows import Stitcher, WindowPlan, to_floats
 
 T = TypeVar("T")
 
@@ -63,6 +63,8 @@ _SMALL_PIXELS = 1_000_000
 """Most pixels of an image that is decoded in the call that reads its header."""
 _QUICK_COPY = 1 << 21
 """Bytes that the event loop copies itself: it takes less time than a change of thread."""
+_QUICK_BLEND = 1 << 18
+"""Bytes of a window that the event loop blends itself. Blending takes several times as long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +170,7 @@ class Segmenter:
 
     def __init__(
         self,
-        batcher: Batcher[WindowJob, FloatArray],
+        batcher: Batcher[WindowJob, Probabilities],
         workers: WorkerPool,
         pool: Executor,
         *,
@@ -375,7 +377,7 @@ class Segmenter:
                 )
                 return Prediction(
                     await self._load(StoredArray(mask, shape, "|u1")),
-                    await self._load(probabilities) if stitched.full else None,
+                    to_floats(await self._load(probabilities)) if stitched.full else None,
                 )
 
         return finish
@@ -465,10 +467,12 @@ class Segmenter:
         self,
         job: ImageJob,
         plan: WindowPlan,
-        futures: deque[asyncio.Future[FloatArray]],
+        futures: deque[asyncio.Future[Probabilities]],
         held: contextlib.ExitStack,
     ) -> StoredArray:
         """Blend the probabilities of the windows into a block, which `held` frees.
+
+        Those of a single window keep their type; see `Probabilities`.
 
         Args:
             futures: one per window of the plan, in their order.
@@ -477,11 +481,11 @@ class Segmenter:
         job.timer.restart()
         shape = (job.channels, plan.rows.length, plan.columns.length)
         block = held.enter_context(self._blocks.borrow())
-        stored = StoredArray(block, shape, "<f4")
-        if plan.count == 1:
+        if plan.count == 1:  # stored as the engine returned it
             part = probabilities[: shape[0], : shape[1], : shape[2]]
-            await self._copy(stored.nbytes, block.store, part)
-            return stored
+            await self._copy(part.nbytes, block.store, part)
+            return StoredArray(block, shape, part.dtype.str)
+        stored = StoredArray(block, shape, "<f4")
         blended = None
         if stored.is_large:  # it is blended in shared memory; a small one is copied there
             block.clear()
@@ -490,7 +494,8 @@ class Segmenter:
         progress = ProgressLog(plan.count, "windows")
         for window in plan.windows:
             job.timer.restart()
-            await self._copy(probabilities.nbytes, stitcher.add, window, probabilities)
+            is_quick = probabilities.nbytes <= _QUICK_BLEND
+            await self._call(is_quick, stitcher.add, window, probabilities)
             progress.advance()
             if futures:
                 probabilities = await futures.popleft()
@@ -577,7 +582,11 @@ class Segmenter:
 
     async def _copy(self, size: int, function: Callable[..., T], *args: Any) -> T:
         """Call a function that copies `size` bytes: on a thread if that takes long."""
-        if size <= _QUICK_COPY:
+        return await self._call(size <= _QUICK_COPY, function, *args)
+
+    async def _call(self, is_quick: bool, function: Callable[..., T], *args: Any) -> T:
+        """Call a function, on a thread if it is not quick."""
+        if is_quick:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 

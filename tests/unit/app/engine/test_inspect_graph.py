@@ -57,8 +57,8 @@ def test_margin_of_unpadded_convolutions_is_found() -> None:
     assert "2 pixels smaller than the image" in finding.notes[1]
 
 
-def test_smaller_map_is_no_output() -> None:
-    with pytest.raises(CheckpointError, match="no output has values for each pixel of a window"):
+def test_smaller_map_is_not_an_output() -> None:
+    with pytest.raises(CheckpointError, match="a smaller map must be resized in the graph"):
         inspect(export(nn.Conv2d(3, 1, 2, stride=2)))
     with pytest.raises(CheckpointError, match="no output has values for each pixel of a window"):
         inspect(export(nn.Conv2d(3, 1, 2, stride=2), dynamic_axes={}))
@@ -105,6 +105,14 @@ def test_values_that_could_be_probabilities_are_asked_for() -> None:
         inspect(content)
     assert inspect(content, values="sigmoid").values == "sigmoid"
     assert inspect(content, values="logits").values == "logits"
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_softmax_over_pixels_is_asked_for(axis: int) -> None:
+    content = export(Net(outputs=2, ending=nn.Softmax(axis)))
+    with pytest.raises(CheckpointError, match="softmax that is not over its channels"):
+        inspect(content)
+    assert inspect(content, values="sigmoid").values == "sigmoid"
 
 
 def test_logits_are_not_taken_for_probabilities() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from app import cli
@@ -219,3 +220,30 @@ def test_graph_is_not_exported(
     assert run(Net(), tmp_path) == 0
     assert cli.main(["export", str(tmp_path / "theirs.safetensors"), *flags]) == 2
     assert "theirs is an ONNX graph; this works with U-Nets" in capsys.readouterr().err
+
+
+def test_whole_images_are_resized_to_the_only_window(tmp_path: Path) -> None:
+    network = Net(levels=1)
+    assert run(network, tmp_path, "--mode", "resize", "--window", "64x96") == 0
+    checkpoint = load(tmp_path)
+    assert checkpoint.preprocess.overlap == 0
+    assert checkpoint.golden.image.shape == (256, 256, 3)
+    image = draw(64, 96)
+    expected = torch.sigmoid(original(network, image, checkpoint))[0].numpy()
+    assert np.abs(predict(checkpoint, image) - expected).max() < 1e-4
+    assert predict(checkpoint, draw(50, 70)).shape == (1, 50, 70)
+
+
+def test_graph_is_evaluated_by_its_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(Net(), tmp_path, "--window", "64x64") == 0
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    image, labels = nuclei(64, 64)
+    Image.fromarray(image).save(tmp_path / "images/a.png")
+    Image.fromarray((labels > 0).astype(np.uint8) * 255).save(tmp_path / "masks/a.png")
+    folders = ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    command = ["evaluate", str(tmp_path / "theirs.safetensors"), *folders, "--device", "cpu"]
+    assert cli.main(command) == 0
+    assert "by openvino on cpu in " in capsys.readouterr().out
