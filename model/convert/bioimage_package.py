@@ -45,7 +45,7 @@ _DAMAGED = (
 
 @dataclasses.dataclass(frozen=True)
 class Values:
-    """What happens to the values of an image before the network.
+    """The steps between the values of an image and the network.
 
     Attributes:
         percentiles: that become 0 and 1, or None if the full range of the data type does.
