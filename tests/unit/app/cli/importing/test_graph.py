@@ -20,6 +20,7 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import GraphConfig
 from tests.drawing import nuclei
 from tests.onnx_networks import BilinearUNet, Net, export, randomize_statistics
+from tests.unit.model.test_graph import HOSTILE
 
 
 def run(network: nn.Module, folder: Path, *flags: str, **options: Any) -> int:
@@ -247,3 +248,27 @@ def test_graph_is_evaluated_by_its_engine(
     command = ["evaluate", str(tmp_path / "theirs.safetensors"), *folders, "--device", "cpu"]
     assert cli.main(command) == 0
     assert "by openvino on cpu in " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["loop", "recursive function", "weights outside", "cut off"])
+def test_hostile_graph_is_one_line_of_the_command(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, _ = HOSTILE[name]
+    content = make()
+    path = tmp_path / "theirs.onnx"
+    path.write_bytes(content if isinstance(content, bytes) else content.SerializeToString())
+    assert cli.main(["import", str(path), "--out", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"unet: error: {path}")
+    assert printed.count("\n") == 1
+
+
+def test_enormous_file_is_rejected_unread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "theirs.onnx"
+    with path.open("wb") as file:
+        file.truncate(3_000_000_000)
+    assert cli.main(["import", str(path), "--out", str(tmp_path)]) == 2
+    assert "it has more than 2,000,000,000 bytes" in capsys.readouterr().err
