@@ -1,6 +1,6 @@
 """Self-describing checkpoints: one `.safetensors` file holds everything that a mask needs.
 
-Besides the network's tensors, under their state-dict names, the file holds
+Besides the network's tensors, under their state-dict names, or an ONNX graph, the file holds
 
 - in its header, as JSON: the architecture, the preprocessing, a card (metrics, data, licence,
   training, git revision), and the int8 calibration if there is one;
@@ -31,11 +31,14 @@ from safetensors.numpy import load, save
 from model.arrays import AnyArray, ByteArray
 from model.config import (
     LEVELS,
+    Architecture,
     Calibration,
+    GraphConfig,
     PreprocessConfig,
     UNetConfig,
     check_name,
     check_together,
+    read_architecture,
 )
 from model.errors import CheckpointError, ConfigError
 from model.files import MAX_CHECKPOINT_BYTES, MAX_TEXT_BYTES, read_file
@@ -43,6 +46,9 @@ from model.files import MAX_CHECKPOINT_BYTES, MAX_TEXT_BYTES, read_file
 SUFFIX = ".safetensors"
 MANIFEST = "manifest.json"
 FORMAT = "unet-server/1"
+
+GRAPH_TENSOR = "graph.onnx"
+"""Name of the only tensor of a network that is an ONNX graph: the bytes of the file."""
 
 _GOLDEN_IMAGE, _GOLDEN_MASK = "golden.image", "golden.mask"
 
@@ -81,7 +87,8 @@ class Checkpoint:
     Attributes:
         name: the file's stem, by which clients request the model.
         architecture, preprocess: describe the network and its data path.
-        state: tensors by state-dict name, float16 or float32.
+        state: tensors by state-dict name, float16 or float32; of an ONNX graph its bytes, as
+            `GRAPH_TENSOR`.
         golden: the pair an engine must reproduce; empty until `model.predict.attach_golden`.
         card: facts for people, as JSON: metrics, data, licence, training, revision, ...
         calibration: activation ranges for int8, or None.
@@ -89,7 +96,7 @@ class Checkpoint:
     """
 
     name: str
-    architecture: UNetConfig
+    architecture: Architecture
     preprocess: PreprocessConfig
     state: Mapping[str, AnyArray]
     golden: Golden = dataclasses.field(default_factory=lambda: _NO_GOLDEN)
@@ -101,6 +108,19 @@ class Checkpoint:
     def id(self) -> str:
         """name@sha256, shortened to 12 hex digits: identifies exactly these weights."""
         return f"{self.name}@{self.sha256[:12]}"
+
+    @property
+    def unet(self) -> UNetConfig:
+        """The architecture of a `model.unet.UNet`, for what only such a network can do.
+
+        Raises:
+            CheckpointError: the network is an ONNX graph.
+        """
+        if isinstance(self.architecture, GraphConfig):
+            raise CheckpointError(
+                f"{self.name} is an ONNX graph; this works with U-Nets of this project alone"
+            )
+        return self.architecture
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> Checkpoint:
@@ -163,7 +183,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if header["digest"] != _digest(tensors):
             raise CheckpointError(f"{path} is damaged: its tensors do not match their digest")
         golden = Golden(tensors.pop(_GOLDEN_IMAGE), tensors.pop(_GOLDEN_MASK))
-        architecture = UNetConfig.from_json(json.loads(header["architecture"]))
+        architecture = read_architecture(json.loads(header["architecture"]))
         preprocess = PreprocessConfig.from_json(json.loads(header["preprocess"]))
         card = json.loads(header["card"])
         if not isinstance(card, dict):
@@ -303,7 +323,15 @@ def _read_header(path: Path, content: bytes) -> dict[str, str]:
     return header
 
 
-def _check_tensors(path: Path, tensors: Mapping[str, AnyArray], architecture: UNetConfig) -> None:
+def _check_tensors(path: Path, tensors: Mapping[str, AnyArray], architecture: Architecture) -> None:
+    """Check that the tensors are those of the network.
+
+    Raises:
+        CheckpointError: they are not, or an ONNX graph is not accepted.
+    """
+    if isinstance(architecture, GraphConfig):
+        _check_graph(path, tensors, architecture)
+        return
     wanted = dict(parameter_shapes(architecture))
     found = {name: tensor.shape for name, tensor in tensors.items()}
     for name in sorted(wanted.keys() | found.keys()):
@@ -312,6 +340,18 @@ def _check_tensors(path: Path, tensors: Mapping[str, AnyArray], architecture: UN
                 f"{path} does not match {architecture}: {name} should be "
                 f"{wanted.get(name, 'absent')}, but is {found.get(name, 'absent')}"
             )
+
+
+def _check_graph(path: Path, tensors: Mapping[str, AnyArray], config: GraphConfig) -> None:
+    from model.graph import check_graph  # imports onnx
+
+    graph = tensors.get(GRAPH_TENSOR, np.zeros(0))
+    if len(tensors) != 1 or graph.dtype != np.uint8 or graph.ndim != 1:
+        raise CheckpointError(f"{path} should have one tensor, {GRAPH_TENSOR}, the bytes of a file")
+    try:
+        check_graph(graph.tobytes(), config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _digest(tensors: Mapping[str, AnyArray]) -> str:

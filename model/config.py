@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
@@ -17,6 +17,7 @@ from model.arrays import Shape
 from model.config_base import (
     STRICT,
     Amount,
+    Bool,
     ConfigBase,
     Count,
     Float,
@@ -31,8 +32,15 @@ LEVELS = 4
 DIVISOR = 1 << LEVELS
 """With `padding=1`, height and width must be multiples of it."""
 
+GRAPH_GRID = 32
+"""Windows of a graph start on multiples of at least this: the coarsest grid of most encoders."""
+
 LOST_BORDER = 92
 """Pixels that the unpadded network (`padding=0`) loses on each side: 572 -> 388 (paper, fig. 1)."""
+
+SKIP_MARGINS = (88, 40, 16, 4)
+"""Pixels on each side by which a skip exceeds the up-sampled tensor without padding, from the top
+level down. Each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
 
 GOLDEN_IOU = 0.98
 """The lowest IoU with its golden mask at which a model is served."""
@@ -54,6 +62,7 @@ def check_name(name: str) -> None:
         )
 
 
+Activation = Literal["sigmoid", "softmax", "none"]
 _Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 
 
@@ -76,6 +85,103 @@ class UNetConfig(ConfigBase):
     def margin(self) -> int:
         """Pixels by which an input window is larger than its output, on each side."""
         return 0 if self.padding else LOST_BORDER
+
+    @property
+    def grid(self) -> int:
+        """Windows of an image start on its multiples."""
+        return DIVISOR
+
+    def check_window(self, height: int, width: int) -> None:
+        """Check that the network accepts windows of this shape.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        for size in (height, width):
+            inner = size - 2 * self.margin
+            if self.padding == 1 and size % DIVISOR:
+                raise ConfigError(f"window {height}x{width} is not divisible by {DIVISOR}")
+            if self.padding == 0 and (inner < DIVISOR or (size - 12) % DIVISOR):
+                raise ConfigError(
+                    f"window {height}x{width} does not fit an unpadded network: each side must be "
+                    f"12 more than a multiple of {DIVISOR} (204, 220, ..., 572), at least 204"
+                )
+
+
+@dataclass(frozen=True, config=STRICT)
+class GraphConfig(ConfigBase):
+    """A network that is an ONNX graph, and how its input and outputs are used."""
+
+    kind: Literal["onnx"] = Field(default="onnx", description="distinguishes it from a UNetConfig")
+    in_channels: PositiveInt = Field(default=3, description="channels of the input image")
+    out_channels: PositiveInt = Field(default=1, description="channels of the probabilities")
+    input: str = Field(default="input", description="name of the input")
+    outputs: tuple[str, ...] = Field(
+        default=("output",),
+        min_length=1,
+        description="names of the outputs that are used, concatenated along their channels",
+    )
+    layout: Literal["NCHW", "NHWC"] = Field(default="NCHW", description="axes of the input")
+    output_layout: Literal["NCHW", "NHWC", "NHW"] = Field(
+        default="NCHW", description="axes of the outputs"
+    )
+    activation: Activation = Field(
+        default="none", description="what makes probabilities of the outputs; none: the graph does"
+    )
+    foreground_only: Bool = Field(
+        default=False, description="leave out the first channel of the probabilities, background"
+    )
+    size: tuple[PositiveInt, ...] = Field(
+        default=(), description="[height, width] of every window, if the graph accepts only one"
+    )
+    divisor: PositiveInt = Field(
+        default=1, description="height and width of a window are multiples of it"
+    )
+    batch: Literal["any", "one"] = Field(default="any", description="windows in one run")
+    margin: Count = Field(
+        default=0,
+        description="pixels by which an input window is larger than its output, on each side",
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.size) not in (0, 2):
+            raise ConfigError(f"size must be [height, width] or empty, not {list(self.size)}")
+
+    @property
+    def grid(self) -> int:
+        """Windows of an image start on its multiples: the multiple of `divisor` from 32 on."""
+        return self.divisor * math.ceil(GRAPH_GRID / self.divisor)
+
+    def check_window(self, height: int, width: int) -> None:
+        """Check that the graph accepts windows of this shape, as far as its description says.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if self.size and (height, width) != self.size:
+            raise ConfigError(
+                f"window {height}x{width}: the graph accepts {self.size[0]}x{self.size[1]} alone"
+            )
+        if height % self.divisor or width % self.divisor:
+            raise ConfigError(f"window {height}x{width} is not divisible by {self.divisor}")
+        if min(height, width) - 2 * self.margin < self.grid:
+            least = self.grid + 2 * self.margin
+            raise ConfigError(f"window {height}x{width} must have sides of at least {least}")
+
+
+Architecture = UNetConfig | GraphConfig
+"""The network of a checkpoint: `model.unet.UNet`, or an ONNX graph. Windows are planned with what
+both have: channels, `margin`, `grid` and `check_window`."""
+
+
+def read_architecture(values: Mapping[str, Any]) -> Architecture:
+    """Return the architecture that `to_json` described.
+
+    Raises:
+        ConfigError: a field is unknown or its value is not allowed.
+    """
+    kind = GraphConfig if "kind" in values else UNetConfig
+    return kind.from_json(values)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -236,7 +342,7 @@ class Calibration(ConfigBase):
         )
 
 
-def check_together(architecture: UNetConfig, preprocess: PreprocessConfig) -> None:
+def check_together(architecture: Architecture, preprocess: PreprocessConfig) -> None:
     """Check that the network and the preprocessing fit together.
 
     A binary model has one output channel (foreground) or two (foreground, and the border between
@@ -256,12 +362,4 @@ def check_together(architecture: UNetConfig, preprocess: PreprocessConfig) -> No
             f"channels, not {architecture.out_channels}"
         )
     for height, width in preprocess.window:
-        for size in (height, width):
-            inner = size - 2 * architecture.margin
-            if architecture.padding == 1 and size % DIVISOR:
-                raise ConfigError(f"window {height}x{width} is not divisible by {DIVISOR}")
-            if architecture.padding == 0 and (inner < DIVISOR or (size - 12) % DIVISOR):
-                raise ConfigError(
-                    f"window {height}x{width} does not fit an unpadded network: each side must be "
-                    f"12 more than a multiple of {DIVISOR} (204, 220, ..., 572), at least 204"
-                )
+        architecture.check_window(height, width)

@@ -8,6 +8,7 @@ The tree, each branch with the arrow of the data flow that raises it::
     ├── DataError            files -> images and labels
     ├── TrainingDiverged     step -> weights: the loss, its gradient or the weights are not finite
     ├── TrainingOutOfMemory  batch -> step: a batch, or what it needs, does not fit into memory
+    ├── ExportError          checkpoint -> file of another program: it cannot be written, or differs
     └── WriteError           results -> files: a file or folder of a run cannot be written
 
 `app/errors.py` adds the service's own. The command line prints a `UserError` as one line and exits
@@ -38,6 +39,10 @@ class TrainingDiverged(UserError):
 
 class TrainingOutOfMemory(UserError):
     """A batch, or what it needs beside it, does not fit into memory."""
+
+
+class ExportError(UserError):
+    """A checkpoint cannot be exported, or what was exported computes something else."""
 
 
 class WriteError(UserError):

@@ -7,19 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.arrays import AnyArray, ByteArray, FloatArray
-from model.checkpoint import Checkpoint, Golden
+from model.checkpoint import Checkpoint
 from model.config import PreprocessConfig
+from model.golden import make_golden
 from model.sliding_window import sliding_window_inference
-from model.transforms import normalize, probabilities, to_mask
+from model.transforms import normalize, probabilities
 from model.unet import UNet
-
-GOLDEN_SIDE = 256
-"""Height and width of a golden image in pixels; mode "resize" keeps the whole image."""
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -29,7 +26,7 @@ def load_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def build_network(checkpoint: Checkpoint) -> UNet:
     """Build a checkpoint's network in fp32 on the CPU."""
-    network = UNet.from_config(checkpoint.architecture)
+    network = UNet.from_config(checkpoint.unet)
     network.load_state_dict(load_tensors(checkpoint))
     return network
 
@@ -69,14 +66,10 @@ class Predictor:
 def attach_golden(checkpoint: Checkpoint, image: AnyArray) -> Checkpoint:
     """Return the checkpoint with a golden pair: `image` and the reference's mask of it.
 
-    In mode "native" the image is cropped to its centre. The mask is that of the weights as they are
-    stored, in fp16 or fp32.
+    The mask is that of the weights as they are stored, in fp16 or fp32.
     """
-    if checkpoint.preprocess.mode == "native":
-        top, left = (max(0, (length - GOLDEN_SIDE) // 2) for length in image.shape[:2])
-        image = np.ascontiguousarray(image[top : top + GOLDEN_SIDE, left : left + GOLDEN_SIDE])
-    mask = to_mask(Predictor.of(checkpoint)(image), checkpoint.preprocess)
-    return dataclasses.replace(checkpoint, golden=Golden(image, mask))
+    golden = make_golden(image, checkpoint.preprocess, Predictor.of(checkpoint))
+    return dataclasses.replace(checkpoint, golden=golden)
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from collections.abc import Callable
 import numpy as np
 
 from model.arrays import AnyArray, ByteArray, FloatArray, Probabilities
-from model.config import PreprocessConfig, UNetConfig
+from model.config import Architecture, PreprocessConfig
 from model.transforms import prepare, resize_to_image
 from model.windows import Stitcher, plan_windows
 
 
 def sliding_window_inference(
     image: AnyArray,
-    architecture: UNetConfig,
+    architecture: Architecture,
     preprocess: PreprocessConfig,
     compute: Callable[[ByteArray], Probabilities],
 ) -> FloatArray:

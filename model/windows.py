@@ -3,7 +3,7 @@
 An engine only runs tensor shapes that it was warmed up for, so an image is cut into windows of the
 shapes that its checkpoint declares. Three rules keep the seams invisible:
 
-- Every window starts on a multiple of 16. All windows share the network's pooling grid, so two
+- Every window starts on a multiple of 16 (`grid`). All share the network's pooling grid, so two
   windows compute the same function of the pixels they share.
 - Outside the image a window sees the image reflected (paper, section 2: "overlap-tile strategy").
 - Neighbours overlap. Blending weights sum to one at every pixel, and are zero at a window's edge,
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.arrays import ByteArray, FloatArray, Probabilities, Shape
-from model.config import DIVISOR, PreprocessConfig, UNetConfig
+from model.config import DIVISOR, Architecture, PreprocessConfig
 
 MAX_OVERHEAD = 1.2
 """Most pixels computed per pixel of a large image."""
@@ -55,6 +55,7 @@ class AxisTiling:
         run: how many of them come first.
         ending: sides of the last windows.
         overlap: least number of pixels that neighbours share.
+        grid: windows start on its multiples.
     """
 
     length: int
@@ -62,9 +63,12 @@ class AxisTiling:
     run: int
     ending: tuple[int, ...]
     overlap: int
+    grid: int = DIVISOR
 
     @classmethod
-    def plan(cls, length: int, sides: Collection[int], overlap: int) -> AxisTiling:
+    def plan(
+        cls, length: int, sides: Collection[int], overlap: int, grid: int = DIVISOR
+    ) -> AxisTiling:
         """Choose the windows that cover `length` with the fewest pixels.
 
         Candidates are a run of equal sides, at most one other side, and a last one. With three
@@ -73,14 +77,14 @@ class AxisTiling:
         options = []
         for side, last in itertools.product(sides, sides):
             for extra in ((), *((other,) for other in sides)):
-                cells = -(-(length - last) // DIVISOR) - sum(
-                    _stride(other, overlap) for other in extra
+                cells = -(-(length - last) // grid) - sum(
+                    _stride(other, overlap, grid) for other in extra
                 )
-                run = max(0, -(-cells // _stride(side, overlap)))
+                run = max(0, -(-cells // _stride(side, overlap, grid)))
                 ending = (*extra, last)
                 options.append((run * side + sum(ending), run + len(ending), side, ending))
         _, count, side, ending = min(options)
-        return cls(length, side, count - len(ending), ending, overlap)
+        return cls(length, side, count - len(ending), ending, overlap, grid)
 
     @property
     def count(self) -> int:
@@ -99,14 +103,14 @@ class AxisTiling:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """First pixel of each window, a multiple of 16.
+        """First pixel of each window, a multiple of `grid`.
 
-        The last window may extend past the image by up to 15 pixels, where it sees a reflection.
+        The last window may extend past the image by less than `grid`, where it sees a reflection.
         """
-        strides = (_stride(size, self.overlap) for size in self.sizes[:-1])
+        strides = (_stride(size, self.overlap, self.grid) for size in self.sizes[:-1])
         farthest = list(itertools.accumulate(strides, initial=0))
-        last = max(0, -(-(self.length - self.sizes[-1]) // DIVISOR))
-        return tuple(cells * last // max(farthest[-1], 1) * DIVISOR for cells in farthest)
+        last = max(0, -(-(self.length - self.sizes[-1]) // self.grid))
+        return tuple(cells * last // max(farthest[-1], 1) * self.grid for cells in farthest)
 
     @cached_property
     def weights(self) -> tuple[FloatArray, ...]:
@@ -126,9 +130,9 @@ class AxisTiling:
         )
 
 
-def _stride(size: int, overlap: int) -> int:
-    """Distance between the starts of a window of `size` and the next one, in units of 16 pixels."""
-    return max((size - overlap) // DIVISOR, 1)
+def _stride(size: int, overlap: int, grid: int) -> int:
+    """Distance between the starts of a window of `size` and the next one, in units of `grid`."""
+    return max((size - overlap) // grid, 1)
 
 
 def _fade(length: int) -> npt.NDArray[np.float64]:
@@ -160,7 +164,7 @@ class WindowPlan:
     """The windows of one image: a grid of the tiling of its rows and that of its columns.
 
     Attributes:
-        margin: pixels that the network cuts off each side (`UNetConfig.margin`).
+        margin: pixels that the network cuts off each side (`Architecture.margin`).
         rows, columns: tilings of the height and the width.
     """
 
@@ -302,7 +306,7 @@ class Stitcher:
 
 @lru_cache(maxsize=256)  # planning takes a millisecond, and clients send few sizes
 def plan_windows(
-    height: int, width: int, architecture: UNetConfig, preprocess: PreprocessConfig
+    height: int, width: int, architecture: Architecture, preprocess: PreprocessConfig
 ) -> WindowPlan:
     """Plan the windows of a height × width image so that the network computes the fewest pixels.
 
@@ -317,24 +321,24 @@ def plan_windows(
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image needs at least one pixel, not {height} x {width}")
-    margin = architecture.margin
     # Every output pixel of an unpadded network is exact, so its windows need no blending.
-    overlap = preprocess.overlap if margin == 0 else 0
-    plan = _cheapest_plan(height, width, margin, preprocess.window, overlap)
+    overlap = preprocess.overlap if architecture.margin == 0 else 0
+    plan = _cheapest_plan(height, width, architecture, preprocess.window, overlap)
     pixels = height * width
     if pixels <= SHRINK_OVERLAP_ABOVE:
         return plan
     least = MIN_OVERLAP if pixels <= ENFORCE_OVERHEAD_ABOVE else DIVISOR
     while plan.overhead > MAX_OVERHEAD and overlap >= least + DIVISOR:
         overlap -= DIVISOR
-        plan = _cheapest_plan(height, width, margin, preprocess.window, overlap)
+        plan = _cheapest_plan(height, width, architecture, preprocess.window, overlap)
     return plan
 
 
 def _cheapest_plan(
-    height: int, width: int, margin: int, shapes: Sequence[Shape], overlap: int
+    height: int, width: int, network: Architecture, shapes: Sequence[Shape], overlap: int
 ) -> WindowPlan:
     """The plan with the least overhead, over all sets of heights and widths that combine."""
+    margin, grid = network.margin, network.grid
     plans = []
     for first in {shape[0] for shape in shapes}:
         widths = {shape[1] for shape in shapes if shape[0] == first}
@@ -342,8 +346,8 @@ def _cheapest_plan(
         plans.append(
             WindowPlan(
                 margin,
-                AxisTiling.plan(height, {side - 2 * margin for side in heights}, overlap),
-                AxisTiling.plan(width, {side - 2 * margin for side in widths}, overlap),
+                AxisTiling.plan(height, {side - 2 * margin for side in heights}, overlap, grid),
+                AxisTiling.plan(width, {side - 2 * margin for side in widths}, overlap, grid),
             )
         )
     return min(plans, key=lambda plan: (plan.overhead, plan.count))

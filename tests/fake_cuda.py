@@ -99,6 +99,9 @@ class FakeCuda:
 
 
 class FakeStream:
+    cuda_stream = 4711
+    """The address of the driver's stream."""
+
     def __init__(self, cuda: FakeCuda, name: str) -> None:
         self.cuda = cuda
         self.name = name

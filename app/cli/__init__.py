@@ -32,15 +32,22 @@ COMMANDS = {
     "train": ("app.cli.train", "train a network from images and masks, or from a recipe"),
     "evaluate": ("app.cli.evaluate", "measure a checkpoint or a running service on a data set"),
     "export": (
-        "app.cli.export",
-        "calibrate a checkpoint for int8, change its width, or write its graph",
+        "app.cli.export.command",
+        "calibrate a checkpoint for int8, change its width, or write it for other programs",
     ),
-    "import": ("app.cli.import_weights", "convert a state dict from elsewhere to a checkpoint"),
+    "import": ("app.cli.importing.command", "convert weights or an ONNX graph to a checkpoint"),
     "bench": ("app.cli.bench.command", "measure this machine, the engine and the service"),
 }
 """Command -> its module, with `add_arguments` and `main`, and its help."""
 
-_OPTIONAL = {"torch": "torch torchvision", "torchvision": "torch torchvision"}
+_OPTIONAL = {
+    "torch": "torch torchvision",
+    "torchvision": "torch torchvision",
+    "yaml": "pyyaml",
+    "onnxruntime": "'unet-server[export]'",
+    "bioimageio": "'unet-server[export]'",
+    "bioimageio.core": "'unet-server[export]'",
+}
 """Packages that an installation for serving lacks -> what to give to `pip install`."""
 
 

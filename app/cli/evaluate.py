@@ -28,7 +28,7 @@ from model.checkpoint import (
     update_manifest,
     write_atomically,
 )
-from model.config import PreprocessConfig
+from model.config import PreprocessConfig, UNetConfig
 from model.evaluation.evaluate import (
     Predict,
     PredictedMasks,
@@ -88,8 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("reference", "auto", "openvino", "torch"),
         default="reference",
-        help="reference: plain torch in fp32; others: an engine of the service "
-        "(default: reference)",
+        help="reference: plain torch in fp32; others, and for ONNX graphs: an engine of the "
+        "service (default: reference)",
     )
     engine.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)"
@@ -207,7 +207,7 @@ def _open_subject(args: argparse.Namespace) -> _Subject:
     if args.url:
         return _open_service(args)
     checkpoint = load_checkpoint(Path(args.model))
-    if args.engine == "reference":
+    if args.engine == "reference" and isinstance(checkpoint.architecture, UNetConfig):
         return _open_reference(checkpoint, args.device)
     return _open_engine(checkpoint, args)
 
@@ -248,7 +248,10 @@ def _open_reference(checkpoint: Checkpoint, device: str) -> _Subject:
 def _open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> _Subject:
     try:
         choice = choose_engines(
-            device=args.device, engine=args.engine, precision=args.precision, max_batch=1
+            device=args.device,
+            engine="auto" if args.engine == "reference" else args.engine,
+            precision=args.precision,
+            max_batch=1,
         )[0]
         engine = build_engine(choice, checkpoint)
     except EngineUnavailable as error:  # names the flag, because no setting is read here

@@ -73,6 +73,13 @@ def _format_line(metadata: dict[str, Any]) -> str:
     scores = [f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
     return (
         f"{metadata['name']:12} {metadata['sha256'][:12]}  {metadata['bytes'] / 1e6:5.1f} MB  "
-        f"base {metadata['architecture']['base_features']:2}  "
+        f"{_describe_network(metadata['architecture'])}  "
         f"{', '.join(metadata['preprocessing']['classes'][1:])}  {'  '.join(scores)}"
     )
+
+
+def _describe_network(architecture: dict[str, Any]) -> str:
+    """The width of a U-Net, or the kind of another network; 7 characters."""
+    if "base_features" in architecture:
+        return f"base {architecture['base_features']:2}"
+    return f"{architecture['kind']:7}"

@@ -121,11 +121,14 @@ class CudaEngine(Engine):
         self._graphs: dict[tuple[Shape, int], Callable[[], None]] = {}
         torch.backends.cudnn.benchmark = True  # few shapes, tuned in `warm_steps`
         with self._queues.errors(), self._queues.on(self._queues.compute):
-            self._network = WindowNetwork(checkpoint, self._queues.device, _DTYPES[precision])
+            self._network = self._build_network(checkpoint, precision)
             self._pool = self._queues.new_pool()
             self._captured = self._new_buffers()
             self._slots = itertools.cycle([self._new_slot(), self._new_slot()])
         self._may_fuse = precision != "fp32"
+
+    def _build_network(self, checkpoint: Checkpoint, precision: str) -> WindowNetwork:
+        return WindowNetwork(checkpoint, self._queues.device, _DTYPES[precision])
 
     def stage(self, shape: Shape, count: int) -> ByteArray:
         check_batch(self, shape, count)

@@ -25,15 +25,13 @@ import openvino as ov
 import openvino.opset13 as ops
 
 from app.engine.base import Engine, check_batch, check_finite
+from app.engine.openvino_core import shared_core
+from app.engine.openvino_graph import normalize_windows, read_graph, set_shape, wrap_graph
 from app.engine.quantize import MIN_RANGE, Ranges, equalize_branches, quantize_weights
 from app.errors import EngineError
 from model.arrays import AnyArray, ByteArray, FloatArray, Shape
-from model.checkpoint import Checkpoint
-from model.config import LEVELS, PreprocessConfig, UNetConfig
-
-_SKIP_MARGINS = (88, 40, 16, 4)
-"""Pixels on each side by which a skip exceeds the up-sampled tensor without padding, from the top
-level down. Each level below costs 4 pixels of its own scale on the way down and 4 on the way up."""
+from model.checkpoint import GRAPH_TENSOR, Checkpoint
+from model.config import LEVELS, SKIP_MARGINS, GraphConfig, PreprocessConfig, UNetConfig
 
 _KERNELS_STARTED_S = 0.005
 """Seconds after which a run has started to generate its kernels, also on busy cores. If it has not,
@@ -71,9 +69,8 @@ class OpenVinoEngine(Engine):
             if checkpoint.calibration is None:
                 raise EngineError(f"{checkpoint.name} has no calibration; int8 needs one")
             ranges = checkpoint.calibration.ranges
-        self._graph = build_graph(
-            checkpoint.architecture, checkpoint.preprocess, checkpoint.state, ranges
-        )
+        self._graph = _build(checkpoint, ranges)
+        self._is_foreign = isinstance(checkpoint.architecture, GraphConfig)
         self._model = self._compile()
         self._request = self._model.create_infer_request()
 
@@ -103,7 +100,10 @@ class OpenVinoEngine(Engine):
     def warm_steps(self) -> Iterator[Callable[[], None]]:
         # The largest window is computed too, so that all memory is allocated before ready.
         largest, *others = sorted(self.shapes, key=math.prod, reverse=True)
-        if others:
+        if self._is_foreign:  # it is not known when a run has generated its kernels
+            for shape in others:
+                yield functools.partial(self._compute_black, shape)
+        elif others:
             yield functools.partial(self._generate_kernels, others)
         yield functools.partial(self._compute_black, largest)
 
@@ -141,15 +141,15 @@ def has_bf16() -> bool:
     return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-@functools.cache
-def shared_core() -> ov.Core:
-    """Return the only Core of this process, which is never freed.
-
-    A Core gives the thread that loads its CPU plugin another stack for signal handlers, and unmaps
-    that stack when the plugin is freed. If another thread frees the plugin, as it does when a model
-    is replaced, the next signal that the first thread handles ends the process with SIGSEGV.
-    """
-    return ov.Core()
+def _build(checkpoint: Checkpoint, ranges: Ranges | None) -> ov.Model:
+    """Build the graph of a checkpoint, from bytes to probabilities."""
+    architecture, preprocess = checkpoint.architecture, checkpoint.preprocess
+    if isinstance(architecture, UNetConfig):
+        return build_graph(architecture, preprocess, checkpoint.state, ranges)
+    graph = wrap_graph(read_graph(checkpoint.state[GRAPH_TENSOR]), architecture, preprocess)
+    for shape in preprocess.window:
+        set_shape(graph.clone(), [1, *shape, architecture.in_channels])
+    return graph
 
 
 def build_graph(
@@ -205,14 +205,11 @@ def build_graph(
         """Crop a skip to the up-sampled tensor of its level: by the same margin at every size."""
         if architecture.padding:
             return skip
-        margin = _SKIP_MARGINS[level]
+        margin = SKIP_MARGINS[level]
         return ops.slice(skip, [margin, margin], [-margin, -margin], [1, 1], [2, 3])
 
     image = ops.parameter([-1, -1, -1, architecture.in_channels], np.uint8, name="image")
-    scale = 1 / (255 * np.array(preprocess.std, np.float32))
-    shift = -np.array(preprocess.mean, np.float32) / np.array(preprocess.std, np.float32)
-    x = ops.transpose(ops.convert(image, "f32"), np.array([0, 3, 1, 2]))
-    x = ops.add(ops.multiply(x, scale.reshape(1, -1, 1, 1)), shift.reshape(1, -1, 1, 1))
+    x = normalize_windows(image, preprocess)
     skips = []
     for level in range(LEVELS):
         name = f"down_conv.{level}"

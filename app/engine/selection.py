@@ -16,6 +16,7 @@ from pathlib import Path
 from app.engine.base import Engine
 from app.errors import EngineUnavailable
 from model.checkpoint import SUFFIX, Checkpoint
+from model.config import GraphConfig
 from model.cuda import BF16_FROM, FP16_FROM, CudaDevice, CudaDevices, find_cuda_devices
 
 log = logging.getLogger(__name__)
@@ -29,12 +30,13 @@ class EngineChoice:
     """The resolved settings of one device.
 
     Attributes:
-        backend: "openvino" or "torch".
+        backend: "openvino", "torch", or "onnxruntime" for an ONNX graph on CUDA, see `resolve`.
         device: "cpu" or "cuda:N".
         precision: numeric precision; "auto" until the model is known, see `resolve`.
         threads: CPU threads of the engine.
         max_batch: most windows in a batch.
         reason: why these were chosen, as `/models` shows it.
+        is_precision_set: whether the user set the precision.
     """
 
     backend: str
@@ -43,6 +45,7 @@ class EngineChoice:
     threads: int
     max_batch: int
     reason: str
+    is_precision_set: bool = False
 
 
 def choose_engines(
@@ -76,6 +79,7 @@ def choose_engines(
         raise EngineUnavailable("engine", engine, f" is not installed: pip install {engine}")
     used = [] if on_cpu else [cuda.devices[int(name.removeprefix("cuda:"))] for name in names]
     supported = _precisions(engine, used)
+    is_precision_set = precision != "auto"
     if precision == "auto" and engine != "openvino":
         precision = supported[0]
         slowest = min(used, key=lambda each: each.capability, default=None)
@@ -90,7 +94,13 @@ def choose_engines(
     batch = max_batch or (1 if on_cpu else CUDA_BATCH)
     return [
         EngineChoice(
-            engine, name, precision, threads or cpu_quota(), batch, "; ".join(reason) or "as set"
+            engine,
+            name,
+            precision,
+            threads or cpu_quota(),
+            batch,
+            "; ".join(reason) or "as set",
+            is_precision_set,
         )
         for name in names
     ]
@@ -123,11 +133,16 @@ def _check_cuda(device: str, engine: str, names: list[str], cuda: CudaDevices) -
 
 
 def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
-    """Resolve the precision for one model: int8 is the default only where it was validated.
+    """Resolve the precision for one model, and the backend of an ONNX graph.
+
+    int8 is the default only where it was validated.
 
     Raises:
-        EngineUnavailable: int8 is set, and the model has no calibration.
+        EngineUnavailable: int8 is set, and the model has no calibration; or the model is an ONNX
+            graph, which the chosen engine or precision cannot run.
     """
+    if isinstance(checkpoint.architecture, GraphConfig):
+        return _resolve_graph(choice, checkpoint.name)
     calibration = checkpoint.calibration
     if choice.precision == "int8" and calibration is None:
         raise EngineUnavailable(
@@ -143,6 +158,40 @@ def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
     return dataclasses.replace(
         choice, precision=precision, reason=f"{choice.reason}; precision {precision}: {why}"
     )
+
+
+def _resolve_graph(choice: EngineChoice, name: str) -> EngineChoice:
+    """Resolve what runs an ONNX graph: OpenVINO on a CPU, ONNX Runtime on CUDA.
+
+    Raises:
+        EngineUnavailable: that is not installed, or does not have the precision.
+    """
+    on_cpu = choice.device == "cpu"
+    supported = ("fp32", "bf16") if on_cpu else ("fp32",)
+    if choice.is_precision_set and choice.precision not in supported:
+        raise EngineUnavailable(
+            "precision",
+            choice.precision,
+            f": {name} is an ONNX graph, which runs in {' or '.join(supported)} on {choice.device}",
+        )
+    precision = choice.precision if choice.is_precision_set else "fp32"
+    reason = f"{choice.reason}; precision {precision}: {name} is an ONNX graph"
+    if on_cpu:
+        if choice.backend != "openvino":
+            raise EngineUnavailable(
+                "engine",
+                choice.backend,
+                f" does not run ONNX graphs on a CPU, and {name} is one; use openvino",
+            )
+        return dataclasses.replace(choice, precision=precision, reason=reason)
+    if not is_installed("onnxruntime"):
+        raise EngineUnavailable(
+            "device",
+            choice.device,
+            f": {name} is an ONNX graph, for which onnxruntime-gpu is not installed; install it "
+            "with: pip install 'unet-server[onnx]', or use device cpu",
+        )
+    return dataclasses.replace(choice, backend="onnxruntime", precision=precision, reason=reason)
 
 
 def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
@@ -168,6 +217,10 @@ def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:
 
         torch.set_num_threads(choice.threads)
         return TorchEngine(checkpoint, max_batch=choice.max_batch)
+    if choice.backend == "onnxruntime":
+        from app.engine.onnx_cuda import OnnxCudaEngine
+
+        return OnnxCudaEngine(checkpoint, device=choice.device, max_batch=choice.max_batch)
     from app.engine.cuda import CudaEngine
 
     return CudaEngine(

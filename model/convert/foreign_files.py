@@ -78,8 +78,8 @@ def load_content(path: Path) -> Any:
             _check_archive(path)
         elif start[8:9] == b"{":
             return _load_safetensors(path)
-        else:
-            _check_start(path, start)
+        elif start.startswith(_HDF5):
+            raise CheckpointError(f"{path} is an HDF5 file, as Keras writes; {_keras_way_out()}")
         return _load_torch(path, is_archive)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -111,23 +111,6 @@ def _load_torch(path: Path, is_archive: bool) -> Any:
     with safe_globals([(InertObject, name) for name in names]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _check_start(path: Path, start: bytes) -> None:
-    """Report formats that are recognised by their first bytes.
-
-    Raises:
-        CheckpointError: it is one of them.
-    """
-    if start.startswith(_HDF5):
-        raise CheckpointError(f"{path} is an HDF5 file, as Keras writes; {_keras_way_out()}")
-    # A protobuf: field 1 (the version of the format), then one of the fields 2, 5, 7 or 8
-    is_onnx = len(start) > 2 and start[0] == 0x08 and start[2] in b"\x12\x28\x3a\x42"
-    if path.suffix.lower() == ".onnx" or is_onnx:
-        raise CheckpointError(
-            f"{path} is an ONNX graph; ONNX is not imported. Where its code is, run: "
-            "torch.save(model.state_dict(), 'weights.pth'), and import weights.pth"
-        )
 
 
 def _check_archive(path: Path) -> None:
@@ -164,13 +147,16 @@ def _check_archive(path: Path) -> None:
 
 
 def _keras_way_out() -> str:
-    return f"its networks are not imported, and no program converts them; {_TRAIN}"
+    return f"convert it to ONNX where its code is, and import the .onnx file; or {_TRAIN}"
 
 
 def _describe_bioimage(path: Path, names: list[str]) -> str:
     weights = [name for name in names if name.endswith((".pt", ".pth", ".safetensors"))]
     if not weights:
-        return f"{path} is a bioimage.io package without a state dict of torch; {_TRAIN}"
+        return (
+            f"{path} is a bioimage.io package without an ONNX graph or a state dict of torch; "
+            f"{_TRAIN}"
+        )
     return (
         f"{path} is a bioimage.io package; run: unzip {path.name} {weights[0]}, and import "
         f"{weights[0]} (rdf.yaml has its preprocessing)"

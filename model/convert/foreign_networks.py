@@ -25,6 +25,8 @@ from model.errors import CheckpointError
 State = dict[str, Tensor]
 """Tensors by state-dict name."""
 
+_WAY_OUT = "export it where its code is, with torch.onnx.export, and import the .onnx file"
+
 _EPSILON = 1e-5
 """Torch's default for batch normalization. A state dict does not contain it."""
 
@@ -143,8 +145,7 @@ def _convert_milesial(state: State) -> State:
     if "up1.up.weight" not in source:
         raise CheckpointError(
             "milesial/Pytorch-UNet with bilinear=True interpolates between pixels, which this "
-            "network cannot express, so it cannot be converted; train it with bilinear=False, or "
-            "train a network with `unet train` on its data"
+            f"network cannot express, so its weights cannot be converted; {_WAY_OUT}"
         )
     converted: State = {}
     stages = ["inc", *(f"down{level}.maxpool_conv.1" for level in range(1, 5))]
@@ -192,14 +193,13 @@ def _convert_jvanvugt(state: State) -> State:
     if "up_path.0.up.1.weight" in source:
         raise CheckpointError(
             "jvanvugt/pytorch-unet with up_mode='upsample' interpolates between pixels, which this "
-            "network cannot express, so it cannot be converted; train it with up_mode='upconv', or "
-            "train a network with `unet train` on its data"
+            f"network cannot express, so its weights cannot be converted; {_WAY_OUT}"
         )
     depth = sum(f"down_path.{level}.block.0.weight" in source for level in range(20))
     if depth != LEVELS + 1:
         raise CheckpointError(
-            f"jvanvugt/pytorch-unet with depth={depth}: this network has depth {LEVELS + 1}, so it "
-            "cannot be converted"
+            f"jvanvugt/pytorch-unet with depth={depth}: this network has depth {LEVELS + 1}, so "
+            f"its weights cannot be converted; {_WAY_OUT}"
         )
     has_norms = "down_path.0.block.2.running_mean" in source
     converted: State = {}
@@ -357,10 +357,10 @@ def describe_unknown(names: Iterable[str]) -> str:
         if any(part in name for name in names for part in parts):
             return (
                 f"it is a network of {other}, which has other layers than the U-Net of this "
-                "project, so it cannot be converted; train a network with `unet train` on its data"
+                f"project, so its weights cannot be converted; {_WAY_OUT}"
             )
     known = ", ".join(f"{each.name} ({each.marker!r})" for each in FAMILIES)
     return (
         f"unrecognised architecture: the first tensor is {names[0]!r}; recognised are {known}; "
-        "other networks cannot be converted, but `unet train` trains one on their data"
+        f"weights of other networks cannot be converted; {_WAY_OUT}"
     )

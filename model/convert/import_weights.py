@@ -17,11 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from model.arrays import AnyArray, ByteArray
+from model.arrays import AnyArray
 from model.checkpoint import parameter_shapes
 from model.config import UNetConfig
 from model.convert.foreign_files import InertObject, load_content
@@ -288,24 +287,6 @@ def infer_architecture(state: State) -> UNetConfig:
                 f"{expected.get(name, 'absent')}, but is {found}"
             )
     return config
-
-
-def draw_synthetic_image(channels: int) -> ByteArray:
-    """Draw bright blobs on a dark background, for a golden pair without an image.
-
-    Args:
-        channels: 1 for grey; otherwise RGB.
-
-    Returns:
-        (256, 256) or (256, 256, 3) uint8, always the same.
-    """
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:256, :256]
-    field = np.zeros((256, 256))
-    for cy, cx, radius in zip(*rng.uniform(0, 256, (2, 24)), rng.uniform(6, 28, 24), strict=True):
-        field += np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * radius**2))
-    grey = np.clip(field * 200 + rng.normal(20, 6, field.shape), 0, 255).astype(np.uint8)
-    return grey if channels == 1 else np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def choose_precision(state: State, half: bool) -> dict[str, AnyArray]:

@@ -40,7 +40,7 @@ def widen_checkpoint(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
     Raises:
         ConfigError: `base_features` is not a multiple of the checkpoint's.
     """
-    before = checkpoint.architecture
+    before = checkpoint.unet
     wider = dataclasses.replace(before, base_features=base_features)
     state = widen(load_tensors(checkpoint), before, wider)
     return _with_network(checkpoint, wider, state, note="widened")
@@ -59,7 +59,7 @@ def narrow_checkpoint(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
         ConfigError: `base_features` is not a divisor of the checkpoint's, or the checkpoint was not
             widened from it, or was trained after it was widened.
     """
-    before = checkpoint.architecture
+    before = checkpoint.unet
     narrower = dataclasses.replace(before, base_features=base_features)
     factor = _width_factor(narrower, before)
     for name, _ in parameter_shapes(before):
@@ -143,7 +143,7 @@ def _with_network(
     checkpoint: Checkpoint, network: UNetConfig, state: Mapping[str, Tensor], note: str
 ) -> Checkpoint:
     """Replace the network, and note it in the card."""
-    before = checkpoint.architecture.base_features
+    before = checkpoint.unet.base_features
     training = dict(checkpoint.card.get("training", {}))
     training[note] = f"from base_features {before}, without further training"
     return dataclasses.replace(

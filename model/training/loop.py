@@ -136,10 +136,11 @@ def train(recipe: Recipe, folder: Path, command: str = "", recipe_text: str = ""
         final, outcome = _choose_weights(trainer, validation, best)
         report = _build_report(trainer, final, outcome, training, validation, command)
         run.save_report(report)
-        run.save_curves()
-        run.save_image("samples.png", _draw_samples(final, validation))
+        run.save_curves(trainer.steps_done)
+        run.save_image("samples.png", _draw_samples(final, validation), outcome.step)
         if not recipe.preprocess.binary:
-            run.save_confusion(outcome.report.confusion, recipe.preprocess.classes)
+            run.save_confusion(outcome.report.confusion, recipe.preprocess.classes, outcome.step)
+        run.log_hyperparameters(recipe, report["validation"], outcome.step)
         path = _export_checkpoint(trainer, final, golden, run, report)
         print("\n".join(_summarize(trainer, length, ending, outcome, run)), flush=True)
         return path
@@ -651,7 +652,8 @@ class _Validator:
         self.bar.show_scores(snapshot.step, scores)
         # before the images, which take as long as the validation
         self.run.save_state({**snapshot.state, "best": self.best.to_state()})
-        self.run.save_image("samples.png", _draw_samples(snapshot.predictor, self.validation))
+        samples_picture = _draw_samples(snapshot.predictor, self.validation)
+        self.run.save_image("samples.png", samples_picture, snapshot.step)
         self.run.save_curves()
 
 

@@ -11,7 +11,7 @@
     samples.png     validation images with hits and misses, or with the colours of classes
     confusion.csv, confusion.png    of several classes, written at the end
     pictures/       further previews, if the recipe asks for them
-    tensorboard/    the same metrics for TensorBoard
+    tensorboard/    metrics and pictures for TensorBoard, and at the end the recipe
     report.json     written at the end
     NAME.safetensors, manifest.json
     .lock           locked while a run uses the folder
@@ -32,6 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -137,8 +138,12 @@ class RunFolder:
                     records.append(json.loads(line))
         return records
 
-    def save_curves(self) -> None:
-        """Plot the logged metrics as curves.png; without matplotlib, log a warning instead."""
+    def save_curves(self, step: int | None = None) -> None:
+        """Plot the logged metrics as curves.png; without matplotlib, log a warning instead.
+
+        Args:
+            step: as for `save_image`.
+        """
         records = self.read_metrics()
         try:
             with report_write_errors(self.path):
@@ -148,25 +153,52 @@ class RunFolder:
                 "curves.png is not written: matplotlib is not installed "
                 "(pip install 'unet-server[train]')"
             )
+        else:
+            self._show_picture("curves.png", step)
 
-    def save_image(self, name: str, image: Image.Image) -> None:
+    def save_image(self, name: str, image: Image.Image, step: int | None = None) -> None:
         """Write an image.
 
         Args:
             name: path in the folder; its parent is created.
+            step: that it shows, if it goes to TensorBoard too.
         """
         path = self.path / name
         with report_write_errors(self.path):
             path.parent.mkdir(exist_ok=True)
             image.save(path)
+        self._show_picture(name, step)
 
-    def save_confusion(self, confusion: AnyArray, classes: Sequence[str]) -> None:
-        """Write a confusion matrix as confusion.csv and, with matplotlib, as confusion.png."""
+    def save_confusion(self, confusion: AnyArray, classes: Sequence[str], step: int) -> None:
+        """Write a confusion matrix as confusion.csv and, with matplotlib, as confusion.png.
+
+        Args:
+            step: of the weights.
+        """
         with report_write_errors(self.path):
             text = format_confusion(confusion, classes)
             write_atomically(self.path / "confusion.csv", text.encode())
             with contextlib.suppress(ImportError):  # `save_curves` has warned
                 draw_confusion(confusion, classes, self.path / "confusion.png")
+                self._show_picture("confusion.png", step)
+
+    def log_hyperparameters(self, recipe: Recipe, scores: Mapping[str, Any], step: int) -> None:
+        """Give TensorBoard the recipe and the scores at the end, for its table of runs.
+
+        Args:
+            scores: of the weights in the checkpoint; only numbers are taken.
+            step: of these weights.
+        """
+        if self._board is None:
+            return
+        metrics = {
+            f"final/{name}": value
+            for name, value in scores.items()
+            if isinstance(value, int | float)
+        }
+        with report_write_errors(self.path / "tensorboard"):
+            # "." is the run itself; otherwise it would be a second run
+            self._board.add_hparams(_flatten(recipe), metrics, run_name=".", global_step=step)
 
     def save_text(self, name: str, text: str) -> None:
         """Replace a text file atomically."""
@@ -182,6 +214,15 @@ class RunFolder:
         if self._board is not None:
             with report_write_errors(self.path / "tensorboard"):
                 self._board.close()
+
+    def _show_picture(self, name: str, step: int | None) -> None:
+        """Give TensorBoard a picture of the folder, unless `step` is None."""
+        if self._board is None or step is None:
+            return
+        with report_write_errors(self.path / "tensorboard"):
+            with Image.open(self.path / name) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._board.add_image(Path(name).stem, pixels, step, dataformats="HWC")
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         with report_write_errors(self.path):
@@ -280,6 +321,16 @@ def _json_types(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert values to the types that reading JSON gives: tuples to lists."""
     converted: dict[str, Any] = json.loads(json.dumps(values))
     return converted
+
+
+def _flatten(recipe: Recipe) -> dict[str, bool | int | float | str]:
+    """Name the values of a recipe `section.field`; lists become text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for section, values in recipe.to_json().items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            is_plain = isinstance(value, bool | int | float | str)
+            flat[f"{section}.{name}"] = value if is_plain else json.dumps(value)
+    return flat
 
 
 def _open_tensorboard(folder: Path, step: int) -> Any:

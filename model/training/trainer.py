@@ -337,9 +337,9 @@ def compute_learning_rate(optim: OptimConfig, step: int, progress: float) -> flo
 def _initial_weights(path: Path, network: UNetConfig) -> dict[str, Tensor]:
     """Load the weights of a checkpoint, widened or narrowed to `network`."""
     checkpoint = load_checkpoint(path)
-    is_wider = checkpoint.architecture.base_features > network.base_features
+    is_wider = checkpoint.unet.base_features > network.base_features
     convert = narrow if is_wider else widen
-    return convert(load_tensors(checkpoint), checkpoint.architecture, network)
+    return convert(load_tensors(checkpoint), checkpoint.unet, network)
 
 
 def _make_optimizer(network: UNet, optim: OptimConfig) -> torch.optim.Optimizer:

@@ -25,6 +25,9 @@ def measure_engine(checkpoint: Checkpoint, choice: EngineChoice, seconds: float)
 
     Returns:
         An entry of `engines` in the report.
+
+    Raises:
+        CheckpointError: the network is an ONNX graph, whose arithmetic is not counted.
     """
 
     def peak() -> float:
@@ -32,6 +35,8 @@ def measure_engine(checkpoint: Checkpoint, choice: EngineChoice, seconds: float)
             choice.backend, choice.device, choice.precision, choice.threads, seconds
         )
 
+    shapes = checkpoint.preprocess.window
+    work = {shape: count_flops(checkpoint.unet, *shape) for shape in shapes}
     peaks = [peak()]
     engine = build_engine(choice, checkpoint)
     engine.warm()
@@ -42,7 +47,6 @@ def measure_engine(checkpoint: Checkpoint, choice: EngineChoice, seconds: float)
     ]
     engine.close()
     peaks.append(peak())
-    work = {shape: count_flops(checkpoint.architecture, *shape) for shape in engine.shapes}
     return {
         "backend": choice.backend,
         "device": choice.device,

@@ -35,7 +35,7 @@ def measure_peak(backend: str, device: str, precision: str, threads: int, second
 
 
 def _openvino_peak(side: int, precision: str, threads: int, seconds: float) -> float:
-    from app.engine.openvino import shared_core
+    from app.engine.openvino_core import shared_core
 
     options = {
         "INFERENCE_NUM_THREADS": threads,

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.numpy import save
 
 from model.checkpoint import (
+    GRAPH_TENSOR,
     Checkpoint,
     Golden,
     load_checkpoint,
@@ -25,9 +27,10 @@ from model.checkpoint import (
     update_manifest,
     write_atomically,
 )
-from model.config import Calibration, PreprocessConfig, UNetConfig
+from model.config import Calibration, GraphConfig, PreprocessConfig, UNetConfig
 from model.errors import CheckpointError, ConfigError
 from model.unet import UNet
+from tests.onnx_networks import Net, export
 
 
 @pytest.fixture
@@ -260,3 +263,60 @@ def test_atomic_write_replaces_the_file(tmp_path: Path) -> None:
     write_atomically(path, io.BytesIO(b"second").getbuffer())
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def save_graph(path: Path, content: bytes, **config: Any) -> Checkpoint:
+    """Save a checkpoint of an ONNX graph."""
+    preprocess = PreprocessConfig(window=((64, 64),), overlap=0)
+    state = {GRAPH_TENSOR: np.frombuffer(content, np.uint8)}
+    golden = Golden(np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8))
+    graph = GraphConfig(input="x", outputs=("y",), **config)
+    return save_checkpoint(path, Checkpoint("graph", graph, preprocess, state, golden))
+
+
+def test_graph_is_saved_and_loaded(tmp_path: Path) -> None:
+    path, content = tmp_path / "graph.safetensors", export(Net(), output_names=["y"])
+    saved = save_graph(path, content, divisor=2)
+    loaded = load_checkpoint(path)
+    assert (
+        loaded.architecture
+        == saved.architecture
+        == GraphConfig(input="x", outputs=("y",), divisor=2)
+    )
+    assert loaded.state[GRAPH_TENSOR].tobytes() == content
+    with pytest.raises(CheckpointError, match="graph is an ONNX graph; this works with U-Nets"):
+        _ = loaded.unet
+
+
+def test_graph_is_checked_when_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The author of a checkpoint need not have used `unet import`."""
+    path = tmp_path / "graph.safetensors"
+    model = onnx.load_from_string(export(Net(), output_names=["y"]))
+    model.graph.node[0].domain = "com.example"
+    with pytest.raises(CheckpointError, match=r"is of the domain 'com\.example'"):
+        save_graph(path, model.SerializeToString())
+    with monkeypatch.context() as patch:
+        patch.setattr("model.graph.check_graph", lambda *_: None)
+        save_graph(path, model.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"is of the domain 'com\.example'") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"graph": np.zeros(4, np.uint8)},
+        {GRAPH_TENSOR: np.zeros(4, np.float32)},
+        {GRAPH_TENSOR: np.zeros((2, 2), np.uint8)},
+        {GRAPH_TENSOR: np.zeros(4, np.uint8), "more": np.zeros(1)},
+    ],
+)
+def test_graph_is_the_only_tensor(tmp_path: Path, state: dict[str, np.ndarray]) -> None:
+    preprocess = PreprocessConfig(window=((64, 64),), overlap=0)
+    draft = Checkpoint("graph", GraphConfig(), preprocess, state)
+    with pytest.raises(CheckpointError, match="should have one tensor"):
+        save_checkpoint(tmp_path / "graph.safetensors", draft)

@@ -9,7 +9,16 @@ import pickle
 import pytest
 
 from model.checkpoint import load_checkpoint
-from model.config import Calibration, PreprocessConfig, UNetConfig, check_name, check_together
+from model.config import (
+    Architecture,
+    Calibration,
+    GraphConfig,
+    PreprocessConfig,
+    UNetConfig,
+    check_name,
+    check_together,
+    read_architecture,
+)
 from model.config_base import ConfigBase, fields_of
 from model.errors import ConfigError
 from tests.conftest import ROOT
@@ -106,7 +115,7 @@ def test_positional_argument_is_reported_by_its_name() -> None:
         UNetConfig(3, 1, 64, 2)
 
 
-@pytest.mark.parametrize("model", [UNetConfig, PreprocessConfig, Calibration])
+@pytest.mark.parametrize("model", [UNetConfig, GraphConfig, PreprocessConfig, Calibration])
 def test_every_field_has_a_description(model: type[ConfigBase]) -> None:
     assert all(field.description for field in fields_of(model).values())
 
@@ -119,10 +128,14 @@ def test_every_field_has_a_description(model: type[ConfigBase]) -> None:
         (UNetConfig(), PreprocessConfig(window=((250, 256),)), "divisible by 16"),
         (UNetConfig(padding=0), PreprocessConfig(window=((256, 256),)), "204"),
         (UNetConfig(padding=0), PreprocessConfig(window=((188, 188),)), "at least 204"),
+        (GraphConfig(size=(64, 64)), PreprocessConfig(), "the graph accepts 64x64 alone"),
+        (GraphConfig(divisor=12), PreprocessConfig(), "window 256x256 is not divisible by 12"),
+        (GraphConfig(margin=120), PreprocessConfig(), "sides of at least 272"),
+        (GraphConfig(out_channels=4), PreprocessConfig(), "output channels"),
     ],
 )
 def test_contradictions_are_named(
-    architecture: UNetConfig, preprocess: PreprocessConfig, word: str
+    architecture: Architecture, preprocess: PreprocessConfig, word: str
 ) -> None:
     with pytest.raises(ConfigError, match=word):
         check_together(architecture, preprocess)
@@ -132,6 +145,21 @@ def test_matching_configs_are_accepted() -> None:
     check_together(UNetConfig(), PreprocessConfig())
     check_together(UNetConfig(out_channels=2), PreprocessConfig())
     check_together(UNetConfig(padding=0), PreprocessConfig(window=((572, 572),)))
+
+
+@pytest.mark.parametrize("config", [UNetConfig(1, 2, 8), GraphConfig(size=(64, 96), divisor=8)])
+def test_architecture_is_read_as_it_was_written(config: Architecture) -> None:
+    assert read_architecture(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_size_of_a_graph_has_two_sides() -> None:
+    with pytest.raises(ConfigError, match=r"size must be \[height, width\] or empty, not \[64\]"):
+        GraphConfig(size=(64,))
+
+
+@pytest.mark.parametrize(("divisor", "grid"), [(1, 32), (8, 32), (12, 36), (32, 32), (48, 48)])
+def test_grid_is_the_least_multiple_of_the_divisor_from_32_on(divisor: int, grid: int) -> None:
+    assert GraphConfig(divisor=divisor).grid == grid
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", " x", "a/b", "клетка", "new\nline"])

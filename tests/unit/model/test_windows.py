@@ -54,6 +54,18 @@ def test_tiling_covers_the_axis_with_weights_that_sum_to_1(length: int) -> None:
             assert stop - start >= min(overlap, size - 16)
 
 
+@pytest.mark.parametrize("grid", [32, 48])
+@pytest.mark.parametrize("length", [1, 255, 256, 257, 300, 545, 700, 1111])
+def test_windows_start_on_the_grid_of_the_network(length: int, grid: int) -> None:
+    axis = AxisTiling.plan(length, (256, 384, 544), 128, grid)
+    assert all(start % grid == 0 for start in axis.starts)
+    stops = [start + size for start, size in zip(axis.starts, axis.sizes, strict=True)]
+    assert stops[-1] >= length
+    assert stops[-1] < length + grid or len(stops) == 1
+    for size, stop, start in zip(axis.sizes, stops, axis.starts[1:], strict=False):
+        assert stop - start >= min(128, size - grid)
+
+
 @pytest.mark.parametrize(
     ("height", "width"), [(1, 1), (1, 900), (300, 310), (512, 512), (700, 1111)]
 )

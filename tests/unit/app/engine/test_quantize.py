@@ -7,7 +7,7 @@ import openvino as ov
 import openvino.opset13 as ops
 import pytest
 
-from app.engine.openvino import shared_core
+from app.engine.openvino_core import shared_core
 from app.engine.quantize import MAX_WEIGHT, quantize_weights, round_kernels
 
 

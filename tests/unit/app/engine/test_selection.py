@@ -13,7 +13,7 @@ from app.engine import selection
 from app.engine.selection import choose_engines, cpu_quota, resolve
 from app.errors import EngineUnavailable
 from model.checkpoint import Checkpoint
-from model.config import Calibration, PreprocessConfig, UNetConfig
+from model.config import Calibration, GraphConfig, PreprocessConfig, UNetConfig
 from model.cuda import CudaDevice, CudaDevices
 
 
@@ -198,3 +198,44 @@ def test_cpu_quota_follows_the_cgroup(tmp_path: Path, files: dict[str, str], cpu
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert cpu_quota(tmp_path) == cpus
+
+
+GRAPH = Checkpoint("theirs", GraphConfig(), PreprocessConfig(), {})
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_graph_runs_by_openvino_on_a_cpu() -> None:
+    choice = resolve(choose_engines()[0], GRAPH)
+    assert (choice.backend, choice.precision) == ("openvino", "fp32")
+    assert choice.reason.endswith("precision fp32: theirs is an ONNX graph")
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_graph_does_not_run_by_torch_or_in_int8_on_a_cpu() -> None:
+    with pytest.raises(EngineUnavailable, match="torch does not run ONNX graphs on a CPU"):
+        resolve(choose_engines(engine="torch")[0], GRAPH)
+    with pytest.raises(
+        EngineUnavailable, match="int8: theirs is an ONNX graph, which runs in fp32"
+    ):
+        resolve(choose_engines(precision="int8")[0], GRAPH)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_graph_runs_by_onnx_runtime_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "is_installed", lambda _: True)
+    for choice in (choose_engines()[0], choose_engines(precision="fp32")[0]):
+        resolved = resolve(choice, GRAPH)
+        assert (resolved.backend, resolved.precision) == ("onnxruntime", "fp32")
+        assert resolved.device == "cuda:0"
+    with pytest.raises(
+        EngineUnavailable, match="bf16: theirs is an ONNX graph, which runs in fp32"
+    ):
+        resolve(choose_engines(precision="bf16")[0], GRAPH)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_graph_needs_an_extra_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "is_installed", lambda package: package != "onnxruntime")
+    with pytest.raises(EngineUnavailable, match=r"pip install 'unet-server\[onnx\]'") as caught:
+        resolve(choose_engines()[0], GRAPH)
+    assert "\n" not in str(caught.value)

@@ -56,7 +56,6 @@ def run_way_out(path: Path) -> None:
     ("start", "says"),
     [
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras writes"),
-        (b"\x08\x08\x12\x07pytorch\x1a\x05", "is an ONNX graph"),
         (b"hello", "is not a torch or safetensors file"),
         (b"", "is not a torch or safetensors file"),
         (b"PK\x03\x04", "is not a torch or safetensors file"),
@@ -73,7 +72,7 @@ def test_first_bytes(path: Path, start: bytes, says: str) -> None:
     [
         (["model.weights.h5", "config.json"], "is a Keras model"),
         (["rdf.yaml", "weights.pt"], "bioimage.io package; run: unzip model.bin weights.pt"),
-        (["bioimageio.yaml", "weights.onnx"], "without a state dict"),
+        (["bioimageio.yaml", "weights.h5"], "without an ONNX graph or a state dict"),
         (["arr_0.npy"], "NumPy archive"),
         (["readme.txt"], "zip archive"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import tifffile
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from app import cli
 from model.arrays import AnyArray
@@ -123,7 +125,11 @@ def test_run_writes_every_file(data: Path, capsys: pytest.CaptureFixture[str]) -
     assert checkpoint.golden.image.size
     with Image.open(folder / "curves.png") as curves:
         assert curves.width > 300
-    assert any((folder / "tensorboard").iterdir())
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert {"samples", "curves"} <= set(board.Tags()["images"])
+    shown = io.BytesIO(board.Images("samples")[-1].encoded_image_string)
+    with Image.open(shown) as picture, Image.open(folder / "samples.png") as file:
+        assert np.array_equal(np.asarray(picture), np.asarray(file))
     assert len(list((folder / "pictures").iterdir())) >= 4
     assert "drawn.safetensors" in capsys.readouterr().out
 
@@ -461,6 +467,21 @@ def test_restart_without_a_state_leaves_no_old_records(data: Path) -> None:
     assert [event.step for event in board.Scalars("dice")] == [4]
 
 
+def test_tensorboard_has_the_recipe_and_the_final_scores(data: Path) -> None:
+    assert run(data, "--steps", "4", "--learning-rate", "0.002") == 0
+    folder = data / "run"
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    content = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert values["optim.learning_rate"].number_value == 0.002
+    assert values["optim.steps"].number_value == 4
+    assert values["augment.crop"].string_value == "[48, 48]"
+    (score,) = board.Scalars("final/dice")
+    report = read_report(folder)
+    assert score.value == pytest.approx(report["validation"]["dice"])
+    assert score.step == report["shipped_step"]
+
+
 LOCK = """
 import fcntl, sys, time
 file = open(sys.argv[1], "w")
@@ -719,6 +740,8 @@ def test_several_classes_train_padded_and_unpadded(data: Path) -> None:
     confusion = (data / "run/confusion.csv").read_text().splitlines()
     assert confusion[0].split(",")[1:] == ["background", "odd", "even"]
     assert sum(int(count) for row in confusion[1:] for count in row.split(",")[1:]) == 2 * 96 * 112
+    board = EventAccumulator(str(data / "run/tensorboard")).Reload()
+    assert "confusion" in board.Tags()["images"]
     with Image.open(data / "run/confusion.png") as picture:
         assert picture.width > 200
     unpadded = ["--padding", "0", "--crop", "[204,204]", "--window", "[[204,204]]"]

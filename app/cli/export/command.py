@@ -1,10 +1,10 @@
-"""`unet export`: change a checkpoint's width, calibrate it for int8, or export an OpenVINO graph.
+"""`unet export`: change a checkpoint's width, calibrate it, or write it for other programs.
 
 `--base-features` widens or narrows the network without changing what it computes. `--calibrate`
 records the ranges of activations in the reference network on training images, builds the int8
 engine from them, and measures on validation images how far its masks differ from fp32. The ranges
 and the measurements go into the checkpoint. By default the service uses int8 only where these
-measurements validate it.
+measurements validate it. `app.cli.export.formats` writes the formats of other programs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 from pathlib import Path
 
 from app.cli.errors import CommandError, writing
+from app.cli.export.formats import add_format_arguments, plan_exports
 from app.engine.calibrate import calibrate
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_manifest
 from model.training.data import open_dataset, split_dataset
@@ -41,29 +42,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help="checkpoint to write (default: replace the one that was read)"
     )
-    parser.add_argument(
-        "--openvino", type=Path, metavar="FILE.xml", help="write the fp32 graph for OpenVINO"
-    )
+    parser.add_argument("--force", action="store_true", help="replace files of the same name")
+    add_format_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
-    if not (args.base_features or args.calibrate or args.openvino):
+    changes = args.base_features or args.calibrate
+    exports = plan_exports(args)
+    if not (changes or exports):
         raise CommandError(
-            "set what to export: --base-features N, --calibrate RECIPE or --openvino FILE.xml"
-        )
-    if args.openvino and args.openvino.suffix != ".xml":
-        raise CommandError(
-            f"--openvino {args.openvino}: OpenVINO's files end with .xml (and .bin beside it)"
+            "set what to export: --base-features N, --calibrate RECIPE, --onnx FILE, "
+            "--openvino FOLDER, --state-dict FILE or --bioimageio FILE"
         )
     checkpoint = load_checkpoint(args.checkpoint)
     if args.base_features:
         checkpoint = _change_width(checkpoint, args.base_features)
     if args.calibrate:
         checkpoint = _calibrate(checkpoint, args.calibrate, args.images)
-    if args.base_features or args.calibrate:
-        _save(checkpoint, args.out or args.checkpoint)
-    if args.openvino:
-        _write_graph(checkpoint, args.openvino)
+    if changes:
+        checkpoint = _save(checkpoint, args.out or args.checkpoint)
+    for write in exports:
+        write(checkpoint)
     return 0
 
 
@@ -77,7 +76,7 @@ def _change_width(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
     from model.convert.widen import narrow_checkpoint, widen_checkpoint
     from model.predict import attach_golden
 
-    before = checkpoint.architecture.base_features
+    before = checkpoint.unet.base_features
     if base_features == before:
         return checkpoint
     change = widen_checkpoint if base_features > before else narrow_checkpoint
@@ -92,8 +91,8 @@ def _calibrate(checkpoint: Checkpoint, path: Path, images: int) -> Checkpoint:
     return dataclasses.replace(checkpoint, calibration=calibration)
 
 
-def _save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the checkpoint, record it in the manifest, and print its id."""
+def _save(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """Write the checkpoint, record it in the manifest, print its id, and return it."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         saved = save_checkpoint(path, checkpoint)
@@ -103,25 +102,7 @@ def _save(checkpoint: Checkpoint, path: Path) -> None:
         default = "int8" if calibration.validated else "fp32"
         line += f"; {calibration}; {default} is its default on a CPU"
     print(line)
-
-
-def _write_graph(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the fp32 graph, and print the shapes of its tensors."""
-    import openvino as ov
-
-    from app.engine.openvino import build_graph
-
-    with writing(path):
-        path.touch()  # OpenVINO does not say why it cannot write a file
-    architecture = checkpoint.architecture
-    graph = build_graph(architecture, checkpoint.preprocess, checkpoint.state)
-    graph.outputs[0].get_tensor().set_names({"probabilities"})
-    ov.save_model(graph, path, compress_to_fp16=False)  # the default rounds the weights
-    lost = f" - {2 * architecture.margin}" if architecture.margin else ""
-    print(
-        f"{path}: image, uint8 (N, H, W, {architecture.in_channels}), to probabilities, "
-        f"float32 (N, {architecture.out_channels}, H{lost}, W{lost})"
-    )
+    return saved
 
 
 def _parse_positive(text: str) -> int:
