@@ -9,15 +9,15 @@ ARG PYTHON=3.12
 ARG DIGEST=
 
 FROM python:${PYTHON}-slim${DIGEST} AS build
-# The packages are compiled below, all at once.
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1 PYTHONHASHSEED=0
+# Compiled files record the hash of their source (below), not its time, so that builds are the same.
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1
 RUN python -m venv --without-pip /opt/venv
 ENV PIP_PYTHON=/opt/venv/bin/python PATH=/opt/venv/bin:$PATH
 WORKDIR /build
 # Dependencies come first: their layer is most of the image and rarely changes.
 COPY requirements requirements
 COPY deploy/trim_packages.py ./
-RUN /usr/local/bin/pip install --require-hashes -r requirements/serve.lock \
+RUN /usr/local/bin/pip install --no-compile --require-hashes -r requirements/serve.lock \
     && /usr/local/bin/pip install --require-hashes --target tools -r requirements/build.lock \
     && python trim_packages.py /opt/venv/lib/python3*/site-packages
 COPY pyproject.toml README.md LICENSE ./
@@ -25,16 +25,16 @@ COPY app app
 COPY model model
 COPY clients clients
 COPY clients/python/unet_client clients/python/unet_client
-RUN PYTHONPATH=tools /usr/local/bin/pip install --no-deps --no-build-isolation . \
+RUN PYTHONPATH=tools /usr/local/bin/pip install --no-compile --no-deps --no-build-isolation . \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM build AS build-cuda
-RUN /usr/local/bin/pip install --require-hashes -r requirements/torch.lock \
+RUN /usr/local/bin/pip install --no-compile --require-hashes -r requirements/torch.lock \
     && python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM python:${PYTHON}-slim${DIGEST} AS base
 # Nothing can be installed into the image that serves.
-RUN python -m pip uninstall --quiet --yes --root-user-action=ignore pip \
+RUN python -m pip uninstall --quiet --yes --root-user-action=ignore pip setuptools wheel \
     && rm -rf /usr/local/lib/python3*/ensurepip
 # HOME and USER stand for an entry in /etc/passwd, which an assigned user does not have (OpenShift).
 ENV PATH=/opt/venv/bin:$PATH \

@@ -92,6 +92,7 @@ kube-render: $(KUBE)  ## render the Helm chart into deploy/kubernetes and deploy
 	$(KUBE_PYTHON) -m tools.kube render
 
 kube-test: $(KUBE) $(KUBE_APISERVER)  ## lint and render the chart, apply it to a real API server (KUBE_APISERVER=)
+	$(dir $(KUBE_PYTHON))hadolint Dockerfile
 	$(KUBE_PYTHON) -m tools.kube test --api-server $(KUBE_APISERVER)
 
 $(KUBE): requirements/kube.txt

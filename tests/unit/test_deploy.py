@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def test_health_check_runs_a_file_of_the_image() -> None:
 
 
 def test_pods_set_no_user_and_the_image_sets_one_by_number(pod: Any, container: Any) -> None:
-    assert re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE) == ["10001", "10001"]
+    assert re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE) == ["10001:10001"] * 2
     # runAsNonRoot needs a number; OpenShift assigns its own
     assert "runAsUser" not in {**pod["securityContext"], **container["securityContext"]}
 
@@ -155,6 +156,56 @@ def test_gpu_pod_has_cpus_and_time_for_its_device() -> None:
     # the loop, the device's two threads, and image workers that keep up with it
     assert int(container["resources"]["limits"]["cpu"]) >= 8
     assert container["startupProbe"]["failureThreshold"] >= WARM_UP_S  # every second
+
+
+def compose() -> Any:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+
+def test_compose_starts_only_the_cpu_service_without_a_profile() -> None:
+    profiles = {name: service.get("profiles") for name, service in compose().items()}
+    assert profiles == {
+        "unet": None, "unet-gpu": ["gpu"],
+        "prometheus": ["observability"], "grafana": ["observability"],
+    }  # fmt: skip
+
+
+def test_every_compose_service_is_hardened_and_has_a_port_of_its_own() -> None:
+    ports = []
+    for name, service in compose().items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        ports += service["ports"]
+    assert len({re.findall(r":-(\d+)}", port)[0] for port in ports}) == len(ports) == 4
+
+
+def test_prometheus_and_grafana_are_not_reached_from_other_machines() -> None:
+    for name in ("prometheus", "grafana"):
+        assert all(port.startswith("127.0.0.1:") for port in compose()[name]["ports"])
+
+
+def test_compose_mounts_files_that_exist() -> None:
+    for service in compose().values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), volume
+
+
+def test_compose_builds_the_targets_of_the_dockerfile() -> None:
+    stages = re.findall(r"^FROM .* AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    targets = [service["build"]["target"] for service in compose().values() if "build" in service]
+    assert targets == ["cpu", "cuda"]
+    assert set(targets) <= set(stages)
+
+
+def test_images_are_labeled_with_the_version_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', DOCKERFILE))
+    assert labels["version"] == project["version"]
+    assert labels["licenses"] == project["license"]
+    assert labels["title"] == project["name"]
+    assert DOCKERFILE.count("\nLABEL org.opencontainers.image.revision=$REVISION\n") == 2
 
 
 def test_health_check_waits_for_the_first_warm_up() -> None:
