@@ -92,7 +92,7 @@ devices, plus the waiting windows as work for a minute."""
 
 @dataclasses.dataclass
 class Outcome:
-    """What the clients and the cluster saw.
+    """Measures of a simulation, for clients and for the cluster.
 
     Attributes:
         rejected: share of the requests.

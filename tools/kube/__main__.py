@@ -37,7 +37,7 @@ KUBERNETES_VERSIONS = ("1.25", "1.31", "1.37")
 OWN_GROUPS = ("keda.sh/", "monitoring.coreos.com/", "serving.kserve.io/")
 """API groups of custom resources, which are not in the schemas of Kubernetes."""
 BETA = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
-"""What an API server of 1.20 serves in place of later versions. The fields used are the same."""
+"""Beta versions that an API server of 1.20 serves instead. The fields used are the same."""
 COMMANDS = ("etcd", "kubectl", "openssl", "promtool")
 BROKEN_FIELD = "notAField"
 

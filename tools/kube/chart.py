@@ -54,7 +54,7 @@ def merge_values(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def lint_chart(name: str) -> list[str]:
-    """What `helm lint --strict` says about the chart with a values file, except for its icon."""
+    """Findings of `helm lint --strict` with a values file, except that the chart has no icon."""
     import helm_python
 
     report = helm_python.lint(CHART, read_values(name), strict=True)
