@@ -1,4 +1,4 @@
-"""What the Helm chart relies on, against a real process: keys of a Secret, and metrics."""
+"""Properties that the Helm chart relies on, of a real process: keys of a Secret, and metrics."""
 
 from __future__ import annotations
 
