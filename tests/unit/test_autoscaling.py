@@ -24,10 +24,11 @@ def test_cpu_usage_adds_no_gpu_pods_for_images_of_many_windows(rate: float) -> N
     assert outcome.rejected > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", RATES)
 def test_load_rejects_nothing_with_the_fewest_pods(rate: float) -> None:
     pods = Pods(rate=rate, windows=12)
-    load = simulate(METRICS["load"], pods, ramp())
+    load = simulate(METRICS["load and cpu"], pods, ramp())
     waiting = simulate(METRICS["waiting"], pods, ramp())
     busy = simulate(METRICS["busy"], pods, ramp())
     assert load.rejected == 0
@@ -35,12 +36,19 @@ def test_load_rejects_nothing_with_the_fewest_pods(rate: float) -> None:
     assert load.p95_s < busy.p95_s / 2
 
 
+def test_load_alone_misses_pods_whose_cpus_are_the_limit() -> None:
+    pods = Pods(rate=984, windows=1)
+    assert pods.capacity < pods.rate / 2  # decoding takes longer than the network
+    assert simulate(METRICS["load"], pods, ramp()).rejected > 0.3
+    assert simulate(METRICS["load and cpu"], pods, ramp()).rejected < 0.02
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_one_large_request_adds_no_pods_by_load(rate: float) -> None:
     seconds = 1800
     pods = Pods(rate=rate, windows=12)
     large = large_requests(seconds, windows=4 * rate)
-    assert simulate(METRICS["load"], pods, [0.4] * seconds, large).most_pods == 1
+    assert simulate(METRICS["load and cpu"], pods, [0.4] * seconds, large).most_pods == 1
     assert simulate(METRICS["waiting"], pods, [0.4] * seconds, large).most_pods > 1
 
 
@@ -50,7 +58,7 @@ def decide(needed: list[float], size: int = 4, maximum: int = 20) -> list[int]:
     scaler = Autoscaler(lambda now, pods: next(answers), Pods(maximum=maximum))
     sizes = []
     for step in range(len(needed)):
-        size = scaler.decide(step * autoscaling.PERIOD_S, size, Reading(size, 0, 0))
+        size = scaler.decide(step * autoscaling.PERIOD_S, size, Reading(size, 0, 0, 0))
         sizes.append(size)
     return sizes
 
@@ -91,6 +99,7 @@ def test_limits_are_those_of_the_chart() -> None:
     }
 
 
-def test_target_is_that_of_the_chart() -> None:
+def test_targets_are_those_of_the_chart() -> None:
     values = yaml.safe_load((ROOT / "deploy/helm/unet-server/values.yaml").read_text())
     assert values["autoscaling"]["targetLoad"] == autoscaling.TARGET
+    assert values["autoscaling"]["targetCpuPercent"] == 100 * autoscaling.CPU_TARGET
