@@ -113,7 +113,7 @@ def measure_load(now: Reading, pods: Pods) -> float:
 
 
 def measure_load_and_cpu(now: Reading, pods: Pods) -> float:
-    """What the chart uses: an autoscaler takes the largest of several metrics."""
+    """The chart's two metrics; an autoscaler takes the larger result."""
     return max(measure_load(now, pods), measure_cpu(now, pods))
 
 
