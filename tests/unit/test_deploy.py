@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from typing import Any
 
 import pytest
@@ -15,16 +16,19 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 DRAIN_S = Settings.model_fields["drain_s"].default
 WARM_UP_S = 300
 """In which a CUDA device tries its algorithms and captures its graphs for every shape."""
-MANIFESTS = sorted((ROOT / "deploy/kubernetes/cpu").glob("*.yaml"))
+KUBERNETES = ROOT / "deploy/kubernetes"
+DEVICES = ["cpu", "cuda"]
 
 
-def manifest(name: str) -> Any:
-    return yaml.safe_load((ROOT / f"deploy/kubernetes/{name}.yaml").read_text())
+def objects(device: str) -> dict[str, Any]:
+    """Kind -> object of the rendered manifests for a device."""
+    text = (KUBERNETES / device / "unet-server.yaml").read_text()
+    return {item["kind"]: item for item in yaml.safe_load_all(text)}
 
 
-@pytest.fixture
-def pod() -> Any:
-    return manifest("cpu/deployment")["spec"]["template"]["spec"]
+@pytest.fixture(params=DEVICES)
+def pod(request: pytest.FixtureRequest) -> Any:
+    return objects(request.param)["Deployment"]["spec"]["template"]["spec"]
 
 
 @pytest.fixture
@@ -46,7 +50,15 @@ def test_probes_use_their_routes_on_the_port_of_the_image(container: Any) -> Non
     (port,) = container["ports"]
     assert str(port["containerPort"]) == image_environment()["UNET_PORT"]
     assert {container[f"{kind}Probe"]["httpGet"]["port"] for kind in paths} == {port["name"]}
-    assert manifest("cpu/service")["spec"]["ports"][0]["targetPort"] == port["name"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_service_and_policy_use_the_port_of_the_container(device: str) -> None:
+    found = objects(device)
+    (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    (port,) = container["ports"]
+    assert found["Service"]["spec"]["ports"][0]["targetPort"] == port["name"]
+    assert found["NetworkPolicy"]["spec"]["ingress"][0]["ports"][0]["port"] == port["name"]
 
 
 def test_grace_periods_are_longer_than_the_drain(pod: Any, container: Any) -> None:
@@ -77,24 +89,44 @@ def test_health_check_runs_a_file_of_the_image() -> None:
     assert f"!deploy/{script}" in (ROOT / ".dockerignore").read_text().splitlines()
 
 
-def test_pods_run_as_the_user_of_the_image_and_cannot_write_its_root(
-    pod: Any, container: Any
-) -> None:
-    (user,) = set(re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE))
-    assert pod["securityContext"]["runAsUser"] == int(user)
-    assert container["securityContext"]["readOnlyRootFilesystem"]
+def test_pods_set_no_user_and_the_image_sets_one_by_number(pod: Any, container: Any) -> None:
+    assert re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE) == ["10001:10001"] * 2
+    # runAsNonRoot needs a number; OpenShift assigns its own
+    assert "runAsUser" not in {**pod["securityContext"], **container["securityContext"]}
+
+
+def test_pods_meet_the_restricted_pod_security_standard(pod: Any, container: Any) -> None:
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image"}
+    allowed |= {"persistentVolumeClaim", "projected", "secret"}
+    assert all(volume.keys() - {"name"} <= allowed for volume in pod["volumes"])
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers"}
+    assert not any("hostPort" in port for port in container["ports"])
+    assert not pod["automountServiceAccountToken"]
 
 
 def test_service_links_are_disabled(pod: Any) -> None:
     assert not pod["enableServiceLinks"]  # they would set UNET_..._PORT for other services
 
 
-@pytest.mark.parametrize("name", ["cpu/deployment", "cuda/gpu"])
-def test_environment_contains_valid_settings(name: str) -> None:
-    (container,) = manifest(name)["spec"]["template"]["spec"]["containers"]
+def test_environment_contains_valid_settings(container: Any) -> None:
     given = {item["name"].removeprefix(PREFIX).lower(): item["value"] for item in container["env"]}
     Settings.model_validate({"weights_dir": ROOT, **given})
     assert given.keys() <= Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_pods_use_the_device_and_nothing_else(device: str) -> None:
+    (container,) = objects(device)["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "UNET_DEVICE", "value": device} in container["env"]
+    assert container["image"].endswith("-cuda") == (device == "cuda")
+    assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (device == "cuda")
 
 
 def test_cpu_request_equals_its_limit_in_whole_cpus(container: Any) -> None:
@@ -103,30 +135,77 @@ def test_cpu_request_equals_its_limit_in_whole_cpus(container: Any) -> None:
     assert int(resources["limits"]["cpu"]) >= 1
 
 
-def test_kustomization_lists_every_manifest() -> None:
-    listed = set(manifest("cpu/kustomization")["resources"])
-    assert listed == {path.name for path in MANIFESTS} - {"kustomization.yaml"}
+@pytest.mark.parametrize("device", DEVICES)
+def test_kustomization_lists_the_rendered_manifests(device: str) -> None:
+    listed = yaml.safe_load((KUBERNETES / device / "kustomization.yaml").read_text())["resources"]
+    assert listed == ["unet-server.yaml"]
 
 
-def test_selectors_match_the_pods() -> None:
-    labels = manifest("cpu/deployment")["spec"]["template"]["metadata"]["labels"]
-    assert manifest("cpu/deployment")["spec"]["selector"]["matchLabels"] == labels
-    assert manifest("cpu/service")["spec"]["selector"] == labels
-    assert manifest("cpu/disruption-budget")["spec"]["selector"]["matchLabels"] == labels
-
-
-def test_cuda_patch_applies_to_the_container_of_the_deployment(container: Any) -> None:
-    (patched,) = manifest("cuda/gpu")["spec"]["template"]["spec"]["containers"]
-    assert patched["name"] == container["name"]
+@pytest.mark.parametrize("device", DEVICES)
+def test_selectors_match_the_pods(device: str) -> None:
+    found = objects(device)
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert found["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    assert found["Service"]["spec"]["selector"] == labels
+    assert found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    assert found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
 
 
 def test_gpu_pod_has_cpus_and_time_for_its_device() -> None:
-    (patched,) = manifest("cuda/gpu")["spec"]["template"]["spec"]["containers"]
-    resources = patched["resources"]
+    (container,) = objects("cuda")["Deployment"]["spec"]["template"]["spec"]["containers"]
     # the loop, the device's two threads, and image workers that keep up with it
-    assert int(resources["limits"]["cpu"]) >= 8
-    assert resources["requests"]["cpu"] == resources["limits"]["cpu"]
-    assert patched["startupProbe"]["failureThreshold"] >= WARM_UP_S  # every second
+    assert int(container["resources"]["limits"]["cpu"]) >= 8
+    assert container["startupProbe"]["failureThreshold"] >= WARM_UP_S  # every second
+
+
+def compose() -> Any:
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+
+def test_compose_starts_only_the_cpu_service_without_a_profile() -> None:
+    profiles = {name: service.get("profiles") for name, service in compose().items()}
+    assert profiles == {
+        "unet": None, "unet-gpu": ["gpu"],
+        "prometheus": ["observability"], "grafana": ["observability"],
+    }  # fmt: skip
+
+
+def test_every_compose_service_is_hardened_and_has_a_port_of_its_own() -> None:
+    ports = []
+    for name, service in compose().items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        ports += service["ports"]
+    assert len({re.findall(r":-(\d+)}", port)[0] for port in ports}) == len(ports) == 4
+
+
+def test_prometheus_and_grafana_are_not_reached_from_other_machines() -> None:
+    for name in ("prometheus", "grafana"):
+        assert all(port.startswith("127.0.0.1:") for port in compose()[name]["ports"])
+
+
+def test_compose_mounts_files_that_exist() -> None:
+    for service in compose().values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), volume
+
+
+def test_compose_builds_the_targets_of_the_dockerfile() -> None:
+    stages = re.findall(r"^FROM .* AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    targets = [service["build"]["target"] for service in compose().values() if "build" in service]
+    assert targets == ["cpu", "cuda"]
+    assert set(targets) <= set(stages)
+
+
+def test_images_are_labeled_with_the_version_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]+)"', DOCKERFILE))
+    assert labels["version"] == project["version"]
+    assert labels["licenses"] == project["license"]
+    assert labels["title"] == project["name"]
+    assert DOCKERFILE.count("\nLABEL org.opencontainers.image.revision=$REVISION\n") == 2
 
 
 def test_health_check_waits_for_the_first_warm_up() -> None:

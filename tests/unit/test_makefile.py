@@ -200,10 +200,20 @@ def test_proof_uses_the_environment_unless_another_python_is_given(clone: Path) 
     ]  # fmt: skip
 
 
+def test_kube_test_has_an_environment_of_its_own_and_builds_no_server_that_is_given() -> None:
+    commands = dry_run(ROOT, "kube-test", "KUBE_APISERVER=/bin/true")
+    assert "build/kube/venv/bin/python -m tools.kube test --api-server /bin/true" in commands
+    assert ".venv" not in commands
+    assert "build_api_server" not in commands
+    missing = dry_run(ROOT, "kube-test", "KUBE_APISERVER=build/kube/kube-apiserver")
+    built = (ROOT / "build/kube/kube-apiserver").exists()
+    assert ("tools/kube/build_api_server.sh build/kube" in missing) == (not built)
+
+
 def test_help_lists_every_target(clone: Path) -> None:
     listed = subprocess.run(
         ["make", "help"], cwd=clone, capture_output=True, text=True, check=True
     ).stdout
     targets = {line.split()[0] for line in listed.splitlines()}
-    expected = "serve test test-unit lint format setup bench prove gpu-proof"
+    expected = "serve test test-unit lint format setup bench prove gpu-proof kube-test"
     assert set(expected.split()) <= targets

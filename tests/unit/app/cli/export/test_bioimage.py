@@ -21,6 +21,8 @@ from model.predict import Predictor, attach_golden
 from tests.conftest import write_tiny
 from tests.drawing import drawn_weights, nuclei
 
+pytest.importorskip("bioimageio.core", reason="needs the extra export")
+
 FLAGS = ["--author", "Ada Lovelace", "--licence", "MIT"]
 
 

@@ -1,0 +1,209 @@
+"""Renders the chart into the manifests of the repository, or tests it.
+
+    python -m tools.kube render
+    python -m tools.kube test --api-server build/kube/kube-apiserver
+
+`test` lints the chart, renders it with every values file, and checks each object against the
+published schemas of Kubernetes, strictly, and on a real API server as a server-side dry run. It
+also checks that each of these rejects a broken object. It needs etcd, kubectl and promtool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tools.kube.api_server import ApiServer, run_api_server
+from tools.kube.chart import (
+    ROOT,
+    lint_chart,
+    render_objects,
+    render_snapshots,
+    values_files,
+)
+from tools.kube.custom_resources import custom_resource_definitions
+
+KUBERNETES_VERSIONS = ("1.25", "1.31", "1.37")
+"""Whose published schemas are used; the oldest and the newest are those of kubernetes-validate."""
+OWN_GROUPS = ("keda.sh/", "monitoring.coreos.com/", "serving.kserve.io/")
+"""API groups of custom resources, which are not in the schemas of Kubernetes."""
+BETA = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
+"""Beta versions that an API server of 1.20 serves instead. The fields used are the same."""
+COMMANDS = ("etcd", "kubectl", "openssl", "promtool")
+BROKEN_FIELD = "notAField"
+
+Check = Callable[[dict[str, Any]], str]
+"""Returns what is wrong with an object, or nothing."""
+
+
+class Results:
+    """Counts checks, and prints those that failed."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.failed = 0
+
+    def add(self, name: str, problem: str) -> None:
+        """Count a check; it passed if there is no problem."""
+        if problem:
+            self.failed += 1
+            print(f"FAIL {name}: {problem}")
+        else:
+            self.passed += 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.kube")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("render", help="write the manifests that are kept in the repository")
+    test = commands.add_parser("test", help="test the chart")
+    test.add_argument("--api-server", type=Path, required=True, help="the binary kube-apiserver")
+    options = parser.parse_args(arguments)
+    if options.command == "render":
+        for path, text in render_snapshots():
+            path.write_text(text)
+            print(path.relative_to(ROOT))
+        return 0
+    missing = [name for name in COMMANDS if not shutil.which(name)]
+    if missing:
+        print(f"not found: {', '.join(missing)}; docs/kubernetes.md names their packages")
+        return 2
+    results = Results()
+    check_chart(results)
+    check_schemas(results)
+    check_queries(results)
+    check_api_server(results, options.api_server)
+    print(f"{results.passed} passed, {results.failed} failed")
+    return 1 if results.failed or not results.passed else 0
+
+
+def check_chart(results: Results) -> None:
+    """Lint the chart with every values file, and compare the manifests of the repository."""
+    for name in values_files():
+        results.add(f"helm lint -f {name}", "; ".join(lint_chart(name)))
+    for path, text in render_snapshots():
+        same = path.exists() and path.read_text() == text
+        results.add(str(path.relative_to(ROOT)), "" if same else "run `make kube-render`")
+
+
+def check_schemas(results: Results) -> None:
+    """Check the built-in objects against the schemas of several versions of Kubernetes."""
+    for version in KUBERNETES_VERSIONS:
+
+        def check(item: dict[str, Any], version: str = version) -> str:
+            import kubernetes_validate
+
+            try:
+                kubernetes_validate.validate(item, version, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                return str(error.message)
+            return ""
+
+        kinds: set[str] = set()
+        for name, item in all_objects():
+            if not item["apiVersion"].startswith(OWN_GROUPS):
+                check_object(results, f"Kubernetes {version}, {name}", item, check, kinds)
+
+
+def check_api_server(results: Results, binary: Path) -> None:
+    """Apply every object to an API server as a server-side dry run."""
+    with tempfile.TemporaryDirectory() as folder, run_api_server(binary, Path(folder)) as server:
+        print(f"kube-apiserver {server.version}")
+        server.define(custom_resource_definitions())
+        kinds: set[str] = set()
+        for name, item in all_objects():
+            served = _as_served(item, server)
+            check_object(results, f"dry run, {name}", served, server.try_apply, kinds)
+
+
+def check_queries(results: Results) -> None:
+    """Run the autoscaler's query with promtool, on metrics with a known answer."""
+    objects = [item for _, item in all_objects() if item["kind"] == "ScaledObject"]
+    (query,) = {each["spec"]["triggers"][0]["metadata"]["query"] for each in objects}
+    for rate, waiting, expected in ((0.5, 0, 1.0), (1.0, 600, 4.0), (0.0, 0, 0.0)):
+        results.add(f"query at {rate} and {waiting}", run_query(query, rate, waiting, expected))
+    wrong = run_query(query, 0.5, 0, 99.0)
+    results.add("query with a wrong answer", "" if wrong else "promtool accepts it")
+
+
+def run_query(query: str, rate: float, waiting: int, expected: float) -> str:
+    """Evaluate the query for two pods of 10 windows/s; returns what differs, or nothing.
+
+    Args:
+        rate: load of each device, 0 to 1.
+        waiting: windows in each queue.
+    """
+    series = []
+    for pod in ("a", "b"):
+        labels = f'{{namespace="default",service="unet-server",pod="{pod}"}}'
+        device = labels.replace("}", ',device="cuda:0"}')
+        series += [
+            {"series": f"unet_batch_seconds_sum{device}", "values": f"0+{rate * 15}x20"},
+            {"series": f"unet_windows_waiting{labels}", "values": f"{waiting}x20"},
+            {"series": f"unet_engine_windows_per_second{labels}", "values": "10x20"},
+            {"series": f"unet_ready{labels}", "values": "1x20"},
+        ]
+    test = {
+        "evaluation_interval": "15s",
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": series,
+                "promql_expr_test": [
+                    {
+                        "expr": query,
+                        "eval_time": "5m",
+                        "exp_samples": [{"labels": "{}", "value": expected}],
+                    }
+                ],
+            }
+        ],
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(test, file)
+        file.flush()
+        run = subprocess.run(
+            ["promtool", "test", "rules", file.name], capture_output=True, text=True, timeout=60
+        )
+    return "" if run.returncode == 0 else (run.stdout + run.stderr).strip()
+
+
+def check_object(
+    results: Results, name: str, item: dict[str, Any], check: Check, kinds: set[str]
+) -> None:
+    """Check an object, and the first one of its kind also with a field that does not exist."""
+    results.add(name, check(item))
+    if item["kind"] not in kinds:
+        kinds.add(item["kind"])
+        broken = copy.deepcopy(item)
+        broken["spec"][BROKEN_FIELD] = True
+        accepted = BROKEN_FIELD not in check(broken)
+        results.add(f"{name} with an unknown field", "accepted" if accepted else "")
+
+
+def all_objects() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields a name for messages and the object, for each object of each values file."""
+    for name in values_files():
+        for item in render_objects(name):
+            yield f"{name}, {item['kind']}", item
+
+
+def _as_served(item: dict[str, Any], server: ApiServer) -> dict[str, Any]:
+    """The object as this version of the API server knows it."""
+    if server.version.startswith("v1.20."):
+        return {**item, "apiVersion": BETA.get(item["apiVersion"], item["apiVersion"])}
+    return item
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
