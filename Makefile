@@ -23,9 +23,10 @@ endif
 
 # These files record what .venv contains. Where everything is installed, `make serve` uses that.
 EVERYTHING := .venv/ready
+SCALING := .venv/ready-to-scale
 SERVING := $(or $(wildcard $(EVERYTHING)),.venv/ready-to-serve-torch-$(TORCH))
 
-.PHONY: help setup serve test test-unit lint format lock sbom bench prove gpu-proof gpu-wheels clean
+.PHONY: help setup serve test test-unit scale-test lint format lock sbom bench prove gpu-proof gpu-wheels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -41,10 +42,13 @@ test test-unit: export PYTHONFAULTHANDLER := 1
 # Unit tests run side by side; the others measure times.
 test: $(EVERYTHING)  ## run all tests
 	$(BIN)/python -m pytest tests/unit -n 2
-	$(BIN)/python -m pytest --ignore tests/unit
+	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/scale
 
 test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3
+
+scale-test: $(SCALING)  ## run the tests of Ray, on a cluster of this machine: minutes
+	$(BIN)/python -m pytest tests/scale
 
 lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
 	$(BIN)/ruff check .
@@ -115,4 +119,9 @@ $(BIN)/pip:
 $(EVERYTHING): $(REQUIREMENTS) | $(BIN)/pip
 	@echo "==> Installing everything, for serving, training and tests: about 6.5 GB"
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(SCALING): $(EVERYTHING)
+	@echo "==> Installing Ray: about 0.5 GB"
+	$(INSTALL) -e '.[ray]'
 	@touch $@
