@@ -17,7 +17,7 @@ from PIL import Image
 
 from app import cli
 from app.api.schemas import SegmentQuery
-from app.cli.segment import command, local, results
+from app.cli.segment import command, local, storage
 from app.errors import CorruptImage, GoldenMaskMismatch, OutOfMemory
 from app.inference.outputs import FileFormat, Options, Output
 from app.inference.segmenter import Segmenter
@@ -76,7 +76,7 @@ def test_bug_is_raised_and_the_service_is_stopped(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(Service, "stop", record_stop)
-    monkeypatch.setattr(results, "write_atomically", fail)
+    monkeypatch.setattr(storage, "write_atomically", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["segment", str(images), "-o", "out"])
     assert at_stop == [(0, 0.0)]
