@@ -3,8 +3,8 @@
 Needs torch, NumPy and this project. It answers, in this order: what the card is and how fast its
 matrix products and its bus are; whether the engine captures a graph for every batch size, and
 serves a new thread as fast as the first; how far each precision is from fp32; which form of the
-network is fastest (plain, convolution fused with ReLU, compiled, two streams); where the time of a
-window goes, layer by layer; and what another thread's synchronization does to a capture.
+network is fastest (plain, fused layers, compiled, two streams); where the time of a window goes, by
+layer and by kernel; and what another thread's synchronization does to a capture.
 
 `--device cpu --quick` tries the program itself on a small network.
 """
@@ -23,17 +23,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from app.engine.torch_network import FusedUNet
 from benchmarks.gpu_engine import captured_sizes, create_engine, draw_checkpoint, run_batch
-from benchmarks.gpu_timing import Replay, measure_device_seconds, measure_products
+from benchmarks.gpu_timing import Replay, measure_device_seconds, measure_products, synchronize
 from benchmarks.results import Results
 from model.convert.flops import count_flops
 from model.predict import build_network
 from model.transforms import normalize, probabilities
-from model.unet import DoubleConvolution, UNet
+from model.unet import UNet
 
 _BUS_BYTES = 1 << 28
+_PROFILED_KERNELS = 30
 _CAPTURE_SCRIPT = """
 import threading, torch
 x = torch.zeros(1 << 20, device="cuda")
@@ -83,6 +85,7 @@ def main() -> int:
         probe.check_precisions,
         probe.compare_networks,
         probe.measure_layers,
+        probe.profile_kernels,
         probe.check_capture,
         probe.compile_network,
     ):
@@ -213,7 +216,10 @@ class Probe:
             "plain": (network, sizes)
         }
         if self.device.type == "cuda":
-            forms["fused"] = (lambda x: _forward_fused(network, x), sizes[1:])
+            forms["fused"] = (FusedUNet(network), sizes[1:])
+            forms["fused, products"] = (FusedUNet(network, grow_by_product=True), sizes[1:])
+            maxima = FusedUNet(network, grow_by_product=True, pool_by_maxima=True)
+            forms["fused, products, maxima"] = (maxima, sizes[1:])
         for name, (function, batches) in forms.items():
             for batch in batches:
                 self.results.attempt(
@@ -221,6 +227,31 @@ class Probe:
                     lambda n=name, f=function, b=batch: self._measure_network(network, n, f, b),
                 )
         self.results.attempt("two streams", lambda: self._measure_two_streams(network, 4))
+
+    @torch.inference_mode()
+    def profile_kernels(self) -> None:
+        """Measure the kernels of the fused network, with a batch of 8. The slowest come first."""
+        if self.device.type != "cuda":
+            return
+        plain, inputs = self._build_network(), self._draw_inputs(8)
+        network = FusedUNet(plain, grow_by_product=True, pool_by_maxima=True)
+        for _ in range(3):
+            network(inputs)
+        synchronize(self.device)
+        activity = torch.profiler.ProfilerActivity.CUDA
+        with torch.profiler.profile(activities=[activity]) as profile:
+            network(inputs)
+            synchronize(self.device)
+        kernels = sorted(profile.key_averages(), key=lambda each: -each.self_device_time_total)
+        for kernel in kernels[:_PROFILED_KERNELS]:
+            self.results.append(
+                "kernels",
+                {
+                    "kernel": kernel.key[:100],
+                    "calls": kernel.count,
+                    "microseconds": kernel.self_device_time_total / len(inputs),
+                },
+            )
 
     @torch.inference_mode()
     def compile_network(self) -> None:
@@ -339,28 +370,6 @@ class Probe:
             [sys.executable, "-c", _CAPTURE_SCRIPT], capture_output=True, text=True, timeout=60
         )
         self.results.add("capture", done.stdout.strip() or done.stderr.strip()[-300:])
-
-
-def _forward_fused(network: UNet, x: Tensor) -> Tensor:
-    """Compute a padded network with each convolution, its bias and its ReLU in one kernel."""
-
-    def convolve(x: Tensor, layer: nn.Conv2d) -> Tensor:
-        return torch.cudnn_convolution_relu(
-            x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, 1
-        )
-
-    def convolve_twice(x: Tensor, block: nn.Module) -> Tensor:
-        assert isinstance(block, DoubleConvolution)
-        return convolve(convolve(x, block.first), block.second)
-
-    skips = []
-    for block in network.down_conv:
-        skips.append(convolve_twice(x, block))
-        x = F.max_pool2d(skips[-1], 2)
-    x = convolve_twice(x, network.middle_conv)
-    for grow, block in zip(network.up_sample, network.up_conv, strict=True):
-        x = convolve_twice(torch.cat([grow(x), skips.pop()], dim=1), block)
-    return network.final_conv(x)
 
 
 def _time_calls(call: Callable[[], object]) -> list[float]:

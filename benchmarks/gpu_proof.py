@@ -64,7 +64,7 @@ class Part:
 
 _FIGURES = ("--device", "{device}", "--json", "{json}")
 PARTS = (
-    Part("probe", 70, _CORE, ("-m", "benchmarks.cuda_probe", *_FIGURES)),
+    Part("probe", 80, _CORE, ("-m", "benchmarks.cuda_probe", *_FIGURES)),
     Part(
         "tests",
         80,
@@ -74,7 +74,7 @@ PARTS = (
          "--import-mode=importlib", "-o", "markers=gpu: needs a CUDA device", "-q", "tests/gpu"),
         (),
     ),
-    Part("engine", 130, _CORE, ("-m", "benchmarks.gpu_engine", "table", *_FIGURES)),
+    Part("engine", 110, _CORE, ("-m", "benchmarks.gpu_engine", "table", *_FIGURES)),
     Part("service", 40, _CORE, ("-m", "benchmarks.gpu_engine", "service", *_FIGURES)),
     Part(
         "http",

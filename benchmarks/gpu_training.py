@@ -105,6 +105,9 @@ def data_flags(data: Path) -> dict[str, str]:
     """Return the recipe's values for a data set in the layout of docs/training.md."""
     index = data / "index.csv"
     return {
+        "sources": "[]",
+        "labels": "instances",
+        "group_column": "field",
         "images": str(data / "images"),
         "masks": str(data / "labels"),
         "groups": str(index) if index.exists() else "",

@@ -85,11 +85,14 @@ class CropAndConcat(nn.Module):
     """
 
     def forward(self, x: Tensor, contracting_x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        top = _halve(contracting_x.shape[-2] - height)
-        left = _halve(contracting_x.shape[-1] - width)
-        cropped = contracting_x[..., top : top + height, left : left + width]
-        return torch.cat([x, cropped], dim=1)
+        return torch.cat([x, crop_center(contracting_x, *x.shape[-2:])], dim=1)
+
+
+def crop_center(x: Tensor, height: int, width: int) -> Tensor:
+    """Return the (..., height, width) at the center of a tensor, a view."""
+    top = _halve(x.shape[-2] - height)
+    left = _halve(x.shape[-1] - width)
+    return x[..., top : top + height, left : left + width]
 
 
 def _halve(number: int) -> int:

@@ -18,6 +18,7 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -245,6 +246,13 @@ def _reflect(start: int, stop: int, length: int) -> npt.NDArray[np.intp]:
     period = 2 * (length - 1)
     folded = np.arange(start, stop) % period
     return np.minimum(folded, period - folded)
+
+
+def to_floats(probabilities: Probabilities) -> FloatArray:
+    """Convert what an engine returned to float32 in 0..1; see `Probabilities`."""
+    if probabilities.dtype == np.uint16:
+        return np.divide(probabilities, _LARGEST, dtype=np.float32)
+    return cast("FloatArray", probabilities)
 
 
 class Stitcher:

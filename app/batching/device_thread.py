@@ -1,4 +1,4 @@
-"""The one thread that calls a device. Knows no torch and no windows."""
+"""The thread that calls a device, and the one that waits for it. Knows no torch and no windows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import queue
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -34,7 +33,7 @@ class Timed(Generic[T]):
 
 @dataclasses.dataclass
 class DeviceCall:
-    """Work for the thread.
+    """Work for the device.
 
     Attributes:
         submit: starts it.
@@ -48,14 +47,14 @@ class DeviceCall:
 
 
 class DeviceThread:
-    """A thread that submits batches to a device, collects them, and makes all other calls to it.
+    """A thread that submits batches to a device, and makes all other calls to it.
 
     Everything runs on this thread because CUDA's current device, cuDNN's choice of algorithms and
     OpenMP's pools belong to a thread. Up to `depth` batches are in flight, so that the device has
-    its next batch already when it completes one. The thread waits for the oldest only if it has
-    nothing to submit.
+    its next batch already when it completes one. With a depth of 1 the thread also collects. With
+    more, a second thread does, which only waits: the first one could not submit meanwhile.
 
-    Like `CallThread` it is not joined at exit.
+    Like `CallThread` they are not joined at exit.
 
     Args:
         name: of the thread.
@@ -65,9 +64,15 @@ class DeviceThread:
     def __init__(self, name: str, depth: int) -> None:
         self._depth = depth
         self._calls: queue.SimpleQueue[DeviceCall | None] = queue.SimpleQueue()
-        self._in_flight: deque[tuple[DeviceCall, Any]] = deque()
-        self._busy_since: float | None = None
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._submitted: queue.SimpleQueue[tuple[DeviceCall, Any] | None] = queue.SimpleQueue()
+        self._places = threading.Semaphore(depth)
+        self._lock = threading.Lock()  # of what follows
+        self._in_flight = 0
+        self._batch_since: float | None = None
+        self._call_since: float | None = None
+        threading.Thread(target=self._submit_all, name=name, daemon=True).start()
+        if depth > 1:
+            threading.Thread(target=self._collect_all, name=f"{name} collect", daemon=True).start()
 
     def put(self, call: DeviceCall) -> None:
         """Queue work. Returns at once; any thread may call this."""
@@ -85,60 +90,73 @@ class DeviceThread:
 
     def elapsed(self) -> float:
         """Seconds that the oldest batch in flight, or another call, has taken; 0 if idle."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
+        with self._lock:
+            times = [each for each in (self._batch_since, self._call_since) if each is not None]
+        return time.monotonic() - min(times) if times else 0.0
 
     def stop(self) -> None:
-        """End the thread after the work that is queued. Does not wait for that."""
+        """End the threads after the work that is queued. Does not wait for that."""
         self._calls.put(None)
 
-    def _work(self) -> None:
-        stopping = False
-        while True:
-            settle: Callable[[], None] | None = None
-            if self._in_flight and (stopping or not self._can_submit()):
-                settle = self._collect(*self._in_flight.popleft())
-            elif stopping:
-                return
-            else:
-                call = self._calls.get()
-                if call is None:
-                    stopping = True
-                else:
-                    settle = self._submit(call)
-                del call
+    def _submit_all(self) -> None:
+        while (call := self._calls.get()) is not None:
+            settle = self._make_call(call) if call.collect is None else self._submit(call)
+            del call
             # Only now: nothing here keeps the memory of a batch that will be tried again.
             if settle is not None:
                 settle()
+            del settle
+        self._submitted.put(None)
 
-    def _can_submit(self) -> bool:
-        return len(self._in_flight) < self._depth and not self._calls.empty()
+    def _collect_all(self) -> None:
+        while (each := self._submitted.get()) is not None:
+            settle = self._collect(*each)
+            del each
+            settle()
+            del settle
 
-    def _submit(self, call: DeviceCall) -> Callable[[], None] | None:
-        """Submit a batch, or make another call; returns what settles its outcome."""
-        if not self._in_flight:
-            self._busy_since = time.monotonic()
-        settle: Callable[[], None] | None = None
+    def _make_call(self, call: DeviceCall) -> Callable[[], None]:
+        """Make a call that is not a batch; returns what settles its outcome."""
+        with self._lock:
+            self._call_since = time.monotonic()
         try:
-            submitted = call.submit()
+            settle = functools.partial(call.outcome.set_result, call.submit())
         except BaseException as error:  # the caller gets it, whatever it is
             release_frames(error)
             settle = functools.partial(call.outcome.set_exception, error)
-        else:
-            if call.collect is None:
-                settle = functools.partial(call.outcome.set_result, submitted)
-            else:
-                self._in_flight.append((call, submitted))
-            del submitted
         finally:
             del call  # the traceback of an error keeps this frame, which still runs
-        if not self._in_flight:
-            self._busy_since = None
+        with self._lock:
+            self._call_since = None
         return settle
 
+    def _submit(self, call: DeviceCall) -> Callable[[], None] | None:
+        """Submit a batch once fewer than `depth` are in flight.
+
+        Returns:
+            What settles its outcome; None if another thread collects it.
+        """
+        self._places.acquire()
+        with self._lock:
+            self._in_flight += 1
+            if self._in_flight == 1:
+                self._batch_since = time.monotonic()
+        try:
+            # No variable: a traceback of `collect` keeps the variables of this frame.
+            if self._depth == 1:
+                return self._collect(call, call.submit())
+            self._submitted.put((call, call.submit()))
+        except BaseException as error:
+            release_frames(error)
+            self._leave()
+            return functools.partial(call.outcome.set_exception, error)
+        finally:
+            del call
+        return None
+
     def _collect(self, call: DeviceCall, submitted: Any) -> Callable[[], None]:
-        """Collect a batch; returns what settles its outcome."""
-        collect, outcome, started = call.collect, call.outcome, self._busy_since
+        """Wait for the oldest batch; returns what settles its outcome."""
+        collect, outcome, started = call.collect, call.outcome, self._batch_since
         assert collect is not None
         assert started is not None
         try:
@@ -150,9 +168,16 @@ class DeviceThread:
             done = Timed(result, started, time.monotonic() - started)
             settle = functools.partial(outcome.set_result, done)
         finally:
-            del call, submitted  # as in `_submit`
-        self._busy_since = time.monotonic() if self._in_flight else None
+            del call, submitted  # as in `_make_call`
+        self._leave()
         return settle
+
+    def _leave(self) -> None:
+        """Count a batch that is no longer in flight. The next one is what the device does now."""
+        with self._lock:
+            self._in_flight -= 1
+            self._batch_since = time.monotonic() if self._in_flight else None
+        self._places.release()
 
 
 def release_frames(error: BaseException | None) -> None:

@@ -240,11 +240,12 @@ def _open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> _Subject:
 
 def _open_dataset(args: argparse.Namespace, preprocess: PreprocessConfig) -> PairedDataset:
     config = _data_config(args, preprocess)
-    if (config.labels == "classes") == preprocess.binary:
-        raise CommandError(
-            f"masks of {config.labels} cannot be used for a model with "
-            f"{len(preprocess.classes)} classes"
-        )
+    for part in config.parts:
+        if (part.labels == "classes") == preprocess.binary:
+            raise CommandError(
+                f"masks of {part.labels} cannot be used for a model with "
+                f"{len(preprocess.classes)} classes"
+            )
     dataset = open_dataset(config, preprocess)
     if not args.config or args.part == "all":
         return dataset

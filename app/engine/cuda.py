@@ -15,6 +15,7 @@ as a CUDA graph for some batch sizes, so that a batch is one launch and allocate
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -23,7 +24,7 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.engine.base import Engine, check_batch
 from app.engine.cuda_queues import CudaQueues
@@ -187,12 +188,17 @@ class CudaEngine(Engine):
         shapes = sorted(self.shapes, key=math.prod, reverse=True)
         if self._may_fuse:
             yield functools.partial(self._choose_network, shapes[0])
-        for shape in shapes:
-            for size in reversed(batch_sizes(self.max_batch)):
-                yield functools.partial(self._warm_size, shape, size)
+        batches = list(itertools.product(shapes, reversed(batch_sizes(self.max_batch))))
+        # Graphs keep the memory of their runs. Runs without one need as much, so they come first.
+        fitting: set[tuple[Shape, int]] = set()
+        for shape, size in batches:
+            yield functools.partial(self._burn_in, shape, size, fitting)
+        yield self._queues.return_memory
+        for shape, size in batches:
+            yield functools.partial(self._capture, shape, size, fitting)
 
     def _choose_network(self, shape: Shape) -> None:
-        """Use fused layers if they are faster on this device.
+        """Use the form of the network that is fastest on this device.
 
         Raises:
             EngineError: the network as it is cannot be computed.
@@ -200,42 +206,73 @@ class CudaEngine(Engine):
         size = (min(4, self.max_batch), *shape, self._channels)
         batch = self._view(self._captured, size)
         plain = self._network.unet
-        before = self._queues.measure(lambda: self._compute(batch))
-        try:
-            with self._queues.errors(), self._queues.on(self._queues.compute):
-                self._network.unet = FusedUNet(plain)  # type: ignore[arg-type]
-            after = self._queues.measure(lambda: self._compute(batch))
-        except OutOfMemory:
-            after = math.inf
-        except EngineError as error:
-            log.warning("%s: no fused layers: %s", self._queues.device, error)
-            after = math.inf
-        if after >= before:
-            self._network.unet = plain
+        forms: dict[str, Callable[[], nn.Module]] = {
+            "as it is": lambda: plain,
+            "fused layers": lambda: FusedUNet(plain),  # type: ignore[arg-type]
+            "and products": lambda: FusedUNet(plain, grow_by_product=True),  # type: ignore[arg-type]
+            "and maxima": lambda: FusedUNet(plain, grow_by_product=True, pool_by_maxima=True),  # type: ignore[arg-type]
+        }
+        networks: dict[str, nn.Module] = {}
+        times: dict[str, float] = {}
+        for name, build in forms.items():
+            try:
+                with self._queues.errors(), self._queues.on(self._queues.compute):
+                    self._network.unet = networks[name] = build()
+                times[name] = self._queues.measure(lambda: self._compute(batch))
+            except EngineError as error:
+                if name == "as it is":
+                    raise
+                log.warning("%s: no %s: %s", self._queues.device, name, error)
+        self._network.unet = networks[min(times, key=times.__getitem__)]
         log.info(
-            "%s: %d windows of %dx%d take %.2f ms, with fused layers %.2f ms",
+            "%s: %d windows of %dx%d take %s",
             self._queues.device,
             size[0],
             *shape,
-            before,
-            after,
+            ", ".join(f"{each:.2f} ms ({name})" for name, each in times.items()),
         )
 
-    def _warm_size(self, shape: Shape, size: int) -> None:
+    def _burn_in(self, shape: Shape, size: int, fitting: set[tuple[Shape, int]]) -> None:
+        """Run a batch size without a graph.
+
+        Args:
+            fitting: receives it if memory suffices.
+
+        Raises:
+            OutOfMemory: memory does not suffice for one window.
+            EngineError: it cannot be computed.
+        """
+        captured = self._view(self._captured, (size, *shape, self._channels))
+        with self._lack_of_memory_logged(shape, size):
+            self._queues.burn_in(lambda: self._compute(captured))
+            fitting.add((shape, size))
+
+    def _capture(self, shape: Shape, size: int, fitting: set[tuple[Shape, int]]) -> None:
         """Capture a batch size, and run it once as a request does.
+
+        Args:
+            fitting: those that `_burn_in` has run.
 
         Raises:
             OutOfMemory: memory does not suffice for one window.
             EngineError: it cannot be captured.
         """
+        if (shape, size) not in fitting:
+            return
         captured = self._view(self._captured, (size, *shape, self._channels))
-        try:
+        with self._lack_of_memory_logged(shape, size):
             self._graphs[shape, size] = self._queues.capture(
                 lambda: self._compute(captured), self._pool
             )
             black = self.stage(shape, size)
             black[:] = 0
             self.collect(self.submit(black))
+
+    @contextlib.contextmanager
+    def _lack_of_memory_logged(self, shape: Shape, size: int) -> Iterator[None]:
+        """Log a lack of memory, or raise it if it is for one window."""
+        try:
+            yield
         except OutOfMemory as error:
             if size == 1:
                 raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from app.errors import DeviceLost, EngineError, OutOfMemory
 
 _BURN_IN_RUNS = 3
-"""Runs before a capture, in which cuDNN tries its algorithms and libraries allocate workspaces."""
+"""In the first, cuDNN tries its algorithms and libraries allocate workspaces."""
 
 
 class CudaQueues:
@@ -80,11 +81,22 @@ class CudaQueues:
         """Create a pool of memory that graphs share."""
         return torch.cuda.graph_pool_handle()
 
+    def burn_in(self, function: Callable[[], None]) -> None:
+        """Run a function until cuDNN has tried its algorithms and libraries have their workspaces.
+
+        Raises:
+            OutOfMemory, EngineError: as `errors`.
+        """
+        with self.errors(), self.on(self.compute):
+            for _ in range(_BURN_IN_RUNS):
+                function()
+            self.compute.synchronize()
+
     def capture(self, function: Callable[[], None], pool: Any) -> Callable[[], None]:
         """Record the kernels of a function, and return a function that launches all of them.
 
         Args:
-            function: reads and writes memory at fixed addresses.
+            function: reads and writes memory at fixed addresses; `burn_in` ran it.
             pool: for the memory that it allocates.
 
         Raises:
@@ -95,9 +107,6 @@ class CudaQueues:
         if self._failed_capture is not None:
             raise EngineError(f"a capture has failed before: {self._failed_capture}")
         with self.errors(), self.on(self.compute):
-            for _ in range(_BURN_IN_RUNS):
-                function()
-            self.compute.synchronize()
             graph = torch.cuda.CUDAGraph()
             try:
                 # Another thread may prepare a batch; its calls do not concern this capture.
@@ -155,6 +164,8 @@ class CudaQueues:
         except RuntimeError as error:
             text = f"{self.device}: {_first_line(error)}"
             if isinstance(error, torch.OutOfMemoryError):
+                # A log may keep the error. It must not keep the tensors of its frames.
+                traceback.clear_frames(error.__traceback__)
                 raise OutOfMemory(text) from error
             # After a sticky error (an illegal access, a lost device) every later call fails too.
             try:
@@ -174,4 +185,4 @@ class CudaQueues:
 
 def _first_line(error: RuntimeError) -> str:
     """The part of a message that says what happened; the rest is advice to programmers."""
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0].partition(" Including non-PyTorch memory")[0]

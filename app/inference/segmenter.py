@@ -51,9 +51,9 @@ from app.inference.steps import (
     write_mask,
 )
 from app.metrics import Metrics
-from model.arrays import AnyArray, ByteArray, FloatArray, Shape
+from model.arrays import AnyArray, ByteArray, FloatArray, Probabilities, Shape
 from model.config import PreprocessConfig
-from model.windows import Stitcher, WindowPlan
+from model.windows import Stitcher, WindowPlan, to_floats
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ class Segmenter:
 
     def __init__(
         self,
-        batcher: Batcher[WindowJob, FloatArray],
+        batcher: Batcher[WindowJob, Probabilities],
         workers: WorkerPool,
         pool: Executor,
         *,
@@ -375,7 +375,7 @@ class Segmenter:
                 )
                 return Prediction(
                     await self._load(StoredArray(mask, shape, "|u1")),
-                    await self._load(probabilities) if stitched.full else None,
+                    to_floats(await self._load(probabilities)) if stitched.full else None,
                 )
 
         return finish
@@ -465,10 +465,12 @@ class Segmenter:
         self,
         job: ImageJob,
         plan: WindowPlan,
-        futures: deque[asyncio.Future[FloatArray]],
+        futures: deque[asyncio.Future[Probabilities]],
         held: contextlib.ExitStack,
     ) -> StoredArray:
         """Blend the probabilities of the windows into a block, which `held` frees.
+
+        Those of a single window keep their type; see `Probabilities`.
 
         Args:
             futures: one per window of the plan, in their order.
@@ -477,11 +479,11 @@ class Segmenter:
         job.timer.restart()
         shape = (job.channels, plan.rows.length, plan.columns.length)
         block = held.enter_context(self._blocks.borrow())
-        stored = StoredArray(block, shape, "<f4")
-        if plan.count == 1:
+        if plan.count == 1:  # stored as the engine returned it
             part = probabilities[: shape[0], : shape[1], : shape[2]]
-            await self._copy(stored.nbytes, block.store, part)
-            return stored
+            await self._copy(part.nbytes, block.store, part)
+            return StoredArray(block, shape, part.dtype.str)
+        stored = StoredArray(block, shape, "<f4")
         blended = None
         if stored.is_large:  # it is blended in shared memory; a small one is copied there
             block.clear()

@@ -31,7 +31,7 @@ from app.inference.rendering import preload_object_modules
 from app.inference.segmenter import Segmenter
 from app.metrics import Metrics
 from app.settings import Settings
-from model.arrays import FloatArray
+from model.arrays import Probabilities
 from model.checkpoint import SUFFIX
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Service:
         )
         self.metrics = Metrics()
         self.devices = [DeviceEngines(choice.device) for choice in choices]
-        self.batcher: Batcher[WindowJob, FloatArray] = Batcher(
+        self.batcher: Batcher[WindowJob, Probabilities] = Batcher(
             self.devices,
             max_batch=self.devices[0].max_batch,
             capacity=settings.queue_windows,

@@ -19,6 +19,7 @@ from app.inference.rendering import Decision, render
 from model.arrays import AnyArray
 from model.config import PreprocessConfig
 from model.transforms import mask_and_confidence, prepare, resize_to_image
+from model.windows import to_floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Stitched:
     """The probabilities of an image, and how to decide on its mask.
 
     Attributes:
-        probabilities: (C, h, w) of the pixels that the windows were cut from.
+        probabilities: `Probabilities` (C, h, w) of the pixels that the windows were cut from.
         height, width: of the upright image.
         preprocess: of the model, with the percentiles of the request.
         threshold: of the mask.
@@ -47,7 +48,7 @@ class Stitched:
 
     def decide(self, options: Options) -> Decision:
         """Decide on the mask, for the outputs of `options`."""
-        probabilities, size = self.probabilities.load(), (self.height, self.width)
+        probabilities, size = to_floats(self.probabilities.load()), (self.height, self.width)
         if self.full:  # resized once, for the mask as well
             probabilities = resize_to_image(probabilities, *size)
         mask, confidence = mask_and_confidence(

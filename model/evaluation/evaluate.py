@@ -38,11 +38,15 @@ class Sample:
         image: (H, W) or (H, W, 3), uint8 or uint16.
         labels: (H, W) int32: 0 and 1, class indices, or instances (0, then one value per object);
             `VOID` where a pixel has no label.
+        source: name of its source, if the data set has several.
+        has_objects: the labels have one value per object, if those of the data set do.
     """
 
     id: str
     image: AnyArray
     labels: Int32Array
+    source: str = ""
+    has_objects: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +99,7 @@ class ImageScore:
         boundaries: F1 of the contours of each of them; None where a class does not occur.
         matches: of the objects, or None if they were not compared.
         confusion: of several classes; see `count_classes`.
+        source: of the sample.
     """
 
     id: str
@@ -102,6 +107,7 @@ class ImageScore:
     boundaries: tuple[float | None, ...]
     matches: Matches | None = None
     confusion: Int64Array | None = dataclasses.field(default=None, compare=False)
+    source: str = ""
 
     @property
     def dice(self) -> float:
@@ -166,8 +172,20 @@ class Report:
         """Return means over the images, and pooled scores.
 
         Pooled scores count all pixels, or all objects, of the data set together. A class that
-        occurs neither in the labels nor in the masks has no score and is in no mean.
+        occurs neither in the labels nor in the masks has no score and is in no mean. If the images
+        come from several sources, `by_source` has the same scores of each.
         """
+        record = self._summarize_images()
+        if len(sources := {score.source: None for score in self.images}) > 1:
+            record["by_source"] = {
+                name: self._select_source(name)._summarize_images() for name in sources
+            }
+        return record
+
+    def _select_source(self, name: str) -> Report:
+        return Report(tuple(s for s in self.images if s.source == name), self.classes)
+
+    def _summarize_images(self) -> dict[str, Any]:
         pooled = [
             sum(overlaps, start=Overlap())
             for overlaps in zip(*(score.overlaps for score in self.images), strict=True)
@@ -226,7 +244,7 @@ class Report:
         """Format the summary for a terminal, one line per score."""
         lines = []
         summary = self.summary()
-        by_class = summary.pop("by_class", {})
+        by_class, by_source = summary.pop("by_class", {}), summary.pop("by_source", {})
         for name, value in summary.items():
             if isinstance(value, dict):
                 text = "  ".join(f"{key}: {each:.3f}" for key, each in value.items())
@@ -235,6 +253,8 @@ class Report:
             lines.append(f"{name:14} {text}")
         if by_class:
             lines += ["", *format_classes(by_class)]
+        if by_source:
+            lines += ["", *format_sources(by_source)]
         return "\n".join(lines)
 
     def worst(self, count: int = 10) -> list[ImageScore]:
@@ -288,20 +308,20 @@ def score_image(
     valid = true >= 0
     every = None if valid.all() else valid
     matches = None
-    if instances and prediction.instances is not None:
+    if instances and sample.has_objects and prediction.instances is not None:
         matches = Matches.of(_clear(prediction.instances, every), _clear(true, every))
     if classes == 2:
         found, wanted = _clear(mask > 0, every), true > 0
         overlap = Overlap.of(found, wanted)
         boundaries = (boundary_f1(mask > 0, wanted, valid=every),)
-        return ImageScore(sample.id, (overlap,), boundaries, matches)
+        return ImageScore(sample.id, (overlap,), boundaries, matches, source=sample.source)
     confusion = count_classes(mask, true, classes)
     overlaps = overlaps_of(confusion)
     contours = tuple(
         boundary_f1(mask == index, true == index, valid=every) if overlap.occurs else None
         for index, overlap in enumerate(overlaps)
     )
-    return ImageScore(sample.id, overlaps, contours, matches, confusion)
+    return ImageScore(sample.id, overlaps, contours, matches, confusion, sample.source)
 
 
 def format_classes(by_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -314,6 +334,19 @@ def format_classes(by_class: Mapping[str, Mapping[str, Any]]) -> list[str]:
         texts = ["-" if value is None else f"{value:.4f}" for value in values]
         texts.append(str(scores["pixels"]))
         lines.append(f"{name:{width}}" + "".join(f" {text:>11}" for text in texts))
+    return lines
+
+
+def format_sources(by_source: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Format the scores of sources for a terminal, one line per source."""
+    width = max(len("source"), *map(len, by_source))
+    columns = ("dice", "iou", "pooled_dice", "boundary_f1", "f1_50", "ap_50")
+    lines = [f"{'source':{width}} images" + "".join(f" {name:>11}" for name in columns)]
+    for name, scores in by_source.items():
+        texts = [f"{scores[key]:.4f}" if key in scores else "-" for key in columns]
+        lines.append(
+            f"{name:{width}} {scores['images']:6}" + "".join(f" {text:>11}" for text in texts)
+        )
     return lines
 
 

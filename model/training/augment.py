@@ -25,6 +25,15 @@ from torch import Tensor
 from model.arrays import AnyArray, ByteArray, FloatArray, Int32Array
 from model.training.recipe import AugmentConfig
 
+DARKEST = 1 / 256
+"""Added to values in 0..1 before the logarithm, which gives optical densities."""
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+"""Optical densities of hematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston
+2001)."""
+_UNMIX = np.linalg.inv(_STAINS)
+_TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+"""The cross product with the axis of grey, which turns hues."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
@@ -55,6 +64,9 @@ class Intensities:
     """How the values of a crop change, in 0..1 and in this order.
 
     Attributes:
+        stain: (3, 3), by which optical densities (.., 3) are multiplied from the right; None: they
+            are not.
+        mix: (3, 3), the same for colors; the result is limited to 0..1.
         gamma: the power to which values are raised.
         gains: per channel, by which they are multiplied.
         offset: added to them.
@@ -63,6 +75,8 @@ class Intensities:
         invert: whether they are subtracted from 1.
     """
 
+    stain: FloatArray | None
+    mix: FloatArray | None
     gamma: float
     gains: tuple[float, ...]
     offset: float
@@ -163,9 +177,14 @@ def _draw_centre(length: int, crop: float, rng: np.random.Generator) -> float:
 def _draw_intensities(
     channels: int, config: AugmentConfig, rng: np.random.Generator
 ) -> Intensities:
+    stain = mix = None
+    if channels == 3:
+        stain, mix = _draw_stain(config, rng), _draw_mix(config, rng)
     gamma, gain = np.exp(rng.uniform(-1, 1, 2) * (config.gamma, config.gain))
     colours = np.exp(rng.uniform(-config.colour, config.colour, channels))
     return Intensities(
+        stain=stain,
+        mix=mix,
         gamma=float(gamma),
         gains=tuple((gain * colours).tolist()),
         offset=float(rng.uniform(-config.offset, config.offset)),
@@ -173,6 +192,33 @@ def _draw_intensities(
         noise=float(rng.uniform(0, config.noise)),
         invert=bool(rng.random() < config.invert),
     )
+
+
+def _draw_stain(config: AugmentConfig, rng: np.random.Generator) -> FloatArray | None:
+    """Draw a matrix that changes the amounts of the stains. Grey stays as it is.
+
+    Images without stains, such as fluorescence, are therefore unchanged if they are grey.
+    """
+    if not config.stain:
+        return None
+    amounts = np.exp(rng.uniform(-config.stain, config.stain, 3))
+    matrix = (_UNMIX * amounts) @ _STAINS
+    balanced: FloatArray = (matrix / matrix.sum(axis=0)).astype(np.float32)
+    return balanced
+
+
+def _draw_mix(config: AugmentConfig, rng: np.random.Generator) -> FloatArray | None:
+    """Draw a matrix that turns hues around the axis of grey and changes the distance from it."""
+    if not (config.hue or config.saturation or config.grey):
+        return None
+    angle = math.radians(rng.uniform(-config.hue, config.hue))
+    saturation = math.exp(rng.uniform(-config.saturation, config.saturation))
+    if rng.random() < config.grey:
+        saturation = 0.0
+    grey = np.full((3, 3), 1 / 3)
+    turned = math.cos(angle) * (np.eye(3) - grey) + math.sin(angle) * _TURN
+    mix: FloatArray = (grey + saturation * turned).astype(np.float32)
+    return mix
 
 
 def _copy_crop(
@@ -244,6 +290,19 @@ def _make_grid(size: tuple[int, ...], crop: tuple[int, ...], placement: Placemen
     return torch.from_numpy(grid)
 
 
+def _vary_colours(image: FloatArray, intensities: Intensities) -> FloatArray:
+    """Change stains and hues of an image, (3, H, W) in 0..1."""
+    if intensities.stain is not None:
+        densities = -np.log(image + np.float32(DARKEST))
+        changed = np.tensordot(intensities.stain.T, densities, 1)
+        image = np.exp(-changed) - np.float32(DARKEST)
+    if intensities.mix is not None:
+        image = np.tensordot(intensities.mix.T, image, 1)
+    if intensities.stain is not None or intensities.mix is not None:
+        image = image.clip(0, 1)
+    return image
+
+
 def _vary_intensities(
     image: FloatArray, intensities: Intensities, rng: np.random.Generator
 ) -> FloatArray:
@@ -252,6 +311,7 @@ def _vary_intensities(
     The result has the same shape. It may leave 0..1.
     """
     gains = np.array(intensities.gains, np.float32)[:, None, None]
+    image = _vary_colours(image, intensities)
     varied: FloatArray = image ** np.float32(intensities.gamma)
     varied *= gains
     varied += np.float32(intensities.offset)

@@ -7,7 +7,10 @@ steps, no run folders.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from model.training.augment import augment
 from model.training.data import PairedDataset, read_scores
 from model.training.losses import border_weights
 from model.training.progress import track
-from model.training.recipe import Recipe
+from model.training.recipe import ImagesConfig, Recipe
 from model.transforms import prepare
 from model.windows import WindowPlan, plan_windows
 
@@ -70,22 +73,35 @@ class CropDataset(Dataset[Crop]):
     @property
     def has_border_weights(self) -> bool:
         """Whether pixels between objects weigh more (paper, equation 2)."""
-        recipe = self.recipe
-        return recipe.data.labels == "instances" and recipe.loss.border_weight > 0
+        return self.recipe.data.has_instances and self.recipe.loss.border_weight > 0
+
+    def find_unseparated(self, indices: Sequence[int]) -> list[bool] | None:
+        """Say which crops come from masks that do not separate objects, or None if none does.
+
+        Only the masks of some sources have one value per object.
+        """
+        found = [not self.samples.has_objects(self.image_index(index)) for index in indices]
+        return found if self.recipe.data.has_instances and any(found) else None
 
     def preload(self) -> None:
-        """Prepare images until the cache is full. Workers that are forked later share them.
+        """Prepare images on all cores until the cache is full. Workers that are forked later share
+        them.
 
         Raises:
             DataError: an image or a mask is invalid; see `PairedDataset`.
         """
         free = self.recipe.run.cache_mb * 1_000_000
-        for image_index in track(range(len(self.samples)), len(self.samples), "reading"):
-            pair = self._prepare_pair(image_index)
-            free -= pair[0].nbytes + pair[1].nbytes
-            if free < 0:
-                break
-            self._cache[image_index] = pair
+        count = len(self.samples)
+        pool = ThreadPoolExecutor(os.cpu_count(), "reading")
+        try:
+            pairs = track(pool.map(self._prepare_pair, range(count)), count, "reading")
+            for image_index, pair in enumerate(pairs):
+                free -= pair[0].nbytes + pair[1].nbytes
+                if free < 0:
+                    break
+                self._cache[image_index] = pair
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def foreground_fraction(self) -> float:
         """Return the fraction of pixels that are foreground, over up to 100 images.
@@ -174,14 +190,28 @@ class CropDataset(Dataset[Crop]):
 
 def _sampling_probabilities(samples: PairedDataset, recipe: Recipe) -> npt.NDArray[np.float64]:
     """Compute the probability of drawing each image; they sum to 1."""
+    if not recipe.data.sources:
+        return _weigh_images(samples, recipe.data)
+    probabilities = np.zeros(len(samples))
+    names = np.array([pair.source for pair in samples.pairs])
+    total = sum(source.share for source in recipe.data.sources)
+    for source in recipe.data.sources:
+        here = names == source.name
+        share = source.share / total if total else here.mean()
+        probabilities[here] = share * _weigh_images(samples.select_source(source.name), source)
+    return probabilities
+
+
+def _weigh_images(samples: PairedDataset, config: ImagesConfig) -> npt.NDArray[np.float64]:
+    """Compute the probability of drawing each image of a source; they sum to 1."""
     groups = Counter(pair.group for pair in samples.pairs)
-    weights = np.array([groups[pair.group] ** -recipe.data.balance for pair in samples.pairs])
-    if recipe.data.difficulty_report:
-        scores = read_scores(Path(recipe.data.difficulty_report))
+    weights = np.array([groups[pair.group] ** -config.balance for pair in samples.pairs])
+    if config.difficulty_report:
+        scores = read_scores(Path(config.difficulty_report))
         unscored = [id for id in samples.ids if id not in scores]
         if unscored:
             raise DataError(
-                f"{recipe.data.difficulty_report} has no score for {unscored[0]} "
+                f"{config.difficulty_report} has no score for {unscored[0]} "
                 f"({len(unscored)} of {len(samples)} images have none)"
             )
         weights *= [max(1 - scores[id], _MIN_DIFFICULTY) for id in samples.ids]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import fnmatch
 import hashlib
 import io
 import json
@@ -25,7 +26,7 @@ from model.files import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, check_regular, read_fil
 from model.pixels import IMAGE_SUFFIXES, decode_image, is_tiff, spread
 from model.training.masks import MaskCoding, read_mask
 from model.training.naming import describe_naming, match_names
-from model.training.recipe import DataConfig
+from model.training.recipe import DataConfig, ImagesConfig
 
 Image.MAX_IMAGE_PIXELS = None  # training images are the user's own, so their size is not limited
 
@@ -44,6 +45,8 @@ class Pair:
         group: what the image shows: a field of view, a car, a patient. All images of a group are
             either training or validation images. The pages of a stack are a group.
         page: of both files, from 0, if they are stacks.
+        source: name of its source, if the data set has several. The id then begins with it.
+        coding: of the mask, if it is not that of the data set.
     """
 
     id: str
@@ -51,6 +54,8 @@ class Pair:
     mask: Path
     group: str
     page: int | None = None
+    source: str = ""
+    coding: MaskCoding | None = None
 
 
 class PairedDataset(Sequence[Sample]):
@@ -67,8 +72,22 @@ class PairedDataset(Sequence[Sample]):
 
     @property
     def kind(self) -> str:
-        """The kind of the labels, as in `DataConfig.labels`."""
+        """The kind of the labels, as in `DataConfig.labels`; "instances" if a source has them."""
         return self.coding.kind
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the sources, in order; [""] if there is only one."""
+        return list(dict.fromkeys(pair.source for pair in self.pairs))
+
+    def has_objects(self, index: int) -> bool:
+        """Whether the labels of a pair have one value per object."""
+        return (self.pairs[index].coding or self.coding).kind == "instances"
+
+    def select_source(self, name: str) -> PairedDataset:
+        """Return the pairs of a source."""
+        pairs = [pair for pair in self.pairs if pair.source == name]
+        return PairedDataset(pairs, pairs[0].coding or self.coding)
 
     @property
     def ids(self) -> list[str]:
@@ -119,11 +138,35 @@ class CarvanaDataset(PairedDataset):
 
 
 def open_dataset(config: DataConfig, preprocess: PreprocessConfig) -> PairedDataset:
-    """Find the pairs of a recipe's data set, not yet split.
+    """Find the pairs of a recipe's data set, source after source, not yet split.
 
     Raises:
         DataError: see `find_pairs` and `read_groups`.
     """
+    if not config.sources:
+        return _open_source(config, preprocess)
+    datasets = {source.name: _open_source(source, preprocess) for source in config.sources}
+    pairs = [
+        dataclasses.replace(pair, id=f"{name}/{pair.id}", source=name, coding=dataset.coding)
+        for name, dataset in datasets.items()
+        for pair in dataset.pairs
+    ]
+    codings = [dataset.coding for dataset in datasets.values()]
+    return PairedDataset(pairs, max(codings, key=lambda coding: coding.kind == "instances"))
+
+
+def _open_source(config: ImagesConfig, preprocess: PreprocessConfig) -> PairedDataset:
+    """Find the pairs of one source."""
+    dataset = _find_source(config, preprocess)
+    if config.pattern == "*":
+        return dataset
+    pairs = [pair for pair in dataset.pairs if fnmatch.fnmatchcase(pair.id, config.pattern)]
+    if not pairs:
+        raise DataError(f"no image in {config.images} matches {config.pattern!r}")
+    return PairedDataset(pairs, dataset.coding)
+
+
+def _find_source(config: ImagesConfig, preprocess: PreprocessConfig) -> PairedDataset:
     images, masks = Path(config.images), Path(config.masks)
     if config.kind == "carvana":
         return CarvanaDataset(images, masks)
@@ -135,7 +178,7 @@ def open_dataset(config: DataConfig, preprocess: PreprocessConfig) -> PairedData
     return PairedDataset(pairs, code_masks(config, preprocess))
 
 
-def code_masks(config: DataConfig, preprocess: PreprocessConfig) -> MaskCoding:
+def code_masks(config: ImagesConfig, preprocess: PreprocessConfig) -> MaskCoding:
     """Return what a recipe says about the values of its masks."""
     return MaskCoding(config.labels, len(preprocess.classes), config.ignore, config.colours)
 
@@ -151,21 +194,36 @@ def split_dataset(
     """Split a data set into a training and a validation part.
 
     The recipe lists the validation images, or gives the fraction of groups to use. The pages of a
-    stack stay together unless it is the only group: then its last pages are for validation.
+    stack stay together unless it is the only group: then its last pages are for validation. Each
+    of several sources is split by itself.
 
     Raises:
         DataError: the list cannot be read, is not UTF-8 text, or names an unknown image; or one
             part is empty.
     """
+    if not config.sources:
+        return _split_source(dataset, config)
+    parts = [_split_source(dataset.select_source(each.name), each) for each in config.sources]
+    training, validation = (
+        PairedDataset([pair for part in side for pair in part.pairs], dataset.coding)
+        for side in zip(*parts, strict=True)
+    )
+    return training, validation
+
+
+def _split_source(
+    dataset: PairedDataset, config: ImagesConfig
+) -> tuple[PairedDataset, PairedDataset]:
+    """Split the pairs of one source; see `split_dataset`."""
     if config.validation_list:
         listed = _read_validation_list(Path(config.validation_list))
-        stacks = {pair.image.stem for pair in dataset.pairs}
-        unknown = sorted(listed - set(dataset.ids) - stacks)
+        names = {pair: _names_of(pair) for pair in dataset.pairs}
+        unknown = sorted(listed.difference(*names.values()))
         if unknown:
             raise DataError(
                 f"{config.validation_list} names {unknown[0]!r}, which is not in the data set"
             )
-        groups = {pair.group for pair in dataset.pairs if listed & {pair.id, pair.image.stem}}
+        groups = {pair.group for pair in dataset.pairs if listed & names[pair]}
     else:
         every = {pair.group for pair in dataset.pairs}
         if len(every) == 1 and len(dataset) > 1 and dataset.pairs[0].page is not None:
@@ -179,6 +237,11 @@ def split_dataset(
             "least one"
         )
     return training, validation
+
+
+def _names_of(pair: Pair) -> set[str]:
+    """Return the names by which a list of validation images can mean a pair."""
+    return {pair.id, pair.id.removeprefix(f"{pair.source}/"), pair.image.stem}
 
 
 def _split_pages(dataset: PairedDataset, share: float) -> tuple[PairedDataset, PairedDataset]:
@@ -417,19 +480,20 @@ def read_sample(pair: Pair, coding: MaskCoding | None = None) -> Sample:
     """Decode a pair.
 
     Args:
-        coding: as for `PairedDataset`.
+        coding: as for `PairedDataset`; used if the pair has none.
 
     Raises:
         DataError: a file cannot be read, the sizes differ, or the mask is invalid; see `read_mask`.
     """
     image = read_image(pair.image, pair.page)
-    labels = read_mask(pair.mask, pair.page, coding or MaskCoding())
+    coding = pair.coding or coding or MaskCoding()
+    labels = read_mask(pair.mask, pair.page, coding)
     if image.shape[:2] != labels.shape:
         raise DataError(
             f"{pair.mask} is {labels.shape[1]}x{labels.shape[0]}, but its image {pair.image.name} "
             f"is {image.shape[1]}x{image.shape[0]}"
         )
-    return Sample(pair.id, image, labels)
+    return Sample(pair.id, image, labels, pair.source, coding.kind == "instances")
 
 
 def list_images(folder: Path, deep: bool = False) -> list[Path]:

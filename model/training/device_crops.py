@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.arrays import AnyArray, Int32Array
-from model.training.augment import Intensities, Placement, draw_crop
+from model.arrays import AnyArray, FloatArray, Int32Array
+from model.training.augment import DARKEST, Intensities, Placement, draw_crop
 from model.training.crops import CropDataset
 from model.training.losses import MAX_BATCH_LABEL, batch_border_weights
 
@@ -128,7 +128,8 @@ class DeviceCrops:
         table = self._upload(np.array(rows, np.float32))
         gamma, offset, blur, strength, invert = table.T[:, :, None, None, None]
         gains = self._upload(np.array([i.gains for i in intensities], np.float32))
-        varied = (values / 255).pow(gamma) * gains[:, None, None] + offset
+        colours = self._vary_colours(values / 255, intensities)
+        varied = colours.pow(gamma) * gains[:, None, None] + offset
         config = self.crops.recipe.augment
         if config.blur:
             soft = F.avg_pool2d(varied.permute(0, 3, 1, 2), 3, 1, 1, count_include_pad=False)
@@ -139,6 +140,24 @@ class DeviceCrops:
             varied = torch.where(invert > 0, 1 - varied, varied)
         pixels: Tensor = (varied * 255).round().clamp(0, 255).byte()
         return pixels
+
+    def _vary_colours(self, values: Tensor, intensities: Sequence[Intensities]) -> Tensor:
+        """Change stains and hues of crops (N, h, w, C) in 0..1."""
+        stains, mixes = [i.stain for i in intensities], [i.mix for i in intensities]
+        if stains[0] is not None:  # then all have one
+            densities = -torch.log(values + DARKEST)
+            values = torch.exp(-self._multiply(densities, stains)) - DARKEST
+        if mixes[0] is not None:
+            values = self._multiply(values, mixes)
+        if stains[0] is not None or mixes[0] is not None:
+            values = values.clamp(0, 1)
+        return values
+
+    def _multiply(self, values: Tensor, matrices: Sequence[FloatArray | None]) -> Tensor:
+        """Multiply the colors (N, h, w, 3) of each crop by its matrix (3, 3)."""
+        table = self._upload(np.stack([each for each in matrices if each is not None]))
+        count, height, width, channels = values.shape
+        return (values.view(count, -1, channels) @ table).view(count, height, width, -1)
 
     def _upload(self, array: AnyArray) -> Tensor:
         """Copy an array to the device without waiting for it."""

@@ -259,8 +259,10 @@ def rate_scores(scores: Mapping[str, Any]) -> float:
     """Reduce the scores of a validation to the one by which weights are chosen.
 
     It is the mIoU of several classes, the Dice of a binary model, and the mean of Dice and F1 of
-    the objects where they are separated.
+    the objects where they are separated. Each of several sources counts the same.
     """
+    if "by_source" in scores:
+        return float(np.mean([rate_scores(each) for each in scores["by_source"].values()]))
     if "miou" in scores:
         return float(scores["miou"])
     if "f1_50" in scores:
@@ -368,7 +370,10 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
     if "miou" in scores:
         return f"mIoU {scores['miou']:.4f}, Dice {scores['dice']:.4f}"
     objects = f", F1 of objects {scores['f1_50']:.4f}" if "f1_50" in scores else ""
-    return f"Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}{objects}"
+    sources = "".join(
+        f", {name} {each['dice']:.4f}" for name, each in scores.get("by_source", {}).items()
+    )
+    return f"Dice {scores['dice']:.4f}, IoU {scores['iou']:.4f}{objects}{sources}"
 
 
 def _smooth(mean: float, value: float) -> float:
@@ -413,7 +418,8 @@ def _train_loop(
             if progress >= 0.5 and 0 < recipe.optim.stop_after <= best.since:
                 ending = f"stopped after {best.since} validations without a better score"
                 break
-            trainer.step(pixels, labels, weights, progress)
+            unseparated = crops.find_unseparated(indices)
+            trainer.step(pixels, labels, weights, progress, unseparated)
             step = trainer.steps_done
             unread.append(indices)
             validates = schedule.is_due(step, length.seconds_share(trainer))
@@ -669,7 +675,7 @@ def _spread(samples: PairedDataset, most: int) -> PairedDataset:
 
 def _measure(predictor: Predictor, recipe: Recipe, samples: PairedDataset) -> Report:
     """Evaluate a predictor."""
-    instances = recipe.data.labels == "instances"
+    instances = recipe.data.has_instances
     predict = from_probabilities(predictor, recipe.preprocess, instances=instances)
     return evaluate(
         predict,

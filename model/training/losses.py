@@ -201,12 +201,12 @@ def segmentation_loss(
     Args:
         logits: (N, C, H, W).
         target: (N, C, H, W) in 0..1.
-        weight: (N, 1, H, W), of the cross-entropy at each pixel: the paper's w(x) of equation 1.
-            None: 1.
+        weight: of the cross-entropy at each pixel: the paper's w(x) of equation 1. (N, 1, H, W),
+            or (N, C, H, W) where channels differ. None: 1.
         binary: a sigmoid per channel. False: a softmax over the channels.
         dice_weight: 0 leaves the Dice loss out.
-        valid: (N, 1, H, W), whether a pixel has a label and is in the Dice loss. None: all are.
-            Set `weight` to 0 where it is not.
+        valid: as `weight`, whether a pixel has a label and is in the Dice loss. None: all are. Set
+            `weight` to 0 where it is not.
 
     Returns:
         A scalar.

@@ -39,8 +39,8 @@ _Positive = Annotated[float, Field(strict=True, gt=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class DataConfig(ConfigBase):
-    """Where the images and masks are, and how they are split."""
+class ImagesConfig(ConfigBase):
+    """Where images and masks are, and how they are split."""
 
     kind: Literal["paired", "named", "carvana"] = Field(
         default="paired",
@@ -50,6 +50,9 @@ class DataConfig(ConfigBase):
     )
     images: str = Field(default="data/images", description="folder of the images")
     masks: str = Field(default="data/masks", description="folder of the masks")
+    pattern: str = Field(
+        default="*", description="only images whose names without suffix match, such as tnbc-*"
+    )
     labels: Literal["binary", "classes", "instances"] = Field(
         default="binary",
         description="values in the masks. binary: not 0 is foreground; classes: class indices; "
@@ -94,6 +97,35 @@ class DataConfig(ConfigBase):
         description="JSON from `unet evaluate --part training --json`; images with a lower Dice "
         "are drawn more often",
     )
+
+
+@dataclass(frozen=True, config=STRICT)
+class SourceConfig(ImagesConfig):
+    """One of several sources of images. Its name is part of the names of its images."""
+
+    name: str = Field(default="", description="of the source, in scores and names of images")
+    share: Amount = Field(
+        default=0.0,
+        description="share of the crops, relative to the other sources; 0 for all sources: in "
+        "proportion to their images",
+    )
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
+            raise ConfigError(
+                f"each source needs a name of letters, digits, '_', '.' or '-', not {self.name!r}"
+            )
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig(ImagesConfig):
+    """Where the images and masks are, and how they are split."""
+
+    sources: tuple[SourceConfig, ...] = Field(
+        default=(),
+        description="several sources, [[data.sources]], each with a name, the keys above and a "
+        "share; they replace the keys above",
+    )
     golden: str = Field(
         default="",
         description="image for the golden pair, which the checkpoint contains; by default a "
@@ -101,6 +133,35 @@ class DataConfig(ConfigBase):
     )
     source: str = Field(default="", description="origin of the data, for the model card")
     licence: str = Field(default="", description="licence of weights and data, for the model card")
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"sources need different names, not {names}")
+        shares = [source.share for source in self.sources]
+        if any(shares) and not all(shares):
+            raise ConfigError(f"share must be set for all sources or for none, not {shares}")
+        own = {name for name in fields_of(ImagesConfig) if self.sources and self._is_set(name)}
+        if own:
+            raise ConfigError(f"with sources, {min(own)} must be set in each of them")
+
+    def _is_set(self, name: str) -> bool:
+        return bool(getattr(self, name) != fields_of(ImagesConfig)[name].default)
+
+    @property
+    def parts(self) -> tuple[ImagesConfig, ...]:
+        """The sources, or the only one, which is described by the section itself."""
+        return self.sources or (self,)
+
+    @property
+    def has_instances(self) -> bool:
+        """Whether the labels of a source have one value per object."""
+        return any(part.labels == "instances" for part in self.parts)
+
+    @property
+    def has_void(self) -> bool:
+        """Whether a source has pixels without a label."""
+        return any(part.ignore >= 0 for part in self.parts)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -132,6 +193,17 @@ class AugmentConfig(ConfigBase):
     )
     colour: Amount = Field(
         default=0.15, description="each channel is multiplied by up to exp(±colour)"
+    )
+    hue: Annotated[Amount, Field(le=180)] = Field(
+        default=0.0, description="colors are turned by up to this angle, in degrees"
+    )
+    saturation: Amount = Field(
+        default=0.0, description="saturation is multiplied by up to exp(±saturation)"
+    )
+    grey: Share = Field(default=0.0, description="share of the crops without color")
+    stain: Annotated[Amount, Field(le=0.5)] = Field(
+        default=0.0,
+        description="the amounts of hematoxylin, eosin and DAB are multiplied by up to exp(±stain)",
     )
     noise: Amount = Field(
         default=0.04,
@@ -314,23 +386,22 @@ class Recipe(ConfigBase):
         self._check_crop()
 
     def _check_labels(self) -> None:
-        labels, binary = self.data.labels, self.preprocess.binary
-        if labels == "classes" and binary:
-            raise ConfigError("labels 'classes' needs more than two names in classes")
-        if labels != "classes" and not binary:
-            raise ConfigError(
-                f"labels {labels!r} has two classes, not {len(self.preprocess.classes)}"
-            )
-        weights, colours = self.loss.class_weights, self.data.colours
-        classes = len(self.preprocess.classes)
+        binary, classes = self.preprocess.binary, len(self.preprocess.classes)
+        weights = self.loss.class_weights
         if weights and len(weights) != classes:
             raise ConfigError(f"class_weights needs {classes} values, not {len(weights)}")
-        if colours and (len(colours) != classes or labels == "instances"):
-            raise ConfigError(
-                f"colours needs one color per class, {classes}, not {len(colours)}; instances have "
-                "none"
-            )
-        if labels != "instances" and self.network.out_channels == 2:
+        for part in self.data.parts:
+            labels, colours = part.labels, part.colours
+            if labels == "classes" and binary:
+                raise ConfigError("labels 'classes' needs more than two names in classes")
+            if labels != "classes" and not binary:
+                raise ConfigError(f"labels {labels!r} has two classes, not {classes}")
+            if colours and (len(colours) != classes or labels == "instances"):
+                raise ConfigError(
+                    f"colours needs one color per class, {classes}, not {len(colours)}; instances "
+                    "have none"
+                )
+        if not self.data.has_instances and self.network.out_channels == 2:
             raise ConfigError("a border channel (out_channels 2) needs labels 'instances'")
 
     def _check_crop(self) -> None:

@@ -334,10 +334,18 @@ def check_masks(dataset: PairedDataset) -> str:
     Returns:
         A warning, or "".
 
+    Each of several sources is checked by itself.
+
     Raises:
         DataError: a mask cannot be read, the first one equals its image, or all pixels of all masks
             have the same label.
     """
+    warnings = [_check_source(dataset.select_source(name)) for name in dataset.sources]
+    return "; ".join(filter(None, warnings))
+
+
+def _check_source(dataset: PairedDataset) -> str:
+    """Check the masks of one source; see `check_masks`."""
     first = dataset.pairs[0]
     stored = read_stored_mask(first.mask, first.page)
     check_not_image(first)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,14 @@ class Trainer:
         """Learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float) -> None:
+    def step(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        progress: float,
+        unseparated: Sequence[bool] | None = None,
+    ) -> None:
         """Train on one batch. On CUDA the device may finish later.
 
         Args:
@@ -163,12 +170,14 @@ class Trainer:
             labels: (N, h, w) integers.
             weights: (N, h, w) float, of the cross-entropy at each pixel.
             progress: fraction of the schedule that has passed, 0..1.
+            unseparated: of each crop, whether its labels do not separate objects. The border
+                channel then has no loss. None: all separate them, or there is no such channel.
         """
         optim = self.recipe.optim
         rate = compute_learning_rate(optim, self.steps_done, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._compute_loss(pixels, labels, weights)
+        loss = self._compute_loss(pixels, labels, weights, unseparated)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), optim.grad_clip or math.inf)
@@ -188,7 +197,13 @@ class Trainer:
         self._unread.clear()
         return [(loss, norm) for loss, norm in figures]
 
-    def _compute_loss(self, pixels: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def _compute_loss(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        unseparated: Sequence[bool] | None,
+    ) -> Tensor:
         """Compute the loss of a batch; the arguments are those of `step`."""
         recipe = self.recipe
         inputs = self._to_inputs(pixels)
@@ -196,9 +211,9 @@ class Trainer:
         weights = weights.to(self.device, non_blocking=True)[:, None]
         margin = recipe.network.margin
         valid = None
-        if recipe.data.ignore >= 0:
+        if recipe.data.has_void:
             valid = (labels >= 0)[:, None]
-        if recipe.data.ignore >= 0 or recipe.loss.class_weights:
+        if recipe.data.has_void or recipe.loss.class_weights:
             classes = len(recipe.preprocess.classes)
             weights = weights * label_weights(labels, recipe.loss.class_weights, classes)[:, None]
             labels = labels.clamp(min=0)
@@ -209,6 +224,10 @@ class Trainer:
             target = target[..., margin:-margin, margin:-margin]
             weights = weights[..., margin:-margin, margin:-margin]
             valid = None if valid is None else valid[..., margin:-margin, margin:-margin]
+        if unseparated is not None and recipe.network.out_channels == 2:
+            known, scale = self._mask_border(unseparated)
+            weights = weights * scale
+            valid = known if valid is None else valid * known
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             logits = self._forward(inputs)
         return segmentation_loss(
@@ -219,6 +238,23 @@ class Trainer:
             dice_weight=recipe.loss.dice_weight,
             valid=valid,
         )
+
+    def _mask_border(self, unseparated: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Return what leaves the border channel of some crops out of the loss.
+
+        Returns:
+            Two tensors (N, 2, 1, 1): 0 for that channel of these crops and 1 elsewhere; and the
+            same, weighted up so that the channel's mean is over the other crops.
+        """
+        separated = ~np.array(unseparated)
+        known = np.ones((len(separated), 2, 1, 1), np.float32)
+        known[:, 1, 0, 0] = separated
+        scale = known.copy()
+        scale[:, 1] *= len(separated) / max(1, separated.sum())
+        table = torch.from_numpy(np.stack([known, scale]))
+        if self.device.type == "cuda":
+            table = table.pin_memory().to(self.device, non_blocking=True)
+        return table[0], table[1]
 
     def _to_inputs(self, pixels: Tensor) -> Tensor:
         """Convert pixels (N, h, w, C) uint8 to the network's input on the device."""

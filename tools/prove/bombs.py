@@ -6,6 +6,7 @@ and the memory of all processes is watched.
 
 from __future__ import annotations
 
+import bisect
 import io
 import os
 import struct
@@ -231,6 +232,7 @@ def run(seconds: float) -> list[Row]:
     flags = (f"--image-workers={workers}", f"--max-megapixels={MAX_MEGAPIXELS}")
     start = time.monotonic()
     answers: dict[str, list[Answer]] = {name: [] for name in BOMBS}
+    starts: list[tuple[float, str]] = [(start, "nothing")]
     rounds = 0
     with serving(*flags) as subject, ThreadPoolExecutor(workers + 1) as clients:
         before = subject.memory()
@@ -238,6 +240,7 @@ def run(seconds: float) -> list[Row]:
             while not rounds or time.monotonic() < start + seconds:
                 for name, bomb in BOMBS.items():
                     sent = _encode(bomb)
+                    starts.append((time.monotonic(), name))
                     jobs = [
                         clients.submit(exchange, subject.port, sent) for _ in range(workers + 1)
                     ]
@@ -249,6 +252,8 @@ def run(seconds: float) -> list[Row]:
         tracebacks = subject.log().count("Traceback")
     every = [answer for each in answers.values() for answer in each]
     slowest = max(answers, key=lambda name: max(answer.seconds for answer in answers[name]))
+    sent_at, milliseconds = watch.slowest_livez
+    disturber = starts[bisect.bisect(starts, sent_at, key=lambda each: each[0]) - 1][1]
     limit = decoding_limit(MAX_MEGAPIXELS * 1_000_000, Deadline.never())
     longest = 2 * limit.seconds + DECODING_SECONDS
     wrong = [
@@ -264,8 +269,8 @@ def run(seconds: float) -> list[Row]:
         at_most(
             f"slowest answer ({slowest})", max(answer.seconds for answer in every), longest, "s"
         ),
-        at_least("probes of /livez meanwhile", len(watch.livez_ms), 100),
-        at_most("slowest /livez", watch.slowest_livez, LIVEZ_MS, "ms"),
+        at_least("probes of /livez meanwhile", len(watch.probes), 100),
+        at_most(f"slowest /livez (beside {disturber})", milliseconds, LIVEZ_MS, "ms"),
         noted("normal client meanwhile", format_counts(watch.normal)),
         none_of("its answers other than 200 and 429", watch.rejections),
         at_most(

@@ -1,4 +1,6 @@
-"""Asks `/livez` until its standard input ends, then prints the latencies in milliseconds.
+"""Asks `/livez` until its standard input ends, then prints a line for each probe.
+
+The line has the time when it was sent, by the monotonic clock, and its latency in milliseconds.
 
     python -m tools.prove.livez PORT
 
@@ -23,17 +25,18 @@ _FAILED_MS = 60_000.0
 def main() -> None:
     with contextlib.suppress(PermissionError):
         os.nice(-10)  # the time of this process itself should not count
-    port, latencies = int(sys.argv[1]), list[float]()
+    port, probes = int(sys.argv[1]), list[tuple[float, float]]()
     probe = request(path="/livez", method="GET")
     while not select.select([sys.stdin], [], [], _PAUSE_S)[0]:
-        start = time.perf_counter()
+        start = time.monotonic()
         try:
             answer = exchange(port, probe, 60)
             passed = answer.status == 200
         except OSError:
             passed = False
-        latencies.append((time.perf_counter() - start) * 1000 if passed else _FAILED_MS)
-    print("\n".join(f"{each:.3f}" for each in latencies))
+        latency = (time.monotonic() - start) * 1000 if passed else _FAILED_MS
+        probes.append((start, latency))
+    print("\n".join(f"{start:.6f} {latency:.3f}" for start, latency in probes))
 
 
 if __name__ == "__main__":

@@ -29,13 +29,13 @@ class Watch:
     """Watches a service while it is attacked.
 
     Attributes:
-        livez_ms: latencies of `/livez`.
+        probes: of `/livez`: when each was sent, by the monotonic clock, and its milliseconds.
         normal: outcomes of a client with a normal image.
         peak: bytes of all processes.
     """
 
     def __init__(self, subject: Subject) -> None:
-        self.livez_ms: list[float] = []
+        self.probes: list[tuple[float, float]] = []
         self.normal: Counter[object] = Counter()
         self.peak = 0
         self._subject = subject
@@ -57,14 +57,15 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         output = self._probe.communicate()[0]
-        self.livez_ms = [float(line) for line in output.split()]
+        lines = [line.split() for line in output.splitlines()]
+        self.probes = [(float(sent), float(latency)) for sent, latency in lines]
         for thread in self._threads:
             thread.join()
 
     @property
-    def slowest_livez(self) -> float:
-        """Milliseconds; infinite if there was no probe."""
-        return max(self.livez_ms, default=float("inf"))
+    def slowest_livez(self) -> tuple[float, float]:
+        """When the slowest probe was sent, and its milliseconds; infinite if there was none."""
+        return max(self.probes, key=lambda probe: probe[1], default=(0.0, float("inf")))
 
     @property
     def rejections(self) -> set[object]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import functools
 import io
 import math
 import mmap
 import os
 import pickle
+import queue
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -32,27 +35,67 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC})
 """Errors of a system that has no file descriptors or memory left."""
 
 
+class MemoryFreer:
+    """A thread that gives memory back: the kernel takes about a millisecond for 4 MB, in which the
+    event loop could answer a probe."""
+
+    def __init__(self) -> None:
+        # It may be used in a destructor, at any time and on any thread.
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._stopped = False
+        threading.Thread(target=self._work, name="memory freer", daemon=True).start()
+
+    def put(self, free: Callable[[], None]) -> None:
+        """Call a function on the thread, and return at once. After `stop` it is called here."""
+        if self._stopped:
+            free()
+        else:
+            self._calls.put(free)
+
+    def stop(self) -> None:
+        """End the thread after the calls that are queued. Does not wait for that."""
+        self._stopped = True
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (free := self._calls.get()) is not None:
+            free()
+            del free
+
+
+class _Mapping(mmap.mmap):
+    """A mapping that `freer` unmaps once nothing refers to it. Without one it is done at once."""
+
+    freer: MemoryFreer | None = None
+
+    def __del__(self) -> None:
+        if self.freer is not None:
+            self.freer.put(self.close)
+
+
 class SharedBlock:
     """An anonymous file in memory, which grows as it is written.
 
     Args:
         fd: of the file; the block closes it.
+        freer: gives its memory back if it is large; without one that is done at once.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, freer: MemoryFreer | None = None) -> None:
         self.fd = fd
-        self._mapped: mmap.mmap | None = None
+        self._freer = freer
+        self._mapped: _Mapping | None = None
 
     @classmethod
-    def create(cls) -> Self:
+    def create(cls, freer: MemoryFreer | None = None) -> Self:
         """Create an empty block. On Linux it can grow and not shrink: reading a mapped page that
         another process has cut off would end this one."""
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("unet-image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-            return cls(fd)
+            return cls(fd, freer)
         with tempfile.TemporaryFile() as file:  # macOS: a file without a name
-            return cls(os.dup(file.fileno()))
+            return cls(os.dup(file.fileno()), freer)
 
     @property
     def size(self) -> int:
@@ -88,7 +131,9 @@ class SharedBlock:
         if self._mapped is None or len(self._mapped) < size:
             if self.size < size:
                 os.ftruncate(self.fd, size)
-            self._mapped = mmap.mmap(self.fd, self.size)
+            self._mapped = _Mapping(self.fd, self.size)
+            if self.size >= _MAP_FROM:
+                self._mapped.freer = self._freer
         return self._mapped
 
     def clear(self) -> None:
@@ -102,9 +147,14 @@ class SharedBlock:
 
     def close(self) -> None:
         """Close the file. Its memory is freed when no process has it open or mapped."""
+        if self.closed:
+            return
+        is_large = self.size >= _MAP_FROM
         fd, self.fd = self.fd, -1
         self._mapped = None  # arrays in it keep it
-        if fd >= 0:
+        if is_large and self._freer is not None:
+            self._freer.put(functools.partial(os.close, fd))
+        else:
             os.close(fd)
 
     def __del__(self) -> None:
@@ -148,6 +198,7 @@ class BlockCache:
     """Hands out blocks, and keeps small ones for reuse: their memory is already allocated."""
 
     def __init__(self) -> None:
+        self._freer = MemoryFreer()
         self._free: list[tuple[SharedBlock, int]] = []  # with their sizes
         self._cached = 0
 
@@ -182,15 +233,16 @@ class BlockCache:
 
     def _take(self) -> SharedBlock:
         if not self._free:
-            return SharedBlock.create()
+            return SharedBlock.create(self._freer)
         block, size = self._free.pop()
         self._cached -= size
         return block
 
     def close(self) -> None:
-        """Free all blocks that are not in use."""
+        """Free all blocks that are not in use. It is not used after this."""
         while self._free:
             self._take().close()
+        self._freer.stop()
 
 
 class _Pickler(pickle.Pickler):

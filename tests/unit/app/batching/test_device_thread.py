@@ -1,4 +1,4 @@
-"""The one thread of a device: what it submits, in which order it collects, and what it keeps."""
+"""The threads of a device: what they submit, in which order they collect, and what they keep."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Batches:
         (2, "submit 0, submit 1, collect 0, submit 2, collect 1, collect 2"),
     ],
 )
-def test_next_batch_is_submitted_before_the_last_is_collected(depth: int, events: str) -> None:
+def test_batches_in_flight_are_no_more_than_the_depth(depth: int, events: str) -> None:
     batches = Batches()
 
     async def body(thread: DeviceThread) -> None:
@@ -80,16 +80,51 @@ def test_next_batch_is_submitted_before_the_last_is_collected(depth: int, events
         held = asyncio.create_task(thread.call(lambda: gate.wait(20)))
         await until(lambda: thread.elapsed() > 0)
         futures = [batches.put(thread, number) for number in range(3)]
-        for each in batches.gates:
-            each.set()
         gate.set()
         await held
-        assert [(await future).result for future in futures] == [0, 1, 2]
+        await until(lambda: len(batches.events) == depth)
+        for number, future in enumerate(futures):
+            await asyncio.sleep(0.02)
+            assert len(batches.events) == min(2 * number + depth, 3 + number)
+            batches.gates[number].set()
+            assert (await future).result == number
         assert thread.elapsed() == 0
 
     with_thread(body, depth)
     assert ", ".join(batches.events) == events
-    assert batches.threads == {"device"}
+    collecting = {"device"} if depth == 1 else {"device collect"}
+    assert batches.threads == {"device"} | collecting
+
+
+def test_batch_is_submitted_while_the_last_is_waited_for() -> None:
+    """It is formed later than the last was submitted, as under steady load."""
+    batches = Batches()
+
+    async def body(thread: DeviceThread) -> None:
+        first = batches.put(thread, 0)
+        await until(lambda: thread.elapsed() > 0.05)  # it is being waited for
+        second = batches.put(thread, 1)
+        await until(lambda: "submit 1" in batches.events)
+        assert not first.done()
+        for each in batches.gates:
+            each.set()
+        assert [(await each).result for each in (first, second)] == [0, 1]
+
+    with_thread(body)
+
+
+def test_other_calls_are_made_while_a_batch_is_waited_for() -> None:
+    batches = Batches()
+
+    async def body(thread: DeviceThread) -> None:
+        first = batches.put(thread, 0)
+        await until(lambda: thread.elapsed() > 0.05)
+        assert await thread.call(lambda: "checked") == "checked"
+        assert thread.elapsed() > 0.05  # of the batch
+        batches.gates[0].set()
+        await first
+
+    with_thread(body)
 
 
 def test_time_of_a_batch_begins_when_the_one_before_it_ends() -> None:

@@ -255,8 +255,11 @@ def test_batch_of_a_forgotten_key_is_not_measured_when_it_ends() -> None:
     with_worker(body, device)
 
 
-def test_all_calls_but_preparing_are_made_on_one_thread() -> None:
-    device = Device("cuda:0", depth=2)
+@pytest.mark.parametrize(("depth", "collecting"), [(1, "cuda:0"), (2, "cuda:0 collect")])
+def test_all_calls_but_preparing_and_waiting_are_made_on_one_thread(
+    depth: int, collecting: str
+) -> None:
+    device = Device("cuda:0", depth=depth)
 
     async def body(worker: DeviceWorker) -> None:
         await asyncio.gather(*(compute(worker, Item(n)) for n in range(4)))
@@ -264,9 +267,8 @@ def test_all_calls_but_preparing_are_made_on_one_thread() -> None:
         assert await worker.call(lambda: threading.current_thread().name) == "cuda:0"
 
     with_worker(body, device)
-    assert {
-        name for method in ("submit", "collect", "check") for name in device.threads[method]
-    } == {"cuda:0"}
+    assert {name for method in ("submit", "check") for name in device.threads[method]} == {"cuda:0"}
+    assert device.threads["collect"] == {collecting}
     assert device.threads["prepare"] == {"cuda:0 prepare"}
 
 

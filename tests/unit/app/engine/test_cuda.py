@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -221,6 +222,25 @@ def test_batch_sizes_that_memory_does_not_hold_are_left_to_the_batcher(
     assert np.abs(result * UNIT - reference(windows)).max() <= UNIT
 
 
+def test_graphs_are_captured_when_all_sizes_were_run_without_one(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the largest graph and a run of a smaller batch need memory at the same time."""
+    order: list[str] = []
+    for name in ("burn_in", "return_memory", "capture"):
+        original = getattr(CudaQueues, name)
+
+        def record(
+            queues: CudaQueues, *args: Any, name: str = name, original: Any = original
+        ) -> Any:
+            order.append(name)
+            return original(queues, *args)
+
+        monkeypatch.setattr(CudaQueues, name, record)
+    build().warm()
+    assert order == ["burn_in"] * 8 + ["return_memory"] + ["capture"] * 8
+
+
 def test_memory_for_less_than_one_window_stops_the_model(cuda: FakeCuda) -> None:
     engine = build()
     cuda.memory = 1000
@@ -295,9 +315,14 @@ def test_mask_of_integers_is_the_mask_of_floats() -> None:
     assert np.array_equal(to_mask(restored, config), to_mask(exact, config))
 
 
-@pytest.mark.parametrize("architecture", [SMALLEST, UNetConfig(1, 9, 2, 0)])
-def test_fused_layers_compute_the_network(architecture: UNetConfig) -> None:
+@pytest.mark.parametrize(
+    "architecture",
+    [SMALLEST, UNetConfig(1, 9, 2, 0), UNetConfig(3, 2, 8, 1), UNetConfig(1, 1, 4, 0)],
+)
+@pytest.mark.parametrize(("grow", "pool"), [(False, False), (True, False), (True, True)])
+def test_fused_layers_compute_the_network(architecture: UNetConfig, grow: bool, pool: bool) -> None:
     network = build_network(untrained(architecture)).eval()
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     calls: list[tuple[int, int]] = []
 
     def convolve(x: Tensor, layer: torch.nn.Conv2d) -> Tensor:
@@ -306,30 +331,35 @@ def test_fused_layers_compute_the_network(architecture: UNetConfig) -> None:
 
     side = 64 if architecture.padding else 188
     x = torch.rand(2, architecture.in_channels, side, side)
+    x = x.to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        torch.testing.assert_close(FusedUNet(network, convolve)(x), network(x))
+        fused = FusedUNet(network, convolve, grow_by_product=grow, pool_by_maxima=pool)
+        torch.testing.assert_close(fused(x), network(x))
     assert len(calls) == 18
-    assert calls[0] == (8, 2)
+    assert calls[0] == (8, architecture.base_features)
 
 
-def test_fused_layers_are_used_where_they_are_faster(
-    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fastest", range(4))
+def test_fastest_form_of_the_network_is_used(
+    fastest: int, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def convolve(x: Tensor, layer: torch.nn.Conv2d, *_: object) -> Tensor:
         return layer(x).relu()  # type: ignore[no-any-return]
 
-    for fused_ms, kind in ((0.5, FusedUNet), (2.0, type(build_network(untrained())))):
-        times = iter((1.0, fused_ms))
+    measured: list[torch.nn.Module] = []
+    times = iter([0.5 if form == fastest else 1.0 for form in range(4)])
 
-        def measure(self: CudaQueues, function: Any, times: Iterator[float] = times) -> float:
-            function()
-            return next(times)
+    def measure(self: CudaQueues, function: Any) -> float:
+        function()
+        measured.append(engine._network.unet)
+        return next(times)
 
-        monkeypatch.setattr(FusedUNet.__init__, "__defaults__", (convolve,))
-        monkeypatch.setattr(CudaQueues, "measure", measure)
-        engine = build()
-        engine._choose_network(LARGE)
-        assert type(engine._network.unet) is kind
+    monkeypatch.setattr(FusedUNet.__init__, "__defaults__", (convolve,))
+    monkeypatch.setattr(CudaQueues, "measure", measure)
+    engine = build()
+    engine._choose_network(LARGE)
+    assert len(measured) == len(set(measured)) == 4
+    assert engine._network.unet is measured[fastest]
 
 
 def test_layers_that_cannot_be_fused_are_left_alone(
@@ -340,3 +370,26 @@ def test_layers_that_cannot_be_fused_are_left_alone(
     engine._choose_network(LARGE)
     assert not isinstance(engine._network.unet, FusedUNet)
     assert "no fused layers" in caplog.text
+
+
+def test_lack_of_memory_keeps_no_tensors_and_gives_no_advice(cuda: FakeCuda) -> None:
+    """The text is that of torch 2.11."""
+    sentences = (
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 139.80 GiB "
+        "of which 11.12 MiB is free."
+    )
+    queues = CudaQueues("cuda:0")
+
+    def run_out() -> None:
+        tensor = torch.zeros(3)
+        kept.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError(
+            f"{sentences} Including non-PyTorch memory, this process has 139.78 GiB memory in use. "
+            "See documentation for Memory Management"
+        )
+
+    kept: list[weakref.ref[Tensor]] = []
+    with pytest.raises(OutOfMemory) as raised, queues.errors():
+        run_out()
+    assert str(raised.value) == f"cuda:0: {sentences}"
+    assert kept[0]() is None

@@ -17,6 +17,7 @@ import tifffile
 
 from app.batching.deadline import Deadline
 from app.engine.device_engines import BatchKey
+from app.engine.openvino import OpenVinoEngine
 from app.errors import (
     CorruptImage,
     DeadlineExceeded,
@@ -33,7 +34,7 @@ from app.inference.outputs import FileFormat, Options, Output, Segmentation
 from app.inference.registry import ServedModel
 from app.inference.segmenter import ImageJob, StageTimer
 from app.inference.service import Service
-from model.arrays import FloatArray
+from model.arrays import ByteArray, FloatArray
 from model.checkpoint import load_checkpoint, save_checkpoint, update_manifest
 from model.predict import attach_golden
 from model.transforms import stretch_contrast
@@ -103,6 +104,46 @@ def test_several_outputs_come_from_one_inference(
         for output, single in alone.items():
             assert together.rendered[output] == single.rendered[output]
         assert together.objects == alone[Output.INSTANCES].objects
+
+    with_service(request.getfixturevalue(weights), body)
+
+
+@pytest.mark.parametrize("shape", [PIXELS.shape, (150, 600)], ids=["one window", "several windows"])
+@pytest.mark.parametrize("weights", ["tiny", "resized"])
+def test_outputs_of_16_bit_probabilities_are_those_of_floats(
+    shape: tuple[int, int],
+    weights: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The CUDA engine returns integers."""
+    image = nuclei(*shape)[0]
+    collect = OpenVinoEngine.collect
+
+    def collect_integers(engine: OpenVinoEngine, submitted: ByteArray) -> Any:
+        return np.rint(collect(engine, submitted) * 65535).astype(np.uint16)
+
+    async def body(service: Service) -> None:
+        for output in (Output.MASK, Output.PROBABILITY):
+            masks = []
+            for each in (collect, collect_integers):
+                monkeypatch.setattr(OpenVinoEngine, "collect", each)
+                found = await segment(service, output, data=encode(image))
+                masks.append(decode(found.rendered[output].content).astype(int))
+            assert np.abs(masks[1] - masks[0]).max() <= (output == Output.PROBABILITY)
+            assert masks[0].max() > masks[0].min()
+        predictions = []
+        for each in (collect, collect_integers):
+            monkeypatch.setattr(OpenVinoEngine, "collect", each)
+            with service.registry.lease(None) as model:
+                found_too = await service.segmenter.predict(model, image, Deadline.after(30))
+            predictions.append(found_too)
+        assert predictions[1].probabilities is not None
+        assert predictions[1].probabilities.dtype == np.float32
+        np.testing.assert_array_equal(predictions[0].mask, predictions[1].mask)
+        np.testing.assert_allclose(
+            predictions[0].probabilities, predictions[1].probabilities, atol=1 / 65535
+        )
 
     with_service(request.getfixturevalue(weights), body)
 

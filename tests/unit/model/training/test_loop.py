@@ -751,7 +751,8 @@ def test_training_beats_the_untrained_network(tmp_path: Path) -> None:
             Image.fromarray(array[cut].astype(np.uint16)).save(tmp_path / name / f"{index}.png")
     (tmp_path / "validation.txt").write_text("2\n3\n")
     flags = {
-        "images": tmp_path / "images", "masks": tmp_path / "masks", "groups": "", "golden": "",
+        "sources": "[]", "labels": "instances", "golden": "",
+        "images": tmp_path / "images", "masks": tmp_path / "masks",
         "validation-list": tmp_path / "validation.txt", "base-features": 8, "crop": "[64,64]",
         "batch-size": 4, "warmup": 10, "ema": 0.9, "learning-rate": 4e-3, "validate-every": 1000,
         "batch-norm": "true",
