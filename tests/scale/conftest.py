@@ -73,6 +73,7 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray.proxy:make_middlewares",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # when the tests end
         "RAY_enable_metrics_collection": "0",
         "RAY_enable_worker_prestart": "0",

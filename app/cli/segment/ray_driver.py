@@ -45,11 +45,11 @@ FAILURES_NAME = "failures.jsonl"
 _LARGEST_BLOCK = 256
 """Images that an actor gets at once, at most: the work that is repeated if it dies."""
 _BLOCKS_PER_ACTOR = 8
-"""Of a small folder, so that all actors finish at about the same time."""
+"""Number into which a small folder is cut, so that all actors finish at about the same time."""
 _CALLS = 2
 """Blocks that an actor works on at once."""
 _MAX_THREADS = 4
-"""Threads of an actor that the settings do not set: more speed up a batch less and less."""
+"""Threads of an actor, at most, where the settings do not say how many."""
 _SHOWN_FAILURES = 20
 _PUBLISH_SECONDS = 10.0
 """Between two versions of the list of failures, and two lines of progress."""
@@ -132,20 +132,17 @@ def _connect(address: str) -> None:
     Raises:
         CommandError: it cannot be reached.
     """
-    # Otherwise a line warns that the arguments of actors are in the object store, where Ray Data
-    # itself has put them.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         quiet["include_dashboard"] = False
     try:
         ray.init(address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises this very class, too
         raise CommandError(f"--ray {address}: {error}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _segment(
