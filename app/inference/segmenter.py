@@ -63,6 +63,8 @@ _SMALL_PIXELS = 1_000_000
 """Most pixels of an image that is decoded in the call that reads its header."""
 _QUICK_COPY = 1 << 21
 """Bytes that the event loop copies itself: it takes less time than a change of thread."""
+_QUICK_BLEND = 1 << 18
+"""Bytes of a window that the event loop blends itself. Blending takes several times as long."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -492,7 +494,8 @@ class Segmenter:
         progress = ProgressLog(plan.count, "windows")
         for window in plan.windows:
             job.timer.restart()
-            await self._copy(probabilities.nbytes, stitcher.add, window, probabilities)
+            is_quick = probabilities.nbytes <= _QUICK_BLEND
+            await self._call(is_quick, stitcher.add, window, probabilities)
             progress.advance()
             if futures:
                 probabilities = await futures.popleft()
@@ -579,7 +582,11 @@ class Segmenter:
 
     async def _copy(self, size: int, function: Callable[..., T], *args: Any) -> T:
         """Call a function that copies `size` bytes: on a thread if that takes long."""
-        if size <= _QUICK_COPY:
+        return await self._call(size <= _QUICK_COPY, function, *args)
+
+    async def _call(self, is_quick: bool, function: Callable[..., T], *args: Any) -> T:
+        """Call a function, on a thread if it is not quick."""
+        if is_quick:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 

@@ -134,7 +134,8 @@ def _decode_segments(page: TiffPage, data: bytes) -> AnyArray:
     assert page.dtype is not None
     result = np.empty(page.shaped, page.dtype)
     for index in range(math.prod(page.chunked)):
-        encoded = data[page.dataoffsets[index] :][: page.databytecounts[index]]
+        start = page.dataoffsets[index]
+        encoded = data[start : start + page.databytecounts[index]]
         _, (sample, depth, top, left, _), shape = page.decode(None, index)
         part = result[
             sample,
