@@ -23,6 +23,7 @@ endif
 
 # These files record what .venv contains. Where everything is installed, `make serve` uses that.
 EVERYTHING := .venv/ready
+SCALING := .venv/ready-to-scale
 SERVING := $(or $(wildcard $(EVERYTHING)),.venv/ready-to-serve-torch-$(TORCH))
 
 .PHONY: help setup serve test test-unit scale-test lint format lock sbom bench prove gpu-proof gpu-wheels \
@@ -47,7 +48,7 @@ test: $(EVERYTHING)  ## run all tests
 test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3
 
-scale-test: .venv/ready-for-scale  ## test with a real Prometheus and a real collector of traces
+scale-test: $(SCALING)  ## test with a cluster of Ray, a Prometheus and a collector of traces: minutes
 	$(BIN)/python -m pytest tests/scale
 
 lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
@@ -138,12 +139,13 @@ $(BIN)/pip:
 	$(INSTALL) -e .
 	@touch $@
 
-.venv/ready-for-scale: $(EVERYTHING)
-	@command -v promtool >/dev/null || { echo "promtool is missing: apt-get install --no-install-recommends prometheus"; exit 1; }
-	$(INSTALL) -e '.[scale]'
-	@touch $@
-
 $(EVERYTHING): $(REQUIREMENTS) | $(BIN)/pip
 	@echo "==> Installing everything, for serving, training and tests: about 6.5 GB"
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(SCALING): $(EVERYTHING)
+	@command -v promtool >/dev/null || { echo "promtool is missing: apt-get install --no-install-recommends prometheus"; exit 1; }
+	@echo "==> Installing Ray and a collector of traces: about 0.5 GB"
+	$(INSTALL) -e '.[scale]'
 	@touch $@

@@ -24,7 +24,7 @@ def check_parent_folder(path: Path) -> None:
             raise CommandError(f"{path}: {path.parent} is not a folder")
 
 
-def reading(path: Path) -> AbstractContextManager[None]:
+def reading(path: object) -> AbstractContextManager[None]:
     """Report a failure to read a file or a folder that the user named.
 
     Raises:
@@ -33,13 +33,13 @@ def reading(path: Path) -> AbstractContextManager[None]:
     return _report_os_errors(path, "read")
 
 
-def writing(path: Path) -> AbstractContextManager[None]:
+def writing(path: object) -> AbstractContextManager[None]:
     """Report a failure to write a file that the user named. See `reading`."""
     return _report_os_errors(path, "written")
 
 
 @contextmanager
-def _report_os_errors(path: Path, action: str) -> Iterator[None]:
+def _report_os_errors(path: object, action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -73,6 +73,7 @@ def serve(settings: Settings, wrap_engine: WrapEngineFn) -> int:
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
+        loop="asyncio",  # uvloop would be used wherever another package has installed it
         http=Connection,
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=1,

@@ -76,7 +76,7 @@ class Service:
         tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings
-        _check_model(settings.weights_dir, settings.model)
+        check_model(settings.weights_dir, settings.model)
         choices = choose_engines(
             device=settings.device,
             engine=settings.engine,
@@ -381,7 +381,12 @@ class Service:
         return 1 / seconds if seconds else 0.0
 
 
-def _check_model(folder: Path, name: str) -> None:
+def check_model(folder: Path, name: str) -> None:
+    """Check that a folder holds a checkpoint of this name.
+
+    Raises:
+        SettingsError: it does not; the message says which ones it holds.
+    """
     available = sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
     if name not in available:
         names = ", ".join(available) if available else f"no {SUFFIX} files"

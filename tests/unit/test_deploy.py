@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from typing import Any
@@ -211,3 +212,33 @@ def test_images_are_labeled_with_the_version_of_the_project() -> None:
 def test_health_check_waits_for_the_first_warm_up() -> None:
     (seconds,) = re.findall(r"HEALTHCHECK .*--start-period=(\d+)s", DOCKERFILE)
     assert int(seconds) >= WARM_UP_S
+
+
+def test_ray_service_holds_the_config_of_serve_deploy() -> None:
+    config = yaml.safe_load((ROOT / "deploy/ray/serve_config.yaml").read_text())
+    service = yaml.safe_load((ROOT / "deploy/ray/rayservice.yaml").read_text())
+    assert yaml.safe_load(service["spec"]["serveConfigV2"]) == config
+    (application,) = config["applications"]
+    variables = application["runtime_env"]["env_vars"]
+    assert {name.removeprefix(PREFIX).lower() for name in variables} <= Settings.model_fields.keys()
+
+
+def test_ray_gives_replicas_the_time_to_drain() -> None:
+    config = yaml.safe_load((ROOT / "deploy/ray/serve_config.yaml").read_text())
+    (deployment,) = config["applications"][0]["deployments"]
+    assert deployment["graceful_shutdown_timeout_s"] >= DRAIN_S + 5
+    cluster = yaml.safe_load((ROOT / "deploy/ray/rayservice.yaml").read_text())["spec"]
+    for group in (
+        cluster["rayClusterConfig"]["headGroupSpec"],
+        *cluster["rayClusterConfig"]["workerGroupSpecs"],
+    ):
+        pod = group["template"]["spec"]
+        assert (
+            pod["terminationGracePeriodSeconds"] >= deployment["graceful_shutdown_timeout_s"] + 30
+        )
+        assert pod["enableServiceLinks"] is False
+        (container,) = pod["containers"]
+        (variable,) = container["env"]
+        assert variable["name"] == "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+        module, _, function = variable["value"].partition(":")
+        assert hasattr(importlib.import_module(module), function)

@@ -17,6 +17,7 @@ from app.cli.flags import add_flags, explicit_flags
 from app.cli.segment.results import TABLE_NAME, ResultFiles, Work
 from app.cli.segment.run import Report
 from app.cli.segment.sources import STANDARD, Target, is_file, plan_targets
+from app.cli.segment.storage import parse_location
 from app.errors import InvalidRequest
 from app.inference.outputs import FileFormat, Options, Output
 from app.settings import KEY_VARIABLE, Settings, load_settings, warn_about_unknown_variables
@@ -40,6 +41,8 @@ examples:
   unet segment stack.tif --page all --format tiff         one TIFF with the masks of all pages
   unet segment images/ -o masks/ --skip-existing          resume, or add new images
   unet segment images/ -o masks/ --server http://gpu:8000 through a running service
+  unet segment s3://bucket/images -o s3://bucket/masks --ray auto --skip-existing
+                                                          on a Ray cluster
 """
 
 
@@ -47,18 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXAMPLES
     parser.add_argument(
-        "images", nargs="+", type=Path, help="images or folders of images; -: standard input"
+        "images",
+        nargs="+",
+        type=parse_location,
+        help="images or folders of images; -: standard input; with --ray one folder, also an "
+        "address such as s3://bucket/images",
     )
     _add_result_arguments(parser.add_argument_group("results"))
     _add_image_arguments(parser.add_argument_group("images"))
     engine = parser.add_argument_group("model and engine")
     add_flags(engine, Settings, ("model", *_ENGINE_SETTINGS))
     _add_server_arguments(parser.add_argument_group("running service"))
+    _add_ray_arguments(parser.add_argument_group("Ray cluster"))
 
 
 def _add_result_arguments(group: Group) -> None:
     group.add_argument(
-        "-o", "--out", type=Path, default=Path("masks"),
+        "-o", "--out", type=parse_location, default=Path("masks"),
         help="folder of the results; for one result of one image also a file, or - for standard "
         "output (default: masks)",
     )  # fmt: skip
@@ -135,10 +143,29 @@ def _add_server_arguments(group: Group) -> None:
     )  # fmt: skip
 
 
+def _add_ray_arguments(group: Group) -> None:
+    group.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="segment a folder on this Ray cluster: HOST:PORT, auto (one of this machine) or local "
+        "(a temporary one)",
+    )  # fmt: skip
+    group.add_argument(
+        "--actors", type=_parse_count, metavar="N",
+        help="engines on the cluster, each with --threads CPUs (default: as many as have room)",
+    )  # fmt: skip
+    group.add_argument(
+        "--actor-gpus", type=_parse_positive, metavar="X",
+        help="GPUs of an engine, also a fraction (default: 1 with --device cuda, otherwise none)",
+    )  # fmt: skip
+
+
 def main(args: argparse.Namespace) -> int:
     """Segment the images. Returns 1 if some failed."""
     logging.basicConfig(level=logging.WARNING, format="unet: %(message)s")
     work = _read_work(args)
+    _check_place(args)
+    if args.ray:
+        return _segment_on_ray(args, work)
     output = work.options.outputs[0]
     suffixes = _TIFF_SUFFIXES if work.options.format is FileFormat.TIFF else ()
     targets = plan_targets(
@@ -165,7 +192,30 @@ def main(args: argparse.Namespace) -> int:
     if args.out != STANDARD:
         place = str(args.out) if is_file(args.out) else f"{args.out}/"
         print(report.summarize(place), file=sys.stderr)
-    return 1 if report.failures else 0
+    return 1 if report.failed else 0
+
+
+def _check_place(args: argparse.Namespace) -> None:
+    """Check that the images and the results are where the way of segmenting them can reach them.
+
+    Raises:
+        CommandError: they are not.
+    """
+    if not args.ray:
+        for flag, value in (("--actors", args.actors), ("--actor-gpus", args.actor_gpus)):
+            if value is not None:
+                raise CommandError(f"{flag} needs --ray")
+        for location in (*args.images, args.out):
+            if not isinstance(location, Path):
+                raise CommandError(f"{location} is an address, which needs --ray")
+        return
+    if args.server:
+        raise CommandError("--ray and --server are two ways to segment; leave one out")
+    (source, *others) = args.images
+    if others or source == STANDARD or (isinstance(source, Path) and not source.is_dir()):
+        raise CommandError("--ray segments one folder")
+    if isinstance(args.out, Path) and is_file(args.out):
+        raise CommandError(f"--out {args.out} is one file; --ray needs a folder")
 
 
 def _segment_locally(
@@ -199,6 +249,30 @@ def _segment_remotely(
     key = args.key or os.environ.get(KEY_VARIABLE)
     connection = Connection(args.server, key, model, args.timeout, args.concurrency)
     asyncio.run(segment_remotely(connection, targets, work, files, report))
+
+
+def _segment_on_ray(args: argparse.Namespace, work: Work) -> int:
+    """Segment a folder on a cluster. Returns 1 if images failed."""
+    try:
+        from app.cli.segment.ray_driver import FAILURES_NAME, ClusterOptions, segment_on_ray
+    except ImportError as error:
+        raise CommandError(f"--ray needs pip install 'unet-server[ray]' ({error})") from None
+
+    from app.cli.segment.folder import Folder
+
+    warn_about_unknown_variables()
+    settings = load_settings(**explicit_flags(args, Settings))
+    options = ClusterOptions(args.ray, args.actors, args.actor_gpus)
+    report = Report()
+    segment_on_ray(
+        options, settings, Folder(args.images[0], args.out, args.keep_suffix), work, report
+    )
+    for image, reason in report.failures:
+        print(f"unet: {image}: {reason}", file=sys.stderr)
+    if report.failed:
+        print(f"unet: all failures are in {args.out / FAILURES_NAME}", file=sys.stderr)
+    print(report.summarize(f"{args.out}/"), file=sys.stderr)
+    return 1 if report.failed else 0
 
 
 def _read_work(args: argparse.Namespace) -> Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from app.batching.deadline import Deadline
 from app.cli.errors import CommandError
@@ -28,15 +28,28 @@ async def segment_locally(
     Raises:
         UserError: the model or the engine cannot be used, or the model cannot do the work.
     """
+    async with open_segmenter(settings, work) as segmenter:
+
+        async def segment(target: Target) -> bool:
+            return await segmenter.segment(target, files)
+
+        with contextlib.closing(Run(segment, len(targets), report)) as run:
+            await segmenter.group.run(targets, run.process)
+
+
+@contextlib.asynccontextmanager
+async def open_segmenter(settings: Settings, work: Work) -> AsyncIterator[LocalSegmenter]:
+    """Start the engine, and stop it when the block ends.
+
+    Raises:
+        UserError: the model or the engine cannot be used, or the model cannot do the work.
+    """
     service = Service(settings)
     try:
         await _start(service)
         with service.registry.lease(None) as model:
             _check(service, model, work.options)
-            group = service.segmenter.group(model)
-            segmenter = _LocalSegmenter(service, model, group, work, files)
-            with contextlib.closing(Run(segmenter.segment, len(targets), report)) as run:
-                await group.run(targets, run.process)
+            yield LocalSegmenter(service, model, service.segmenter.group(model), work)
     finally:
         # Python aborts if it exits while the engine computes.
         while service.batcher.elapsed():  # noqa: ASYNC110 (the batcher has no event for it)
@@ -59,41 +72,44 @@ def _check(service: Service, model: ServedModel, options: Options) -> None:
         raise CommandError(str(error)) from error
 
 
-class _LocalSegmenter:
-    def __init__(
-        self,
-        service: Service,
-        model: ServedModel,
-        group: ImageGroup,
-        work: Work,
-        files: ResultFiles,
-    ) -> None:
-        self._service = service
-        self._model = model
-        self._group = group
-        self._work = work
-        self._files = files
+class LocalSegmenter:
+    """Segments image files with a service in this process.
 
-    async def segment(self, target: Target) -> bool:
-        """Segment an image, or each page of it. See `SegmentImage`."""
+    Attributes:
+        service: that computes.
+        group: in which the images should run.
+    """
+
+    def __init__(self, service: Service, model: ServedModel, group: ImageGroup, work: Work) -> None:
+        self.service = service
+        self.group = group
+        self._model = model
+        self._work = work
+
+    async def segment(self, target: Target, files: ResultFiles) -> bool:
+        """Segment an image, or each page of it, and write its results. See `SegmentImage`."""
         data = await asyncio.to_thread(read_image, target.image)
         if not self._work.all_pages:
-            await self._segment_only_page(target, data, self._work.options.page)
+            await self._segment_only_page(target, data, self._work.options.page, files)
             return True
-        pages = await self._service.segmenter.count_pages(data)
-        if self._files.skip(target, pages):
+        pages = await self.service.segmenter.count_pages(data)
+        if files.skip(target, pages):
             return False
         if pages == 1:
-            await self._segment_only_page(target, data, page=0)
+            await self._segment_only_page(target, data, 0, files)
         else:
-            await self._segment_pages(target, data, pages)
+            await self._segment_pages(target, data, pages, files)
         return True
 
-    async def _segment_only_page(self, target: Target, data: bytes, page: int | None) -> None:
+    async def _segment_only_page(
+        self, target: Target, data: bytes, page: int | None, files: ResultFiles
+    ) -> None:
         result = await self._run(target, data, page)
-        await self._write(target, None, result, self._work.options.outputs)
+        await _write(files, target, None, result, self._work.options.outputs)
 
-    async def _segment_pages(self, target: Target, data: bytes, pages: int) -> None:
+    async def _segment_pages(
+        self, target: Target, data: bytes, pages: int, files: ResultFiles
+    ) -> None:
         """Segment each page once, for its own outputs and for stacks.
 
         Raises:
@@ -104,11 +120,11 @@ class _LocalSegmenter:
         done: list[Segmentation] = []
         failures = []
         for page in range(pages):
-            if not self._work.stacked and self._files.skip_page(target, page):
+            if not self._work.stacked and files.skip_page(target, page):
                 continue
             try:
                 result = await self._run(target, data, page)
-                await self._write(target, page, result, self._work.by_page)
+                await _write(files, target, page, result, self._work.by_page)
                 done.append(_keep(result, self._work.stacked))
             except ServiceError as error:
                 failures.append(f"page {page}: {error}")
@@ -117,27 +133,34 @@ class _LocalSegmenter:
         if failures:
             others = f" (and {len(failures) - 1} other pages)" if len(failures) > 1 else ""
             raise CommandError(failures[0] + others)
-        await self._write_stacks(target, done)
+        await self._write_stacks(target, done, files)
 
-    async def _write_stacks(self, target: Target, pages: Sequence[Segmentation]) -> None:
+    async def _write_stacks(
+        self, target: Target, pages: Sequence[Segmentation], files: ResultFiles
+    ) -> None:
         pixels = sum(page.width * page.height for page in pages)
         for output in self._work.stacked:
             contents = [page.rendered[output].content for page in pages]
-            stack = await self._service.segmenter.stack_tiffs(contents, pixels, Deadline.never())
-            await asyncio.to_thread(self._files.write, target, None, {output: stack})
+            stack = await self.service.segmenter.stack_tiffs(contents, pixels, Deadline.never())
+            await asyncio.to_thread(files.write, target, None, {output: stack})
 
     async def _run(self, target: Target, data: bytes, page: int | None) -> Segmentation:
         name = "image" if target.image == STANDARD else target.image.name
         options = dataclasses.replace(self._work.options, name=name, page=page)
-        return await self._service.segmenter.segment(
-            self._model, data, options, Deadline.never(), self._group
+        return await self.service.segmenter.segment(
+            self._model, data, options, Deadline.never(), self.group
         )
 
-    async def _write(
-        self, target: Target, page: int | None, result: Segmentation, outputs: Sequence[Output]
-    ) -> None:
-        contents = {output: result.rendered[output].content for output in outputs}
-        await asyncio.to_thread(self._files.write, target, page, contents)
+
+async def _write(
+    files: ResultFiles,
+    target: Target,
+    page: int | None,
+    result: Segmentation,
+    outputs: Sequence[Output],
+) -> None:
+    contents = {output: result.rendered[output].content for output in outputs}
+    await asyncio.to_thread(files.write, target, page, contents)
 
 
 def _keep(result: Segmentation, outputs: Sequence[Output]) -> Segmentation:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TextIO
 
 from app.cli.errors import CommandError, reading, writing
+from app.cli.segment import storage
 from app.cli.segment.sources import STANDARD, Target
+from app.cli.segment.storage import AnyPath
 from app.inference.outputs import FileFormat, Options, Output
-from model.checkpoint import write_atomically
-from model.files import MAX_IMAGE_BYTES, read_file, read_stream
+from model.files import MAX_IMAGE_BYTES, read_stream
 
 TABLE_NAME = "measurements.csv"
 """The measurements of all images, in the folder of the results."""
@@ -55,30 +56,50 @@ class Work:
         return [output for output in self.options.outputs if output not in self.stacked]
 
 
+Measurements = Iterable[tuple[AnyPath, Mapping[str, str | int]]]
+"""The table of each image, and the columns that name the image and its page."""
+
+
 class ResultFiles:
     """The results of all images.
 
     Args:
         targets: where the results of each image go.
         table: receives the measurements of all images; None for none.
+        exists: whether there is a file at a path.
 
     Raises:
         CommandError: the table would replace a result.
     """
 
-    def __init__(self, work: Work, targets: Sequence[Target], table: Path | None = None) -> None:
+    def __init__(
+        self,
+        work: Work,
+        targets: Sequence[Target],
+        table: Path | None = None,
+        exists: Callable[[AnyPath], bool] = lambda path: path.is_file(),
+    ) -> None:
         self._work = work
+        self._targets = targets
         self._table = table
-        self._images = {each.image.resolve() for each in targets if each.image != STANDARD}
+        self._exists = exists
         self._owners = {
             target.locate(ending): target for target in targets for ending in work.endings.values()
         }
-        self._measured: dict[Target, dict[int | None, Path]] = {target: {} for target in targets}
-        if table in self._owners:
+        self._measured: dict[Target, dict[int | None, AnyPath]] = {target: {} for target in targets}
+        if table is not None and table in self._owners:
             raise CommandError(
                 f"{self._owners[table].image} and the table of all images would both become "
                 f"{table}; use --keep-suffix to keep them apart"
             )
+
+    @cached_property
+    def _images(self) -> set[AnyPath]:
+        return {each.image.resolve() for each in self._targets if each.image != STANDARD}
+
+    def measured_pages(self, target: Target) -> list[int | None]:
+        """The pages of an image whose measurements exist; None is its only page."""
+        return list(self._measured[target])
 
     def skip(self, target: Target, pages: int = 1) -> bool:
         """Whether an image is left out because it has all results, which the table includes."""
@@ -107,56 +128,33 @@ class ResultFiles:
             self._note(output, target, page, path)
 
     def write_table(self) -> None:
-        """Join the measurements of all images. Columns that an image does not have are empty.
+        """Join the measurements of all images.
 
         Raises:
             CommandError: a file cannot be read or written.
         """
-        if self._table is None or not any(self._measured.values()):
-            return
-        part = self._table.with_name(f".{self._table.name}.part")
-        with writing(self._table):
-            try:
-                with part.open("w", encoding="utf-8", newline="") as file:
-                    self._join_measurements(file)
-                part.replace(self._table)
-            finally:
-                part.unlink(missing_ok=True)
+        if self._table is not None and any(self._measured.values()):
+            write_table(self._table, self._list_measurements, self._work.all_pages)
 
-    def _join_measurements(self, file: TextIO) -> None:
-        """Write a line for each object of each image: the image, the page, and its measurements."""
-        columns = ["image", *(["page"] if self._work.all_pages else [])]
-        for path in self._list_measurements():
-            with reading(path), path.open(encoding="utf-8", newline="") as part:
-                columns += [name for name in next(csv.reader(part), []) if name not in columns]
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for path, image in self._list_measurements().items():
-            with reading(path), path.open(encoding="utf-8", newline="") as part:
-                for row in csv.DictReader(part):
-                    writer.writerow(row | image)
-
-    def _list_measurements(self) -> dict[Path, dict[str, str | int]]:
-        """The table of each image, and the columns that name the image, in the order of images."""
-        found: dict[Path, dict[str, str | int]] = {}
+    def _list_measurements(self) -> Measurements:
+        """The table of each image, in the order of images."""
         for target, pages in self._measured.items():
             for page, path in sorted(pages.items(), key=lambda item: item[0] or 0):
                 number = {"page": page or 0} if self._work.all_pages else {}
-                found[path] = {"image": target.name, **number}
-        return found
+                yield path, {"image": target.name, **number}
 
     def _skip(self, target: Target, wanted: Sequence[tuple[Output, int | None]]) -> bool:
         if not self._work.skip_existing:
             return False
         endings = self._work.endings
         paths = [target.locate(endings[output], page) for output, page in wanted]
-        if not all(path.is_file() for path in paths):
+        if not all(map(self._exists, paths)):
             return False
         for (output, page), path in zip(wanted, paths, strict=True):
             self._note(output, target, page, path)
         return True
 
-    def _claim(self, path: Path, target: Target) -> None:
+    def _claim(self, path: AnyPath, target: Target) -> None:
         """Check that no other image has this result: the pages of a file are known only now."""
         owner = self._owners.setdefault(path, target)
         if owner is not target:
@@ -164,13 +162,42 @@ class ResultFiles:
         if path.resolve() in self._images:
             raise CommandError(f"its result would replace the image {path}; use another --out")
 
-    def _note(self, output: Output, target: Target, page: int | None, path: Path) -> None:
+    def _note(self, output: Output, target: Target, page: int | None, path: AnyPath) -> None:
         """Remember measurements for the table."""
         if output is Output.MEASUREMENTS:
             self._measured[target][page] = path
 
 
-def read_image(image: Path) -> bytes:
+def write_table(
+    table: AnyPath, list_measurements: Callable[[], Measurements], all_pages: bool
+) -> None:
+    """Join the measurements of several images. Columns that an image does not have are empty.
+
+    Args:
+        list_measurements: called twice, because all columns must be known before the first line.
+        all_pages: there is a column for the page.
+
+    Raises:
+        CommandError: a file cannot be read or written.
+    """
+    columns = ["image", *(["page"] if all_pages else [])]
+    for path, _ in list_measurements():
+        header = next(csv.reader(_read_text(path)), [])
+        columns += [name for name in header if name not in columns]
+    with storage.replacing(table) as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for path, image in list_measurements():
+            for row in csv.DictReader(_read_text(path)):
+                writer.writerow({**row, **image})
+
+
+def _read_text(path: AnyPath) -> io.StringIO:
+    with reading(path):
+        return io.StringIO(storage.read(path, MAX_IMAGE_BYTES).decode(), newline="")
+
+
+def read_image(image: AnyPath) -> bytes:
     """Read an image file or standard input.
 
     Raises:
@@ -179,21 +206,20 @@ def read_image(image: Path) -> bytes:
     try:
         if image == STANDARD:
             return read_stream(sys.stdin.buffer, MAX_IMAGE_BYTES)
-        return read_file(image, MAX_IMAGE_BYTES)
+        return storage.read(image, MAX_IMAGE_BYTES)
     except OSError as error:
         raise CommandError(error.strerror or str(error)) from error
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: AnyPath, content: bytes) -> None:
     """Write a result to a file or to standard output.
 
     Raises:
         CommandError: the file cannot be written.
     """
+    if path != STANDARD:
+        storage.write(path, content)
+        return
     with writing(path):
-        if path == STANDARD:
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content)
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()

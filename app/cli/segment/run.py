@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from tqdm import tqdm
 
 from app.cli.errors import CommandError
 from app.cli.segment.sources import Target
+from app.cli.segment.storage import AnyPath
 from app.errors import ServiceError
 
 SegmentImage = Callable[[Target], Awaitable[bool]]
@@ -30,13 +30,16 @@ class Report:
     Attributes:
         written: number with new results.
         skipped: number that had results already.
-        failures: images that failed, with the reasons, in the order of failing.
+        failed: number that failed.
+        failures: images that failed, with the reasons, in the order of failing; on a cluster only
+            the first ones.
         untried: number that was left when the run was stopped.
     """
 
     written: int = 0
     skipped: int = 0
-    failures: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
+    failed: int = 0
+    failures: list[tuple[AnyPath, str]] = dataclasses.field(default_factory=list)
     untried: int = 0
 
     def summarize(self, place: str) -> str:
@@ -46,7 +49,7 @@ class Report:
             place: where results were written to.
         """
         parts = [f"{self.written} written to {place}"]
-        counts = {"skipped": self.skipped, "failed": len(self.failures), "not tried": self.untried}
+        counts = {"skipped": self.skipped, "failed": self.failed, "not tried": self.untried}
         return ", ".join(parts + [f"{count} {word}" for word, count in counts.items() if count])
 
 
@@ -75,6 +78,7 @@ class Run:
             else:
                 self._report.skipped += 1
         except (ServiceError, CommandError) as error:
+            self._report.failed += 1
             self._report.failures.append((target.image, str(error)))
             self._stopped = self._stopped or isinstance(error, RunStopped)
         finally:

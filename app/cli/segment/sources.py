@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from app.api.body.names import strip_image_suffix
 from app.cli.errors import CommandError, reading, writing
+from app.cli.segment.storage import AnyPath
 from model.pixels import IMAGE_SUFFIXES
 
 STANDARD = Path("-")
@@ -44,12 +45,12 @@ class Target:
         file: the result itself, if there is only one and the user named it.
     """
 
-    image: Path
+    image: AnyPath
     name: str
-    stem: Path
+    stem: AnyPath
     file: Path | None = None
 
-    def locate(self, ending: str, page: int | None = None) -> Path:
+    def locate(self, ending: str, page: int | None = None) -> AnyPath:
         """Return the path of a result: `a.png`, or `a-page0.png`.
 
         Args:
@@ -96,7 +97,7 @@ def plan_targets(
         _check_folder(out, out)
         targets = _name_targets(images, out, endings, keep_suffix)
     _check_no_overwrite(targets, endings)
-    _check_distinct(targets, endings, keep_suffix)
+    check_distinct(targets, endings, keep_suffix)
     return targets
 
 
@@ -136,10 +137,15 @@ def _expand(path: Path, out: Path) -> Iterator[_InputImage]:
         raise CommandError(f"{path} does not exist")
 
 
+def is_image(name: str) -> bool:
+    """Whether a file in a folder is one of its images, by its name."""
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
 def _list_folder(folder: Path, out: Path) -> Iterator[_InputImage]:
     """The images in a folder and its subfolders, without hidden files, and without those in `out`,
     which may be outputs of an earlier run."""
-    out_is_inside = out.resolve() != folder.resolve()
+    out_is_inside = folder.resolve() in out.resolve().parents
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)
@@ -153,7 +159,7 @@ def _name_targets(
     images: Sequence[_InputImage], out: Path, endings: Sequence[str], keep_suffix: bool
 ) -> list[Target]:
     """One target per image, in `out`, or in a subfolder per input folder if names collide."""
-    names = [_result_name(image.name, keep_suffix) for image in images]
+    names = [name_result(image.name, keep_suffix) for image in images]
     targets = [
         Target(image.file, str(image.name), out / name)
         for image, name in zip(images, names, strict=True)
@@ -167,18 +173,18 @@ def _name_targets(
     ]
 
 
-def _result_name(name: Path, keep_suffix: bool) -> Path:
+def name_result(name: Path, keep_suffix: bool) -> Path:
     """a.ome.tif becomes a; scan.001 stays, because .001 is not the suffix of an image format."""
     return name if keep_suffix else name.with_name(strip_image_suffix(name.name) or name.name)
 
 
-def _check_distinct(targets: Sequence[Target], endings: Sequence[str], keep_suffix: bool) -> None:
+def check_distinct(targets: Sequence[Target], endings: Sequence[str], keep_suffix: bool) -> None:
     """Check that each image has results of its own.
 
     Raises:
         CommandError: two images would have the same.
     """
-    planned: dict[Path, Target] = {}
+    planned: dict[AnyPath, Target] = {}
     for target in targets:
         other = planned.setdefault(target.stem, target)
         if other is not target:

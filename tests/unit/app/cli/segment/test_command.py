@@ -17,7 +17,7 @@ from PIL import Image
 
 from app import cli
 from app.api.schemas import SegmentQuery
-from app.cli.segment import command, local, results
+from app.cli.segment import command, local, storage
 from app.errors import CorruptImage, GoldenMaskMismatch, OutOfMemory
 from app.inference.outputs import FileFormat, Options, Output
 from app.inference.segmenter import Segmenter
@@ -76,7 +76,7 @@ def test_bug_is_raised_and_the_service_is_stopped(
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(Service, "stop", record_stop)
-    monkeypatch.setattr(results, "write_atomically", fail)
+    monkeypatch.setattr(storage, "write_atomically", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["segment", str(images), "-o", "out"])
     assert at_stop == [(0, 0.0)]
@@ -395,6 +395,10 @@ def test_flags_that_do_not_fit_are_one_line_before_a_model_is_loaded(
         (["mask", "coco", "-o", "a.png"], "--out a.png is one file; 2 outputs need a folder"),
         (["mask", "-o", "a.tif"], "--out a.tif: the output is a .png file"),
         (["--server", "http://localhost:1", "--device", "cpu"], "--device does not apply"),
+        (["--actors", "2"], "--actors needs --ray"),
+        (["-o", "memory://masks"], "memory://masks is an address, which needs --ray"),
+        (["--ray", "auto"], "--ray segments one folder"),
+        (["--ray", "auto", "--server", "http://localhost:1"], "--ray and --server are two ways"),
     ):
         assert segment("in/0.png", *arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -415,6 +419,16 @@ def test_flags_that_do_not_fit_are_one_line_before_a_model_is_loaded(
         with pytest.raises(SystemExit):
             cli.main(["segment", "in/0.png", f"{flag}={value}"])
         assert f"argument {flag}: {value!r} is not" in capsys.readouterr().err
+
+
+def test_ray_that_is_not_installed_is_one_line(
+    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "app.cli.segment.ray_driver", raising=False)
+    assert segment(str(images), "--ray", "auto") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--ray needs pip install 'unet-server[ray]'" in line
 
 
 def test_model_that_cannot_do_the_work_is_one_line(
