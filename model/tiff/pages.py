@@ -334,7 +334,7 @@ def _arrange_series(
 ) -> list[Page] | None:
     """Arrange the planes of a series; None if its shape does not fit its planes."""
     key = series.keyframe
-    axes, shape = series.get_axes(False), series.get_shape(False)
+    axes, shape = series.axes, series.shape
     count = math.prod(shape) // max(1, math.prod(key.shape))
     if count < 1 or math.prod(shape) != count * math.prod(key.shape) or key.imagedepth != 1:
         return None
