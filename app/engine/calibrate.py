@@ -31,7 +31,7 @@ def calibrate(
     empty do not count: they show no difference whatever int8 does.
 
     Args:
-        images: number of training images, evenly spread over the set.
+        images: number of training images, the same from each source.
 
     Returns:
         The ranges and, if any validation image counts, the figures of the comparison.
@@ -39,9 +39,9 @@ def calibrate(
     from model.convert.calibration import activation_ranges
     from model.predict import Predictor
 
-    chosen = np.unique(np.linspace(0, len(training) - 1, images).astype(int))
+    chosen = training.spread_sources(images)
     progress = tqdm(chosen, "ranges", unit="image", disable=not sys.stderr.isatty())
-    ranges = activation_ranges(Predictor.of(checkpoint), (training[int(i)].image for i in progress))
+    ranges = activation_ranges(Predictor.of(checkpoint), (sample.image for sample in progress))
     draft = dataclasses.replace(checkpoint, calibration=Calibration(ranges))
     predict_fp32, predict_int8 = _mask_predictor(draft, "fp32"), _mask_predictor(draft, "int8")
     ious, losses = [], []

@@ -18,7 +18,7 @@ TAIL = 1e-4
 """Fraction of a layer's values at each end that lie outside its range and are clipped. A range up
 to the largest value would spend most of the 256 levels on values that hardly ever occur."""
 
-_QUANTIZED = (".first", ".second", ".up")
+QUANTIZED = (".first", ".second", ".up")
 """Ends of the names of the layers that compute in int8."""
 
 
@@ -44,7 +44,7 @@ def activation_ranges(
     hooks = [
         layer.register_forward_hook(_make_range_hook(name, ranges))
         for name, layer in predictor.network.named_modules()
-        if name.endswith(_QUANTIZED)
+        if name.endswith(QUANTIZED)
     ]
     try:
         for image in images:

@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ class PairedDataset(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return read_sample(self.pairs[index], self.coding)
+
+    def spread(self, most: int) -> PairedDataset:
+        """Select at most `most` pairs, evenly spread; 0: all."""
+        if not most or len(self) <= most:
+            return self
+        indices = np.linspace(0, len(self) - 1, most).astype(int)
+        return PairedDataset([self.pairs[index] for index in indices], self.coding)
+
+    def spread_sources(self, most: int) -> PairedDataset:
+        """Select about `most` pairs, as many from each source and evenly spread."""
+        each = math.ceil(most / len(self.sources))
+        parts = [self.select_source(name).spread(each) for name in self.sources]
+        return PairedDataset([pair for part in parts for pair in part.pairs], self.coding)
 
     def split(self, groups: set[str]) -> tuple[PairedDataset, PairedDataset]:
         """Split into the pairs outside `groups` and the pairs inside."""

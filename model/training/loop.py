@@ -645,7 +645,7 @@ class _Validator:
 
     def _validate(self, snapshot: Snapshot) -> None:
         snapshot.export_weights()  # weights that are not finite are neither measured nor saved
-        samples = _spread(self.validation, self.recipe.run.validate_images)
+        samples = self.validation.spread(self.recipe.run.validate_images)
         scores = _measure(snapshot.predictor, self.recipe, samples).summary()
         self.best.update(rate_scores(scores), snapshot)
         self.run.log_metrics(snapshot.step, {**scores, "seconds": snapshot.seconds})
@@ -665,14 +665,6 @@ def _save_state(snapshot: Snapshot, run: RunFolder, best: BestWeights) -> None:
     """
     snapshot.export_weights()
     run.save_state({**snapshot.state, "best": best.to_state()})
-
-
-def _spread(samples: PairedDataset, most: int) -> PairedDataset:
-    """Select at most `most` samples, evenly spread; 0: all."""
-    if not most or len(samples) <= most:
-        return samples
-    indices = np.linspace(0, len(samples) - 1, most).astype(int)
-    return PairedDataset([samples.pairs[index] for index in indices], samples.coding)
 
 
 def _measure(predictor: Predictor, recipe: Recipe, samples: PairedDataset) -> Report:
@@ -775,7 +767,7 @@ def _build_report(
     Their gap shows over-fitting.
     """
     recipe = trainer.recipe
-    trained_on = _spread(training, len(validation))
+    trained_on = training.spread(len(validation))
     return {
         "validation": outcome.report.summary(),
         "training": _measure(predictor, recipe, trained_on).summary(),

@@ -1,10 +1,11 @@
 """`unet export`: change a checkpoint's width, calibrate it, or write it for other programs.
 
 `--base-features` widens or narrows the network without changing what it computes. `--calibrate`
-records the ranges of activations in the reference network on training images, builds the int8
-engine from them, and measures on validation images how far its masks differ from fp32. The ranges
-and the measurements go into the checkpoint. By default the service uses int8 only where these
-measurements validate it. `app.cli.export.formats` writes the formats of other programs.
+scales channels, which does not change it either, and records the ranges of activations in the
+reference network on training images. It builds the int8 engine from them, and measures on
+validation images how far its masks differ from fp32. Weights, ranges and measurements go into the
+checkpoint. By default the service uses int8 only where these measurements validate it.
+`app.cli.export.formats` writes the formats of other programs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from app.engine.calibrate import calibrate
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_manifest
 from model.training.data import open_dataset, split_dataset
 from model.training.recipe import Recipe
+
+_EQUALIZE_IMAGES = 12
+"""Images on which the size of each channel is measured. They only need to show which is small."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +88,19 @@ def _change_width(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
 
 
 def _calibrate(checkpoint: Checkpoint, path: Path, images: int) -> Checkpoint:
+    """Scale the channels of a checkpoint for int8, and attach its calibration."""
+    from model.convert.equalize import equalize_channels, measure_channels
+    from model.predict import Predictor, attach_golden
+
     recipe = Recipe.read(path)
     dataset = open_dataset(recipe.data, checkpoint.preprocess)
     training, validation = split_dataset(dataset, recipe.data)
+    samples = training.spread_sources(_EQUALIZE_IMAGES)
+    highs = measure_channels(Predictor.of(checkpoint), (sample.image for sample in samples))
+    state = equalize_channels(checkpoint.state, highs)
+    checkpoint = attach_golden(
+        dataclasses.replace(checkpoint, state=state), checkpoint.golden.image
+    )
     calibration = calibrate(checkpoint, training, validation, images)
     return dataclasses.replace(checkpoint, calibration=calibration)
 
