@@ -55,6 +55,36 @@ def test_interpolated_crops_equal_those_of_the_host(data: Path, crop: str) -> No
     assert (weights - expected_weights).abs().mean() < 1e-3
 
 
+def color_images(data: Path) -> None:
+    """Tint objects and background of all images differently, with noise in each channel."""
+    rng = np.random.default_rng(0)
+    for path in (data / "images").iterdir():
+        image = np.asarray(Image.open(path).convert("L")).astype(np.float32)[..., None] / 255
+        tinted = image * (90, 60, 200) + (1 - image) * (230, 180, 210)
+        noisy = tinted + rng.normal(0, 8, tinted.shape)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"hue": 40}, {"saturation": 0.7}, {"grey": 0.5}, {"stain": 0.4},
+     {"hue": 25, "saturation": 0.5, "grey": 0.1, "stain": 0.3}],
+    ids=["hue", "saturation", "grey", "stain", "all"],
+)  # fmt: skip
+@pytest.mark.parametrize("unresampled", [0, 1])
+def test_colors_vary_as_on_the_host(data: Path, flags: dict[str, float], unresampled: int) -> None:
+    color_images(data)
+    resize_some(data)
+    crops = make_crops(data, noise=0, unresampled=unresampled, crop="[48,48]", **flags)
+    plain = make_crops(data, noise=0, unresampled=unresampled, crop="[48,48]")
+    pixels = DeviceCrops(crops, CPU, 1e9).batch(5, 24)[0]
+    expected = stack(crops, 5, 24)[0]
+    difference = (pixels.int() - expected.int()).abs()
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 2e-3
+    assert (expected.int() - stack(plain, 5, 24)[0].int()).abs().float().mean() > 2
+
+
 def test_unresampled_crops_equal_those_of_the_host_exactly(data: Path) -> None:
     resize_some(data)
     same = dict.fromkeys(("gain", "offset", "gamma", "colour", "noise", "blur", "invert"), 0)
