@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from model.checkpoint import load_checkpoint
 from model.config import DIVISOR, check_name
 from model.errors import ConfigError
 from model.training.data import (
@@ -112,6 +113,9 @@ def propose_recipe(
     document |= _image_sections(pictures, meaning, device)
     document["network"]["out_channels"] = _count_outputs(meaning, len(names))
     document["preprocess"] |= {"classes": list(names), "palette": [list(c) for c in palette]}
+    if start := flags.get("init_from"):
+        network = load_checkpoint(Path(start)).unet
+        document["network"]["base_features"] = network.base_features
     if weights := _weigh_classes(meaning):
         document["loss"]["class_weights"] = weights
     if {"steps", "epochs", "minutes"} & flags.keys():

@@ -278,8 +278,8 @@ class OptimConfig(ConfigBase):
     init_from: str = Field(
         default="",
         validation_alias=AliasChoices("init_from", "start"),
-        description="checkpoint with the initial weights; one with fewer base_features is "
-        "widened, and a widened one can be narrowed",
+        description="checkpoint with the initial weights. Its inputs and outputs may differ; one "
+        "with fewer base_features is widened, and a widened one can be narrowed",
     )
     batch_norm: Bool = Field(
         default=False,

@@ -7,6 +7,7 @@ weights.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -18,18 +19,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import load_checkpoint
-from model.config import UNetConfig
-from model.convert.widen import narrow, widen
 from model.cuda import BF16_FROM
 from model.errors import TrainingDiverged
-from model.predict import Predictor, load_tensors
+from model.predict import Predictor
 from model.training.batchnorm import add_batch_norm, fold_batch_norm
 from model.training.crops import CropDataset
+from model.training.initial import load_initial_weights
 from model.training.losses import label_weights, make_targets, segmentation_loss
 from model.training.recipe import OptimConfig, Recipe
 from model.transforms import normalize
 from model.unet import UNet
+
+logger = logging.getLogger(__name__)
 
 _CALIBRATION_CROPS = 32
 """Crops whose statistics initialize batch normalization in a network that is already trained."""
@@ -124,7 +125,9 @@ class Trainer:
         self._unread: list[tuple[Tensor, Tensor]] = []
         calibration_inputs = None
         if state is None and optim.init_from:
-            self.network.load_state_dict(_initial_weights(Path(optim.init_from), recipe.network))
+            weights, notes = load_initial_weights(Path(optim.init_from), recipe)
+            logger.warning("%s", "; ".join(notes))
+            self.network.load_state_dict(weights)
             if optim.batch_norm:
                 calibration_inputs = self._to_inputs(crops.first_crops(_CALIBRATION_CROPS))
         elif state is None and optim.initialisation == "he":
@@ -332,14 +335,6 @@ def compute_learning_rate(optim: OptimConfig, step: int, progress: float) -> flo
     if optim.schedule == "cosine":
         rate *= 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return rate
-
-
-def _initial_weights(path: Path, network: UNetConfig) -> dict[str, Tensor]:
-    """Load the weights of a checkpoint, widened or narrowed to `network`."""
-    checkpoint = load_checkpoint(path)
-    is_wider = checkpoint.unet.base_features > network.base_features
-    convert = narrow if is_wider else widen
-    return convert(load_tensors(checkpoint), checkpoint.unet, network)
 
 
 def _make_optimizer(network: UNet, optim: OptimConfig) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from model.checkpoint import load_checkpoint
 from model.training.data import open_dataset, split_dataset
 from model.training.proposal import propose_recipe
 from model.training.recipe import Recipe
-from tests.conftest import nuclei
+from tests.conftest import nuclei, write_tiny
 
 SHORT = ["--steps", "2", "--base-features", "2", "--batch-size", "1"]
 
@@ -166,6 +166,24 @@ def test_recipe_repeats_the_run(
     assert configs[0] == configs[1]
     first, second = (load_checkpoint(path / "a.safetensors").state for path in (out, again))
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_run_starts_from_a_checkpoint_of_another_task(
+    camvid: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The network has that checkpoint's width, and the log says what differs."""
+    start = camvid / "start.safetensors"
+    write_tiny(start)
+    out = camvid / "run"
+    arguments = [str(camvid / "images"), str(camvid / "labels"), "--init-from", str(start)]
+    short = [*SHORT[:2], *SHORT[4:]]
+    assert cli.main(["train", *arguments, *short, "--name", "a", "--out", str(out)]) == 0
+    assert "initial weights of start@" in caplog.text
+    assert "the last layer adds class" in caplog.text
+    trained = load_checkpoint(out / "a.safetensors").unet
+    assert trained.base_features == load_checkpoint(start).unet.base_features
+    assert trained.out_channels > 1
 
 
 def test_file_and_folder_are_not_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
