@@ -26,9 +26,11 @@ from benchmarks.gpu_engine import compare_masks
 from benchmarks.gpu_timing import synchronize
 from benchmarks.results import Results
 from model.checkpoint import load_checkpoint
+from model.training.batches import load_batches
 from model.training.crops import CropDataset
 from model.training.data import open_dataset, split_dataset
-from model.training.loop import RunLength, load_batches, train
+from model.training.length import RunLength
+from model.training.loop import train
 from model.training.recipe import Recipe
 from model.training.trainer import Trainer
 from tests.drawing import nuclei

@@ -27,7 +27,7 @@ from app import cli
 from model.arrays import AnyArray
 from model.checkpoint import load_checkpoint
 from model.evaluation.evaluate import Sample
-from model.training import loop, progress
+from model.training import batches, progress, validation
 from model.training.crops import CropDataset
 from model.training.data import open_dataset, read_sample, split_dataset
 from model.training.device_crops import ImagesDoNotFit
@@ -177,7 +177,7 @@ def test_losses_that_are_read_later_change_nothing(
     """As on a GPU: losses are read every 50 steps, and validation runs beside the training."""
     assert run(data, "--steps", "10", out="at once") == 0
     monkeypatch.setitem(READ_EVERY, "cpu", 50)
-    monkeypatch.setattr(loop, "VALIDATE_BESIDE", {"cpu"})
+    monkeypatch.setattr(validation, "VALIDATE_BESIDE", {"cpu"})
     assert run(data, "--steps", "10", out="later") == 0
     expected, found = read_weights(data / "at once"), read_weights(data / "later")
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
@@ -207,7 +207,7 @@ def test_weights_that_are_not_finite_end_a_run_that_validates_beside(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error of the validation's thread reaches the run, here when it ends."""
-    monkeypatch.setattr(loop, "VALIDATE_BESIDE", {"cpu"})
+    monkeypatch.setattr(validation, "VALIDATE_BESIDE", {"cpu"})
     flags = ["--learning-rate", "1e30", "--steps", "1", "--validate-every", "1"]
     assert run(data, *flags) == 2
     assert "too large for fp16 after step 1; try a lower --learning-rate" in read_error(capsys)
@@ -220,7 +220,7 @@ def test_images_that_do_not_fit_on_the_device_are_one_line(
     def reject(*_: object) -> None:
         raise ImagesDoNotFit("the training images take too much memory")
 
-    monkeypatch.setattr(loop, "DeviceCrops", reject)
+    monkeypatch.setattr(batches, "DeviceCrops", reject)
     assert run(data, "--augment-on", "device") == 2
     assert "too much memory; use --augment-on host" in read_error(capsys)
 
@@ -262,7 +262,7 @@ def test_best_weights_are_shipped(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Later weights are destroyed, and the run is interrupted and resumed after the best ones."""
-    measure = loop._measure
+    measure = validation.measure
     kept = []
 
     def measure_and_keep(predictor: Any, *args: Any) -> Any:
@@ -279,7 +279,7 @@ def test_best_weights_are_shipped(
                     network.final_conv.bias.fill_(-9)
                     network.final_conv.weight.zero_()
 
-    monkeypatch.setattr(loop, "_measure", measure_and_keep)
+    monkeypatch.setattr(validation, "measure", measure_and_keep)
     monkeypatch.setattr(Trainer, "step", step_and_destroy)
     with monkeypatch.context() as patch:
         interrupt_after_step(patch, 6)
@@ -619,7 +619,7 @@ def default_sigint() -> Iterator[None]:
 @pytest.mark.usefixtures("default_sigint")
 @pytest.mark.parametrize(
     ("owner", "name", "steps"),
-    [(CropDataset, "preload", 0), (CropDataset, "__getitem__", 0), (loop, "evaluate", 1)],
+    [(CropDataset, "preload", 0), (CropDataset, "__getitem__", 0), (validation, "evaluate", 1)],
     ids=["while reading", "before the first step", "in the final evaluation"],
 )
 def test_ctrl_c_outside_the_steps_writes_no_checkpoint(
