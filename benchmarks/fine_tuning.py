@@ -76,7 +76,7 @@ def main() -> int:
     if args.json:
         figures = {"untuned": untuned, "fine-tuned": tuned, "from scratch": fresh}
         args.json.write_text(json.dumps(figures, indent=2))
-    best, rival = (max(score(row) for row in rows) for rows in (tuned, fresh))
+    best, rival = score(tuned[-1]), score(fresh[-1])
     verdict = "better" if best > rival else "not better"
     print(
         f"\n{args.minutes:g} min of fine-tuning are {verdict} than {args.scratch:g} min from "
@@ -152,12 +152,15 @@ def measure(folder: Path, path: Path) -> dict[str, Any]:
 
 
 def run(folder: Path, name: str, minutes: float, start: Path | None) -> list[dict[str, Any]]:
-    """Train, and return the scores of each validation."""
+    """Train, and return the scores of each validation; the last are those of the checkpoint."""
     init_from = str(start) if start else ""
     recipe = make_recipe(folder, minutes=minutes, init_from=init_from)
     train(recipe, folder / name)
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if "dice" in record]
+    rows = [record for record in map(json.loads, lines) if "dice" in record]
+    report = json.loads((folder / name / "report.json").read_text())
+    end = {"step": report["shipped_step"], "seconds": 3600 * report["hours"]}
+    return [*rows, {**report["validation"], **end}]
 
 
 def score(row: dict[str, Any]) -> float:
