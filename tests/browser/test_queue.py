@@ -63,12 +63,14 @@ def test_queue_waits_as_a_whole_and_says_why(
     choose_files(page, *[(f"{n}.png", CELLS) for n in range(5)])
     expect(page.locator("#waiting")).to_contain_text(reason)
     assert len(requests) == 3
-    for _ in range(4):
+    for _ in range(60):  # each failure doubles the pause
         before = len(requests)
         page.clock.run_for(1_000)
         page.wait_for_timeout(50)
         assert len(requests) <= before + 1  # one at a time tries again
-    assert len(requests) > 3
+        if len(requests) > 4:
+            break
+    assert len(requests) > 4
     assert page.inner_text("#status") == "0 of 5"
     failing = False
     advance_until(page, lambda: thumbnails(page, "done").count() == 5)
@@ -199,10 +201,8 @@ def test_progress_is_announced_at_start_and_end_only_when_short(page: Page) -> N
     page.evaluate(WATCH_ANNOUNCEMENTS)
     choose_files(page, *[(f"{n}.png", CELLS) for n in range(6)])
     wait_done(page, 6)
-    messages = page.evaluate("messages")
-    assert messages[0] == "Started: 6 to do."
-    assert messages[-1] == "Finished: 6 done."
-    assert len(messages) == 2
+    expect(page.locator("#announcer")).to_have_text("Finished: 6 done.")
+    assert page.evaluate("messages") == ["Started: 6 to do.", "Finished: 6 done."]
 
 
 def test_progress_is_announced_every_ten_seconds(clocked_page: Page) -> None:

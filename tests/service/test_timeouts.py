@@ -124,16 +124,15 @@ def test_memory_for_the_zip_is_counted_with_each_output(tiny: Path) -> None:
         assert answer.status_code == 200, answer.text
         archive = zipfile.ZipFile(io.BytesIO(answer.content))
         errors = json.loads(archive.read("errors.json"))
-        assert list(errors) == [str(n) for n in range(kept, count)]
+        assert len(errors) == count - kept  # the last to be done, which need not be the last sent
         assert {each["status"] for each in errors.values()} == {429}
-        assert {archive.read(f"{n}.png") for n in range(kept)} == {alone}
+        served = {str(n) for n in range(count)} - set(errors)
+        assert {archive.read(f"{name}.png") for name in served} == {alone}
 
         answer = httpx.post(url, files=files, headers={"Accept": "application/json"}, timeout=60)
         kept = left // (4 * len(alone))  # base64, and the document that is joined from it
         assert 0 < kept < count
-        assert ["error" in each for each in answer.json()["images"]] == [
-            n >= kept for n in range(count)
-        ]
+        assert sum("error" in each for each in answer.json()["images"]) == count - kept
         wait_for(server, "unet_held_bytes", 0)
 
 
