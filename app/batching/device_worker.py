@@ -131,7 +131,7 @@ class _RunningBatch:
 
 
 class DeviceWorker:
-    """A runner with its two threads: one prepares batches, the other one makes all other calls.
+    """A runner with its threads: one prepares batches, and `DeviceThread` makes all other calls.
 
     Attributes:
         runner: the device.

@@ -22,6 +22,31 @@ QUANTIZED = (".first", ".second", ".up")
 """Ends of the names of the layers that compute in int8."""
 
 
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+"""A forward hook of torch: module, inputs, output."""
+
+
+def observe_layers(
+    predictor: Predictor, images: Iterable[AnyArray], make_hook: Callable[[str], Hook]
+) -> None:
+    """Run the reference on images, with a hook on each layer that computes in int8.
+
+    Args:
+        make_hook: makes the hook of the layer with a name.
+    """
+    hooks = [
+        layer.register_forward_hook(make_hook(name))
+        for name, layer in predictor.network.named_modules()
+        if name.endswith(QUANTIZED)
+    ]
+    try:
+        for image in images:
+            predictor(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def activation_ranges(
     predictor: Predictor, images: Iterable[AnyArray]
 ) -> dict[str, tuple[float, float]]:
@@ -41,26 +66,14 @@ def activation_ranges(
         ValueError: there are no images.
     """
     ranges: dict[str, tuple[float, float]] = {}
-    hooks = [
-        layer.register_forward_hook(_make_range_hook(name, ranges))
-        for name, layer in predictor.network.named_modules()
-        if name.endswith(QUANTIZED)
-    ]
-    try:
-        for image in images:
-            predictor(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    observe_layers(predictor, images, lambda name: _make_range_hook(name, ranges))
     if not ranges:
         raise ValueError("calibration needs at least one image")
     # Fewer digits keep the checkpoint's header small; the precision of a range hardly matters.
     return {name: (_round_digits(low), _round_digits(high)) for name, (low, high) in ranges.items()}
 
 
-def _make_range_hook(
-    name: str, ranges: dict[str, tuple[float, float]]
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _make_range_hook(name: str, ranges: dict[str, tuple[float, float]]) -> Hook:
     """Create a forward hook that widens `ranges[name]` to a layer's output."""
 
     def widen_range(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:

@@ -11,7 +11,7 @@ smaller than 6e-5 lose bits in fp16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model.arrays import AnyArray, FloatArray
 from model.config import LEVELS
-from model.convert.calibration import QUANTIZED, TAIL
+from model.convert.calibration import TAIL, Hook, observe_layers
 from model.predict import Predictor
 
 MAX_FACTOR = 16
@@ -39,23 +39,11 @@ def measure_channels(predictor: Predictor, images: Iterable[AnyArray]) -> dict[s
         exceed, in the image where it is largest.
     """
     highs: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(_make_channel_hook(name, highs))
-        for name, layer in predictor.network.named_modules()
-        if name.endswith(QUANTIZED)
-    ]
-    try:
-        for image in images:
-            predictor(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    observe_layers(predictor, images, lambda name: _make_channel_hook(name, highs))
     return {name: high.numpy() for name, high in highs.items()}
 
 
-def _make_channel_hook(
-    name: str, highs: dict[str, Tensor]
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _make_channel_hook(name: str, highs: dict[str, Tensor]) -> Hook:
     """Create a forward hook that raises `highs[name]` to a layer's output."""
 
     def raise_highs(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:

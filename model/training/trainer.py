@@ -173,8 +173,9 @@ class Trainer:
             labels: (N, h, w) integers.
             weights: (N, h, w) float, of the cross-entropy at each pixel.
             progress: fraction of the schedule that has passed, 0..1.
-            unseparated: of each crop, whether its labels do not separate objects. The border
-                channel then has no loss. None: all separate them, or there is no such channel.
+            unseparated: for each crop, whether its labels join touching objects. The border channel
+                of such a crop has no loss. None: every crop has one label per object, or the
+                network has no border channel.
         """
         optim = self.recipe.optim
         rate = compute_learning_rate(optim, self.steps_done, progress)

@@ -53,7 +53,7 @@ class Results:
         self.failed = 0
 
     def add(self, name: str, problem: str) -> None:
-        """Count a check; it passed if there is no problem."""
+        """Count a check. It failed if `problem` is not empty."""
         if problem:
             self.failed += 1
             print(f"FAIL {name}: {problem}")

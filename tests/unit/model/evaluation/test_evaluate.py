@@ -95,7 +95,7 @@ def test_pixels_without_a_label_are_in_no_score() -> None:
     true[5:15, 5:15] = 1
     predicted = (true > 0).astype(np.uint8)
     true[:, :10] = VOID
-    predicted[:4, :6] = 1  # extra pixels where there is no label
+    predicted[:4, :6] = 1  # false pixels, but without a label
     sample = Sample("a", np.zeros((20, 20), np.uint8), true)
     for classes in (("a", "b"), ("a", "b", "c")):
         summary = evaluate(
