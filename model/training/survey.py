@@ -315,8 +315,8 @@ def _check_not_constant(known: list[int], ignore: int, as_colours: bool) -> None
         raise DataError("all masks are empty: every pixel is 0")
     beside = "" if ignore < 0 else f", beside {ignore}, which is taken for no label"
     raise DataError(
-        f"every pixel of every mask is {_name(known[0], as_colours)}{beside}: there is no "
-        "background"
+        f"every pixel of every mask is {_name(known[0], as_colours)}{beside}; no "
+        "pixel is background"
     )
 
 

@@ -103,7 +103,7 @@ def test_palette_whose_white_is_0_is_binary() -> None:
     ("masks", "says"),
     [
         ([np.zeros((9, 9), np.uint8)] * 2, "all masks are empty"),
-        ([np.full((9, 9), 255, np.uint8)] * 2, "every mask is 255: there is no background"),
+        ([np.full((9, 9), 255, np.uint8)] * 2, "every mask is 255; no pixel is background"),
         ([np.full((9, 9), 3, np.uint16)], "every mask is 3"),
         ([np.array([[-1, 0], [1, 2]], np.int16)], "the value -1"),
         ([random_classes([1, 255])], "every mask is 1, beside 255, which is taken for no label"),
