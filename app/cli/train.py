@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from app.cli.errors import CommandError
 from app.cli.flags import add_flags, explicit_flags
 from model.cuda import choose_device
-from model.training.data import open_dataset, split_dataset
+from model.training.data import open_dataset
 from model.training.recipe import SECTIONS, Recipe
+from model.training.split import split_dataset
 
 if TYPE_CHECKING:
     import torch

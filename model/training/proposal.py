@@ -20,15 +20,10 @@ import numpy as np
 from model.checkpoint import load_checkpoint
 from model.config import DIVISOR, check_name
 from model.errors import ConfigError
-from model.training.data import (
-    Pair,
-    PairedDataset,
-    code_masks,
-    find_named_pairs,
-    list_images,
-    prefix_of,
-)
+from model.training.data import PairedDataset, code_masks
+from model.training.images import list_images
 from model.training.masks import pack_colours
+from model.training.pairs import Pair, find_named_pairs, prefix_of
 from model.training.recipe import SECTIONS, Recipe
 from model.training.survey import (
     Colour,

@@ -18,8 +18,9 @@ from app.cli.errors import CommandError, writing
 from app.cli.export.formats import add_format_arguments, plan_exports
 from app.engine.calibrate import calibrate
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_manifest
-from model.training.data import open_dataset, split_dataset
+from model.training.data import open_dataset
 from model.training.recipe import Recipe
+from model.training.split import split_dataset
 
 _EQUALIZE_IMAGES = 12
 """Images on which the size of each channel is measured. They only need to show which is small."""
