@@ -46,8 +46,8 @@ class ImagesConfig(ConfigBase):
     )
     labels: Literal["binary", "classes", "instances"] = Field(
         default="binary",
-        description="values in the masks. binary: not 0 is foreground; classes: class indices; "
-        "instances: one value per object",
+        description="values in the masks. binary: every value but 0 is foreground; classes: class "
+        "indices; instances: one value per object",
     )
     ignore: Annotated[Int, Field(ge=-1)] = Field(
         default=-1,
@@ -66,10 +66,10 @@ class ImagesConfig(ConfigBase):
     )
     group_by: Literal["file", "prefix"] = Field(
         default="file",
-        description="without such a file. prefix: images whose names are equal up to the last _ "
-        "form a group; file: each image does",
+        description="groups without such a file. prefix: images whose names are equal up to the "
+        "last _ form a group; file: each image is a group",
     )
-    group_column: str = Field(default="group", description="column of that file with the group")
+    group_column: str = Field(default="group", description="column of the groups in that file")
     validation_list: str = Field(
         default="",
         description="text file with the ids of the validation images, one per line; without it, "
@@ -95,7 +95,7 @@ class SourceConfig(ImagesConfig):
     """One of several sources of images. Its name is part of the names of its images."""
 
     name: str = Field(
-        default="", description="of the source, in scores and names of images"
+        default="", description="name of the source, in scores and in names of images"
     )
     share: Amount = Field(
         default=0.0,
