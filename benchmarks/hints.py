@@ -32,7 +32,7 @@ PICTURES = (
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What the hint says about one image.
+    """The result for one image.
 
     Attributes:
         objects: that were found.

@@ -34,7 +34,8 @@ from tests.conftest import Server, decode, encode, nuclei
 
 def preview_of(server: Server, data: bytes) -> np.ndarray:
     headers = {"Content-Type": "application/octet-stream"}
-    response = httpx.post(f"{server.url}/segment?output=preview", content=data, headers=headers)
+    url = f"{server.url}/segment?output=preview"
+    response = httpx.post(url, content=data, headers=headers, timeout=60)
     preview = decode(response.content)
     return preview if preview.ndim == 3 else preview[..., None]
 

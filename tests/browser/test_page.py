@@ -42,7 +42,8 @@ SHAPE = (512, 512)
 
 def segment(server: Server, data: bytes = CELLS, **query: str) -> httpx.Response:
     headers = {"Content-Type": "application/octet-stream"}
-    return httpx.post(f"{server.url}/segment", content=data, params=query, headers=headers)
+    url = f"{server.url}/segment"
+    return httpx.post(url, content=data, params=query, headers=headers, timeout=60)
 
 
 def to_screen(
