@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from app.batching.batcher import UNMEASURED_CAPACITY, Batcher, Share
+from app.batching.admission import UNMEASURED_CAPACITY
+from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
 from app.batching.estimates import MARGIN
+from app.batching.reservation import Share
 from app.errors import DeadlineExceeded, QueueFull
 from tests.devices import (
     Device,
