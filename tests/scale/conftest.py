@@ -85,14 +85,21 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def wait_until(check: Callable[[], object], seconds: float, what: str) -> None:
-    """Wait until a check returns something true; errors of the network count as false."""
+def wait_until(
+    check: Callable[[], object], seconds: float, what: str, *, every: float = 0.3
+) -> None:
+    """Wait until a check returns something true; errors of the network count as false.
+
+    Args:
+        seconds: after which the test fails.
+        every: seconds between two checks.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(httpx.TransportError, KeyError, json.JSONDecodeError):
             if check():
                 return
-        time.sleep(0.3)
+        time.sleep(every)
     raise AssertionError(f"{what}: not within {seconds:g} s")
 
 

@@ -17,7 +17,7 @@ import tifffile
 from tests.conftest import ROOT, encode, nuclei, write_tiny
 from tests.scale.conftest import Cluster, environment, wait_until
 
-pytestmark = pytest.mark.timeout(1200)  # a cluster starts within a minute, if nothing else runs
+pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start an actor
 
 IMAGES = 400
 SEVERAL = ("--output", "mask", "--output", "measurements", "--page", "all", "--threshold", "0.01")
@@ -86,7 +86,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def wait_for_results(folder: Path, number: int) -> None:
-    wait_until(lambda: len(read_files(folder)) >= number, 300, f"{number} results")
+    wait_until(lambda: len(read_files(folder)) >= number, 300, f"{number} results", every=0.02)
 
 
 @pytest.mark.parametrize("address", ["", "file://{folder}/"])
@@ -108,9 +108,9 @@ def test_an_actor_that_is_killed_loses_no_image(
     cluster: Cluster, folder: Path, masks: dict[str, bytes]
 ) -> None:
     process = start(folder, "many", "-o", "killed-actor", "--ray", cluster.address)
+    wait_until(lambda: len(cluster.actors("SegmentActor")) == 2, 240, "two actors")
+    victim, _ = cluster.actors("SegmentActor")
     wait_for_results(folder / "killed-actor", 30)
-    victim, *others = cluster.actors("SegmentActor")
-    assert len(others) == 1
     os.kill(victim["pid"], signal.SIGKILL)
     before = len(read_files(folder / "killed-actor"))
     _, errors = process.communicate(timeout=600)
