@@ -50,7 +50,7 @@ test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no bro
 
 # A test that waits too long fails after 15 minutes; no further test begins after 40.
 scale-test: $(SCALING)  ## test with a cluster of Ray, a Prometheus and a collector of traces: 15 minutes, at most 55
-	$(BIN)/python -m pytest tests/scale --session-timeout 2400
+	$(BIN)/python -m pytest tests/scale --session-timeout 2400 -o faulthandler_timeout=840
 
 lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
 	$(BIN)/ruff check .

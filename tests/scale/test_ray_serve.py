@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, encode, nuclei, write_tiny
-from tests.scale.conftest import Cluster, free_port, wait_until
+from tests.scale.conftest import Cluster, wait_until
+from tests.scale.ports import free_port
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start a replica
 
