@@ -101,6 +101,12 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in PANELS)
 
 
+def test_annotation_has_its_query_where_old_and_new_versions_of_grafana_look() -> None:
+    (annotation,) = DASHBOARD["annotations"]["list"]
+    assert annotation["target"]["expr"] == annotation["expr"]
+    assert annotation["expr"].count('job="unet"') == 1
+
+
 def test_every_panel_asks_the_data_source_that_is_chosen() -> None:
     sources = {
         json.dumps(target["datasource"]) for panel in PANELS for target in panel.get("targets", [])
