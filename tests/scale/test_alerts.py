@@ -25,7 +25,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, Server, encode, nuclei, serving
-from tests.scale.prometheus import FOLDER, Prometheus, find_program, free_port, scraping
+from tests.scale.ports import free_port
+from tests.scale.prometheus import FOLDER, Prometheus, find_program, scraping
 
 IMAGE = encode(nuclei(60, 60)[0])
 POISON = encode(np.full((60, 60), 255, np.uint8))
