@@ -10,7 +10,7 @@ Knows counts of windows, estimates and deadlines; no queue and no payloads.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable
 from typing import NoReturn
 
 from app.batching.backlog import Backlog
@@ -78,7 +78,7 @@ class Admission:
 
     def check(
         self,
-        keys: Sequence[Hashable],
+        windows: Counter[Hashable],
         deadline: Deadline,
         share: Share,
         *,
@@ -87,7 +87,7 @@ class Admission:
         """Check that windows fit beside those that were admitted.
 
         Args:
-            keys: one per window.
+            windows: by key.
             share: of the request.
             ignore_capacity: check only the deadline.
 
@@ -96,8 +96,8 @@ class Admission:
             DeadlineExceeded: the deadline has passed or, as measured, cannot be met.
         """
         if not ignore_capacity:
-            self._check_capacity(len(keys), share)
-        self._check_deadline(Counter(keys), deadline, share)
+            self._check_capacity(windows.total(), share)
+        self._check_deadline(windows, deadline, share)
 
     def count(self, share: Share) -> None:
         """Count the windows that a request has pending now."""
@@ -122,7 +122,8 @@ class Admission:
         remaining = deadline.remaining()
         if remaining <= 0:
             self.reject("deadline", DeadlineExceeded("the deadline has passed"))
-        needs = share.pending + windows  # those of the same request come first
+        # Those of the same request come first.
+        needs = share.pending + windows if share.pending else windows
         own = self._estimates.estimate(needs)
         others = sum(
             count * self._estimates.interleaved_cost(pending, needs.total())

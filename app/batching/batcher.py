@@ -179,16 +179,37 @@ class Batcher(Generic[PayloadT, ResultT]):
         """
         deadline = deadline or Deadline.never()
         share = share or Share()
-        if self.draining:
-            self._admission.reject("draining", Unavailable("the service is stopping"))
-        if self.failure is not None:
-            self._admission.reject("dead", self.failure)
-        self._admission.check(keys, deadline, share, ignore_capacity=ignore_capacity)
-        reservation: Reservation[PayloadT, ResultT] = Reservation(self, keys, deadline, share)
+        windows = Counter(keys)
+        self._check(windows, deadline, share, ignore_capacity=ignore_capacity)
+        reservation: Reservation[PayloadT, ResultT] = Reservation(
+            self, keys, windows, deadline, share
+        )
         self._reservations.add(reservation)
         self._admission.count(share)
         self._all_released.clear()
         return reservation
+
+    def check_admission(self, keys: Sequence[Hashable], *, deadline: Deadline) -> None:
+        """Check that a request would be admitted now.
+
+        Raises:
+            Unavailable, QueueFull, DeadlineExceeded: see `admit`.
+        """
+        self._check(Counter(keys), deadline, Share())
+
+    def _check(
+        self,
+        windows: Counter[Hashable],
+        deadline: Deadline,
+        share: Share,
+        *,
+        ignore_capacity: bool = False,
+    ) -> None:
+        if self.draining:
+            self._admission.reject("draining", Unavailable("the service is stopping"))
+        if self.failure is not None:
+            self._admission.reject("dead", self.failure)
+        self._admission.check(windows, deadline, share, ignore_capacity=ignore_capacity)
 
     def release(self, reservation: Reservation[PayloadT, ResultT]) -> None:
         """Free a request's slots. A batch that runs already still computes its windows."""
@@ -300,7 +321,8 @@ class Batcher(Generic[PayloadT, ResultT]):
 
         def finish(task: asyncio.Task[None]) -> None:
             running.discard(task)
-            worker.wake.set()
+            if len(self._queue) or worker.failure is not None:
+                worker.wake.set()
 
         try:
             while (key := await self._next_key(worker, running)) is not None:

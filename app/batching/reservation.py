@@ -63,6 +63,10 @@ class Reservation(Generic[PayloadT, ResultT]):
 
     Leaving it discards the windows that still wait and frees the slots.
 
+    Args:
+        keys: one per window, and
+        windows: how many there are of each.
+
     Attributes:
         share: of the request.
         deadline: of the request.
@@ -77,13 +81,15 @@ class Reservation(Generic[PayloadT, ResultT]):
         self,
         holder: Holder[PayloadT, ResultT],
         keys: Sequence[Hashable],
+        windows: Counter[Hashable],
         deadline: Deadline,
         share: Share,
     ) -> None:
         self.share = share
         self.deadline = deadline
-        self.pending = Counter(keys)
-        share.pending += self.pending
+        self.pending = windows
+        for key, count in windows.items():
+            share.pending[key] += count
         self.unsubmitted = deque(keys)
         self.released = False
         self.submitted_at = self.last_settled_at = 0.0

@@ -22,8 +22,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
 from app.engine.device_engines import WindowJob
@@ -122,8 +120,8 @@ class Segmenter:
         Raises:
             RequestRejected: the queue is full, or the deadline cannot be met.
         """
-        with self._batcher.admit(model.keys(model.plan(1, 1)), deadline=deadline):
-            pass  # the image itself is admitted once its size is known
+        # The image itself is admitted once its size is known.
+        self._batcher.check_admission(model.keys(model.plan(1, 1)), deadline=deadline)
 
     def group(self, model: ServedModel) -> ImageGroup:
         """The group for the images of one request."""
@@ -336,8 +334,7 @@ class Segmenter:
             job.timer.record("decode")
             if job.trace is not None:
                 job.trace.end_decoding(height, width, plan.count)
-            shape = plan.rows.length, plan.columns.length, len(job.preprocess.mean)
-            array = np.broadcast_to(prepared.map(), shape)
+            array = prepared.map()
             if prepared.is_large:
                 pixels.close()  # freed once the last window is on a device
             windows = [WindowJob(array, plan, window, job.trace) for window in plan.windows]
@@ -364,11 +361,8 @@ class Segmenter:
             return await finish(result, rendering_limit(height * width, deadline))
 
     def _count(self, job: ImageJob, height: int, width: int) -> None:
-        for stage, seconds in job.timer.seconds.items():
-            self._metrics.stage_seconds.labels(stage).observe(seconds)
         name = job.model.checkpoint.name
-        self._metrics.images.labels(name).inc()
-        self._metrics.pixels.labels(name).inc(height * width)
+        self._metrics.count_image(name, height * width, job.timer.seconds)
 
 
 def _stored_image(block: SharedBlock, shape: list[int], dtype: str) -> StoredArray:

@@ -49,6 +49,20 @@ def test_full_queue_rejects_at_once_and_says_when_to_retry() -> None:
     assert recorder.events["rejected queue_full"] == 1
 
 
+def test_check_of_admission_reserves_nothing() -> None:
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        batcher.check_admission(["k"], deadline=Deadline.never())
+        assert batcher.statistics().requests == 0
+        with batcher.admit(["k"]), pytest.raises(QueueFull, match="1 of 1 slots used"):
+            batcher.check_admission(["k"], deadline=Deadline.never())
+        with pytest.raises(DeadlineExceeded, match="has passed"):
+            batcher.check_admission(["k"], deadline=Deadline.after(-1))
+
+    recorder = Recorder()
+    with_batcher(body, Device(), recorder=recorder, capacity=1)
+    assert recorder.events == {"rejected queue_full": 1, "rejected deadline": 1}
+
+
 def test_large_request_takes_a_quarter_of_the_slots_and_its_turns() -> None:
     """It is admitted although the queue is far smaller, and small requests are done before it."""
     device = Device(seconds=0.01)
