@@ -27,10 +27,10 @@ OBJECT_STORE = f"http://127.0.0.1:{free_port()}"
 """Address of the object store that a test may start. Nodes know it from their start."""
 _STORE_BYTES = 100_000_000
 """Size of a node's object store, which lies in memory; Ray takes no less than 75 MB."""
-_STARTS = 4
-"""Attempts to start a node."""
-_START_SECONDS = 400
-"""Time for an attempt: it takes seconds, but minutes while other programs use the machine."""
+_STARTS = 8
+"""Attempts to start a node. Ray ends each after 30 seconds."""
+_START_SECONDS = 180
+"""Time for an attempt, with what Ray does before and after these 30 seconds."""
 
 
 @dataclasses.dataclass
@@ -129,8 +129,8 @@ def cluster() -> Iterator[Cluster]:
 def add_node(running: Cluster, *flags: str) -> None:
     """Start a node, and wait until it has joined the cluster.
 
-    Ray gives a node 30 seconds, which may not be enough while other programs use the machine. A
-    node that may choose the ports of its agents itself crashes if they are slow to report them.
+    Ray's 30 seconds may not be enough while other programs use the machine. A node that may choose
+    the ports of its agents itself crashes if they are slow to report them.
     """
     number = len(running.nodes) + 1
     agents = ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port")
@@ -152,6 +152,7 @@ def add_node(running: Cluster, *flags: str) -> None:
         if process.poll() is None:
             return
         running.nodes.remove(process)
+        stop_node(process)  # what is left of it
     raise AssertionError(f"node {number} does not start:\n{log.read_text()}")
 
 

@@ -213,6 +213,8 @@ def test_image_workers_that_keep_dying(tiny: Path, tmp_path: Path) -> None:
     flags = ("--port", str(port), f"--weights-dir={tiny}", "--image-workers=8")
     with serving(*flags) as server, scraping(tmp_path, port) as prometheus:
         wait_scraped(prometheus)
+        prometheus.wait_for(lambda: server.metric("unet_image_workers") == 8)
+        time.sleep(11)  # one that ends within ten seconds of its start counts as a failed start
         for pid in children(server.process.pid):
             os.kill(pid, signal.SIGKILL)
         expect(prometheus, "UnetImageWorkersKilled")

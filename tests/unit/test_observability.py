@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import Metric
 
 from app.inference.service import Service
 from app.settings import Settings
@@ -28,12 +29,35 @@ QUERIES = [target["expr"] for panel in PANELS for target in panel.get("targets",
 NAME = re.compile(r"\b(?:unet|process)_\w+|\bunet:\w+(?::\w+)?")
 
 
+ROW = re.compile(r"^\| `((?:unet|process)_\w+)` \| (\w+)(?:: ([\w, ]+))? \|", re.MULTILINE)
+"""A metric in the manual: its name, type and labels."""
+
+
 @pytest.fixture(scope="module")
-def known(tiny: Path) -> set[str]:
-    """Names of all series, and of those that the rules record."""
+def families(tiny: Path) -> list[Metric]:
+    """All metrics of a service."""
     service = Service(Settings(weights_dir=tiny, threads=1, image_workers=1))
+    return list(service.metrics.registry.collect())
+
+
+def test_manual_lists_every_metric_with_its_type_and_labels(families: list[Metric]) -> None:
+    listed = {name: (kind, labels) for name, kind, labels in ROW.findall(MANUAL.read_text())}
+    names = {
+        family.name + ("_total" if family.type == "counter" else ""): family for family in families
+    }
+    assert listed.keys() == names.keys()
+    for name, family in names.items():
+        kind, labels = listed[name]
+        assert kind == family.type, name
+        found = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert not family.samples or found == set(re.findall(r"\w+", labels)), name
+
+
+@pytest.fixture(scope="module")
+def known(families: list[Metric]) -> set[str]:
+    """Names of all series, and of those that the rules record."""
     names = {rule["record"] for rule in RULES if "record" in rule}
-    for family in service.metrics.registry.collect():
+    for family in families:
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
         names |= {family.name + suffix for suffix in suffixes.get(family.type, ("",))}
     return names
