@@ -28,9 +28,10 @@ from model.checkpoint import load_checkpoint
 from model.evaluation.evaluate import evaluate, from_probabilities
 from model.predict import Predictor
 from model.training.best import rate_scores
-from model.training.data import open_dataset, split_dataset
+from model.training.data import open_dataset
 from model.training.loop import train
 from model.training.recipe import Recipe
+from model.training.split import split_dataset
 
 SIZE = 256
 TRAINING, VALIDATION = 20, 10

@@ -39,9 +39,11 @@ from model.evaluation.evaluate import (
     evaluate,
     from_probabilities,
 )
-from model.training.data import PairedDataset, open_dataset, split_dataset
+from model.training.data import PairedDataset, open_dataset
 from model.training.plots import draw_confusion, format_confusion, make_worst_sheet
-from model.training.recipe import DataConfig, Recipe
+from model.training.recipe import Recipe
+from model.training.sections import DataConfig
+from model.training.split import split_dataset
 from unet_client import Client, UnetClientError
 
 

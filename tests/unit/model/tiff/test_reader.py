@@ -18,7 +18,7 @@ from model.errors import DataError
 from model.pixels import decode_image
 from model.tiff.colors import UnsupportedTiff
 from model.tiff.reader import TiffReader
-from model.training.data import read_image
+from model.training.images import read_image
 from tests.conftest import set_tag, tiff
 
 HEIGHT, WIDTH = 20, 30
