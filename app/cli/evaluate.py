@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from app.cli.errors import CommandError, check_parent_folder, writing
 from app.engine.predictor import engine_predictor
-from app.engine.selection import build_engine, choose_engines
+from app.engine.selection import build_engine, choose_engines, resolve
 from app.errors import EngineUnavailable
 from app.settings import KEY_VARIABLE
 from model.arrays import AnyArray
@@ -252,12 +252,13 @@ def _open_reference(checkpoint: Checkpoint, device: str) -> _Subject:
 
 def _open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> _Subject:
     try:
-        choice = choose_engines(
+        (choice, *_) = choose_engines(
             device=args.device,
             engine="auto" if args.engine == "reference" else args.engine,
             precision=args.precision,
             max_batch=1,
-        )[0]
+        )
+        choice = resolve(choice, checkpoint)
         engine = build_engine(choice, checkpoint)
     except EngineUnavailable as error:  # names the flag, because no setting is read here
         raise CommandError(error.for_cli()) from error

@@ -91,6 +91,13 @@ def test_key_of_the_service_is_read_from_the_environment(
     assert "the API key must be" in capsys.readouterr().err
 
 
+def test_report_names_the_precision_that_auto_chose(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(folder, "three", "--engine", "openvino") == 0
+    assert " by openvino on cpu in fp32\n" in capsys.readouterr().out
+
+
 def test_confusion_matrix_is_a_table_and_a_picture(folder: Path, tmp_path: Path) -> None:
     assert evaluate(folder, "three", "--confusion", str(tmp_path / "a.csv")) == 0
     rows = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]
