@@ -56,8 +56,9 @@ test: $(EVERYTHING) $(FOREIGN)  ## run all tests
 test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3
 
-scale-test: $(SCALING)  ## test with a cluster of Ray, a Prometheus and a collector of traces: minutes
-	$(BIN)/python -m pytest tests/scale
+# A test that waits too long fails after 15 minutes; no further test begins after 40.
+scale-test: $(SCALING)  ## test with a cluster of Ray, a Prometheus and a collector of traces: 15 minutes, at most 55
+	$(BIN)/python -m pytest tests/scale --session-timeout 2400 -o faulthandler_timeout=840
 
 lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
 	$(BIN)/ruff check .
@@ -104,7 +105,7 @@ kube-render: $(KUBE)  ## render the Helm chart into deploy/kubernetes and deploy
 	$(KUBE_PYTHON) -m tools.kube render
 
 kube-test: $(KUBE) $(KUBE_APISERVER)  ## lint and render the chart, apply it to a real API server (KUBE_APISERVER=)
-	$(dir $(KUBE_PYTHON))hadolint Dockerfile
+	$(dir $(KUBE_PYTHON))hadolint Dockerfile deploy/ray/Dockerfile
 	$(KUBE_PYTHON) -m tools.kube test --api-server $(KUBE_APISERVER)
 
 $(KUBE): requirements/kube.txt

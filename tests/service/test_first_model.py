@@ -39,9 +39,9 @@ def train(folders: list[Path], run: Path, capsys: pytest.CaptureFixture[str], *f
 def read_environment(printed: str) -> dict[str, str]:
     """The variables in the command that the end of a run prints."""
     (line,) = (line for line in printed.splitlines() if line.startswith("serve "))
-    words = shlex.split(line.removeprefix("serve"))
-    assert words[-2:] == ["unet", "serve"]
-    return dict(word.split("=", 1) for word in words[:-2])
+    parts = shlex.split(line.removeprefix("serve"))
+    assert parts[-2:] == ["unet", "serve"]
+    return dict(word.split("=", 1) for word in parts[:-2])
 
 
 def segment(server: Server, image: bytes, **query: str) -> bytes:
