@@ -164,8 +164,8 @@ class QueuedHandler(logging.Handler):
 _handler: QueuedHandler | None = None
 
 
-def dropped_lines() -> int:
-    """Number of lines that were not logged, because the log was not read."""
+def count_dropped_lines() -> int:
+    """Count the lines that were not logged, because the log was not read."""
     return 0 if _handler is None else _handler.dropped
 
 

@@ -63,10 +63,10 @@ class Settings(BaseSettings):
     )
 
     image_workers: _AutoInt = Field(
-        None, description="processes that decode and encode images; auto: one per CPU"
+        None, description="processes that decode and encode images; auto: one per CPU of the quota"
     )
 
-    max_batch: _AutoInt = Field(None, description="windows per batch; auto: depends on the device")
+    max_batch: _AutoInt = Field(None, description="windows per batch; auto: 1 on a CPU, 8 on CUDA")
     max_wait_ms: _Number = Field(
         0, ge=0, le=10_000, description="how long a batch that is not full waits, in ms"
     )
@@ -226,7 +226,7 @@ SECTIONS = {
 
 
 def load_settings(**flags: str) -> Settings:
-    """Settings from the environment. Explicit flags override it.
+    """Load settings from the environment. Explicit flags override it.
 
     Raises:
         SettingsError: one line about the first invalid setting: its name, its value and what is

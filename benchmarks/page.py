@@ -1,11 +1,11 @@
 """Measure the web page in headless Chromium: `python -m benchmarks.page`.
 
-Against a service of its own: the time from a file to its objects, the time to load an image that is
-selected, and to redraw it (fitted, zooming, and at 1:1), at 1, 12 and 20 megapixels; the longest
-task of the page's main thread while it receives an image, while it loads one again, and while it
-makes the files of one with a deleted object; whether three images of 12 and one of 20 megapixels,
-added together, all succeed; and the memory of the browser's processes after 10 and after 200 images
-of 0.26 megapixels.
+Against a service of its own: the time from a file to its objects, the bytes that the page keeps of
+them, the time to load an image that is selected, to redraw it (fitted, zooming, and at 1:1), to
+show the first preview of a threshold, and to make five files without a deleted object, at 1, 12 and
+20 megapixels; the longest task of the page's main thread during all of that; whether three images
+of 12 and one of 20 megapixels, added together, all succeed; and the memory of the browser's
+processes after 10 and after 200 images of 0.26 megapixels.
 
 Prints a table, and JSON with --json. Needs Linux, playwright and /usr/bin/chromium.
 """
@@ -68,6 +68,19 @@ LOAD = """async () => {
     layers.releaseLayers(await layers.createLayers(viewer.current()));
     return performance.now() - start;
 }"""
+PREVIEW = """async () => {
+    const viewer = await import('./static/viewer.js');
+    const start = performance.now();
+    await viewer.previewThreshold(0.5);
+    const taken = performance.now() - start;
+    await viewer.previewThreshold(null);
+    return taken;
+}"""
+KEPT_BYTES = """async () => {
+    const {outputs} = (await import('./static/viewer.js')).current();
+    return Object.values(outputs).reduce((sum, each) => sum + each.size, 0);
+}"""
+EDITED_KINDS = ("mask", "instances", "rois", "coco", "cutout")
 
 
 def main() -> None:
@@ -117,14 +130,18 @@ def measure_sizes(page: Page, folder: Path) -> dict[str, dict[str, float]]:
         load = page.evaluate(LOAD)
         loading = page.evaluate(LONGEST_TASK)
         redraw = page.evaluate(REDRAW)
+        preview = page.evaluate(PREVIEW)
+        kept = page.evaluate(KEPT_BYTES)
         page.evaluate(LONGEST_TASK)
-        saving = measure_saving(page)
+        files, saving = measure_saving(page)
         tasks = {"receiving_ms": receiving, "loading_ms": loading, "saving_ms": saving}
-        figures[name] = {"seconds": seconds, "load_ms": load} | redraw | tasks
+        figures[name] = {"seconds": seconds, "kept_bytes": kept, "load_ms": load} | redraw | tasks
+        figures[name] |= {"preview_ms": preview, "files_s": files}
         print(
-            f"{name:>3} Mpx: {page.inner_text('#count')} in {seconds:.1f} s; load {load:.0f} ms; "
-            f"redraw {redraw['fitted']:.1f} ms, zooming {redraw['zooming']:.1f}, "
-            f"1:1 {redraw['full']:.1f}; longest task: receiving {receiving:.0f} ms, loading "
+            f"{name:>3} Mpx: {page.inner_text('#count')} in {seconds:.1f} s, {kept / 1e6:.1f} MB; "
+            f"load {load:.0f} ms; redraw {redraw['fitted']:.1f} ms, zooming "
+            f"{redraw['zooming']:.1f}, 1:1 {redraw['full']:.1f}; first preview {preview:.0f} ms; "
+            f"five files {files:.1f} s; longest task: receiving {receiving:.0f} ms, loading "
             f"{loading:.0f}, saving {saving:.0f}",
             flush=True,
         )
@@ -132,19 +149,21 @@ def measure_sizes(page: Page, folder: Path) -> dict[str, dict[str, float]]:
     return figures
 
 
-def measure_saving(page: Page) -> float:
-    """Milliseconds of the longest task while mask and labels are made without a deleted object."""
+def measure_saving(page: Page) -> tuple[float, float]:
+    """Seconds to make files without a deleted object, and milliseconds of the longest task."""
     page.click("#table tbody tr:first-child button")
     page.click("#object-delete")
     page.click("#choose-outputs")
     for box in page.locator("#kinds input").all():
-        box.set_checked(box.get_attribute("value") in ("mask", "instances"))
+        box.set_checked(box.get_attribute("value") in EDITED_KINDS)
     page.click("#outputs button")
-    with page.expect_download():
+    start = time.perf_counter()
+    with page.expect_download(timeout=TIMEOUT_MS):
         page.click("#download")
+    seconds = time.perf_counter() - start
     page.wait_for_selector("#download:enabled")
     longest: float = page.evaluate(LONGEST_TASK)
-    return longest
+    return seconds, longest
 
 
 def measure_together(page: Page, folder: Path) -> dict[str, Any]:

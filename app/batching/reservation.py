@@ -1,4 +1,4 @@
-"""What a request holds in the batcher: its turns, its slots and its windows.
+"""The turns, slots and windows that a request holds in the batcher.
 
 Knows keys, payloads and time; no queue and no devices.
 """

@@ -4,11 +4,12 @@ const TINT = [255, 64, 129]; // the service's overlays use the same color
 
 export const UNSUPPORTED = "Your browser cannot show this format. The server drew it as the model sees it.";
 export const SIXTEEN_BIT = "Browsers show only 8 of 16 bits. The server drew this image as the model sees it.";
-export const ROTATED = "Your browser ignores the orientation of this image. The server drew it as the model sees it.";
+export const TURNED = "Browsers differ in how they turn this image. The server drew it as the model sees it.";
 
 /** {image, reason}: a bitmap, or null and the reason why the browser cannot show the file. */
 export async function decode(file) {
   if (await isSixteenBitPng(file)) return { image: null, reason: SIXTEEN_BIT };
+  if (await isTurned(file)) return { image: null, reason: TURNED };
   try {
     return { image: await createImageBitmap(file), reason: "" }; // applies the EXIF orientation
   } catch {
@@ -24,6 +25,33 @@ async function isSixteenBitPng(file) {
   } catch {
     return false;
   }
+}
+
+const EXIF = /(?:eXIf|EXIF[^]{4})(?:Exif\0\0)?(?=II\*\0|MM\0\*)/; // the chunk of a PNG or WebP, up to its TIFF header
+const ORIENTATION = 0x0112; // its tag
+
+/** Whether a PNG or WebP says that it is to be turned. Browsers agree about JPEGs alone. */
+async function isTurned(file) {
+  try {
+    const head = new TextDecoder("latin1").decode(await file.slice(0, 12).arrayBuffer());
+    if (!/^.PNG|^RIFF[^]{4}WEBP/.test(head)) return false;
+    const bytes = await file.arrayBuffer();
+    const found = EXIF.exec(new TextDecoder("latin1").decode(bytes));
+    return Boolean(found) && readOrientation(new DataView(bytes, found.index + found[0].length)) > 1;
+  } catch {
+    return false; // damaged metadata
+  }
+}
+
+/** The orientation in the first directory of a TIFF header; 1 is upright. */
+function readOrientation(tiff) {
+  const little = tiff.getUint8(0) === 0x49;
+  const directory = tiff.getUint32(4, little);
+  const count = tiff.getUint16(directory, little);
+  for (let at = directory + 2; at < directory + 2 + 12 * count; at += 12) {
+    if (tiff.getUint16(at, little) === ORIENTATION) return tiff.getUint16(at + 8, little);
+  }
+  return 1;
 }
 
 export function createCanvas(width, height) {

@@ -2,8 +2,7 @@
 // and the table of its objects. Decoded pixels are kept by viewer.js for the selected item only.
 
 import { run as runTask } from "./background.js";
-import { ROTATED, drawThumbnail, release, sameSize } from "./imaging.js";
-import { isMultiClass } from "./models.js";
+import { TURNED, drawThumbnail, release, sameSize } from "./imaging.js";
 import { findAgain } from "./objects.js";
 import { resetPause, runAlone, segmentPatiently } from "./queue.js";
 import * as strip from "./strip.js";
@@ -13,10 +12,9 @@ import * as viewer from "./viewer.js";
 const CONCURRENCY = 3; // one request decodes and one encodes while the engine runs the third
 const LARGE_PIXELS = 4e6; // such an image is sent alone
 const LARGE_BYTES = 8e6; // the same for a format that the browser does not read
-const PROBABILITY_PIXELS = 2.5e6; // larger images fetch their probabilities when the slider is first used
 
 // An item: {file, path, sample, settings, state, outputs, table, deleted, size, statistics, seconds, date, note,
-// unlike, uncertainty, choices, error, saved, controller, used, removed, wantsProbability}. settings is {model,
+// unlike, uncertainty, choices, error, saved, controller, used, removed}. settings is {model,
 // threshold, page, channel}; used are those of the outputs. deleted has the labels of deleted objects, removed their
 // boxes, by which they are recognized when the image is run again. state is waiting, working, done, failed or stopped.
 export const items = [];
@@ -134,9 +132,7 @@ async function process(item, signal) {
   if (!item.outputs) drawThumbnail(item.thumbnail, thumbnail);
   const pixels = decodedSize ? decodedSize.width * decodedSize.height : 0;
   const isLarge = pixels > LARGE_PIXELS || item.file.size > LARGE_BYTES;
-  const wanted = ["mask", "polygons"];
-  const isSmall = !isLarge && pixels <= PROBABILITY_PIXELS;
-  if ((isSmall || item.wantsProbability) && !isMultiClass(item)) wanted.push("probability");
+  const wanted = ["mask", "polygons", "probability"]; // from which every file is made
   if (!decodedSize) wanted.push("preview");
 
   const send = () => {
@@ -150,7 +146,7 @@ async function process(item, signal) {
   const size = await readSize(outputs.mask);
   let note = reason;
   if (decodedSize && !sameSize(decodedSize, size)) {
-    note = ROTATED;
+    note = TURNED;
     outputs.preview = (await segmentPatiently(item, ["preview"], signal)).outputs.preview;
   }
   const table = await runTask("readTable", outputs.polygons, size);
@@ -204,19 +200,6 @@ async function readSize(png) {
   const head = new DataView(await png.slice(0, 24).arrayBuffer());
   if (head.byteLength < 24 || head.getUint32(0) !== 0x89504e47) throw new Error("Unexpected response (a proxy?)");
   return { width: head.getUint32(16), height: head.getUint32(20) };
-}
-
-/** Fetch the probabilities of an item that has none yet. */
-export async function fetchProbability(item) {
-  const { outputs } = item;
-  item.wantsProbability = true; // also of the next run
-  item.controller = new AbortController();
-  const { signal } = item.controller;
-  const send = () => segmentPatiently(item, ["probability"], signal);
-  const isLarge = item.size.width * item.size.height > LARGE_PIXELS;
-  const fetched = await (isLarge ? runAlone(signal, send) : send());
-  outputs.probability = fetched.outputs.probability;
-  return outputs.probability;
 }
 
 function setState(item, state) {

@@ -8,10 +8,10 @@ import { BLACK, WHITE, colorOf, paintLabels, parseColor, sampleView } from "./pa
 
 const BAND = 256; // rows that are drawn at once for a file
 
-/** Load the layers of an item: {item, outputs, width, height, levels, labels, probability, failed}. */
+/** Load the layers of an item: {item, outputs, width, height, levels, labels, probability, decoding, failed}. */
 export async function createLayers(item) {
   const { outputs, table } = item;
-  const layers = { item, outputs, levels: [], stretched: null, labels: null, probability: null };
+  const layers = { item, outputs, levels: [], stretched: null, labels: null, probability: null, decoding: null };
   try {
     const levels = await run("loadPyramid", pictureOf(layers), false);
     Object.assign(layers, outputs ? item.size : levels.length && { width: levels[0].width, height: levels[0].height });
@@ -25,7 +25,8 @@ export async function createLayers(item) {
   return layers;
 }
 
-const pictureOf = ({ item, outputs }) => outputs?.preview || item.file;
+/** The file, or what the service drew where the browser cannot show it. */
+export const pictureOf = ({ item, outputs }) => outputs?.preview || item.file;
 
 /** Load the picture with more contrast as well. */
 export async function loadStretched(layers) {
@@ -43,12 +44,11 @@ export function releaseLayers(layers) {
   layers.released = true;
 }
 
-/** Decode the probabilities, 0 to 65535, if the item has them. */
+/** Decode the probabilities, 0 to 65535, once. */
 export async function decodeProbability(layers) {
-  if (!layers.probability && layers.outputs?.probability) {
-    layers.probability = await run("readSamples", layers.outputs.probability);
-  }
-  return layers.probability;
+  if (!layers.outputs?.probability) return;
+  layers.decoding ??= run("readSamples", layers.outputs.probability).catch(() => null); // may lack the memory
+  layers.probability = await layers.decoding;
 }
 
 /**

@@ -22,6 +22,12 @@ export const isMultiClass = (item) => (findModel(item.settings.model)?.classes |
 /** The threshold that an item's mask was made with: its own or the model's. */
 export const thresholdOf = (item) => item.settings.threshold || findModel(item.settings.model)?.threshold;
 
+/** The classes that an item's objects may have, in the order of their indices from 1. */
+export function classesOf(item) {
+  const model = findModel(item.settings.model);
+  return [...new Set([...(model ? foregroundOf(model) : []), ...item.table.classes])];
+}
+
 /** Fetch the list. Throws if the service does not respond with one. */
 export async function load() {
   ({ models } = await (await fetchWithKey("models")).json());

@@ -74,8 +74,7 @@ export function rasterize(collection, width, height, mask) {
     const [left, top, right, bottom] = bbox;
     const stride = right - left + 1;
     const switches = new Uint8Array(stride * (bottom - top));
-    const polygons = geometry.type === "Polygon" ? [geometry.coordinates] : geometry.coordinates;
-    for (const ring of polygons.flat()) addSwitches(switches, ring, left, top, stride);
+    for (const ring of ringsOf(geometry)) addSwitches(switches, ring, left, top, stride);
     for (let y = 0, i = 0; y < bottom - top; y += 1) {
       let inside = 0;
       for (let x = 0, at = (top + y) * width + left; x < stride; x += 1, i += 1, at += 1) {
@@ -86,6 +85,9 @@ export function rasterize(collection, width, height, mask) {
   }
   return labels;
 }
+
+/** The rings of an outline, one polygon after the other; the last corner of each repeats the first. */
+export const ringsOf = ({ type, coordinates }) => (type === "Polygon" ? coordinates : coordinates.flat());
 
 function addSwitches(switches, ring, left, top, stride) {
   for (let i = 1; i < ring.length; i += 1) {

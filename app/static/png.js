@@ -4,6 +4,8 @@
 import { crc32 } from "./zip.js";
 
 const SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
+const [NONE, UP, AVERAGE, PAETH] = [0, 2, 3, 4]; // filters of rows
+const HEADER_BYTES = 33; // of the signature and the first chunk
 const SAMPLES = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }; // per pixel, by color type
 
 /**
@@ -12,6 +14,7 @@ const SAMPLES = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 }; // per pixel, by color type
  */
 export async function readPng(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
+  if (bytes.length < HEADER_BYTES) throw new Error("An unexpected kind of PNG");
   const view = new DataView(bytes.buffer);
   const png = { width: view.getUint32(16), height: view.getUint32(20), depth: bytes[24], color: bytes[25], palette: null };
   if (view.getUint32(0) !== 0x89504e47 || png.depth < 8 || bytes[28]) throw new Error("An unexpected kind of PNG");
@@ -37,7 +40,7 @@ function unfilter(filtered, rowBytes, height, pixelBytes) {
     const from = y * (rowBytes + 1) + 1;
     const to = y * rowBytes;
     const filter = filtered[from - 1];
-    if (filter === 0) {
+    if (filter === NONE) {
       out.set(filtered.subarray(from, from + rowBytes), to);
       continue;
     }
@@ -45,9 +48,9 @@ function unfilter(filtered, rowBytes, height, pixelBytes) {
       const left = x < pixelBytes ? 0 : out[to + x - pixelBytes];
       const up = y ? out[to + x - rowBytes] : 0;
       let predicted = left;
-      if (filter === 2) predicted = up;
-      else if (filter === 3) predicted = (left + up) >> 1;
-      else if (filter === 4) predicted = paeth(left, up, y && x >= pixelBytes ? out[to + x - rowBytes - pixelBytes] : 0);
+      if (filter === UP) predicted = up;
+      else if (filter === AVERAGE) predicted = (left + up) >> 1;
+      else if (filter === PAETH) predicted = paeth(left, up, y && x >= pixelBytes ? out[to + x - rowBytes - pixelBytes] : 0);
       out[to + x] = filtered[from + x] + predicted;
     }
   }
@@ -66,22 +69,33 @@ function toUint16(raw) {
   return values;
 }
 
+function toBytes(samples) {
+  const bytes = new Uint8Array(2 * samples.length);
+  for (let i = 0; i < samples.length; i += 1) {
+    bytes[2 * i] = samples[i] >> 8;
+    bytes[2 * i + 1] = samples[i];
+  }
+  return bytes;
+}
+
+/** Each row as its differences to the row above, which deflate compresses well. */
+function filterRows(bytes, rowBytes, height) {
+  const filtered = new Uint8Array((rowBytes + 1) * height);
+  for (let y = 0, from = 0, to = 0; y < height; y += 1) {
+    filtered[to] = UP;
+    to += 1;
+    for (let x = 0; x < rowBytes; x += 1, from += 1, to += 1) {
+      filtered[to] = bytes[from] - (y ? bytes[from - rowBytes] : 0);
+    }
+  }
+  return filtered;
+}
+
 /** A PNG with the samples `data`; the other fields are those of `readPng`. */
 export async function writePng({ width, height, depth, color, palette = null, data }) {
   const rowBytes = (width * SAMPLES[color] * depth) / 8;
-  const rows = new Uint8Array((rowBytes + 1) * height); // each row begins with its filter: 0 is none
-  for (let y = 0; y < height; y += 1) {
-    const to = y * (rowBytes + 1) + 1;
-    if (depth === 8) {
-      rows.set(data.subarray(y * rowBytes, (y + 1) * rowBytes), to);
-      continue;
-    }
-    for (let x = 0, i = (y * rowBytes) / 2; x < rowBytes; x += 2, i += 1) {
-      rows[to + x] = data[i] >> 8;
-      rows[to + x + 1] = data[i] & 255;
-    }
-  }
-  const deflated = new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate"));
+  const filtered = filterRows(depth === 8 ? data : toBytes(data), rowBytes, height);
+  const deflated = new Blob([filtered]).stream().pipeThrough(new CompressionStream("deflate"));
   const header = new DataView(new ArrayBuffer(13));
   header.setUint32(0, width);
   header.setUint32(4, height);

@@ -1,68 +1,61 @@
-// Downloads: the chosen files of one image, or a zip of all images with tables.
+// Downloads: the chosen files of one image, or a zip of all images with tables. Every file is made from what the
+// first request brought, so that it holds what is seen and needs no further inference.
 
 import { run } from "./background.js";
-import { exportView } from "./layers.js";
+import { exportView, pictureOf } from "./layers.js";
+import { classesOf, isMultiClass, thresholdOf } from "./models.js";
 import { isEdited, keptObjects, measure, pixelSizeOf, scale } from "./objects.js";
-import { runAlone, segmentPatiently } from "./queue.js";
 import { formatMeasurements, formatObjects, formatResults } from "./tables.js";
 import { look } from "./viewer.js";
-import { unzip, zip } from "./zip.js";
+import { zip } from "./zip.js";
 
-const CONCURRENCY = 3;
-const LARGE_PIXELS = 4e6;
-
-/** The files that can be downloaded: title, suffix, a line on each, and whether the service has to make it. */
+/** The files that can be downloaded: title, suffix, and a line on each. */
 export const KINDS = {
   mask: { title: "Mask", suffix: "-mask.png", text: "Black and white picture: white where the model found something." },
   overlay: { title: "Overlay", suffix: "-overlay.png", text: "The picture as you see it now, with colors and outlines, at full size." },
   instances: { title: "Labels", suffix: "-instances.png", text: "16-bit PNG, each object has its own number. For CellProfiler, napari or Python; ordinary viewers show it black." },
   polygons: { title: "Outlines", suffix: ".geojson", text: "GeoJSON with measurements. Drag it into QuPath." },
-  rois: { title: "ImageJ ROIs", suffix: "-rois.zip", text: "Open it in the ROI Manager of ImageJ or Fiji.", remote: true },
+  rois: { title: "ImageJ ROIs", suffix: "-rois.zip", text: "Open it in the ROI Manager of ImageJ or Fiji." },
   measurements: { title: "Measurements", suffix: "-measurements.csv", text: "A table for Excel or R: area, position, shape, intensity and score of each object." },
-  cutout: { title: "Cutout", suffix: "-cutout.png", text: "The picture without its background (transparent PNG).", remote: true },
-  probability: { title: "Probability", suffix: "-probability.png", text: "16-bit PNG: how sure the model is of each pixel, before the threshold.", remote: true },
-  coco: { title: "COCO", suffix: "-coco.json", text: "Masks of all objects for machine learning.", remote: true },
+  cutout: { title: "Cutout", suffix: "-cutout.png", text: "The picture without its background (transparent PNG)." },
+  probability: { title: "Probability", suffix: "-probability.png", text: "16-bit PNG: how sure the model is of each pixel, before the threshold." },
+  coco: { title: "COCO", suffix: "-coco.json", text: "Masks of all objects for machine learning." },
 };
 
-/** The chosen files of an item, by kind. Those that the service has to make come from one request. */
-async function makeFiles(item, kinds, signal) {
-  const missing = kinds.filter((kind) => KINDS[kind].remote && !item.outputs[kind]);
-  const fetched = missing.length ? await fetchOutputs(item, missing, signal) : {};
+/** How to make each kind of file, without the objects that were removed. */
+const MAKERS = {
+  mask: (item) => (isEdited(item) ? run("writeMask", item.outputs, keptObjects(item)) : item.outputs.mask),
+  overlay: (item) => exportView(item, look),
+  instances: makeLabels,
+  polygons: makePolygons,
+  rois: (item) => run("writeRois", item.outputs.polygons, keptObjects(item), classesOf(item), item.settings.page),
+  measurements: (item) => new Blob([formatMeasurements(item)], { type: "text/csv" }),
+  cutout: makeCutout,
+  probability: (item) => item.outputs.probability,
+  coco: (item) => run("writeCoco", item.outputs.polygons, item.size, keptObjects(item), classesOf(item), item.path),
+};
+
+/** The chosen files of an item, by kind. */
+async function makeFiles(item, kinds) {
   const files = new Map();
-  for (const kind of kinds) files.set(kind, await makeFile(item, kind, fetched[kind] || item.outputs[kind]));
+  for (const kind of kinds) files.set(kind, await MAKERS[kind](item));
   return files;
 }
 
-async function fetchOutputs(item, names, signal) {
-  const send = () => segmentPatiently(item, names, signal);
-  const { outputs, statistics } = await (item.size.width * item.size.height > LARGE_PIXELS ? runAlone(signal, send) : send());
-  if (statistics.model !== item.statistics.model) throw new Error("The model was updated since. Run this image again.");
-  return outputs;
-}
-
-/** One file without the objects that were removed. `original` is what the service made, if it did. */
-async function makeFile(item, kind, original) {
-  if (kind === "overlay") return exportView(item, look);
-  if (kind === "measurements") return new Blob([formatMeasurements(item)], { type: "text/csv" });
-  if (kind === "instances") return makeLabels(item);
-  if (kind === "polygons" && (isEdited(item) || scale.typed)) return editPolygons(item);
-  const edit = { mask: editMask, cutout: editCutout, rois: editRois, coco: editCoco }[kind];
-  return edit && isEdited(item) ? edit(item, original) : original;
-}
-
-const makeLabels = (item) => {
+function makeLabels(item) {
   if (item.table.count > 65535) throw new Error("More than 65,535 objects do not fit a 16-bit PNG. Use outlines.");
   return run("writeLabels", item.outputs.polygons, item.size, keptObjects(item));
-};
-const editMask = (item, original) => run("editMask", original, item.outputs.polygons, item.size, keptObjects(item));
-const editCutout = (item, original) => run("editCutout", original, item.outputs.polygons, item.size, keptObjects(item));
-const editPolygons = (item) => run("editPolygons", item.outputs.polygons, keptObjects(item), measure(item.table, pixelSizeOf(item)));
-const editCoco = (item, original) => run("editCoco", original, keptObjects(item));
+}
 
-async function editRois(item, original) {
-  const kept = keptObjects(item);
-  const rois = await unzip(original); // called by their label
-  return zip(rois.filter(([name]) => kept[Number.parseInt(name, 10) - 1]));
+function makePolygons(item) {
+  if (!isEdited(item) && !scale.typed) return item.outputs.polygons;
+  return run("writePolygons", item.outputs.polygons, keptObjects(item), measure(item.table, pixelSizeOf(item)));
+}
+
+/** Several classes have no threshold; their foreground ends where the background is as probable as all of them. */
+function makeCutout(item) {
+  const threshold = isMultiClass(item) ? 0.5 : Number(thresholdOf(item));
+  return run("writeCutout", pictureOf({ item, outputs: item.outputs }), item.outputs, isEdited(item) ? keptObjects(item) : null, threshold);
 }
 
 const removeExtension = (path) => path.replace(/(?<=[^/])\.[^./]+$/, "");
@@ -93,19 +86,15 @@ export async function saveAll(items, kinds, version, { onProgress = () => {}, si
   const stems = uniqueStems(done, kinds);
   const made = new Map();
   const errors = new Map();
-  const queue = [...done];
-  const makeQueued = async () => {
-    for (let item = queue.shift(); item; item = queue.shift()) {
-      try {
-        made.set(item, await makeFiles(item, kinds, signal));
-      } catch (error) {
-        if (signal?.aborted) throw error;
-        errors.set(item, error.message);
-      }
-      onProgress(made.size + errors.size, done.length);
+  for (const item of done) {
+    signal?.throwIfAborted();
+    try {
+      made.set(item, await makeFiles(item, kinds));
+    } catch (error) {
+      errors.set(item, error.message);
     }
-  };
-  await Promise.all(Array.from({ length: CONCURRENCY }, makeQueued));
+    onProgress(made.size + errors.size, done.length);
+  }
   const saved = done.filter((item) => made.has(item));
   if (items.length === 1 && errors.size) throw new Error([...errors.values()][0]);
   const fileName = (item, kind) => makeSafe(stems.get(item) + KINDS[kind].suffix);

@@ -1,8 +1,7 @@
 // Model, threshold, page and channel: of the shown image, and of those that are added next.
 
-import { add, fetchProbability, items, rerun } from "./items.js";
+import { add, items, rerun } from "./items.js";
 import * as models from "./models.js";
-import * as progress from "./progress.js";
 import * as viewer from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
@@ -58,17 +57,9 @@ function change(settings) {
 
 $("model").addEventListener("change", () => change({ model: $("model").value, threshold: "" }));
 
-$("threshold").addEventListener("input", async () => {
+$("threshold").addEventListener("input", () => {
   renderThreshold();
-  const item = viewer.current();
-  if (!item?.outputs) return;
-  const cutoff = Number($("threshold").value);
-  if ((await viewer.previewThreshold(cutoff)) || item.state !== "done") return;
-  $("threshold-hint").textContent = "Computing the probabilities…";
-  await fetchOnce(item);
-  if (viewer.current() !== item || item.state !== "done") return; // run again in the meantime
-  renderThreshold();
-  viewer.previewThreshold(Number($("threshold").value));
+  if (viewer.current()?.outputs) viewer.previewThreshold(Number($("threshold").value));
 });
 $("threshold").addEventListener("change", () => {
   clearTimeout(timer);
@@ -85,16 +76,6 @@ $("threshold-reset").addEventListener("click", () => {
   $("threshold").value = models.findModel(shownSettings().model).threshold;
   renderThreshold();
 });
-
-const fetching = new Map(); // by item: a promise of its probabilities
-
-function fetchOnce(item) {
-  if (!fetching.has(item)) {
-    progress.announce("Computing the probabilities of this image.");
-    fetching.set(item, fetchProbability(item).catch(() => null).finally(() => fetching.delete(item)));
-  }
-  return fetching.get(item);
-}
 
 $("apply-all").addEventListener("click", () => {
   const current = viewer.current();

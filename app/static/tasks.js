@@ -1,9 +1,12 @@
 // Work that visits every pixel or object of an image. It runs in a worker, so it knows neither the page nor its
 // state: whatever it needs is an argument.
 
-import { createPyramid, cropSquare, decode, release, stretchContrast, tintMask } from "./imaging.js";
+import { encodeCoco } from "./coco.js";
+import { cutOut, softenEdge } from "./cutout.js";
+import { createPyramid, cropSquare, decode, release, sameSize, stretchContrast, tintMask } from "./imaging.js";
 import { rasterize, readTable } from "./objects.js";
 import { readPng, writePng } from "./png.js";
+import { encodeRois } from "./rois.js";
 import { crc32 } from "./zip.js";
 
 const parse = async (blob) => JSON.parse(await blob.text());
@@ -55,32 +58,29 @@ async function writeLabels(polygons, size, kept) {
   return writePng({ ...size, depth: 16, color: 0, data: await readKeptLabels(polygons, size, kept) });
 }
 
-async function editMask(original, polygons, size, kept) {
-  const mask = await readPng(original);
-  const labels = await readKeptLabels(polygons, size, kept);
-  for (let i = 0; i < labels.length; i += 1) if (!labels[i]) mask.data[i] = 0;
-  return writePng(mask);
+/** The mask's PNG, decoded. With `kept` it has the kept objects alone. */
+async function readMask({ mask, polygons }, kept) {
+  const png = await readPng(mask);
+  if (!kept) return png;
+  const labels = await readKeptLabels(polygons, png, kept);
+  for (let i = 0; i < labels.length; i += 1) if (!labels[i]) png.data[i] = 0;
+  return png;
 }
 
-/** The border of a cutout is soft: its pixels up to two beyond the mask stay. */
-async function editCutout(original, polygons, size, kept) {
-  const cutout = await readPng(original);
-  const { width, height, data } = cutout;
-  const labels = await readKeptLabels(polygons, size, kept);
-  const near = (x, y) => {
-    for (let v = Math.max(0, y - 2); v <= Math.min(height - 1, y + 2); v += 1) {
-      for (let u = Math.max(0, x - 2); u <= Math.min(width - 1, x + 2); u += 1) if (labels[v * width + u]) return true;
-    }
-    return false;
-  };
-  for (let i = 0; i < labels.length; i += 1) {
-    if (data[4 * i + 3] && !labels[i] && !near(i % width, Math.floor(i / width))) data.fill(0, 4 * i, 4 * i + 4);
-  }
-  return writePng(cutout);
+/** The picture where the mask is, see `softenEdge`. */
+async function writeCutout(picture, outputs, kept, threshold) {
+  const { width, height, data: mask } = await readMask(outputs, kept);
+  const { data: probability } = await readPng(outputs.probability);
+  const alpha = softenEdge(mask, probability, width, height, threshold);
+  const { image } = await decode(picture);
+  if (!image || !sameSize(image, { width, height })) throw new Error("Your browser cannot draw this image.");
+  const data = cutOut(image, alpha);
+  release(image);
+  return writePng({ width, height, depth: 8, color: 6, data });
 }
 
 /** The kept outlines. `measured` has pairs of a name and the values of all objects. */
-async function editPolygons(polygons, kept, measured) {
+async function writePolygons(polygons, kept, measured) {
   const collection = await parse(polygons);
   collection.features = collection.features.filter((_, index) => kept[index]);
   for (const { id, properties } of collection.features) {
@@ -89,10 +89,8 @@ async function editPolygons(polygons, kept, measured) {
   return new Blob([JSON.stringify(collection)], { type: "application/geo+json" });
 }
 
-async function editCoco(original, kept) {
-  const document = await parse(original);
-  document.annotations = document.annotations.filter(({ id }) => kept[id - 1]);
-  return new Blob([JSON.stringify(document)], { type: "application/json" });
+async function writeCoco(polygons, ...details) {
+  return new Blob([encodeCoco(await parse(polygons), ...details)], { type: "application/json" });
 }
 
 export const TASKS = {
@@ -103,9 +101,10 @@ export const TASKS = {
   readLabels,
   readSamples: async (png) => (await readPng(png)).data,
   writeLabels,
-  editMask,
-  editCutout,
-  editPolygons,
-  editCoco,
+  writeMask: async (outputs, kept) => writePng(await readMask(outputs, kept)),
+  writeCutout,
+  writePolygons,
+  writeRois: async (polygons, ...details) => encodeRois(await parse(polygons), ...details),
+  writeCoco,
   checksum: async (blob) => crc32(new Uint8Array(await blob.arrayBuffer())),
 };

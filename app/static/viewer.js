@@ -139,14 +139,13 @@ export const setHidden = (value) => {
   redraw();
 };
 
-/** Show the mask that a threshold gives, from the probabilities. Resolves to false if there are none. */
+/** Show the mask that a threshold gives, from the probabilities. */
 export async function previewThreshold(cutoff) {
   marks.cutoff = cutoff;
   const of = layers;
-  if (cutoff === null || !of) return redraw();
+  if (!of) return;
   if (!of.probability) await decodeProbability(of);
   if (of === layers) redraw();
-  return Boolean(of.probability);
 }
 
 // --- zoom and pan -----------------------------------------------------------------------------------

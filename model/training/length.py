@@ -9,7 +9,8 @@ import dataclasses
 import math
 from typing import Self
 
-from model.training.recipe import OptimConfig, Recipe
+from model.training.recipe import Recipe
+from model.training.sections import OptimConfig
 from model.training.trainer import Trainer
 
 _VALIDATIONS = 10

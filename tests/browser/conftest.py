@@ -183,6 +183,13 @@ def canvas_pixels(page: Page) -> np.ndarray:
     return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
 
 
+ALL_KINDS = (
+    *("mask", "overlay", "instances", "polygons", "rois"),
+    *("measurements", "cutout", "probability", "coco"),
+)
+"""The files that can be downloaded."""
+
+
 def choose_outputs(page: Page, *kinds: str) -> None:
     """Choose the files to download in their dialog."""
     page.click("#choose-outputs")
@@ -294,9 +301,8 @@ def render_output(output: str, mask: np.ndarray) -> bytes:
         )
     if output == "probability":
         return encode(mask.astype(np.uint16) * 257)
-    if output in ("mask", "preview", "overlay"):
-        return encode(mask)
-    return b"an output"
+    assert output in ("mask", "preview")  # the page asks for no other
+    return encode(mask)
 
 
 def send_mask(route: Route, mask: np.ndarray | None = None, **headers: str) -> None:
@@ -309,15 +315,14 @@ def send_mask(route: Route, mask: np.ndarray | None = None, **headers: str) -> N
 def send_outputs(route: Route, contents: dict[str, bytes], **headers: str) -> None:
     """Respond with files by output: one as it is, several in a zip."""
     more = {name.replace("_", "-"): value for name, value in headers.items()}
-    suffixes = {"polygons": ".geojson", "rois": ".zip", "coco": ".json", "measurements": ".csv"}
     outputs = outputs_of(route)
     body = contents[outputs[0]]
     if len(outputs) > 1:
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             for output in outputs:
-                name = f"image{suffixes.get(output, f'-{output}.png')}"
-                archive.writestr(name, contents[output])
+                ending = ".geojson" if output == "polygons" else f"-{output}.png"
+                archive.writestr(f"image{ending}", contents[output])
         body = buffer.getvalue()
     content_type = "application/zip" if len(outputs) > 1 else "image/png"
     route.fulfill(

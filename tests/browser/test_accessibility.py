@@ -10,7 +10,18 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import choose_files, choose_outputs, save_file, wait_done, wait_drawn
+from tests.browser.conftest import (
+    choose_files,
+    choose_outputs,
+    outputs_of,
+    render_output,
+    save_file,
+    send_outputs,
+    send_problem,
+    square_mask,
+    wait_done,
+    wait_drawn,
+)
 from tests.conftest import encode, nuclei
 
 CELLS = encode(nuclei(120, 200)[0])
@@ -207,23 +218,22 @@ def test_tree_has_roles_names_and_announcements_at_each_step(page: Page) -> None
 def test_waiting_and_failed_downloads_are_announced(page: Page, expected_errors: list[str]) -> None:
     expected_errors += ["503"]
     page.evaluate(LISTEN)
-    failing = ["mask"]
+    restarting = True
 
     def serve(route: Route) -> None:
-        if any(f"output={each}" in route.request.url for each in failing):
-            status = 503 if "mask" in failing else 422
-            body = '{"detail": "too many objects"}'
-            return route.fulfill(status=status, content_type="application/problem+json", body=body)
-        return route.continue_()
+        if restarting:
+            return send_problem(route, 503, "draining")
+        contents = {each: render_output(each, square_mask(120, 200)) for each in outputs_of(route)}
+        return send_outputs(route, contents | {"probability": b"damaged"})
 
     page.route("**/segment*", serve)
     choose_files(page, ("cells.png", CELLS))
     hear(page, "The server is restarting. This continues by itself.")
-    failing[:] = ["rois"]
+    restarting = False
     hear(page, "Finished: 1 done.")
-    choose_outputs(page, "rois")
+    choose_outputs(page, "cutout")
     page.click("#download")
-    hear(page, "Download failed: Too many objects")
-    failing.clear()
+    hear(page, "Download failed: An unexpected kind of PNG")
     expect(page.locator("#download")).to_be_enabled()
+    choose_outputs(page, "rois")
     assert save_file(page)[0] == "cells-rois.zip"

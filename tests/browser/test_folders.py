@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, Route
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import (
     always_send_mask,
@@ -15,9 +15,12 @@ from tests.browser.conftest import (
     choose_outputs,
     outputs_of,
     read_table,
+    render_output,
     save_file,
     send_mask,
+    send_outputs,
     send_problem,
+    square_mask,
     unzip,
     wait_done,
     wait_finished,
@@ -154,55 +157,59 @@ def test_table_has_a_row_for_every_image_and_failure(page: Page) -> None:
     assert bad["error"] == "Not a recognised image"
 
 
-def test_files_that_the_service_makes_are_requested_once_for_every_image(page: Page) -> None:
+def send_damaged_probability(route: Route) -> None:
+    """Respond with outputs of which the cutout cannot be made, but everything else."""
+    contents = {each: render_output(each, square_mask()) for each in outputs_of(route)}
+    send_outputs(route, contents | {"probability": b"damaged"})
+
+
+def test_files_of_every_image_are_made_without_another_request(page: Page) -> None:
     requests: list[list[str]] = []
 
     def serve(route: Route) -> None:
         requests.append(outputs_of(route))
-        if "rois" in requests[-1] and b"failing" in (route.request.post_data_buffer or b""):
-            return send_problem(route, 422, "outlines failed")
-        return send_mask(route)
+        is_damaged = b"damaged" in (route.request.post_data_buffer or b"")
+        send_damaged_probability(route) if is_damaged else send_mask(route)
 
     page.route("**/segment*", serve)
-    choose_files(page, ("a.png", CELLS), ("b.png", CELLS + b"failing"))
+    choose_files(page, ("a.png", CELLS), ("b.png", CELLS + b"damaged"))
     wait_done(page, 2)
-    choose_outputs(page, "mask", "rois", "coco", "polygons")
+    choose_outputs(page, "mask", "rois", "coco", "polygons", "cutout")
     archive = download_zip(page)
-    assert requests[2:] == [["rois", "coco"]] * 2
-    files = ["a-mask.png", "a.geojson", "a-rois.zip", "a-coco.json"]
+    assert requests == [["mask", "polygons", "probability"]] * 2
+    files = ["a-mask.png", "a.geojson", "a-rois.zip", "a-cutout.png", "a-coco.json"]
     assert archive.namelist() == [*files, "results.csv", "objects.csv"]
     assert json.loads(archive.read("a.geojson"))["type"] == "FeatureCollection"
     assert [row["objects"] for row in read_table(archive)] == ["1", "1"]
     assert read_table(archive)[0]["file"] == "; ".join(files)
-    assert read_table(archive)[1]["error"] == "Outlines failed"
+    assert read_table(archive)[1]["error"] == "An unexpected kind of PNG"
     assert page.inner_text("#notice").startswith("1 failed")
 
 
-def test_failed_download_is_reported_and_can_be_repeated(page: Page) -> None:
-    held: list[Route] = []
-
-    def serve(route: Route) -> None:
-        held.append(route) if "rois" in outputs_of(route) else send_mask(route)
-
-    page.route("**/segment*", serve)
+def test_failed_download_is_reported_until_the_next(page: Page) -> None:
+    page.route("**/segment*", send_damaged_probability)
     choose_files(page, ("a.png", CELLS))
     wait_done(page)
+    choose_outputs(page, "cutout")
+    page.click("#download")
+    expect(page.locator("#notice")).to_have_text("Download failed: An unexpected kind of PNG")
+    expect(page.locator("#download")).to_be_enabled()
     choose_outputs(page, "rois")
-    page.click("#download")
-    page.wait_for_selector("#download:disabled")
-    while not held:
-        page.wait_for_timeout(20)
-    send_problem(held.pop(), 422, "too many objects")
-    page.wait_for_selector("#download:enabled")
-    assert page.inner_text("#notice") == "Download failed: Too many objects"
-    page.click("#download")
-    while not held:
-        page.wait_for_timeout(20)
-    with page.expect_download() as event:
-        send_mask(held.pop())
-    assert event.value.suggested_filename == "a-rois.zip"
-    page.wait_for_selector("#download:enabled")
+    assert save_file(page)[0] == "a-rois.zip"
     assert not page.is_visible("#notice")
+
+
+def test_download_can_be_stopped(page: Page) -> None:
+    page.route("**/segment*", lambda route: send_mask(route, square_mask(2000, 2000)))
+    choose_files(page, *[(f"{n}.png", encode(square_mask(2000, 2000))) for n in range(8)])
+    wait_done(page, 8)
+    choose_outputs(page, "cutout")
+    page.click("#download-all")
+    expect(page.locator("#status")).to_contain_text("Preparing")
+    page.click("#stop")
+    expect(page.locator("#notice")).to_have_text("Download stopped.")
+    expect(page.locator("#download-all")).to_be_enabled()
+    assert page.inner_text("#status") == "8 done"
 
 
 def test_arrow_keys_move_the_selection_in_the_strip(page: Page) -> None:

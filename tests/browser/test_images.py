@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
@@ -23,6 +25,7 @@ from tests.browser.conftest import (
     send_outputs,
     send_problem,
     square_mask,
+    unzip,
     wait_done,
     wait_drawn,
 )
@@ -31,7 +34,8 @@ from tests.conftest import Server, decode, encode, nuclei
 
 def preview_of(server: Server, data: bytes) -> np.ndarray:
     headers = {"Content-Type": "application/octet-stream"}
-    response = httpx.post(f"{server.url}/segment?output=preview", content=data, headers=headers)
+    url = f"{server.url}/segment?output=preview"
+    response = httpx.post(url, content=data, headers=headers, timeout=60)
     preview = decode(response.content)
     return preview if preview.ndim == 3 else preview[..., None]
 
@@ -46,18 +50,43 @@ def test_sixteen_bit_png_is_shown_over_its_full_range(page: Page, server: Server
     assert shown.max() == 255
 
 
-def test_orientation_that_browsers_ignore_is_applied(page: Page, server: Server) -> None:
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [3, 6])  # by 180 and by 90 degrees
+def test_orientation_that_browsers_may_ignore_is_applied(
+    page: Page, server: Server, format: str, orientation: int
+) -> None:
+    requests: list[list[str]] = []
     exif = Image.Exif()
-    exif[274] = 6  # rotate by 90 degrees
+    exif[274] = orientation
     buffer = io.BytesIO()
     image = Image.fromarray(nuclei(40, 90)[0]).convert("RGB")
-    image.save(buffer, "WEBP", lossless=True, exif=exif)
-    choose_files(page, ("phone.webp", buffer.getvalue()))
+    image.save(buffer, format, lossless=True, exif=exif)
+
+    def serve(route: Route) -> None:
+        requests.append(outputs_of(route))
+        route.continue_()
+
+    page.route("**/segment*", serve)
+    choose_files(page, ("phone", buffer.getvalue()))
     wait_done(page)
-    assert "orientation" in page.inner_text("#note")
+    assert "how they turn this image" in page.inner_text("#note")
     shown = saved_view(page, "image")
-    assert shown.shape[:2] == (90, 40)
+    assert shown.shape[:2] == ((90, 40) if orientation == 6 else (40, 90))
     assert (shown == preview_of(server, buffer.getvalue())).all()
+    assert requests == [["mask", "polygons", "probability", "preview"]]
+
+
+def test_upright_image_with_exif_is_shown_as_it_is(page: Page) -> None:
+    exif = Image.Exif()
+    exif[274] = 1
+    exif[305] = "a screenshot"  # software
+    buffer = io.BytesIO()
+    image = nuclei(40, 90)[0] // 4
+    Image.fromarray(image).save(buffer, "PNG", exif=exif)
+    choose_files(page, ("screenshot.png", buffer.getvalue()))
+    wait_done(page)
+    assert not page.is_visible("#note")
+    assert (saved_view(page, "image") == image[..., None]).all()
 
 
 def test_mask_is_shown_if_the_image_is_damaged(page: Page) -> None:
@@ -121,7 +150,12 @@ def test_objects_of_several_classes_have_the_colors_of_their_classes(page: Page)
     page.route(
         "**/segment*",
         lambda route: send_outputs(
-            route, {"mask": encode_labels(classes, colors), "polygons": polygons}
+            route,
+            {
+                "mask": encode_labels(classes, colors),
+                "polygons": polygons,
+                "probability": encode(np.where(classes, 60000, 3000).astype(np.uint16)),
+            },
         ),
     )
     page.reload()
@@ -133,6 +167,14 @@ def test_objects_of_several_classes_have_the_colors_of_their_classes(page: Page)
     assert page.locator("#table td:nth-child(2)").all_inner_texts() == ["cat", "dog"]
     shown = saved_view(page, "mask")
     assert (shown == np.array(colors)[classes]).all()
+    choose_outputs(page, "cutout", "coco")
+    archive = unzip(save_file(page)[1])
+    opacity = decode(archive.read("pets-cutout.png"))[..., 3]
+    assert (opacity[classes == 0] < 128).all()
+    assert (opacity[classes > 0] > 128).all()
+    coco = json.loads(archive.read("pets-coco.json"))
+    assert [each["name"] for each in coco["categories"]] == ["cat", "dog"]
+    assert [each["category_id"] for each in coco["annotations"]] == [1, 2]
     page.click("#table tbody tr:first-child button")
     page.click("#object-delete")
     assert page.inner_text("#count") == "1 object"

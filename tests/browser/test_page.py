@@ -10,10 +10,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import roifile
 import tifffile
 from playwright.sync_api import Page, Route, expect
+from pycocotools import mask as coco_mask
 
+from app.imaging.render import soften_edge
 from tests.browser.conftest import (
+    ALL_KINDS,
     canvas_pixels,
     choose_files,
     choose_outputs,
@@ -38,7 +42,8 @@ SHAPE = (512, 512)
 
 def segment(server: Server, data: bytes = CELLS, **query: str) -> httpx.Response:
     headers = {"Content-Type": "application/octet-stream"}
-    return httpx.post(f"{server.url}/segment", content=data, params=query, headers=headers)
+    url = f"{server.url}/segment"
+    return httpx.post(url, content=data, params=query, headers=headers, timeout=60)
 
 
 def to_screen(
@@ -114,6 +119,7 @@ def test_hover_click_and_table_show_the_same_object(page: Page, server: Server) 
     assert page.inner_text("#object-text") != text
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 def test_removed_objects_are_in_no_file(page: Page) -> None:
     choose_files(page, ("cells.png", SAMPLE))
     wait_done(page)
@@ -132,7 +138,7 @@ def test_removed_objects_are_in_no_file(page: Page) -> None:
     assert removed not in ids
     seen = saved_view(page, "mask")[..., 0]
 
-    choose_outputs(page, "mask", "instances", "polygons", "rois", "measurements", "coco", "cutout")
+    choose_outputs(page, *ALL_KINDS)
     name, content = save_file(page)
     assert name == "cells.zip"
     archive = unzip(content)
@@ -146,12 +152,20 @@ def test_removed_objects_are_in_no_file(page: Page) -> None:
     features = json.loads(archive.read("cells.geojson"))["features"]
     assert {each["id"] for each in features} == ids
     annotations = json.loads(archive.read("cells-coco.json"))["annotations"]
-    assert {each["id"] for each in annotations} == ids
-    rois = unzip(archive.read("cells-rois.zip")).namelist()
-    assert {int(name.partition(".")[0]) for name in rois} == ids
-    opaque = decode(archive.read("cells-cutout.png"))[..., 3] > 0
-    assert opaque[labels > 0].mean() > 0.95
-    assert opaque.sum() < 1.6 * (labels > 0).sum()
+    assert [each["id"] for each in annotations] == sorted(ids)
+    for each in annotations:
+        assert (coco_mask.decode(each["segmentation"]) == (labels == each["id"])).all()
+    rois = unzip(archive.read("cells-rois.zip"))
+    assert [int(name.partition(".")[0]) for name in rois.namelist()] == sorted(ids)
+    for feature, name in zip(features, rois.namelist(), strict=True):
+        (ring,) = feature["geometry"]["coordinates"]
+        roi = roifile.ImagejRoi.frombytes(rois.read(name))
+        assert roi.coordinates().tolist() == ring[:-1]
+    probability = decode(archive.read("cells-probability.png")) / np.float32(65535)
+    margin = probability - np.float32(read_table(archive)[0]["threshold"])
+    opacity = decode(archive.read("cells-cutout.png"))[..., 3].astype(int)
+    assert (np.abs(opacity - soften_edge(mask, margin)) <= 1).all()
+    assert (opacity == 255)[labels > 0].mean() > 0.5
     rows = read_table(archive, "cells-measurements.csv")
     assert {int(row["id"]) for row in rows} == ids
     assert [int(row["area_px"]) for row in rows] == [int((labels == i).sum()) for i in sorted(ids)]
@@ -204,23 +218,42 @@ def set_threshold(page: Page, value: float) -> None:
     )
 
 
-def test_files_of_unchanged_objects_are_those_of_the_service(page: Page, server: Server) -> None:
-    requests: list[str] = []
+@pytest.mark.parametrize("threshold", [None, "0.9"])
+def test_files_of_all_objects_are_those_of_the_service(
+    page: Page, server: Server, threshold: str | None
+) -> None:
     choose_files(page, ("cells.png", CELLS))
     wait_done(page)
+    if threshold:
+        with page.expect_response("**/segment*"):
+            set_threshold(page, float(threshold))
+        wait_done(page)
+    requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
-    kinds = ("mask", "instances", "polygons", "rois", "measurements", "coco", "probability")
-    choose_outputs(page, *kinds)
+    choose_outputs(page, *ALL_KINDS)
     archive = unzip(save_file(page)[1])
-    sent = [each for each in requests if "segment" in each]
-    assert len(sent) == 1  # one inference for all files that are not there yet
-    assert re.findall(r"output=(\w+)", sent[0]) == ["rois", "coco"]
-    for kind, name in (("mask", "cells-mask.png"), ("polygons", "cells.geojson")):
-        assert archive.read(name) == segment(server, output=kind).content
+    assert not [each for each in requests if "segment" in each]  # one inference for all files
+
+    def made(kind: str) -> bytes:
+        query = {"threshold": threshold} if threshold else {}
+        return segment(server, output=kind, **query).content
+
+    assert archive.read("cells-mask.png") == made("mask")
+    assert archive.read("cells.geojson") == made("polygons")
     for kind in ("instances", "probability"):
-        expected = decode(segment(server, output=kind).content)
-        assert (decode(archive.read(f"cells-{kind}.png")) == expected).all()
-    expected_csv = segment(server, output="measurements").text.splitlines()
+        assert (decode(archive.read(f"cells-{kind}.png")) == decode(made(kind))).all()
+    rois, expected_rois = unzip(archive.read("cells-rois.zip")), unzip(made("rois"))
+    assert rois.namelist() == expected_rois.namelist() != []
+    assert all(rois.read(name) == expected_rois.read(name) for name in rois.namelist())
+    coco, expected_coco = json.loads(archive.read("cells-coco.json")), json.loads(made("coco"))
+    expected_coco["images"][0]["file_name"] = "cells.png"  # a raw body has no name
+    assert coco == expected_coco
+    cutout, expected_cutout = decode(archive.read("cells-cutout.png")), decode(made("cutout"))
+    assert (np.abs(cutout[..., 3].astype(int) - expected_cutout[..., 3]) <= 1).all()
+    seen = cutout[..., 3] > 0
+    assert (cutout[seen, :3] == expected_cutout[seen, :3]).all()
+    assert not cutout[~seen].any()  # the background is not hidden, but gone
+    expected_csv = made("measurements").decode().splitlines()
     found = archive.read("cells-measurements.csv").decode().splitlines()
     assert found[0] == expected_csv[0]
     for ours, theirs in zip(found[1:], expected_csv[1:], strict=True):
@@ -486,7 +519,7 @@ def test_pages_and_channels_that_were_not_read_are_said_and_can_be_chosen(
         assert sorted(names[:3]) == [f"stack-page{number}-mask.png" for number in (1, 2, 3)]
 
 
-def test_person_model_finds_regions_of_people(page: Page) -> None:
+def test_person_model_finds_and_cuts_out_regions_of_people(page: Page, server: Server) -> None:
     page.select_option("#model", "person")
     choose_files(page, ("astronaut.jpg", ASTRONAUT))
     wait_done(page)
@@ -494,7 +527,12 @@ def test_person_model_finds_regions_of_people(page: Page) -> None:
     choose_outputs(page, "cutout")
     name, content = save_file(page)
     assert name == "astronaut-cutout.png"
-    assert decode(content).shape[2] == 4
+    found = decode(content).astype(int)
+    expected = decode(segment(server, ASTRONAUT, output="cutout", model="person").content)
+    opacity, expected_opacity = found[..., 3], expected[..., 3]
+    assert (np.abs(opacity - expected_opacity) <= 1).all()
+    seen = opacity > 0
+    assert (np.abs(found[seen] - expected[seen]) <= 3).all()  # decoders of JPEG differ by as much
 
 
 def test_dropped_files_are_segmented(page: Page) -> None:

@@ -40,7 +40,7 @@ class RemoveQuery(ParametersModel):
         None, description="default: person, or the service's default model if there is none"
     )
     om: bool = Field(False, description="only the mask")
-    bgc: str | None = Field(None, description="background colour r,g,b,a; default: transparent")
+    bgc: str | None = Field(None, description="background color r,g,b,a; default: transparent")
     a: bool = Field(False, description="alpha matting; no effect: edges are always soft")
     af: int = Field(240, ge=0, le=255, description="no effect")
     ab: int = Field(10, ge=0, le=255, description="no effect")

@@ -29,11 +29,12 @@ from model.checkpoint import load_checkpoint
 from model.evaluation.evaluate import Sample
 from model.training import batches, progress, validation
 from model.training.crops import CropDataset
-from model.training.data import open_dataset, read_sample, split_dataset
+from model.training.data import open_dataset, read_sample
 from model.training.device_crops import ImagesDoNotFit
 from model.training.loop import catch_interrupt
 from model.training.recipe import Recipe
 from model.training.run_folder import open_run
+from model.training.split import split_dataset
 from model.training.trainer import READ_EVERY, Trainer
 from tests.conftest import FIXTURES, ROOT
 
