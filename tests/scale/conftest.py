@@ -59,7 +59,7 @@ class Cluster:
             if class_name in actor["class_name"] and actor["state"] == "ALIVE"
         ]
 
-    def run(self, *words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment, and check that it succeeded."""
         done = subprocess.run(
             [str(BIN / words[0]), *words[1:]], cwd=ROOT, env=environment(), timeout=seconds,
