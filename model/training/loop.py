@@ -205,7 +205,7 @@ def _train_loop(
     clock = time.monotonic()
     with (
         ProgressBar(trainer, length) as bar,
-        Validator(trainer.device, recipe, validation, run, bar, best) as validator,
+        Validator(trainer.device, recipe, validation, length, run, bar, best) as validator,
     ):
         for pixels, labels, weights, indices in load_batches(trainer, crops, length):
             progress = length.progress(trainer)
@@ -214,7 +214,7 @@ def _train_loop(
             if interrupted.is_set():
                 ending = "stopped by Ctrl-C; the same command resumes it"
                 break
-            if progress >= 0.5 and 0 < recipe.optim.stop_after <= best.since:
+            if 0 < recipe.optim.stop_after <= best.since:
                 ending = f"stopped after {best.since} validations without a better score"
                 break
             unseparated = crops.find_unseparated(indices)

@@ -298,8 +298,8 @@ class OptimConfig(ConfigBase):
     )
     stop_after: Count = Field(
         default=0,
-        description="validations without a better score after which training stops, in the second "
-        "half of a run; 0: never",
+        description="validations without a better score after which training stops; only those in "
+        "the second half of a run count; 0: never",
     )
     seed: Annotated[Count, Field(lt=2**63)] = Field(
         default=0, description="seed of all random numbers"

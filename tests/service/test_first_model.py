@@ -115,7 +115,7 @@ def test_photographs_as_of_carvana_become_a_served_mask(
     assert "00000000cdf0_01.jpg with 00000000cdf0_01_mask.gif" in printed
     assert "names that are equal up to the last _ stay together (6 groups)" in printed
     image, true = layouts.draw_car(96, 144, car=100, view=0)
-    with serving(**read_environment(printed)) as server:
+    with serving("--weights-dir", str(run)) as server:  # its only model
         mask = decode(segment(server, encode(image, "JPEG", quality=92)))
     # the whole image as a car has an IoU of 0.2
     assert compute_iou(mask == 255, true == 255) > 0.75

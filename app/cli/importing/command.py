@@ -100,7 +100,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_graph_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("ONNX graph", "By default, the graph itself shows them.")
+    group = parser.add_argument_group("ONNX graph", "Found in the graph unless they are set.")
     group.add_argument("--layout", choices=("NCHW", "NHWC"), help="order of the input's axes")
     group.add_argument(
         "--output",
