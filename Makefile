@@ -57,7 +57,7 @@ test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no bro
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3
 
 # A test that waits too long fails after 15 minutes; no further test begins after 40.
-scale-test: $(SCALING)  ## test with a cluster of Ray, a Prometheus and a collector of traces: 15 minutes, at most 55
+scale-test: $(SCALING)  ## test with a cluster of Ray, a Prometheus and a collector of traces: at most 55 minutes
 	$(BIN)/python -m pytest tests/scale --session-timeout 2400 -o faulthandler_timeout=840
 
 lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
