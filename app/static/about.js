@@ -6,11 +6,11 @@ import * as models from "./models.js";
 const EXAMPLES = {
   nuclei: {
     good: ["Fluorescence", "Stained tissue (H&E)", "Drawn nuclei"],
-    bad: ["Brown stain (immunohistochemistry): finds little", "Coins: takes them for nuclei"],
+    bad: ["Brown stain (immunohistochemistry): misses most nuclei inside glands", "Coins: takes them for nuclei"],
   },
   person: {
     good: ["A person from the waist up", "Head and shoulders", "Black and white"],
-    bad: ["Part of a person, black and white: incomplete", "A cat: takes it for a person"],
+    bad: ["Black and white, from the side: misses part of the person, marks grass", "A cat: takes it for a person"],
   },
 };
 
