@@ -40,16 +40,25 @@ serve: $(SERVING)  ## serve the shipped weights (HOST=, PORT=, TORCH=yes|no)
 # A crash or a hang prints the tracebacks of all threads, also in servers that tests start.
 test test-unit: export PYTHONFAULTHANDLER := 1
 
+# These tests need packages that .venv lacks: bioimageio.core, which needs an older pydantic, and the
+# libraries whose networks are imported. Their environment sees the packages of .venv and adds 0.1 GB.
+FOREIGN := build/foreign/ready
+FOREIGN_PYTHON := build/foreign/venv/bin/python
+PRINT_SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
+FOREIGN_TESTS := tests/unit/app/cli/export/test_bioimage.py tests/unit/app/cli/importing/test_libraries.py
+
 # Unit tests run side by side; the others measure times.
-test: $(EVERYTHING)  ## run all tests
+test: $(EVERYTHING) $(FOREIGN)  ## run all tests
 	$(BIN)/python -m pytest tests/unit -n 2
+	$(FOREIGN_PYTHON) -m pytest $(FOREIGN_TESTS) -n 2
 	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/scale
 
 test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3
 
-scale-test: $(SCALING)  ## test with a cluster of Ray, a Prometheus and a collector of traces: minutes
-	$(BIN)/python -m pytest tests/scale
+# A test that waits too long fails after 15 minutes; no further test begins after 40.
+scale-test: $(SCALING)  ## test with a cluster of Ray, a Prometheus and a collector of traces: 15 minutes, at most 55
+	$(BIN)/python -m pytest tests/scale --session-timeout 2400 -o faulthandler_timeout=840
 
 lint: $(EVERYTHING)  ## run ruff, mypy and the check of phrases
 	$(BIN)/ruff check .
@@ -96,7 +105,7 @@ kube-render: $(KUBE)  ## render the Helm chart into deploy/kubernetes and deploy
 	$(KUBE_PYTHON) -m tools.kube render
 
 kube-test: $(KUBE) $(KUBE_APISERVER)  ## lint and render the chart, apply it to a real API server (KUBE_APISERVER=)
-	$(dir $(KUBE_PYTHON))hadolint Dockerfile
+	$(dir $(KUBE_PYTHON))hadolint Dockerfile deploy/ray/Dockerfile
 	$(KUBE_PYTHON) -m tools.kube test --api-server $(KUBE_APISERVER)
 
 $(KUBE): requirements/kube.txt
@@ -142,6 +151,13 @@ $(BIN)/pip:
 $(EVERYTHING): $(REQUIREMENTS) | $(BIN)/pip
 	@echo "==> Installing everything, for serving, training and tests: about 6.5 GB"
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(FOREIGN): requirements/foreign.txt $(EVERYTHING)
+	@echo "==> Installing bioimageio.core and libraries of networks into build/foreign: about 0.1 GB"
+	$(BIN)/python -m venv --clear --without-pip build/foreign/venv
+	$(BIN)/python -c $(PRINT_SITE) > "$$($(FOREIGN_PYTHON) -c $(PRINT_SITE))/venv.pth"
+	$(FOREIGN_PYTHON) -m pip install -e '.[export]' -r requirements/foreign.txt
 	@touch $@
 
 $(SCALING): $(EVERYTHING)

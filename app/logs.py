@@ -26,6 +26,9 @@ MAX_QUEUED_BYTES = 4_000_000
 """Lines that wait to be written; further ones are dropped."""
 _MAX_LINE = 8_000
 """Bytes of one line that a library writes; the rest becomes the next line."""
+_COLLECT_S = 0.02
+"""Time in which lines are collected to be written together. Waking the thread for each line would
+take as long as formatting it."""
 _FLUSH_S = 1.0
 """Longest wait, at the end, for a log that is not read."""
 _STDERR = 2
@@ -127,6 +130,8 @@ class QueuedHandler(logging.Handler):
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._lines))
+            time.sleep(_COLLECT_S)
+            with self._changed:
                 lines = b"".join(self._lines)
                 self._lines.clear()
             self._write(lines)
@@ -159,8 +164,8 @@ class QueuedHandler(logging.Handler):
 _handler: QueuedHandler | None = None
 
 
-def dropped_lines() -> int:
-    """Number of lines that were not logged, because the log was not read."""
+def count_dropped_lines() -> int:
+    """Count the lines that were not logged, because the log was not read."""
     return 0 if _handler is None else _handler.dropped
 
 

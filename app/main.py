@@ -68,9 +68,10 @@ class RevalidatedStaticFiles(StaticFiles):
 
 
 def _describe_telemetry(tracing: Tracing | None) -> TelemetryConfig:
-    """FastAPI makes the spans of requests. The service has its own metrics and logs.
+    """Let FastAPI make a span of each request except probes, if there are traces, and no more.
 
-    Providers that other packages set up for the whole process are not used.
+    The service has its own metrics and logs. Providers that other packages set up for the whole
+    process are not used.
     """
     config: TelemetryConfig = {
         "tracing": tracing is not None,
@@ -122,19 +123,37 @@ def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> 
     )
     app.state.service = service
     app.state.authenticator = authenticator
-    authentication = [Depends(require_api_key)] if settings.requires_keys else []
-    with_keys = (segment.router, remove.router, models.router, probes.metrics_router, v2.router)
-    for router in with_keys:
+    _add_api(app, with_keys=settings.requires_keys)
+    _add_pages(app)
+    install_handlers(app)
+    _add_middleware(app, settings, service, tracing)
+    return app
+
+
+def _add_api(app: FastAPI, *, with_keys: bool) -> None:
+    """Add the routes of the API. Probes never need a key."""
+    authentication = [Depends(require_api_key)] if with_keys else []
+    for router in (
+        segment.router,
+        remove.router,
+        models.router,
+        probes.metrics_router,
+        v2.router,
+    ):
         app.include_router(router, dependencies=authentication)
     for router in (probes.router, v2.health_router):
         app.include_router(router)
-    # The package is located, not imported: only its copy of Swagger UI is used.
-    static = RevalidatedStaticFiles(directory=_STATIC, packages=[("fastapi_swagger", "resources")])
-    app.mount("/static", static, name="static")
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
         return JSONResponse(app.openapi())
+
+
+def _add_pages(app: FastAPI) -> None:
+    """Add the web page, Swagger UI, and the files of both."""
+    # The package is located, not imported: only its copy of Swagger UI is used.
+    static = RevalidatedStaticFiles(directory=_STATIC, packages=[("fastapi_swagger", "resources")])
+    app.mount("/static", static, name="static")
 
     @app.get("/", include_in_schema=False)
     async def page(request: Request) -> Response:
@@ -151,8 +170,11 @@ def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> 
         """The icon of responses that are not HTML, such as JSON; pages link to it themselves."""
         return await static.get_response("icon.svg", request.scope)
 
-    install_handlers(app)
-    # From the innermost to the outermost.
+
+def _add_middleware(
+    app: FastAPI, settings: Settings, service: Service, tracing: Tracing | None
+) -> None:
+    """Wrap the application in its middleware, from the innermost to the outermost."""
     app.add_middleware(LingeringCloseMiddleware)
     app.add_middleware(MemoryBudgetMiddleware, budget=service.bytes)
     app.add_middleware(ServerErrorMiddleware)
@@ -169,4 +191,3 @@ def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> 
         app.add_middleware(AllowedHostsMiddleware, allowed=settings.allowed_hosts)
     app.add_middleware(AccessLogMiddleware, metrics=service.metrics, tracing=tracing)
     app.add_middleware(AbsoluteTargetMiddleware)
-    return app

@@ -5,7 +5,8 @@ Each application has its own registry, so that two in one process do not count i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -110,6 +111,13 @@ class Metrics(Observer):
             registry=self.registry,
         )
         self._begin_at_zero()
+        # A look-up of a series takes as long as counting, and these are counted for every image.
+        self._stages = {stage: self.stage_seconds.labels(stage) for stage in STAGES}
+        self._series_of_request = functools.cache(self._find_series_of_request)
+        self._series_of_model = functools.cache(
+            lambda name: (self.images.labels(name), self.pixels.labels(name))
+        )
+        self._series_of_device = functools.cache(self.batch_seconds.labels)
 
     def _begin_at_zero(self) -> None:
         """Show every value of these labels from the start.
@@ -158,8 +166,22 @@ class Metrics(Observer):
             status: of its response.
             seconds: from the request's head to the end of its response.
         """
-        self.requests.labels(route, str(status)).inc()
-        self.request_seconds.labels(route, f"{status // 100}xx").observe(seconds)
+        counter, histogram = self._series_of_request(route, status)
+        counter.inc()
+        histogram.observe(seconds)
+
+    def count_image(self, model: str, pixels: int, seconds: Mapping[str, float]) -> None:
+        """Count an image that was segmented.
+
+        Args:
+            model: its name.
+            seconds: by stage.
+        """
+        for stage, duration in seconds.items():
+            self._stages[stage].observe(duration)
+        images, all_pixels = self._series_of_model(model)
+        images.inc()
+        all_pixels.inc(pixels)
 
     def format_text(self) -> bytes:
         """All metrics in the Prometheus text format."""
@@ -169,7 +191,7 @@ class Metrics(Observer):
 
     def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None:
         self.batch_windows.observe(size)
-        self.batch_seconds.labels(runner).observe(seconds)
+        self._series_of_device(runner).observe(seconds)
 
     def batch_failed(self, runner: str, error: BaseException) -> None:
         self.batch_failures.labels(runner, type(error).__name__).inc()
@@ -185,6 +207,12 @@ class Metrics(Observer):
 
     def windows_dropped(self, reason: str, windows: int) -> None:
         self.dropped_windows.labels(reason).inc(windows)
+
+    def _find_series_of_request(self, route: str, status: int) -> tuple[Counter, Histogram]:
+        return (
+            self.requests.labels(route, str(status)),
+            self.request_seconds.labels(route, f"{status // 100}xx"),
+        )
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"unet_{name}", text, labels, registry=self.registry)

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
+from model.checkpoint import SUFFIX
 from model.config_base import requirement, suggest
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,11 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
 
     weights_dir: Path = Field(Path("weights"), description="folder of the checkpoints")
-    model: str = Field("nuclei", description="name of the default model")
+    model: str = Field(
+        "nuclei",
+        description="name of the default model; unless it is set, a folder with a single "
+        "checkpoint serves that one",
+    )
     reload: bool = Field(False, description="load new and changed checkpoints while serving")
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or cuda:N,cuda:M")
@@ -63,10 +68,10 @@ class Settings(BaseSettings):
     )
 
     image_workers: _AutoInt = Field(
-        None, description="processes that decode and encode images; auto: one per CPU"
+        None, description="processes that decode and encode images; auto: one per CPU of the quota"
     )
 
-    max_batch: _AutoInt = Field(None, description="windows per batch; auto: depends on the device")
+    max_batch: _AutoInt = Field(None, description="windows per batch; auto: 1 on a CPU, 8 on CUDA")
     max_wait_ms: _Number = Field(
         0, ge=0, le=10_000, description="how long a batch that is not full waits, in ms"
     )
@@ -226,14 +231,16 @@ SECTIONS = {
 
 
 def load_settings(**flags: str) -> Settings:
-    """Settings from the environment. Explicit flags override it.
+    """Load settings from the environment. Explicit flags override it.
+
+    Unless the default model is named, the only checkpoint of the weights folder is it.
 
     Raises:
         SettingsError: one line about the first invalid setting: its name, its value and what is
             allowed.
     """
     try:
-        return Settings(**flags)  # type: ignore[arg-type] # pydantic parses the text
+        return _choose_only_model(Settings(**flags))  # type: ignore[arg-type] # pydantic parses the text
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
     name = str(details["loc"][0])
@@ -249,6 +256,14 @@ def load_settings(**flags: str) -> Settings:
     if name == "api_keys":  # secrets: show only the characters that are not allowed
         value = re.sub(r"[!-+\--~]", "*", str(value))
     raise SettingsError(f"{PREFIX}{name.upper()}={value!r}: {message}")
+
+
+def _choose_only_model(settings: Settings) -> Settings:
+    """Set the default model to the only one of the folder, if none is named."""
+    found = list(settings.weights_dir.glob(f"*{SUFFIX}"))
+    if "model" in settings.model_fields_set or len(found) != 1:
+        return settings
+    return settings.model_copy(update={"model": found[0].stem})
 
 
 def warn_about_unknown_variables(environment: Mapping[str, str] = os.environ) -> None:

@@ -165,7 +165,7 @@ def measure_writers(image: np.ndarray, field: np.ndarray, runs: int) -> list[Cos
     mask = np.where(field >= 0.5, np.uint8(255), np.uint8(0))
     wide = np.rint(field * 65535).astype(np.uint16)
     labels = ndimage.label(mask)[0].astype(np.uint16)
-    colour = render.overlay(image, mask)
+    color = render.overlay(image, mask)
     cut = render.cutout(image, render.soften_edge(mask, field - np.float32(0.5)))
     ways: list[tuple[str, Callable[[], bytes]]] = [
         ("mask, app.imaging.png", lambda: png.encode_mask(mask)),
@@ -176,8 +176,8 @@ def measure_writers(image: np.ndarray, field: np.ndarray, runs: int) -> list[Cos
         ("probability, Pillow, level 1", lambda: save(wide, "PNG", compress_level=1)),
         ("instances, app.imaging.png", lambda: png.encode_grey16(labels)),
         ("instances, Pillow, level 1", lambda: save(labels, "PNG", compress_level=1)),
-        ("overlay, app.imaging.png", lambda: png.encode_picture(colour)),
-        ("overlay, Pillow, level 1", lambda: save(colour, "PNG", compress_level=1)),
+        ("overlay, app.imaging.png", lambda: png.encode_picture(color)),
+        ("overlay, Pillow, level 1", lambda: save(color, "PNG", compress_level=1)),
         ("cutout, app.imaging.png", lambda: png.encode_picture(cut)),
         ("cutout, Pillow, level 1", lambda: save(cut, "PNG", compress_level=1)),
     ]

@@ -1,15 +1,18 @@
 """Compare fine-tuning `nuclei` with training from scratch: `python -m benchmarks.fine_tuning`.
 
-The images are drawn here, of a kind that `nuclei` was not trained on: layers of whole cells, parted
-by thin bright membranes, with gaps. Spots inside look like nuclei, but are only a part of a cell.
-Twenty images are for training and ten for validation. Both runs have the same network, data and
-recipe; they differ in their start, and in how long they may train. The table has the scores of each
-validation by the time trained so far.
+By default the images are drawn here, of a kind that `nuclei` was not trained on: layers of whole
+cells, parted by thin bright membranes, with gaps. Spots inside look like nuclei, but are only a
+part of a cell. Twenty images are for training and ten for validation. --data has images of another
+kind instead.
+
+Both runs have the same network, data and recipe; they differ in their start, and in how long they
+may train. The table has the scores of each validation by the time trained so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import tempfile
@@ -24,15 +27,16 @@ from model.arrays import ByteArray, FloatArray, Int32Array
 from model.checkpoint import load_checkpoint
 from model.evaluation.evaluate import evaluate, from_probabilities
 from model.predict import Predictor
-from model.training.data import open_dataset, split_dataset
+from model.training.best import rate_scores
+from model.training.data import open_dataset
 from model.training.loop import train
 from model.training.recipe import Recipe
+from model.training.split import split_dataset
 
 SIZE = 256
 TRAINING, VALIDATION = 20, 10
 _RECIPE: dict[str, Any] = {
     "name": "cells",
-    "network": {"in_channels": 3, "out_channels": 2, "base_features": 32},
     "preprocess": {
         "intensity": "percentile",
         "percentiles": [0.2, 99.8],
@@ -50,6 +54,37 @@ _RECIPE: dict[str, Any] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Images to train and validate on.
+
+    Attributes:
+        folder: has images/, masks/ and validation.txt.
+        labels: of the masks: "instances", or "binary" where objects that touch have one label.
+    """
+
+    folder: Path
+    labels: str
+
+    @property
+    def separates_objects(self) -> bool:
+        """Whether the network has a channel for the borders between objects."""
+        return self.labels == "instances"
+
+    def make_recipe(self, **optim: Any) -> Recipe:
+        """Return the recipe for these images."""
+        data = {
+            "images": str(self.folder / "images"),
+            "masks": str(self.folder / "masks"),
+            "labels": self.labels,
+            "validation_list": str(self.folder / "validation.txt"),
+        }
+        channels = 2 if self.separates_objects else 1
+        network = {"in_channels": 3, "out_channels": channels, "base_features": 32}
+        optim = {**_RECIPE["optim"], **optim}
+        return Recipe.merge({**_RECIPE, "network": network, "data": data, "optim": optim}, {})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=5, help="of fine-tuning (5)")
@@ -57,16 +92,22 @@ def main() -> int:
     parser.add_argument(
         "--start", type=Path, default=Path("weights/nuclei.safetensors"), help="(nuclei)"
     )
-    parser.add_argument("--out", type=Path, help="folder of data and runs (default: temporary)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="with images/, masks/ of nuclei (0: background) and validation.txt (default: drawn)",
+    )
+    parser.add_argument("--out", type=Path, help="folder of runs and drawn data (default: none)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores to FILE")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.out or Path(scratch)
-        write_images(folder)
-        untuned = measure(folder, args.start)
+        out = args.out or Path(scratch)
+        task = Task(args.data, "binary") if args.data else draw_task(out / "drawn")
+        untuned = measure(task, args.start)
         print(f"{args.start}, not trained on this: {format_scores(untuned)}", flush=True)
-        tuned = run(folder, "tuned", args.minutes, args.start)
-        fresh = run(folder, "fresh", args.scratch, None)
+        tuned = run(task, out / "tuned", args.minutes, args.start)
+        fresh = run(task, out / "fresh", args.scratch, None)
         for name, rows in (("fine-tuned", tuned), ("from scratch", fresh)):
             print(f"\n{name}")
             for row in rows:
@@ -76,17 +117,17 @@ def main() -> int:
     if args.json:
         figures = {"untuned": untuned, "fine-tuned": tuned, "from scratch": fresh}
         args.json.write_text(json.dumps(figures, indent=2))
-    best, rival = score(tuned[-1]), score(fresh[-1])
+    best, rival = rate_scores(tuned[-1]), rate_scores(fresh[-1])
     verdict = "better" if best > rival else "not better"
     print(
         f"\n{args.minutes:g} min of fine-tuning are {verdict} than {args.scratch:g} min from "
-        f"scratch: {best:.4f} and {rival:.4f} (mean of Dice and F1)"
+        f"scratch: {best:.4f} and {rival:.4f} (the score by which weights are chosen)"
     )
     return 0
 
 
-def write_images(folder: Path) -> None:
-    """Draw all images and their labels, and the list of those for validation."""
+def draw_task(folder: Path) -> Task:
+    """Draw all images and their labels, and list those for validation."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for index in range(TRAINING + VALIDATION):
@@ -95,6 +136,7 @@ def write_images(folder: Path) -> None:
         Image.fromarray(labels.astype(np.uint16)).save(folder / "masks" / f"{index:02}.png")
     validation = [f"{TRAINING + index:02}\n" for index in range(VALIDATION)]
     (folder / "validation.txt").write_text("".join(validation))
+    return Task(folder, "instances")
 
 
 def draw_cells(rng: np.random.Generator) -> tuple[ByteArray, Int32Array]:
@@ -129,48 +171,39 @@ def _draw_field(rng: np.random.Generator, sigma: float) -> FloatArray:
     return np.asarray((field - field.mean()) / field.std(), np.float32)
 
 
-def make_recipe(folder: Path, **optim: Any) -> Recipe:
-    """Return the recipe for the images in a folder."""
-    data = {
-        "images": str(folder / "images"),
-        "masks": str(folder / "masks"),
-        "labels": "instances",
-        "validation_list": str(folder / "validation.txt"),
-    }
-    document = {**_RECIPE, "data": data, "optim": {**_RECIPE["optim"], **optim}}
-    return Recipe.merge(document, {})
-
-
-def measure(folder: Path, path: Path) -> dict[str, Any]:
+def measure(task: Task, path: Path) -> dict[str, Any]:
     """Return the scores of a checkpoint on the validation images."""
     checkpoint = load_checkpoint(path)
-    recipe = make_recipe(folder, steps=1)
+    recipe = task.make_recipe(steps=1)
     dataset = open_dataset(recipe.data, checkpoint.preprocess)
-    predict = from_probabilities(Predictor.of(checkpoint), checkpoint.preprocess, instances=True)
+    instances = task.separates_objects
+    predict = from_probabilities(
+        Predictor.of(checkpoint), checkpoint.preprocess, instances=instances
+    )
     validation = split_dataset(dataset, recipe.data)[1]
-    return evaluate(predict, validation, instances=True).summary()
+    return evaluate(predict, validation, instances=instances).summary()
 
 
-def run(folder: Path, name: str, minutes: float, start: Path | None) -> list[dict[str, Any]]:
-    """Train, and return the scores of each validation; the last are those of the checkpoint."""
-    init_from = str(start) if start else ""
-    recipe = make_recipe(folder, minutes=minutes, init_from=init_from)
-    train(recipe, folder / name)
-    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+def run(task: Task, folder: Path, minutes: float, start: Path | None) -> list[dict[str, Any]]:
+    """Train, and return the scores of each validation; the last are those of the checkpoint.
+
+    Args:
+        folder: of the run.
+        start: a checkpoint; None for random weights.
+    """
+    recipe = task.make_recipe(minutes=minutes, init_from=str(start) if start else "")
+    train(recipe, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     rows = [record for record in map(json.loads, lines) if "dice" in record]
-    report = json.loads((folder / name / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     end = {"step": report["shipped_step"], "seconds": 3600 * report["hours"]}
     return [*rows, {**report["validation"], **end}]
 
 
-def score(row: dict[str, Any]) -> float:
-    """Return the mean of Dice and F1, by which weights are chosen."""
-    return float(row["dice"] + row["f1_50"]) / 2
-
-
 def format_scores(row: dict[str, Any]) -> str:
     """Format the scores of a validation."""
-    return f"Dice {row['dice']:.4f}  F1 of objects {row['f1_50']:.4f}"
+    objects = f"  F1 of objects {row['f1_50']:.4f}" if "f1_50" in row else ""
+    return f"Dice {row['dice']:.4f}{objects}"
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def export_best(run: Path, out: Path) -> None:
 
     from model.checkpoint import Checkpoint, save_checkpoint
     from model.predict import attach_golden
-    from model.training.data import read_image
+    from model.training.images import read_image
     from model.training.recipe import Recipe
 
     torch.set_num_threads(2)

@@ -36,7 +36,7 @@ TOTAL_SECONDS = 480.0
 _LEAST_SECONDS = 5.0
 """A part is not started with less time."""
 _STOP_SECONDS = 5.0
-"""Between the polite and the final end of a part."""
+"""Between SIGTERM and SIGKILL."""
 
 _CORE = ("torch", "numpy", "pydantic", "safetensors", "PIL")
 

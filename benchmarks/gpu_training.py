@@ -4,7 +4,7 @@ First the rate of steps with crops from the host and with crops from the device;
 whose scores show that the steps do what they should, and whose masks are compared between the
 precisions of the engine; last the rate of the compiled network, because compiling takes a minute.
 
-Needs torch, NumPy, SciPy and this project. Without `data/nuclei` (docs/training.md) it draws
+Needs torch, NumPy, SciPy and this project. Without `data/nuclei` (docs/train.md) it draws
 images. `--device cpu --quick` tries the program itself.
 """
 
@@ -28,10 +28,11 @@ from benchmarks.results import Results
 from model.checkpoint import load_checkpoint
 from model.training.batches import load_batches
 from model.training.crops import CropDataset
-from model.training.data import open_dataset, split_dataset
+from model.training.data import open_dataset
 from model.training.length import RunLength
 from model.training.loop import train
 from model.training.recipe import Recipe
+from model.training.split import split_dataset
 from model.training.trainer import Trainer
 from tests.drawing import nuclei
 
@@ -104,7 +105,7 @@ def draw_data(folder: Path, count: int, side: int) -> None:
 
 
 def data_flags(data: Path) -> dict[str, str]:
-    """Return the recipe's values for a data set in the layout of docs/training.md."""
+    """Return the recipe's values for a data set in the layout of docs/train.md."""
     index = data / "index.csv"
     return {
         "sources": "[]",

@@ -29,7 +29,7 @@ from app.cli.bench.stages import PHOTO_SHAPE, draw_image, encode_jpeg
 from benchmarks.networks import write_wide_checkpoint
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.config import Calibration
-from model.convert.calibration import activation_ranges
+from model.convert.calibration import measure_ranges
 from model.predict import Predictor
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +67,7 @@ def make_network(path: Path, args: argparse.Namespace) -> Checkpoint:
     """Write the network that both serve, with ranges for int8."""
     wide = write_wide_checkpoint(path, args.weights, args.base_features, (args.side, args.side))
     images = [draw_image(*PHOTO_SHAPE), draw_image(args.side, args.side)]
-    calibration = Calibration(activation_ranges(Predictor.of(wide), images))
+    calibration = Calibration(measure_ranges(Predictor.of(wide), images))
     return save_checkpoint(path, dataclasses.replace(wide, calibration=calibration))
 
 

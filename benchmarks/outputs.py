@@ -22,9 +22,9 @@ import numpy as np
 
 from app.batching.deadline import Deadline
 from app.imaging.workers.child import MemoryUse
+from app.inference.limits import rendering_limit
 from app.inference.outputs import FileFormat, Options, Output
 from app.inference.rendering import Decision, preload_object_modules, render_output
-from app.inference.segmenter import rendering_limit
 from model.config import PreprocessConfig
 from model.transforms import mask_and_confidence
 

@@ -25,5 +25,5 @@ keeps the mask at a threshold of 0.5 exactly: 0.5 lies between two of its values
 
 Shape = tuple[int, int]
 """(height, width) in pixels."""
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 """Red, green and blue, 0..255 each."""

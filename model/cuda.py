@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.errors import ConfigError
+from model.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _ask_torch() -> CudaDevices:
                 device = dataclasses.replace(device, problem=problem)
             devices.append(device)
     except (RuntimeError, AssertionError) as error:  # among others: the driver is too old
-        return CudaDevices(problem=f"no CUDA device: torch says: {str(error).splitlines()[0]}")
+        return CudaDevices(problem=f"no CUDA device: torch says: {first_line(error)}")
     if not devices:
         return CudaDevices(problem="no CUDA device: CUDA_VISIBLE_DEVICES hides every device")
     return CudaDevices(tuple(devices))

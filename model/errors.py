@@ -16,6 +16,12 @@ with status 2; any other exception is a traceback and status 1.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 300 characters; its class if empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
 class UserError(Exception):
     """A mistake that a user can fix. Its text is one line that says what is wrong and what is
     allowed."""

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, TensorProto, checker, defs, numpy_helper
 
 from model.config import GraphConfig
-from model.errors import CheckpointError
+from model.errors import CheckpointError, first_line
 from model.files import read_file
 
 MAX_GRAPH_BYTES = 2_000_000_000
@@ -90,7 +90,7 @@ def check_graph(content: bytes, config: GraphConfig | None = None) -> ModelProto
         inferred = onnx.shape_inference.infer_shapes(content, data_prop=True)
     except (checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError,
             ValueError) as error:  # fmt: skip
-        raise CheckpointError(f"the graph is invalid: {_first_line(error)}") from error
+        raise CheckpointError(f"the graph is invalid: {first_line(error)}") from error
     _check_sizes(inferred)
     if config is not None:
         _check_names(model, config)
@@ -333,8 +333,3 @@ def _is_external(tensor: TensorProto) -> bool:
 
 def _quote(text: str) -> str:
     return repr(text[:100])
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -73,7 +73,7 @@ def is_tiff(data: bytes) -> bool:
 
 
 def to_array(image: Image.Image) -> AnyArray:
-    """Convert a Pillow image; 16-bit colour has lost its lower 8 bits before.
+    """Convert a Pillow image; 16-bit color has lost its lower 8 bits before.
 
     Returns:
         See `decode_image`; not upright yet.
@@ -101,26 +101,26 @@ def turn(pixels: AnyArray, orientation: int) -> AnyArray:
     return pixels
 
 
-def lay_on_black(colours: AnyArray, alpha: AnyArray | None) -> AnyArray:
-    """Multiply colours by their alpha, rounded to the nearest.
+def lay_on_black(colors: AnyArray, alpha: AnyArray | None) -> AnyArray:
+    """Multiply colors by their alpha, rounded to the nearest.
 
     Args:
-        colours: (H, W, C), uint8 or uint16.
+        colors: (H, W, C), uint8 or uint16.
         alpha: (H, W, 1), of the same type; (H, W, 0) or None for none.
 
     Returns:
         (H, W, C), or (H, W) for one channel.
     """
     if alpha is not None and alpha.shape[2]:
-        full = np.uint32(np.iinfo(colours.dtype).max)
+        full = np.uint32(np.iinfo(colors.dtype).max)
         # Products of 16 bits fit into 32, also with half of `full` added.
-        colours = map_rows(
+        colors = map_rows(
             lambda rows, opacity: (rows.astype(np.uint32) * opacity + full // 2) // full,
-            colours.dtype.type,
-            colours,
+            colors.dtype.type,
+            colors,
             alpha,
         )
-    return colours[:, :, 0] if colours.shape[2] == 1 else colours
+    return colors[:, :, 0] if colors.shape[2] == 1 else colors
 
 
 def spread(values: AnyArray, *, inverted: bool = False, nodata: float | None = None) -> UInt16Array:

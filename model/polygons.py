@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from model.arrays import AnyArray, Colour
+from model.arrays import AnyArray, Color
 from model.measurements import to_short_numbers
 from model.objects import Objects
 from model.outlines import Polygon, trace_outlines
@@ -21,7 +21,7 @@ from model.outlines import Polygon, trace_outlines
 def encode_polygons(
     objects: Objects,
     classes: Sequence[str],
-    colors: Sequence[Colour],
+    colors: Sequence[Color],
     measurements: Mapping[str, AnyArray],
     object_type: str = "detection",
 ) -> bytes:
@@ -47,7 +47,7 @@ def encode_polygons(
 def _describe_features(
     objects: Objects,
     classes: Sequence[str],
-    colors: Sequence[Colour],
+    colors: Sequence[Color],
     measurements: Mapping[str, AnyArray],
     object_type: str,
 ) -> Iterator[dict[str, Any]]:

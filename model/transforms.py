@@ -4,7 +4,7 @@ Training, evaluation, the command line and the service all call these functions,
 exactly what it was trained on. The steps, in the order of the data::
 
     decoded image (H, W) or (H, W, 3), uint8 or uint16
-      -> prepare        uint8 (H, W, C): intensities, colour, and the resize of mode "resize"
+      -> prepare        uint8 (H, W, C): intensities, color, and the resize of mode "resize"
       -> model.windows  uint8 windows, copied to a device
       -> normalize      float (N, C, h, w): on the device
       -> UNet           logits
@@ -128,7 +128,7 @@ def _without_absurd(image: AnyArray) -> tuple[AnyArray, npt.NDArray[np.int64]]:
 def _percentiles(
     counts: npt.NDArray[np.int64], percentiles: tuple[float, float]
 ) -> tuple[float, float]:
-    """Compute percentiles over all channels together, which keeps the colours.
+    """Compute percentiles over all channels together, which keeps the colors.
 
     A histogram is exact for integers and takes one pass.
 

@@ -198,7 +198,7 @@ class WindowPlan:
         """Copy one window of `image` into `out`, reflected outside the image.
 
         Args:
-            image: (H, W, C), prepared by `model.transforms.prepare`.
+            image: (H, W, C), prepared by `model.transforms.prepare`. A single channel is repeated.
             window: one of `windows`.
             out: (*window.shape, C), overwritten.
         """
@@ -206,7 +206,7 @@ class WindowPlan:
         left = self.columns.starts[window.column] - self.margin
         rows = _spans(top, top + window.shape[0], image.shape[0])
         columns = _spans(left, left + window.shape[1], image.shape[1])
-        grey = image.strides[2] == 0  # one channel, broadcast to several
+        grey = image.shape[2] == 1 or image.strides[2] == 0  # one channel, or one for all
         source = image[:, :, :1] if grey else image
         for (target_rows, source_rows), (target_columns, source_columns) in itertools.product(
             rows, columns

@@ -27,6 +27,8 @@ from tests.drawing import nuclei as nuclei
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
+START_SECONDS = 120
+"""Time for a start, which takes seconds where nothing else uses the machine."""
 
 
 @dataclasses.dataclass
@@ -38,7 +40,7 @@ class Server:
     lines: list[str]
 
     def wait_ready(self) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{self.url}/readyz").status_code == 200:
@@ -91,7 +93,7 @@ def serving(
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        assert listening.wait(30), "the service does not listen"
+        assert listening.wait(START_SECONDS), "the service does not listen"
         if ready:
             server.wait_ready()
         yield server

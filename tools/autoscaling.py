@@ -1,13 +1,12 @@
-"""Simulates how an autoscaler follows the load of GPU pods by different metrics.
+"""Simulate how an autoscaler follows the load of GPU pods by different metrics.
 
     python -m tools.autoscaling
 
 Each pod decodes images on its CPUs and computes their windows on one device; both have a queue.
-Requests arrive at random at a pod that is ready. The
-autoscaler is the HorizontalPodAutoscaler's algorithm (Kubernetes documentation, "Algorithm
-details") with the limits of the chart. Time advances in seconds. Knows nothing of the service's
-code; the rate of the device (docs/reports/h200.md) and the CPU time per image (docs/performance.md)
-were measured.
+Requests arrive at random at a pod that is ready. The autoscaler is the HorizontalPodAutoscaler's
+algorithm (Kubernetes documentation, "Algorithm details") with the limits of the chart. Time
+advances in seconds. The rate of the device (docs/reports/h200.md) and the CPU time per image
+(docs/performance.md) were measured. Knows nothing of the service's code.
 """
 
 from __future__ import annotations
@@ -254,14 +253,14 @@ def simulate(
     return Outcome(float(rejected / max(1, arrived)), p95, paid / len(demand), most)
 
 
-def ramp(low: float = 0.5, high: float = 4.0) -> list[float]:
-    """Ten minutes low, five in which it rises, twenty high, and twenty low."""
+def make_ramp(low: float = 0.5, high: float = 4.0) -> list[float]:
+    """Demand of each second, in pods: ten minutes low, five rising, twenty high, twenty low."""
     rise = [low + (high - low) * second / 300 for second in range(300)]
     return [*[low] * 600, *rise, *[high] * 1200, *[low] * 1200]
 
 
-def large_requests(seconds: int, windows: float = 2000.0, every_s: int = 300) -> list[float]:
-    """A request of five images of 100 megapixels every few minutes, just before a reading."""
+def make_large_requests(seconds: int, windows: float = 2000.0, every_s: int = 300) -> list[float]:
+    """Windows of each second: five images of 100 megapixels every few minutes, before a reading."""
     return [windows if (second + 1) % every_s == 0 else 0.0 for second in range(seconds)]
 
 
@@ -270,9 +269,14 @@ def main() -> int:
     many, one = Pods(windows=12), Pods(windows=1)
     steady = [0.4] * 3600
     scenarios = [
-        ("12 windows per image, 0.5 to 4 pods of work", many, ramp(), None),
-        ("1 window per image, 0.5 to 4 pods of work", one, ramp(), None),
-        ("0.4 pods of work, a large request every 5 minutes", many, steady, large_requests(3600)),
+        ("12 windows per image, 0.5 to 4 pods of work", many, make_ramp(), None),
+        ("1 window per image, 0.5 to 4 pods of work", one, make_ramp(), None),
+        (
+            "0.4 pods of work, a large request every 5 minutes",
+            many,
+            steady,
+            make_large_requests(3600),
+        ),
     ]
     for title, pods, demand, large in scenarios:
         cpu, device = pods.capacity / pods.decoding_rate, pods.capacity / pods.rate

@@ -1,4 +1,4 @@
-"""Reports phrases that must not come back into the texts, comments and messages of the repository.
+"""Report phrases that must not come back into the texts, comments and messages of the repository.
 
     python tools/check_phrases.py [FILE ...]
 
@@ -54,24 +54,24 @@ SUGGESTIONS = {
 
 
 def find_phrases(text: str) -> Iterator[tuple[int, str, str]]:
-    """Yields line number, phrase and suggestion for each phrase in a text."""
+    """Yield line number, phrase and suggestion for each phrase in a text."""
     for number, line in enumerate(text.splitlines(), 1):
         for pattern, suggestion in SUGGESTIONS.items():
             for found in pattern.finditer(line):
                 yield number, found[0].strip(), suggestion
 
 
-def tracked_files() -> list[Path]:
-    """The files under version control that the check reads."""
+def list_tracked_files() -> list[Path]:
+    """List the files under version control that the check reads."""
     command = ["git", "ls-files", "-z", *KINDS, *NAMES]
     listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [ROOT / name for name in listing.split("\0") if name and name not in EXEMPT]
 
 
 def main(arguments: list[str]) -> int:
-    """Prints what was found in the given files, or in all tracked ones; returns the exit status."""
+    """Print the phrases in the given files, or in all tracked ones; return the exit status."""
     count = 0
-    for path in [Path(name).absolute() for name in arguments] or tracked_files():
+    for path in [Path(name).absolute() for name in arguments] or list_tracked_files():
         name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         for line, phrase, suggestion in find_phrases(path.read_text(encoding="utf-8")):
             print(f"{name}:{line}: {phrase} -> {suggestion}")

@@ -22,7 +22,7 @@ from app.batching.deadline import Deadline
 from app.errors import ServiceError, UnprocessableImage
 from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache
-from app.inference.segmenter import decoding_limit
+from app.inference.limits import decoding_limit
 from app.inference.steps import EncodedImage, decode_and_prepare, inspect_image
 from model.config import PreprocessConfig
 from tests.conftest import FIXTURES

@@ -65,6 +65,8 @@ def prefers_json(accept: Sequence[str]) -> bool:
     Args:
         accept: the values of its Accept headers.
     """
+    if not accept:
+        return False
     quality = {JSON: 0.0, "file": 0.0, "*/*": 0.0}
     for item in ",".join(accept).lower().split(","):
         media_type, *parameters = (part.strip() for part in item.split(";"))

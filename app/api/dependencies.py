@@ -1,20 +1,18 @@
-"""Dependencies of the routes: service, authentication, deadline, and acceptance of a request."""
+"""Dependencies of the routes: service, authentication, and acceptance of a request."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import ClientDisconnect
 
 from app.api.keys import Authenticator
 from app.batching.deadline import Deadline
-from app.errors import InvalidRequest
 from app.inference.budget import Allocation
 from app.inference.registry import ServedModel
 from app.inference.service import Service
@@ -25,10 +23,15 @@ BodyReader = Callable[[Request, int, Allocation], Awaitable[BodyT]]
 """Reads a body of at most so many bytes; the allocation grows by what is kept."""
 
 
-async def get_service(request: Request) -> Service:
+def find_service(request: Request) -> Service:
     """The service that `create_app` assembled."""
     service: Service = request.app.state.service
     return service
+
+
+async def get_service(request: Request) -> Service:
+    """The same as a dependency, which FastAPI would call on a thread if it were not `async`."""
+    return find_service(request)
 
 
 ServiceDep = Annotated[Service, Depends(get_service)]
@@ -52,47 +55,6 @@ async def require_api_key(
     authenticator: Authenticator = request.app.state.authenticator
     address = request.client.host if request.client else ""
     authenticator.check(address, [bearer.credentials if bearer else "", header or ""])
-
-
-async def get_deadline(
-    request: Request,
-    seconds: Annotated[
-        float | None,
-        Header(
-            alias="X-Request-Timeout",
-            description="seconds this request may take, up to the service's limit; the service has "
-            "a default for requests without it",
-            gt=0,
-            allow_inf_nan=False,
-        ),
-    ] = None,
-) -> Deadline:
-    """When the response is due: X-Request-Timeout, up to the service's limit, from now."""
-    # Not by `ServiceDep`: FastAPI takes 20 µs for each dependency of a dependency.
-    settings = (await get_service(request)).settings
-    if seconds is None:
-        return Deadline.after(settings.default_timeout_s)
-    return Deadline.after(min(seconds, settings.longest_timeout_s))
-
-
-DeadlineDep = Annotated[Deadline, Depends(get_deadline)]
-
-
-_REPEATABLE = ("output",)
-
-
-async def reject_repeated_params(request: Request) -> None:
-    """Check that no query parameter is given twice: of several values FastAPI takes the last.
-
-    `output` may be, because several outputs can be asked for.
-
-    Raises:
-        InvalidRequest: names the parameter.
-    """
-    counts = Counter(name for name, _ in request.query_params.multi_items())
-    for name, count in counts.items():
-        if count > 1 and name not in _REPEATABLE:
-            raise InvalidRequest(f"{name[:100]} is given {count} times; send it once")
 
 
 @asynccontextmanager
@@ -129,9 +91,9 @@ async def accept_request(
         service.segmenter.precheck_admission(model, deadline)
         request.state.log_fields["model"] = model.id
         body = await _read_body_before(deadline, request, service, read)
-        with service.track_request():  # checks again that the service is ready
-            async with cancel_on_disconnect(request):
-                yield model, body
+        # The service is checked again: it may have begun to drain.
+        with service.track_request(), cancel_on_disconnect(request):
+            yield model, body
 
 
 async def _read_body_before(
@@ -143,8 +105,8 @@ async def _read_body_before(
         return await read(request, max_bytes, request.state.allocation)
 
 
-@asynccontextmanager
-async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
+@contextmanager
+def cancel_on_disconnect(request: Request) -> Iterator[None]:
     """Cancel the block as soon as the client disconnects. The body must have been read.
 
     Raises:
@@ -169,8 +131,7 @@ async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
         task.uncancel()
         raise ClientDisconnect from None
     finally:
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
+        watcher.cancel()  # it ends in the next turn of the loop, and no longer cancels anything
 
 
 async def _wait_for_disconnect(request: Request) -> None:

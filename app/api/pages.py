@@ -57,7 +57,7 @@ async def list_images(
             images.append(whole)
             continue
         try:
-            pages = await segmenter.count_pages(upload.data)
+            pages = await segmenter.reader.count_pages(upload.data)
         except ServiceError as error:
             images.append(dataclasses.replace(whole, error=error))
             continue

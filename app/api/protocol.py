@@ -81,20 +81,31 @@ class _RequestParser(h11.Connection):
         self.method = b""
         self.body_left = 0
         self._kept_alive_by_request = False
+        self._unsent_head = b""
 
     def send(self, event: Any) -> Any:
+        """The bytes of an event. Those of a response's head come with the event after it: one call
+        of the system sends the head and the beginning of the content, in one packet."""
+        if isinstance(event, h11.Response):
+            self._unsent_head = super().send(self._announce_keep_alive(event))
+            return b""
+        head, self._unsent_head = self._unsent_head, b""
+        data = super().send(event)
+        return head + data if head and data is not None else data
+
+    def _announce_keep_alive(self, response: h11.Response) -> h11.Response:
         """Tell a client of HTTP/1.0 that its connection is kept alive, as it asked.
 
         h11 replaces the field where it has to close the connection to end the response.
         """
-        if isinstance(event, h11.Response) and self._kept_alive_by_request:
-            headers = list(event.headers)
-            if b"connection" not in dict(headers):
-                headers.append((b"connection", b"keep-alive"))
-            event = h11.Response(
-                status_code=event.status_code, headers=headers, reason=event.reason
-            )
-        return super().send(event)
+        headers = list(response.headers)
+        if not self._kept_alive_by_request or b"connection" in dict(headers):
+            return response
+        return h11.Response(
+            status_code=response.status_code,
+            headers=[*headers, (b"connection", b"keep-alive")],
+            reason=response.reason,
+        )
 
     def next_event(self) -> Any:
         try:

@@ -36,12 +36,11 @@ def _parse_page(value: Any) -> Any:
 
 
 def _parse_percentiles(value: Any) -> Any:
-    """Two numbers with a comma between them. FastAPI passes the values of a tuple as a list."""
-    text = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if text is None:
+    """Two numbers with a comma between them."""
+    if value is None:
         return None
     try:
-        low, high = map(float, str(text).split(","))
+        low, high = map(float, str(value).split(","))
     except ValueError:
         low = high = -1.0
     if not 0 <= low < high <= 100:
@@ -52,10 +51,9 @@ def _parse_percentiles(value: Any) -> Any:
 
 
 def _parse_color(value: Any) -> Any:
-    text = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if text is None:
+    if value is None:
         return None
-    match = re.fullmatch(r"#?([0-9a-f]{6})", str(text), re.IGNORECASE | re.ASCII)
+    match = re.fullmatch(r"#?([0-9a-f]{6})", str(value), re.IGNORECASE | re.ASCII)
     if not match:
         raise PydanticCustomError("color", "must be RRGGBB in hexadecimal, for example ffffff")
     return tuple(bytes.fromhex(match[1]))
@@ -85,8 +83,8 @@ class SegmentQuery(ParametersModel):
     threshold: float | None = Field(
         None, ge=0, le=1, description="of the mask; default: the model's own"
     )
-    output: list[Output] = Field(
-        [Output.MASK],
+    output: tuple[Output, ...] = Field(
+        (Output.MASK,),  # pydantic would copy a list for each request
         min_length=1,
         max_length=len(Output),
         fail_fast=True,
@@ -121,7 +119,7 @@ class SegmentQuery(ParametersModel):
 
     @field_validator("output")
     @classmethod
-    def _check_distinct(cls, value: list[Output]) -> list[Output]:
+    def _check_distinct(cls, value: tuple[Output, ...]) -> tuple[Output, ...]:
         for output in value:
             if value.count(output) > 1:
                 raise PydanticCustomError(
@@ -133,7 +131,7 @@ class SegmentQuery(ParametersModel):
         """Options for each image, without the choice of all pages."""
         page = self.page if isinstance(self.page, int) else None
         fields = {name: getattr(self, name) for name in _OPTION_FIELDS}
-        return Options(outputs=tuple(self.output), page=page, **fields)
+        return Options(outputs=self.output, page=page, **fields)
 
 
 _OPTION_FIELDS = (

@@ -80,7 +80,7 @@ async def read_form(
     content_type = request.headers.get("content-type", "")
     if content_type.strip().lower().startswith("multipart/"):
         parser = FormParser(content_type, fields)
-        return await _read_parts(parser, _decoded_body(request, max_bytes, allocation))
+        return await _read_parts(parser, _decoded_body(request, max_bytes), allocation)
     data = await read_body(request, max_bytes, allocation)
     if not data:
         raise InvalidRequest(
@@ -97,7 +97,10 @@ async def read_body(request: Request, max_bytes: int, allocation: Allocation) ->
         UploadTooLarge, QueueFull, UnsupportedContentEncoding: as in `read_form`.
         InvalidRequest: not valid in its Content-Encoding.
     """
-    chunks = [chunk async for chunk in _decoded_body(request, max_bytes, allocation)]
+    chunks = []
+    async for chunk in _decoded_body(request, max_bytes):
+        allocation.grow(len(chunk))
+        chunks.append(chunk)
     if sum(map(len, chunks)) <= _QUICK_JOIN:
         return b"".join(chunks)
     return await asyncio.to_thread(b"".join, chunks)
@@ -113,17 +116,11 @@ def check_not_empty(data: bytes) -> None:
         raise InvalidRequest("empty file (0 bytes)")
 
 
-async def _decoded_body(
-    request: Request, max_bytes: int, allocation: Allocation
-) -> AsyncGenerator[bytes, None]:
+def _decoded_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The chunks of the body without its Content-Encoding (RFC 9110, section 8.4)."""
     body = _limited_body(request, max_bytes)
     coding = find_coding(",".join(request.headers.getlist("content-encoding")))
-    if coding is not None:
-        body = _inflate_body(body, coding, max_bytes)
-    async for chunk in body:
-        allocation.grow(len(chunk))
-        yield chunk
+    return body if coding is None else _inflate_body(body, coding, max_bytes)
 
 
 async def _inflate_body(
@@ -153,8 +150,11 @@ async def _inflate_body(
     decompressor.finish()
 
 
-async def _read_parts(parser: FormParser, body: AsyncGenerator[bytes, None]) -> Form:
+async def _read_parts(
+    parser: FormParser, body: AsyncGenerator[bytes, None], allocation: Allocation
+) -> Form:
     async for chunk in body:
+        allocation.grow(len(chunk))
         for start in range(0, len(chunk), _PARSED_BYTES):
             parser.feed(chunk[start : start + _PARSED_BYTES])
             await asyncio.sleep(0)

@@ -6,34 +6,52 @@ one key. Plain data: no futures, no time, no event loop.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 
-_Needs = frozenset[tuple[Hashable, int]]
+
+@dataclasses.dataclass
+class _Group:
+    """Requests that need the same.
+
+    Attributes:
+        pending: windows by key.
+        total: of these windows.
+        requests: how many there are.
+    """
+
+    pending: Counter[Hashable]
+    total: int
+    requests: int = 0
 
 
 class Backlog:
     """Counts requests that need equal numbers of windows of equal keys."""
 
     def __init__(self) -> None:
-        self._needs: dict[Hashable, _Needs] = {}
-        self._counts: Counter[_Needs] = Counter()
+        self._groups: dict[frozenset[tuple[Hashable, int]], _Group] = {}
+        self._group_of: dict[Hashable, frozenset[tuple[Hashable, int]]] = {}
 
     def __iter__(self) -> Iterator[tuple[Counter[Hashable], int]]:
         """Windows by key, and how many requests need exactly these."""
-        return ((Counter(dict(needs)), count) for needs, count in self._counts.items())
+        return ((group.pending, group.requests) for group in self._groups.values())
 
     def update(self, request: Hashable, pending: Mapping[Hashable, int]) -> None:
         """Set the windows that a request needs, by key; none removes it."""
-        before = self._needs.pop(request, None)
+        before = self._group_of.pop(request, None)
         if before is not None:
-            self._counts[before] -= 1
-            if not self._counts[before]:
-                del self._counts[before]
-        if pending:
-            needs = self._needs[request] = frozenset(pending.items())
-            self._counts[needs] += 1
+            group = self._groups[before]
+            group.requests -= 1
+            if not group.requests:
+                del self._groups[before]
+        if not pending:
+            return
+        needs = self._group_of[request] = frozenset(pending.items())
+        if needs not in self._groups:
+            self._groups[needs] = _Group(Counter(pending), sum(pending.values()))
+        self._groups[needs].requests += 1
 
     def count_slots(self, most: int) -> int:
         """Slots in use, if a request takes at most `most`."""
-        return sum(count * min(pending.total(), most) for pending, count in self)
+        return sum(group.requests * min(group.total, most) for group in self._groups.values())

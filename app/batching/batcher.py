@@ -6,9 +6,7 @@
       └▶ QueueFull, DeadlineExceeded, Unavailable          (one worker per device)
 
 - **Bounded.** A request reserves one slot per window. If the slots are not free it is rejected at
-  once. By default there are as many slots as windows that can be computed within the longest
-  deadline, as measured. A request takes at most a quarter of the slots, however many windows it
-  has: since requests take turns, more windows do not delay the others more.
+  once (`app.batching.admission`).
 - **Work-conserving.** A batch is formed from the windows that wait at the moment a device is free.
   While it runs, the next one is prepared as soon as it is full, or when the first is about to end:
   until then it can still grow.
@@ -27,11 +25,11 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from typing import Any, Generic, NoReturn, Self, TypeVar
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Sequence
+from typing import Any, Generic
 
-from app.batching.backlog import Backlog
+from app.batching.admission import Admission
 from app.batching.deadline import Deadline
 from app.batching.device_worker import (
     MAX_BATCHES,
@@ -42,20 +40,10 @@ from app.batching.device_worker import (
 )
 from app.batching.estimates import Estimates
 from app.batching.fair_queue import FairQueue
-from app.errors import DeadlineExceeded, DeviceLost, QueueFull, Unavailable
+from app.batching.reservation import PayloadT, QueuedWindow, Reservation, ResultT, Share
+from app.errors import DeadlineExceeded, DeviceLost, Unavailable
 
 log = logging.getLogger(__name__)
-
-UNMEASURED_CAPACITY = 64
-"""Slots while no batch has run, if their number follows the measured rate."""
-MAX_CAPACITY = 1 << 16
-"""Most slots in that case. A request takes 2.3 KB and each of its windows 0.7 KB, beside its pixels
-(measured): in all 200 MB at most."""
-_MIN_CAPACITY = 4
-"""Fewest slots in that case, so that a quarter of them is one."""
-
-PayloadT = TypeVar("PayloadT")
-ResultT = TypeVar("ResultT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,112 +67,6 @@ class BatcherStatistics:
     in_flight: int
     submitted: int
     settled: int
-
-
-class Share:
-    """The turns and the slots of one request, which its reservations have in common.
-
-    Attributes:
-        pending: windows of all its reservations without a result, by key.
-    """
-
-    def __init__(self) -> None:
-        self.pending: Counter[Hashable] = Counter()
-
-
-class _QueuedWindow(Generic[PayloadT, ResultT]):
-    """One window of a reservation, from `submit` until its future is done."""
-
-    __slots__ = ("future", "key", "payload", "queued_at", "reservation")
-
-    def __init__(
-        self, reservation: Reservation[PayloadT, ResultT], key: Hashable, payload: PayloadT
-    ) -> None:
-        self.reservation = reservation
-        self.key = key
-        self.payload = payload
-        self.queued_at = time.monotonic()
-        self.future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
-
-    @property
-    def wanted(self) -> bool:
-        return not self.reservation.released
-
-
-class Reservation(Generic[PayloadT, ResultT]):
-    """The slots of one image, one per window; a context manager.
-
-    Leaving it discards the windows that still wait and frees the slots.
-
-    Attributes:
-        share: of the request.
-        deadline: of the request.
-        pending: windows without a result, by key. Each occupies a slot.
-        unsubmitted: keys of the windows that are reserved and not submitted.
-        released: the request has left.
-        submitted_at, last_settled_at: on the clock of `time.monotonic`.
-        infer_seconds: time during which at least one of the windows was on a device.
-    """
-
-    def __init__(
-        self,
-        batcher: Batcher[PayloadT, ResultT],
-        keys: Sequence[Hashable],
-        deadline: Deadline,
-        share: Share,
-    ) -> None:
-        self.share = share
-        self.deadline = deadline
-        self.pending = Counter(keys)
-        share.pending += self.pending
-        self.unsubmitted = deque(keys)
-        self.released = False
-        self.submitted_at = self.last_settled_at = 0.0
-        self.infer_seconds = 0.0
-        self._ran_until = 0.0
-        self._batcher = batcher
-
-    @property
-    def queue_seconds(self) -> float:
-        """Seconds from `submit` to the last result, without `infer_seconds`."""
-        return max(0.0, self.last_settled_at - self.submitted_at - self.infer_seconds)
-
-    def submit(self, payloads: Sequence[PayloadT]) -> list[asyncio.Future[ResultT]]:
-        """Queue windows in the order of the keys they were reserved by.
-
-        Returns:
-            One future per window.
-
-        Raises:
-            ValueError: more windows than are reserved, or the reservation was released.
-        """
-        if self.released:
-            raise ValueError("the reservation was released")
-        if len(payloads) > len(self.unsubmitted):
-            raise ValueError(f"{len(payloads)} windows for {len(self.unsubmitted)} reserved slots")
-        if not self.submitted_at:
-            self.submitted_at = time.monotonic()
-        windows = [_QueuedWindow(self, self.unsubmitted.popleft(), each) for each in payloads]
-        self._batcher._submit(self, windows)
-        return [window.future for window in windows]
-
-    def settle(self, key: Hashable) -> None:
-        """Free the slot of a window that has its outcome."""
-        _subtract(self.pending, {key: 1})
-        if not self.released:
-            _subtract(self.share.pending, {key: 1})
-        self.last_settled_at = time.monotonic()
-
-    def record_run(self, start: float, end: float) -> None:
-        """Count the time of a batch. Time during which two devices ran counts once."""
-        self.infer_seconds += max(0.0, end - max(start, self._ran_until))
-        self._ran_until = max(end, self._ran_until)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._batcher._release(self)
 
 
 class Batcher(Generic[PayloadT, ResultT]):
@@ -216,17 +98,17 @@ class Batcher(Generic[PayloadT, ResultT]):
         self._observer = observer or Observer()
         self.workers = [DeviceWorker(runner, self._observer) for runner in runners]
         self.estimates = Estimates(self.workers)
+        self._admission = Admission(
+            self.estimates, capacity, longest, self._keys_in_flight, self._observer
+        )
         self._max_batch = max_batch if callable(max_batch) else lambda key: max_batch
-        self._capacity = capacity
-        self._longest = longest
         self._max_wait = max_wait
-        self._queue: FairQueue[Share, _QueuedWindow[PayloadT, ResultT]] = FairQueue()
+        self._queue: FairQueue[Share, QueuedWindow[PayloadT, ResultT]] = FairQueue()
         self._reservations: set[Reservation[PayloadT, ResultT]] = set()
-        self._backlog = Backlog()
         self._all_released = asyncio.Event()
         self._all_released.set()
         self._tasks: list[asyncio.Task[None]] = []
-        self._in_flight: set[_QueuedWindow[PayloadT, ResultT]] = set()
+        self._in_flight: set[QueuedWindow[PayloadT, ResultT]] = set()
         self._submitted = self._settled = 0
         self.draining = False
 
@@ -245,22 +127,12 @@ class Batcher(Generic[PayloadT, ResultT]):
     @property
     def capacity(self) -> int:
         """Slots for windows that are admitted and have no result."""
-        if self._capacity is not None:
-            return self._capacity
-        seconds = self.estimates.seconds()
-        if not seconds:
-            return UNMEASURED_CAPACITY
-        return int(min(max(self._longest / seconds, _MIN_CAPACITY), MAX_CAPACITY))
+        return self._admission.capacity
 
     @property
     def has_room(self) -> bool:
         """Whether the slots of a request are free, however many windows it has."""
-        most = self._max_per_request
-        return self._backlog.count_slots(most) + most <= self.capacity
-
-    @property
-    def _max_per_request(self) -> int:
-        return max(1, self.capacity // 4)
+        return self._admission.has_room
 
     @property
     def failure(self) -> Unavailable | None:
@@ -307,72 +179,62 @@ class Batcher(Generic[PayloadT, ResultT]):
         """
         deadline = deadline or Deadline.never()
         share = share or Share()
-        if self.draining:
-            self._reject("draining", Unavailable("the service is stopping"))
-        if self.failure is not None:
-            self._reject("dead", self.failure)
-        if not ignore_capacity:
-            self._check_capacity(len(keys), share)
-        self._check_deadline(Counter(keys), deadline, share)
-        reservation: Reservation[PayloadT, ResultT] = Reservation(self, keys, deadline, share)
+        windows = Counter(keys)
+        self._check(windows, deadline, share, ignore_capacity=ignore_capacity)
+        reservation: Reservation[PayloadT, ResultT] = Reservation(
+            self, keys, windows, deadline, share
+        )
         self._reservations.add(reservation)
-        self._backlog.update(share, share.pending)
+        self._admission.count(share)
         self._all_released.clear()
         return reservation
 
-    def _check_capacity(self, windows: int, share: Share) -> None:
-        capacity, most = self.capacity, self._max_per_request
-        used, own = self._backlog.count_slots(most), share.pending.total()
-        needed = min(own + windows, most) - min(own, most)
-        excess = used + needed - capacity
-        if excess > 0:
-            message = f"queue full: {used} of {capacity} slots used, {needed} needed"
-            retry_after = excess * self.estimates.seconds()
-            self._reject("queue_full", QueueFull(message, retry_after=retry_after))
+    def check_admission(self, keys: Sequence[Hashable], *, deadline: Deadline) -> None:
+        """Check that a request would be admitted now.
 
-    def _check_deadline(self, windows: Counter[Hashable], deadline: Deadline, share: Share) -> None:
-        remaining = deadline.remaining()
-        if remaining <= 0:
-            self._reject("deadline", DeadlineExceeded("the deadline has passed"))
-        needs = share.pending + windows  # those of the same request come first
-        own = self.estimates.estimate(needs)
-        others = sum(
-            count * self.estimates.interleaved_cost(pending, needs.total())
-            for pending, count in self._backlog
-        ) - self.estimates.interleaved_cost(share.pending, needs.total())
-        total = own + others
-        if total <= remaining:
+        Raises:
+            Unavailable, QueueFull, DeadlineExceeded: see `admit`.
+        """
+        self._check(Counter(keys), deadline, Share())
+
+    def _check(
+        self,
+        windows: Counter[Hashable],
+        deadline: Deadline,
+        share: Share,
+        *,
+        ignore_capacity: bool = False,
+    ) -> None:
+        if self.draining:
+            self._admission.reject("draining", Unavailable("the service is stopping"))
+        if self.failure is not None:
+            self._admission.reject("dead", self.failure)
+        self._admission.check(windows, deadline, share, ignore_capacity=ignore_capacity)
+
+    def release(self, reservation: Reservation[PayloadT, ResultT]) -> None:
+        """Free a request's slots. A batch that runs already still computes its windows."""
+        if reservation.released:
             return
-        self.estimates.discount(windows, remaining, exclude=self._keys_in_flight())
-        # A request that is too large for its deadline will not fit later either.
-        retry_after = total - remaining if own < remaining else None
-        message = f"estimated {total:.1f} s exceeds the {remaining:.1f} s remaining"
-        self._reject("deadline", DeadlineExceeded(message, retry_after=retry_after))
-
-    def _reject(self, reason: str, error: Exception) -> NoReturn:
-        self._observer.request_rejected(reason)
-        raise error
+        reservation.leave()
+        self._reservations.discard(reservation)
+        self._admission.count(reservation.share)
+        if not self._reservations:
+            self._all_released.set()
+        self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())
 
     # --- from the queue to the futures ---
 
-    def _submit(
-        self,
-        reservation: Reservation[PayloadT, ResultT],
-        windows: Sequence[_QueuedWindow[PayloadT, ResultT]],
-    ) -> None:
-        """Queue windows that are new."""
+    def queue(self, windows: Sequence[QueuedWindow[PayloadT, ResultT]]) -> None:
+        """Queue windows that are new, all of one reservation."""
         self._submitted += len(windows)
-        self._enqueue(reservation, windows)
+        self._enqueue(windows)
 
-    def _enqueue(
-        self,
-        reservation: Reservation[PayloadT, ResultT],
-        windows: Sequence[_QueuedWindow[PayloadT, ResultT]],
-    ) -> None:
+    def _enqueue(self, windows: Sequence[QueuedWindow[PayloadT, ResultT]]) -> None:
         for window in windows:
-            self._queue.put(reservation.share, window.key, [window])
+            self._queue.put(window.reservation.share, window.key, [window])
         if self.failure is not None:
-            self._discard_waiting(reservation, "dead", self.failure)
+            for reservation in {window.reservation for window in windows}:
+                self._discard_waiting(reservation, "dead", self.failure)
         self._wake_workers()
 
     def _ready_key(
@@ -426,12 +288,12 @@ class Batcher(Generic[PayloadT, ResultT]):
 
     def _form_batch(
         self, worker: DeviceWorker, key: Hashable
-    ) -> list[_QueuedWindow[PayloadT, ResultT]]:
+    ) -> list[QueuedWindow[PayloadT, ResultT]]:
         """Take the next batch of a key from the queue, and drop requests that would be late."""
         in_flight = Counter((window.reservation, window.key) for window in self._in_flight)
         earliest_start = min(each.remaining() for each in self.workers if each.failure is None)
 
-        def in_time(window: _QueuedWindow[PayloadT, ResultT]) -> bool:
+        def in_time(window: QueuedWindow[PayloadT, ResultT]) -> bool:
             reservation = window.reservation
             to_run = {
                 each: count - in_flight[reservation, each]
@@ -459,7 +321,8 @@ class Batcher(Generic[PayloadT, ResultT]):
 
         def finish(task: asyncio.Task[None]) -> None:
             running.discard(task)
-            worker.wake.set()
+            if len(self._queue) or worker.failure is not None:
+                worker.wake.set()
 
         try:
             while (key := await self._next_key(worker, running)) is not None:
@@ -487,7 +350,7 @@ class Batcher(Generic[PayloadT, ResultT]):
         self,
         worker: DeviceWorker,
         key: Hashable,
-        batch: Sequence[_QueuedWindow[PayloadT, ResultT]],
+        batch: Sequence[QueuedWindow[PayloadT, ResultT]],
     ) -> None:
         """Compute a batch and settle its windows."""
         try:
@@ -495,7 +358,7 @@ class Batcher(Generic[PayloadT, ResultT]):
                 window.reservation.record_run(started, time.monotonic())
                 if isinstance(result, DeviceLost) and window.wanted:
                     self._in_flight.discard(window)
-                    self._enqueue(window.reservation, [window])  # for another device
+                    self._enqueue([window])  # for another device
                 elif isinstance(result, NotWanted):
                     self._settle(window, asyncio.CancelledError())
                 else:
@@ -509,14 +372,13 @@ class Batcher(Generic[PayloadT, ResultT]):
                 self._settle(window, worker.failure)
 
     def _settle(
-        self, window: _QueuedWindow[PayloadT, ResultT], outcome: ResultT | BaseException
+        self, window: QueuedWindow[PayloadT, ResultT], outcome: ResultT | BaseException
     ) -> None:
         """Give a window its outcome and free its slot. Every future is settled here, once."""
         self._in_flight.discard(window)
         self._settled += 1
         window.reservation.settle(window.key)
-        share = window.reservation.share
-        self._backlog.update(share, share.pending)
+        self._admission.count(window.reservation.share)
         if window.future.done():  # cancelled by the task that awaited it
             return
         if isinstance(outcome, asyncio.CancelledError):
@@ -527,18 +389,6 @@ class Batcher(Generic[PayloadT, ResultT]):
             window.future.exception()
         else:
             window.future.set_result(outcome)
-
-    def _release(self, reservation: Reservation[PayloadT, ResultT]) -> None:
-        """Free a request's slots. A batch that runs already still computes its windows."""
-        if reservation.released:
-            return
-        reservation.released = True
-        self._reservations.discard(reservation)
-        _subtract(reservation.share.pending, reservation.pending)
-        self._backlog.update(reservation.share, reservation.share.pending)
-        if not self._reservations:
-            self._all_released.set()
-        self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())
 
     def _discard_waiting(
         self, reservation: Reservation[PayloadT, ResultT], reason: str, error: BaseException
@@ -583,11 +433,3 @@ class Batcher(Generic[PayloadT, ResultT]):
             self._settle(window, stopped)
         for reservation in list(self._reservations):
             self._discard_waiting(reservation, "stopped", stopped)
-
-
-def _subtract(counts: Counter[Hashable], fewer: Mapping[Hashable, int]) -> None:
-    """Subtract in place, and drop what becomes zero."""
-    for key, count in fewer.items():
-        counts[key] -= count
-        if not counts[key]:
-            del counts[key]

@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Self
 
 from app.errors import DeadlineExceeded
@@ -50,10 +50,9 @@ class Deadline:
         if self.remaining() <= 0:
             raise DeadlineExceeded("the deadline has passed")
 
-    @asynccontextmanager
-    async def enforced(
+    def enforced(
         self, message: str, on_exceeded: Callable[[], object] = lambda: None
-    ) -> AsyncIterator[None]:
+    ) -> EnforcedDeadline:
         """Cancel the block when the deadline passes.
 
         Args:
@@ -63,12 +62,30 @@ class Deadline:
         Raises:
             DeadlineExceeded: the deadline passed before the block ended.
         """
-        seconds = None if math.isinf(self.at) else self.remaining()
+        return EnforcedDeadline(self, message, on_exceeded)
+
+
+class EnforcedDeadline:
+    """See `Deadline.enforced`. An asynchronous context manager."""
+
+    def __init__(self, deadline: Deadline, message: str, on_exceeded: Callable[[], object]) -> None:
+        self._deadline = deadline
+        self._message = message
+        self._on_exceeded = on_exceeded
+
+    async def __aenter__(self) -> None:
+        remaining = self._deadline.remaining()
+        self._timeout = asyncio.timeout(None if math.isinf(remaining) else remaining)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         try:
-            async with asyncio.timeout(seconds) as timeout:
-                yield
+            await self._timeout.__aexit__(kind, error, traceback)
         except TimeoutError:
-            if not timeout.expired():  # the block raised it for a reason of its own
-                raise
-            on_exceeded()
-            raise DeadlineExceeded(message) from None
+            self._on_exceeded()
+            raise DeadlineExceeded(self._message) from None

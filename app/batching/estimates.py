@@ -79,9 +79,11 @@ class Estimates:
 
     def seconds(self, key: Hashable | None = None) -> float:
         """Seconds per window of a key, or over all keys; 0 before the first batch."""
-        working = (each for each in self._devices if each.failure is None)
-        measured = [each.measurements.seconds(key) for each in working]
-        windows_per_second = sum(1 / seconds for seconds in measured if seconds)
+        windows_per_second = 0.0
+        for device in self._devices:
+            seconds = device.measurements.seconds(key)
+            if device.failure is None and seconds:
+                windows_per_second += 1 / seconds
         return 1 / windows_per_second if windows_per_second else 0.0
 
     def estimate(self, windows: Mapping[Hashable, int]) -> float:

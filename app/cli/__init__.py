@@ -26,7 +26,7 @@ COMMANDS = {
     "serve": ("app.cli.serve", "serve segmentation over HTTP"),
     "segment": (
         "app.cli.segment.command",
-        "segment image files, here or through a running service",
+        "segment image files: here, through a running service, or on a Ray cluster",
     ),
     "models": ("app.cli.models", "list checkpoints"),
     "train": ("app.cli.train", "train a network from images and masks, or from a recipe"),

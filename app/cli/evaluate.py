@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from tqdm import tqdm
 
 from app.cli.errors import CommandError, check_parent_folder, writing
 from app.engine.predictor import engine_predictor
-from app.engine.selection import build_engine, choose_engines
+from app.engine.selection import build_engine, choose_engines, resolve
 from app.errors import EngineUnavailable
+from app.settings import KEY_VARIABLE
 from model.arrays import AnyArray
 from model.checkpoint import (
     Checkpoint,
@@ -29,6 +31,7 @@ from model.checkpoint import (
     write_atomically,
 )
 from model.config import PreprocessConfig, UNetConfig
+from model.errors import first_line
 from model.evaluation.evaluate import (
     Predict,
     PredictedMasks,
@@ -36,9 +39,11 @@ from model.evaluation.evaluate import (
     evaluate,
     from_probabilities,
 )
-from model.training.data import PairedDataset, open_dataset, split_dataset
+from model.training.data import PairedDataset, open_dataset
 from model.training.plots import draw_confusion, format_confusion, make_worst_sheet
-from model.training.recipe import DataConfig, Recipe
+from model.training.recipe import Recipe
+from model.training.sections import DataConfig
+from model.training.split import split_dataset
 from unet_client import Client, UnetClientError
 
 
@@ -83,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     engine = parser.add_argument_group("engine or service")
     engine.add_argument("--url", help="URL of a running service")
-    engine.add_argument("--key", help="API key of the service")
+    engine.add_argument("--key", help=f"API key of the service (variable: {KEY_VARIABLE})")
     engine.add_argument(
         "--engine",
         choices=("reference", "auto", "openvino", "torch"),
@@ -214,7 +219,7 @@ def _open_subject(args: argparse.Namespace) -> _Subject:
 
 def _open_service(args: argparse.Namespace) -> _Subject:
     try:
-        client = Client(args.url, key=args.key)
+        client = Client(args.url, key=args.key or os.environ.get(KEY_VARIABLE))
     except ValueError as error:  # the URL or the key
         raise CommandError(str(error)) from error
     model = client.model(args.model)
@@ -236,7 +241,7 @@ def _open_reference(checkpoint: Checkpoint, device: str) -> _Subject:
     try:
         predictor = Predictor.of(checkpoint, device)
     except (RuntimeError, AssertionError) as error:  # raised by torch if there is no such device
-        raise CommandError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        raise CommandError(f"--device {device}: {first_line(error)}") from error
     preprocess = checkpoint.preprocess
     return _Subject(
         f"{checkpoint.id} by the reference",
@@ -247,12 +252,13 @@ def _open_reference(checkpoint: Checkpoint, device: str) -> _Subject:
 
 def _open_engine(checkpoint: Checkpoint, args: argparse.Namespace) -> _Subject:
     try:
-        choice = choose_engines(
+        (choice, *_) = choose_engines(
             device=args.device,
             engine="auto" if args.engine == "reference" else args.engine,
             precision=args.precision,
             max_batch=1,
-        )[0]
+        )
+        choice = resolve(choice, checkpoint)
         engine = build_engine(choice, checkpoint)
     except EngineUnavailable as error:  # names the flag, because no setting is read here
         raise CommandError(error.for_cli()) from error

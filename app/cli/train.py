@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from app.cli.errors import CommandError
 from app.cli.flags import add_flags, explicit_flags
 from model.cuda import choose_device
-from model.training.data import open_dataset, split_dataset
+from model.training.data import open_dataset
 from model.training.recipe import SECTIONS, Recipe
+from model.training.split import split_dataset
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +113,8 @@ def _describe_device(device: torch.device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _describe_length(recipe: Recipe, images: int, pace: float) -> str:

@@ -36,12 +36,12 @@ def calibrate(
     Returns:
         The ranges and, if any validation image counts, the figures of the comparison.
     """
-    from model.convert.calibration import activation_ranges
+    from model.convert.calibration import measure_ranges
     from model.predict import Predictor
 
     chosen = training.spread_sources(images)
     progress = tqdm(chosen, "ranges", unit="image", disable=not sys.stderr.isatty())
-    ranges = activation_ranges(Predictor.of(checkpoint), (sample.image for sample in progress))
+    ranges = measure_ranges(Predictor.of(checkpoint), (sample.image for sample in progress))
     draft = dataclasses.replace(checkpoint, calibration=Calibration(ranges))
     predict_fp32, predict_int8 = _mask_predictor(draft, "fp32"), _mask_predictor(draft, "int8")
     ious, losses = [], []

@@ -8,16 +8,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.engine.base import Engine
 from model.arrays import ByteArray, Probabilities, Shape
 from model.windows import Window, WindowPlan
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchKey:
-    """Windows with equal keys may share a batch: they have the same model and the same shape."""
+class BatchKey(NamedTuple):
+    """Windows with equal keys may share a batch: they have the same model and the same shape.
+
+    The batcher looks keys up all the time, and a tuple is hashed faster than a dataclass.
+    """
 
     model: str
     shape: Shape

@@ -31,7 +31,7 @@ def read_graph(content: bytes | AnyArray) -> ov.Model:
     try:
         return shared_core().read_model(bytes(content))
     except RuntimeError as error:
-        raise CheckpointError(f"OpenVINO cannot read the graph: {last_line(error)}") from error
+        raise CheckpointError(f"OpenVINO cannot read the graph: {extract_reason(error)}") from error
 
 
 def set_shape(graph: ov.Model, shape: list[int]) -> None:
@@ -44,7 +44,9 @@ def set_shape(graph: ov.Model, shape: list[int]) -> None:
     try:
         graph.reshape(shape)
     except RuntimeError as error:
-        raise CheckpointError(f"the graph does not accept {shape}: {last_line(error)}") from error
+        raise CheckpointError(
+            f"the graph does not accept {shape}: {extract_reason(error)}"
+        ) from error
     most = _MAX_VALUES_PER_PIXEL * math.prod(shape)
     for operation in graph.get_ordered_ops():
         for output in operation.outputs():
@@ -114,7 +116,7 @@ def _to_nchw(x: Any, config: GraphConfig) -> Any:
     return ops.transpose(x, np.array([0, 3, 1, 2])) if config.output_layout == "NHWC" else x
 
 
-def last_line(error: BaseException) -> str:
-    """The part of OpenVINO's message that says what is wrong; before it come places in its code."""
+def extract_reason(error: BaseException) -> str:
+    """Return the last line of OpenVINO's message: those before it name places in its code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:300] if lines else type(error).__name__

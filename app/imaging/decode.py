@@ -63,7 +63,7 @@ def inspect(
 
     Args:
         page: of a TIFF, from 0; None for the only one.
-        channel: from 0; None for all colours.
+        channel: from 0; None for all colors.
 
     Raises:
         CorruptImage: not an image.
@@ -151,7 +151,7 @@ def _open(data: bytes) -> ImageReader:
 def _inspect_tiff(
     data: bytes, max_pixels: int, page: int | None, channel: int | None
 ) -> ImageHeader:
-    from model.tiff.colours import UnsupportedTiff
+    from model.tiff.colors import UnsupportedTiff
 
     with _image_errors(data):
         reader = _open_tiff(data)
@@ -214,7 +214,7 @@ def _image_errors(data: bytes) -> Iterator[None]:
     except MissingPixels as error:
         raise CorruptImage(str(error)) from None
     except UnknownFormat:
-        if other := formats.known(data):
+        if other := formats.name_format(data):
             raise UnsupportedImage(f"{other} is not accepted; send {_ACCEPTED}") from None
         raise CorruptImage(
             f"not a recognised image ({len(data)} bytes); send {_ACCEPTED}"

@@ -63,7 +63,7 @@ _XML = (b"<?xml", b"<!--", b"<!DOCTYPE svg")
 _HEAD_BYTES = 4096
 
 
-def known(data: bytes) -> str | None:
+def name_format(data: bytes) -> str | None:
     """Name the format of these bytes where it is certain; None for accepted formats, too."""
     head = data[:_HEAD_BYTES]
     for signature, name in _SIGNATURES:

@@ -11,7 +11,7 @@ from zlib_ng import zlib_ng
 
 from model.arrays import AnyArray, ByteArray, UInt16Array
 
-_GREY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6  # PNG's colour types
+_GREY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6  # PNG's color types
 _UP = 2  # PNG's filter type: the difference to the row above
 
 
@@ -36,7 +36,7 @@ def encode_picture(image: ByteArray) -> bytes:
     return _encode(image, {1: _GREY, 3: _RGB, 4: _RGBA}[channels])
 
 
-def _encode(image: AnyArray, colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
+def _encode(image: AnyArray, color_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """Encode (H, W) or (H, W, C) uint8 or uint16 (PNG 1.2, chapters 4 to 6).
 
     Pillow tries every filter on every row, which takes most of its time. Here each row is stored as
@@ -53,12 +53,12 @@ def _encode(image: AnyArray, colour_type: int, *chunks: tuple[bytes, bytes]) -> 
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
-    # Masks consist of runs; colours rather repeat what came before.
-    if colour_type in (_GREY, _PALETTE):
+    # Masks consist of runs; colors rather repeat what came before.
+    if color_type in (_GREY, _PALETTE):
         compressor = zlib_ng.compressobj(1, strategy=zlib_ng.Z_RLE)
     else:
         compressor = zlib_ng.compressobj(2)
-    header = struct.pack(">IIBBBBB", width, height, 8 * depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8 * depth, color_type, 0, 0, 0)
     body = compressor.compress(filtered.data) + compressor.flush()
     all_chunks = ((b"IHDR", header), *chunks, (b"IDAT", body), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from model.arrays import BoolArray, ByteArray, Colour, FloatArray
+from model.arrays import BoolArray, ByteArray, Color, FloatArray
 
 TINT = (255, 64, 129)
-"""Colour of what is not background in an overlay. The page removes it again where the browser
+"""Color of what is not background in an overlay. The page removes it again where the browser
 cannot show the image itself (`app/static/imaging.js`)."""
 _EDGE = 2
 """Rows and columns on either side of the border of a mask, where a cutout is soft."""
@@ -29,7 +29,7 @@ def overlay(image: ByteArray, mask: ByteArray) -> ByteArray:
     return rgb
 
 
-def cutout(image: ByteArray, alpha: ByteArray, background: Colour | None = None) -> ByteArray:
+def cutout(image: ByteArray, alpha: ByteArray, background: Color | None = None) -> ByteArray:
     """Show an image where it is opaque: (H, W, 4) uint8, RGBA, or (H, W, 3) on a background.
 
     Args:
@@ -45,8 +45,8 @@ def cutout(image: ByteArray, alpha: ByteArray, background: Colour | None = None)
     composed[alpha == 255] = rgb[alpha == 255]
     edge = (alpha > 0) & (alpha < 255)
     opacity = alpha[edge, None].astype(np.uint32)
-    colour = np.array(background, np.uint32)
-    composed[edge] = (rgb[edge] * opacity + colour * (255 - opacity) + 127) // 255
+    color = np.array(background, np.uint32)
+    composed[edge] = (rgb[edge] * opacity + color * (255 - opacity) + 127) // 255
     return composed
 
 

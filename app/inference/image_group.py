@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from app.batching.batcher import Share
+from app.batching.reservation import Share
 from app.inference.progress import ProgressLog
 
 ItemT = TypeVar("ItemT")

@@ -19,7 +19,7 @@ from app.imaging.render import TINT, cutout, overlay, soften_edge
 from app.imaging.tiff import encode_tiff
 from app.imaging.webp import MAX_SIDE, encode_webp
 from app.inference.outputs import FileFormat, Options, Output, Rendered, Segmentation
-from model.arrays import AnyArray, ByteArray, Colour, FloatArray
+from model.arrays import AnyArray, ByteArray, Color, FloatArray
 from model.config import PreprocessConfig
 from model.transforms import stretch_contrast
 
@@ -111,7 +111,7 @@ class Decision:
         return best - first
 
     @property
-    def colors(self) -> tuple[Colour, ...]:
+    def colors(self) -> tuple[Color, ...]:
         """The color of each class for people. A binary model's palette is that of its mask."""
         palette = self.preprocess.palette
         return (palette[0], TINT) if self.preprocess.binary else palette

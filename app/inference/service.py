@@ -354,7 +354,9 @@ class Service:
         gauge("held_bytes", "Bytes of uploads and responses in memory.", lambda: self.bytes.used)
         self._register_gpu_memory()
         self.metrics.add_counter(
-            "log_lines_dropped", "Lines dropped because the log was not read.", logs.dropped_lines
+            "log_lines_dropped",
+            "Lines dropped because the log was not read.",
+            logs.count_dropped_lines,
         )
         gauge("ready", "1 if requests are served.", lambda: float(self.readiness_error() is None))
         gauge(

@@ -13,13 +13,15 @@ from typing import Any
 
 from app.imaging.decode import ImageHeader, count_pages, decode, inspect
 from app.imaging.tiff import stack_tiff
-from app.imaging.workers.shared import SharedBlock, StoredArray
+from app.imaging.workers.shared import SharedBlock, StoredArray, pickle_once
 from app.inference.outputs import Options
 from app.inference.rendering import Decision, render
 from model.arrays import AnyArray
 from model.config import PreprocessConfig
 from model.transforms import mask_and_confidence, prepare, resize_to_image
 from model.windows import to_floats
+
+pickle_once(Options, PreprocessConfig)
 
 
 @dataclasses.dataclass(frozen=True)

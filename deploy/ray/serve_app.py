@@ -22,6 +22,7 @@ from ray import serve
 
 from app import logs
 from app.inference.allocator import use_one_arena
+from app.inference.registry import WrapEngineFn, use_as_built
 from app.inference.service import Service
 from app.main import create_app
 from app.settings import Settings, load_settings, warn_about_unknown_variables
@@ -32,8 +33,11 @@ _POLL_SECONDS = 0.05
 """Between two looks at a service that is loading its default model."""
 
 
-def build_app() -> FastAPI:
+def build_app(wrap_engine: WrapEngineFn = use_as_built) -> FastAPI:
     """Build the application of one replica. It starts when its default model is ready.
+
+    Args:
+        wrap_engine: see `app.inference.registry.Registry`.
 
     Raises:
         SettingsError, EngineUnavailable: the settings ask for what the node does not have.
@@ -42,7 +46,7 @@ def build_app() -> FastAPI:
     settings = fit_settings(load_settings(), ray.get_runtime_context().get_assigned_resources())
     log_to_stderr(settings)
     warn_about_unknown_variables()
-    app = create_app(settings)
+    app = create_app(settings, wrap_engine)
     start_without_drain = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
@@ -57,20 +61,8 @@ def build_app() -> FastAPI:
     return app
 
 
-@serve.deployment(
-    name="unet-server",
-    max_ongoing_requests=16,
-    max_queued_requests=64,
-    backpressure_config={"status_code": 429, "retry_after_s": 1},
-    autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 4},
-    health_check_period_s=5,
-    health_check_timeout_s=10,
-    graceful_shutdown_wait_loop_s=0.5,
-    graceful_shutdown_timeout_s=25,
-)
-@serve.ingress(build_app)
-class Replica:
-    """One copy of the service. The config file overrides the options above."""
+class HealthCheck:
+    """Gives Ray the health of the service that a replica runs."""
 
     app: FastAPI
 
@@ -83,6 +75,22 @@ class Replica:
         error = self.app.state.service.liveness_error()
         if error is not None:
             raise RuntimeError(error)
+
+
+@serve.deployment(
+    name="unet-server",
+    max_ongoing_requests=16,
+    max_queued_requests=64,
+    backpressure_config={"status_code": 429, "retry_after_s": 1},
+    autoscaling_config={"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 4},
+    health_check_period_s=5,
+    health_check_timeout_s=10,
+    graceful_shutdown_wait_loop_s=0.5,
+    graceful_shutdown_timeout_s=25,
+)
+@serve.ingress(build_app)
+class Replica(HealthCheck):
+    """One copy of the service. The config file overrides the options above."""
 
 
 app = Replica.bind()  # type: ignore[attr-defined] # of the deployment that Serve makes of it

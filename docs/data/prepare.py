@@ -3,7 +3,7 @@
     python docs/data/prepare.py nuclei kaggle-dsbowl-2018-dataset-fixes
     python docs/data/prepare.py person clothing-co-parsing
 
-The second argument is a clone of the source; docs/training.md names both repositories and their
+The second argument is a clone of the source; docs/train.md names both repositories and their
 revisions. The result is data/nuclei or data/person below the current folder. `nuclei.csv` and
 `person.csv` beside this file list the images and the split. Knows no network and no model.
 """

@@ -20,7 +20,7 @@ from app.imaging.render import overlay
 from model.checkpoint import load_checkpoint
 from model.instances import label_instances
 from model.predict import Predictor
-from model.training.data import read_image
+from model.training.images import read_image
 from model.training.plots import draw_comparison, draw_curves, make_contact_sheet
 from model.transforms import prepare, to_mask
 

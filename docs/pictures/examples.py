@@ -16,7 +16,7 @@ from PIL import Image
 from app.imaging.render import overlay
 from model.checkpoint import load_checkpoint
 from model.predict import Predictor
-from model.training.data import read_image
+from model.training.images import read_image
 from model.transforms import prepare, to_mask
 from tests.drawing import nuclei
 

@@ -47,7 +47,7 @@ def observe_layers(
             hook.remove()
 
 
-def activation_ranges(
+def measure_ranges(
     predictor: Predictor, images: Iterable[AnyArray]
 ) -> dict[str, tuple[float, float]]:
     """Measure the range of each convolution's output, after its ReLU if it has one.

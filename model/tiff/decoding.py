@@ -2,7 +2,7 @@
 
 tifffile knows where strips and tiles lie, and undoes predictors and packed bits; imagecodecs and
 libtiff decompress. No codec may produce more than the tags announce: it gets an output of that
-size. Knows no colours.
+size. Knows no colors.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def _decode_image(page: TiffPage, encoded: bytes, size: tuple[int, int], samples
 
 
 def _jpeg_options(page: TiffPage) -> dict[str, Any]:
-    """Options of the JPEG codec: tables that strips share, and colour spaces.
+    """Options of the JPEG codec: tables that strips share, and color spaces.
 
     YCbCr becomes RGB where it is decoded; everything else stays as it is stored.
     """

@@ -40,8 +40,8 @@ _ACCOMPANYING = ("Thumbnail", "Label", "Macro", "Map")
 """Series of whole-slide images, by tifffile's names, that show the slide but not its pixels."""
 
 _RED_GREEN_BLUE = (("red", "green", "blue"), ("r", "g", "b"))
-_PURE_COLOURS = (0xFF0000FF, 0x00FF00FF, 0x0000FFFF)
-"""Colours of OME channels as unsigned RGBA."""
+_PURE_COLORS = (0xFF0000FF, 0x00FF00FF, 0x0000FFFF)
+"""Colors of OME channels as unsigned RGBA."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,7 +382,7 @@ def _find_planes(
 
 
 def _are_red_green_blue(file: TiffFile) -> bool:
-    """Whether the metadata name, or colour, the three channels red, green and blue."""
+    """Whether the metadata name, or color, the three channels red, green and blue."""
     if file.is_imagej:
         labels = (file.imagej_metadata or {}).get("Labels") or ()
         return tuple(str(label).strip().lower() for label in labels[:3]) in _RED_GREEN_BLUE
@@ -394,5 +394,5 @@ def _are_red_green_blue(file: TiffFile) -> bool:
         if element.tag.endswith("}Channel")
     ][:3]
     names = tuple(each.get("Name", "").strip().lower() for each in channels)
-    colours = tuple(int(each.get("Color", 0)) & 0xFFFFFFFF for each in channels)
-    return names in _RED_GREEN_BLUE or colours == _PURE_COLOURS
+    colors = tuple(int(each.get("Color", 0)) & 0xFFFFFFFF for each in channels)
+    return names in _RED_GREEN_BLUE or colors == _PURE_COLORS

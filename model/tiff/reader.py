@@ -16,7 +16,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, PREDICTOR, TiffFile, TiffPage
 
 from model.arrays import AnyArray, Shape
 from model.pixels import SIDEWAYS, SelectionError, describe_choices, to_array, turn
-from model.tiff.colours import (
+from model.tiff.colors import (
     Samples,
     UnsupportedTiff,
     describe_samples,
@@ -39,11 +39,11 @@ logging.getLogger("tifffile").disabled = True
 
 _LAYOUT_TAGS = {
     *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284),  # size, samples and strips
-    *(317, 320, 322, 323, 324, 325, 338, 339, 347, 530, 32997),  # predictor, tiles and colours
+    *(317, 320, 322, 323, 324, 325, 338, 339, 347, 530, 32997),  # predictor, tiles and colors
 }
 """Tags without which pixels would be read wrongly."""
 _ORIENTATION = 274
-_TRUE_COLOURS = Samples(PHOTOMETRIC.RGB, 3, (0, 1, 2))
+_TRUE_COLORS = Samples(PHOTOMETRIC.RGB, 3, (0, 1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Labels:
 
     Attributes:
         values: (H, W), upright, as they are stored.
-        palette: (N, 3) uint8, the colours that the values stand for; None without a palette.
+        palette: (N, 3) uint8, the colors that the values stand for; None without a palette.
     """
 
     values: AnyArray
@@ -101,7 +101,7 @@ class TiffReader:
 
         Args:
             page: its index, from 0; None for the only one.
-            channel: its index, from 0; None for all colours of the page.
+            channel: its index, from 0; None for all colors of the page.
 
         Raises:
             SelectionError: there are several pages or channels to choose from, or not so many.
@@ -161,12 +161,12 @@ class TiffImage:
         self._samples = describe_samples(tags)
         self._sample: int | None = None
         self._planes = page.channels
-        inside = self._samples.channels if self._samples.colours == 0 else (None,)
+        inside = self._samples.channels if self._samples.colors == 0 else (None,)
         choices = [(plane, sample) for plane in page.channels for sample in inside]
-        if len(page.channels) == 1 and self._samples.colours:
+        if len(page.channels) == 1 and self._samples.colors:
             choices = [(first, sample) for sample in self._samples.channels]
         self.channels = len(choices)
-        shown = page.joined or (len(page.channels) == 1 and self._samples.colours > 0)
+        shown = page.joined or (len(page.channels) == 1 and self._samples.colors > 0)
         if channel is None and not shown:
             raise SelectionError(
                 f"the image has {self.channels} channels: send channel=0 to "
@@ -232,7 +232,7 @@ class TiffImage:
             palette = None
             if self._samples.photometric == PHOTOMETRIC.PALETTE:
                 palette = (np.asarray(page.colormap) >> 8).astype(np.uint8).T
-            elif self._samples.colours != 1 or len(self._planes) > 1:
+            elif self._samples.colors != 1 or len(self._planes) > 1:
                 raise ValueError(f"it has {self.channels} channels; a mask has one")
             orientation, inverted = _orientation(page), _is_inverted(page)
             bits = page.bitspersample
@@ -270,15 +270,13 @@ class TiffImage:
             planes.append(read_samples(page, self._plane(index), self._data))
         page = self._read_tags(self._planes[0])
         joined = np.concatenate(planes, axis=2)
-        return np.ascontiguousarray(
-            turn(to_pixels(page, _TRUE_COLOURS, joined), _orientation(page))
-        )
+        return np.ascontiguousarray(turn(to_pixels(page, _TRUE_COLORS, joined), _orientation(page)))
 
     def _read_by_pillow(self, page: TiffPage) -> AnyArray:
         plane = self._plane(0)
         check_complete(page, plane, len(self._data))
         if plane.index is None:
-            raise ValueError("an image of half the colours that is not in the chain")
+            raise ValueError("an image of half the colors that is not in the chain")
         with Image.open(io.BytesIO(self._data), formats=("TIFF",)) as image:
             image.seek(plane.index)
             pixels = to_array(image)  # upright: Pillow turns TIFFs itself
@@ -341,7 +339,7 @@ def _check_supported(page: TiffPage) -> None:
 
 
 def _is_left_to_pillow(page: TiffPage) -> bool:
-    """Whether colours may be stored at a lower resolution, which tifffile reads in JPEGs alone."""
+    """Whether colors may be stored at a lower resolution, which tifffile reads in JPEGs alone."""
     return page.compression == COMPRESSION.OJPEG or (
         page.photometric == PHOTOMETRIC.YCBCR and page.compression not in JPEG
     )

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.arrays import AnyArray, ByteArray, FloatArray, Int32Array
-from model.training.recipe import AugmentConfig
+from model.training.sections import AugmentConfig
 
 DARKEST = 1 / 256
 """Added to values in 0..1 before the logarithm, which gives optical densities."""

@@ -25,7 +25,7 @@ class BestWeights:
         step: at which they were validated; 0 before the first validation.
         score: of that validation; see `rate_scores`.
         weights: state dict of the network without batch normalization, on the CPU.
-        since: number of validations since then.
+        since: number of validations since then in the second half of the run.
     """
 
     def __init__(self) -> None:
@@ -47,10 +47,15 @@ class BestWeights:
         """Return everything that `load` needs."""
         return dict(vars(self))
 
-    def update(self, score: float, snapshot: Snapshot) -> None:
+    def update(self, score: float, snapshot: Snapshot, is_late: bool = True) -> None:
         """Take the weights of a snapshot unless the score is lower. Of equal ones the later wins,
-        but only a higher score counts as an improvement."""
-        self.since = 0 if score > self.score else self.since + 1
+        but only a higher score counts as an improvement.
+
+        Args:
+            is_late: the snapshot is from the second half of the run. An early score may be high by
+                chance, and falls before the network learns more.
+        """
+        self.since = self.since + 1 if is_late and score <= self.score else 0
         if score >= self.score:
             self.score, self.step = score, snapshot.step
             weights = snapshot.predictor.network.state_dict()

@@ -22,10 +22,12 @@ from torch.utils.data import Dataset
 from model.arrays import ByteArray, Int32Array
 from model.errors import ConfigError, DataError
 from model.training.augment import augment
-from model.training.data import PairedDataset, read_scores
+from model.training.data import PairedDataset
 from model.training.losses import border_weights
 from model.training.progress import track
-from model.training.recipe import ImagesConfig, Recipe
+from model.training.recipe import Recipe
+from model.training.sections import ImagesConfig
+from model.training.tables import read_scores
 from model.transforms import prepare
 from model.windows import WindowPlan, plan_windows
 

@@ -9,7 +9,8 @@ import dataclasses
 import math
 from typing import Self
 
-from model.training.recipe import OptimConfig, Recipe
+from model.training.recipe import Recipe
+from model.training.sections import OptimConfig
 from model.training.trainer import Trainer
 
 _VALIDATIONS = 10
@@ -41,7 +42,11 @@ class RunLength:
 
     def progress(self, trainer: Trainer) -> float:
         """Return the fraction of the training that is done; 1 or more at the end."""
-        return max(trainer.steps_done / self.steps, trainer.seconds / self.seconds)
+        return self.progress_at(trainer.steps_done, trainer.seconds)
+
+    def progress_at(self, steps: int, seconds: float) -> float:
+        """Return the fraction that is done after so many steps and seconds of training."""
+        return max(steps / self.steps, seconds / self.seconds)
 
     def describe_steps(self, trainer: Trainer) -> str:
         """Say how many steps are done, and of how many."""

@@ -24,12 +24,14 @@ from model.training.bar import ProgressBar
 from model.training.batches import load_batches
 from model.training.best import BestWeights
 from model.training.crops import CropDataset
-from model.training.data import PairedDataset, open_dataset, read_image, split_dataset
+from model.training.data import PairedDataset, open_dataset
+from model.training.images import read_image
 from model.training.length import RunLength, ValidationSchedule, choose_preview_interval
 from model.training.progress import track
 from model.training.recipe import Recipe
 from model.training.result import build_report, choose_weights, export_checkpoint, summarize
 from model.training.run_folder import RunFolder, open_run
+from model.training.split import split_dataset
 from model.training.survey import check_masks
 from model.training.trainer import Trainer
 from model.training.validation import Validator, draw_sample, draw_samples, save_state
@@ -203,7 +205,7 @@ def _train_loop(
     clock = time.monotonic()
     with (
         ProgressBar(trainer, length) as bar,
-        Validator(trainer.device, recipe, validation, run, bar, best) as validator,
+        Validator(trainer.device, recipe, validation, length, run, bar, best) as validator,
     ):
         for pixels, labels, weights, indices in load_batches(trainer, crops, length):
             progress = length.progress(trainer)
@@ -212,7 +214,7 @@ def _train_loop(
             if interrupted.is_set():
                 ending = "stopped by Ctrl-C; the same command resumes it"
                 break
-            if progress >= 0.5 and 0 < recipe.optim.stop_after <= best.since:
+            if 0 < recipe.optim.stop_after <= best.since:
                 ending = f"stopped after {best.since} validations without a better score"
                 break
             unseparated = crops.find_unseparated(indices)

@@ -26,6 +26,9 @@ _INTEGER_MODES = ("L", "1", "I;16", "I;16B", "I")
 _COLOUR_MODES = ("RGB", "RGBA", "LA", "PA")
 _MAX_COLOURS = 256
 """More colours than this are a photograph, not a mask."""
+_GREY_SPREAD, _GREY_SHARE = 64, 0.001
+"""Difference of the channels of a pixel that compression does not make, and the share of pixels
+that may have more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +219,23 @@ def read_stored_mask(path: Path, page: int | None = None) -> StoredMask:
         if file.mode not in _COLOUR_MODES:
             raise DataError(f"{path} has mode {file.mode}; a mask contains integers or colors")
         if is_lossy:
+            _check_grey(path, np.asarray(file.convert("RGB")))
             return StoredMask(np.asarray(file.convert("L")), is_lossy=True)
         return _check_colours(path, _drop_alpha(path, file), is_lossy)
+
+
+def _check_grey(path: Path, colours: AnyArray) -> None:
+    """Check that a mask with lossy compression has no colors.
+
+    Raises:
+        DataError: it has. Compression changes colors, so they would not be those of the classes.
+    """
+    spread = colours.max(axis=2).astype(np.int16) - colours.min(axis=2)
+    if (spread > _GREY_SPREAD).mean() > _GREY_SHARE:
+        raise DataError(
+            f"{path} has colors and lossy compression, which changes them; save such masks as PNG, "
+            "TIFF or GIF"
+        )
 
 
 def _read_npy(data: bytes) -> AnyArray:

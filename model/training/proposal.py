@@ -20,15 +20,10 @@ import numpy as np
 from model.checkpoint import load_checkpoint
 from model.config import DIVISOR, check_name
 from model.errors import ConfigError
-from model.training.data import (
-    Pair,
-    PairedDataset,
-    code_masks,
-    find_named_pairs,
-    list_images,
-    prefix_of,
-)
+from model.training.data import PairedDataset, code_masks
+from model.training.images import list_images
 from model.training.masks import pack_colours
+from model.training.pairs import Pair, find_named_pairs, prefix_of
 from model.training.recipe import SECTIONS, Recipe
 from model.training.survey import (
     Colour,
@@ -250,7 +245,9 @@ def _describe_pairs(images: Path, masks: Path, pairs: Sequence[Pair]) -> str:
     first = pairs[0]
     names = f"{first.image.relative_to(images)} with {first.mask.relative_to(masks)}"
     files = {pair.image for pair in pairs}
-    pages = f" pages of {len(files)} files" if len(files) < len(pairs) else ""
+    pages = ""
+    if len(files) < len(pairs):
+        pages = " pages of one file" if len(files) == 1 else f" pages of {len(files)} files"
     used = files | {pair.mask for pair in pairs}
     left = [path.name for path in list_images(images, deep=True) if path not in used]
     if images != masks and masks.is_relative_to(images):
@@ -303,9 +300,10 @@ def _leave_out_void(meaning: MaskMeaning, by_colour: Mapping[int, str]) -> MaskM
     if len(kept) == len(packed) or len(kept) < 3:
         return meaning
     total = sum(meaning.shares[index] for index in kept)
+    (name, *_) = (by_colour[pack] for index, pack in enumerate(packed) if index not in kept)
     return dataclasses.replace(
         meaning,
-        reason=f"{meaning.reason}; the color named void has no label",
+        reason=f"{meaning.reason}; the color named {name} has no label",
         values=tuple(meaning.values[index] for index in kept),
         colours=tuple(meaning.colours[index] for index in kept),
         shares=tuple(meaning.shares[index] / total for index in kept),

@@ -15,8 +15,10 @@ from scipy import ndimage
 
 from model.arrays import AnyArray, Int32Array
 from model.errors import DataError
-from model.training.data import Pair, PairedDataset, read_image
+from model.training.data import PairedDataset
+from model.training.images import read_image
 from model.training.masks import StoredMask, number_colours, pack_colours, read_stored_mask
+from model.training.pairs import Pair
 from model.training.progress import track
 
 _MOST_IMAGES, _MOST_MASKS = 40, 200

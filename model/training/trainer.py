@@ -26,7 +26,8 @@ from model.training.batchnorm import add_batch_norm, fold_batch_norm
 from model.training.crops import CropDataset
 from model.training.initial import load_initial_weights
 from model.training.losses import label_weights, make_targets, segmentation_loss
-from model.training.recipe import OptimConfig, Recipe
+from model.training.recipe import Recipe
+from model.training.sections import OptimConfig
 from model.transforms import normalize
 from model.unet import UNet
 

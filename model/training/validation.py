@@ -16,6 +16,7 @@ from model.predict import Predictor
 from model.training.bar import ProgressBar
 from model.training.best import BestWeights, rate_scores
 from model.training.data import PairedDataset
+from model.training.length import RunLength
 from model.training.plots import draw_comparison, draw_legend, make_contact_sheet
 from model.training.progress import track
 from model.training.recipe import Recipe
@@ -38,6 +39,7 @@ class Validator:
     Args:
         device: that trains.
         validation: its images.
+        length: of the run.
         run, bar: for the scores.
         best: updated by each validation.
     """
@@ -47,6 +49,7 @@ class Validator:
         device: torch.device,
         recipe: Recipe,
         validation: PairedDataset,
+        length: RunLength,
         run: RunFolder,
         bar: ProgressBar,
         best: BestWeights,
@@ -55,6 +58,7 @@ class Validator:
         self.device = device
         self.recipe = recipe
         self.validation = validation
+        self.length = length
         self.run = run
         self.bar = bar
         self._pending: Future[None] | None = None
@@ -108,7 +112,8 @@ class Validator:
         snapshot.export_weights()  # weights that are not finite are neither measured nor saved
         samples = self.validation.spread(self.recipe.run.validate_images)
         scores = measure(snapshot.predictor, self.recipe, samples).summary()
-        self.best.update(rate_scores(scores), snapshot)
+        is_late = self.length.progress_at(snapshot.step, snapshot.seconds) > 0.5
+        self.best.update(rate_scores(scores), snapshot, is_late)
         self.run.log_metrics(snapshot.step, {**scores, "seconds": snapshot.seconds})
         self.bar.show_scores(snapshot.step, scores)
         # before the images, which take as long as the validation

@@ -16,7 +16,8 @@ from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import PreprocessConfig, UNetConfig
 from model.evaluation.evaluate import evaluate, from_probabilities
 from model.predict import Predictor
-from model.training.data import Sample, read_image
+from model.training.data import Sample
+from model.training.images import read_image
 from model.transforms import normalize, probabilities
 from model.unet import UNet
 from tests.conftest import FIXTURES, ROOT, drawn_weights, nuclei, serving

@@ -14,7 +14,7 @@ from app.engine.openvino import OpenVinoEngine
 from app.engine.quantize import equalize_branches
 from model.checkpoint import Checkpoint
 from model.config import Calibration, PreprocessConfig, UNetConfig
-from model.convert.calibration import activation_ranges
+from model.convert.calibration import measure_ranges
 from model.predict import Predictor
 from model.unet import UNet
 from tests.conftest import nuclei
@@ -30,7 +30,7 @@ CASES = {
 
 
 def calibrate(checkpoint: Checkpoint) -> Checkpoint:
-    ranges = activation_ranges(Predictor.of(checkpoint), IMAGES)
+    ranges = measure_ranges(Predictor.of(checkpoint), IMAGES)
     return dataclasses.replace(checkpoint, calibration=Calibration(ranges))
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,12 +20,17 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT
+from tests.scale.ports import free_port
 
 BIN = Path(sys.executable).parent
+OBJECT_STORE = f"http://127.0.0.1:{free_port()}"
+"""Address of the object store that a test may start. Nodes know it from their start."""
 _STORE_BYTES = 100_000_000
 """Size of a node's object store, which lies in memory; Ray takes no less than 75 MB."""
-_STARTS = 4
-"""Attempts to start a node."""
+_STARTS = 8
+"""Attempts to start a node. Ray ends each after 30 seconds."""
+_START_SECONDS = 180
+"""Time for an attempt, with what Ray does before and after these 30 seconds."""
 
 
 @dataclasses.dataclass
@@ -66,9 +70,13 @@ class Cluster:
 
 
 def environment() -> dict[str, str]:
-    """The environment of every node and program."""
+    """The environment of every node and program, with the object store and its keys."""
     return {
         **os.environ,
+        "AWS_ENDPOINT_URL": OBJECT_STORE,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray.proxy:make_middlewares",
@@ -80,19 +88,21 @@ def environment() -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
+def wait_until(
+    check: Callable[[], object], seconds: float, what: str, *, every: float = 0.3
+) -> None:
+    """Wait until a check returns something true; errors of the network count as false.
 
-
-def wait_until(check: Callable[[], object], seconds: float, what: str) -> None:
-    """Wait until a check returns something true; errors of the network count as false."""
+    Args:
+        seconds: after which the test fails.
+        every: seconds between two checks.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(httpx.TransportError, KeyError, json.JSONDecodeError):
             if check():
                 return
-        time.sleep(0.3)
+        time.sleep(every)
     raise AssertionError(f"{what}: not within {seconds:g} s")
 
 
@@ -119,8 +129,8 @@ def cluster() -> Iterator[Cluster]:
 def add_node(running: Cluster, *flags: str) -> None:
     """Start a node, and wait until it has joined the cluster.
 
-    Ray gives a node 30 seconds, which may not be enough while other programs use the machine. A
-    node that may choose the ports of its agents itself crashes if they are slow to report them.
+    Ray's 30 seconds may not be enough while other programs use the machine. A node that may choose
+    the ports of its agents itself crashes if they are slow to report them.
     """
     number = len(running.nodes) + 1
     agents = ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port")
@@ -136,12 +146,13 @@ def add_node(running: Cluster, *flags: str) -> None:
         running.nodes.append(process)
         wait_until(
             lambda: process.poll() is not None or count_nodes(running) == number,  # noqa: B023
-            180,
+            _START_SECONDS,
             f"node {number}",
         )
         if process.poll() is None:
             return
         running.nodes.remove(process)
+        stop_node(process)  # what is left of it
     raise AssertionError(f"node {number} does not start:\n{log.read_text()}")
 
 

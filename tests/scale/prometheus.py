@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import httpx
 import yaml
 
 from tests.conftest import ROOT
+from tests.scale.ports import free_port
 
 FOLDER = ROOT / "deploy/observability"
 PACE = 60
@@ -68,12 +68,6 @@ def find_program(name: str) -> str:
     path = shutil.which(name)
     assert path, f"{name} is missing: apt-get install --no-install-recommends prometheus"
     return path
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def quicken(rules: str) -> str:

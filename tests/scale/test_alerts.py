@@ -25,7 +25,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, Server, encode, nuclei, serving
-from tests.scale.prometheus import FOLDER, Prometheus, find_program, free_port, scraping
+from tests.scale.ports import free_port
+from tests.scale.prometheus import FOLDER, Prometheus, find_program, scraping
 
 IMAGE = encode(nuclei(60, 60)[0])
 POISON = encode(np.full((60, 60), 255, np.uint8))
@@ -212,6 +213,8 @@ def test_image_workers_that_keep_dying(tiny: Path, tmp_path: Path) -> None:
     flags = ("--port", str(port), f"--weights-dir={tiny}", "--image-workers=8")
     with serving(*flags) as server, scraping(tmp_path, port) as prometheus:
         wait_scraped(prometheus)
+        prometheus.wait_for(lambda: server.metric("unet_image_workers") == 8)
+        time.sleep(11)  # one that ends within ten seconds of its start counts as a failed start
         for pid in children(server.process.pid):
             os.kill(pid, signal.SIGKILL)
         expect(prometheus, "UnetImageWorkersKilled")

@@ -18,7 +18,7 @@ import httpx
 
 from tests.conftest import encode, nuclei, serving
 from tests.otlp import Receiver, receiving
-from tests.scale.prometheus import free_port
+from tests.scale.ports import free_port
 
 IMAGE = encode(nuclei(60, 60)[0])
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

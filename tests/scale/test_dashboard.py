@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.conftest import ROOT, serving
 from tests.scale.picture import draw_dashboard
-from tests.scale.prometheus import FOLDER, Prometheus, free_port, scraping
+from tests.scale.ports import free_port
+from tests.scale.prometheus import FOLDER, Prometheus, scraping
 from tests.scale.test_alerts import clients, faulty
 
 DASHBOARD = json.loads((FOLDER / "grafana/dashboards/unet-server.json").read_text())

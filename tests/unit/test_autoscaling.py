@@ -11,7 +11,15 @@ import yaml
 
 from tests.conftest import ROOT
 from tools import autoscaling
-from tools.autoscaling import METRICS, Autoscaler, Pods, Reading, large_requests, ramp, simulate
+from tools.autoscaling import (
+    METRICS,
+    Autoscaler,
+    Pods,
+    Reading,
+    make_large_requests,
+    make_ramp,
+    simulate,
+)
 
 RATES = [100.0, 500.0, 1000.0]
 """Windows per second: the conclusions do not depend on the card."""
@@ -19,7 +27,7 @@ RATES = [100.0, 500.0, 1000.0]
 
 @pytest.mark.parametrize("rate", RATES)
 def test_cpu_usage_adds_no_gpu_pods_for_images_of_many_windows(rate: float) -> None:
-    outcome = simulate(METRICS["cpu"], Pods(rate=rate, windows=12), ramp())
+    outcome = simulate(METRICS["cpu"], Pods(rate=rate, windows=12), make_ramp())
     assert outcome.most_pods == 1
     assert outcome.rejected > 0.5
 
@@ -28,9 +36,9 @@ def test_cpu_usage_adds_no_gpu_pods_for_images_of_many_windows(rate: float) -> N
 @pytest.mark.parametrize("rate", RATES)
 def test_load_rejects_nothing_with_the_fewest_pods(rate: float) -> None:
     pods = Pods(rate=rate, windows=12)
-    load = simulate(METRICS["load and cpu"], pods, ramp())
-    waiting = simulate(METRICS["waiting"], pods, ramp())
-    busy = simulate(METRICS["busy"], pods, ramp())
+    load = simulate(METRICS["load and cpu"], pods, make_ramp())
+    waiting = simulate(METRICS["waiting"], pods, make_ramp())
+    busy = simulate(METRICS["busy"], pods, make_ramp())
     assert load.rejected == 0
     assert waiting.mean_pods > 1.5 * load.mean_pods
     assert load.p95_s < busy.p95_s / 2
@@ -39,15 +47,15 @@ def test_load_rejects_nothing_with_the_fewest_pods(rate: float) -> None:
 def test_load_alone_misses_pods_whose_cpus_are_the_limit() -> None:
     pods = Pods(rate=984, windows=1)
     assert pods.capacity < pods.rate / 2  # decoding takes longer than the network
-    assert simulate(METRICS["load"], pods, ramp()).rejected > 0.3
-    assert simulate(METRICS["load and cpu"], pods, ramp()).rejected < 0.02
+    assert simulate(METRICS["load"], pods, make_ramp()).rejected > 0.3
+    assert simulate(METRICS["load and cpu"], pods, make_ramp()).rejected < 0.02
 
 
 @pytest.mark.parametrize("rate", RATES)
 def test_one_large_request_adds_no_pods_by_load(rate: float) -> None:
     seconds = 1800
     pods = Pods(rate=rate, windows=12)
-    large = large_requests(seconds, windows=4 * rate)
+    large = make_large_requests(seconds, windows=4 * rate)
     assert simulate(METRICS["load and cpu"], pods, [0.4] * seconds, large).most_pods == 1
     assert simulate(METRICS["waiting"], pods, [0.4] * seconds, large).most_pods > 1
 

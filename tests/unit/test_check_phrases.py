@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tools.check_phrases import SUGGESTIONS, find_phrases, tracked_files
+from tools.check_phrases import SUGGESTIONS, find_phrases, list_tracked_files
 
 REPORTED = {
     "it raises where the loss is no number": "is no number",
@@ -105,7 +105,7 @@ def test_exit_status_is_0_for_files_without_phrases(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 def test_all_kinds_of_tracked_files_are_read() -> None:
-    names = {str(path.relative_to(ROOT)) for path in tracked_files()}
+    names = {str(path.relative_to(ROOT)) for path in list_tracked_files()}
     assert {
         "README.md", "Makefile", "Dockerfile", ".ci/run", "pyproject.toml", "docker-compose.yml",
         "tests/conftest.py", "app/static/index.html", "app/static/app.js",

@@ -242,3 +242,17 @@ def test_ray_gives_replicas_the_time_to_drain() -> None:
         assert variable["name"] == "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
         module, _, function = variable["value"].partition(":")
         assert hasattr(importlib.import_module(module), function)
+
+
+def test_ray_image_has_the_versions_of_the_manifest_and_of_the_extra() -> None:
+    image = (ROOT / "deploy/ray/Dockerfile").read_text()
+    ((version, python),) = re.findall(r"^ARG RAY=([\d.]+)-py(\d+)$", image, re.MULTILINE)
+    ((build_python,),) = [re.findall(r"^ARG PYTHON=([\d.]+)$", image, re.MULTILINE)]
+    assert build_python.replace(".", "") == python
+    service = yaml.safe_load((ROOT / "deploy/ray/rayservice.yaml").read_text())
+    assert service["spec"]["rayClusterConfig"]["rayVersion"] == version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ray, paths = project["optional-dependencies"]["ray"]
+    lowest = re.findall(r">=([\d.]+)", ray)[0]
+    assert version.startswith(f"{lowest}.")
+    assert f'"{paths}"' in image

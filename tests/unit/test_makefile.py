@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.conftest import ROOT
 
 SERVING, CUDA, EVERYTHING = "-r requirements/serve.txt", "install -e .", "install -e '.[dev]'"
 READY_TO_SERVE, READY = "ready-to-serve-torch-no", "ready"
+FOREIGN_TESTS = re.compile(r"tests/unit/app/cli/\S+\.py")
 
 
 def dry_run(folder: Path, *arguments: str, **environment: str) -> str:
@@ -39,7 +41,12 @@ def clone(tmp_path: Path) -> Path:
     """The files the Makefile depends on, all of the same age, without an environment."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "requirements").mkdir()
-    for name in ("pyproject.toml", "requirements/serve.txt", "requirements/torch.txt"):
+    for name in (
+        "pyproject.toml",
+        "requirements/serve.txt",
+        "requirements/torch.txt",
+        "requirements/foreign.txt",
+    ):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (1000, 1000))
     return tmp_path
@@ -172,6 +179,15 @@ def test_tests_with_servers_of_others_run_in_a_target_of_their_own() -> None:
     everything = dry_run(ROOT, "test")
     assert "--ignore tests/scale" in everything
     assert "pytest tests/scale" not in everything
+
+
+def test_tests_of_other_projects_run_in_an_environment_of_their_own(clone: Path) -> None:
+    commands = dry_run(clone, "test")
+    assert "pip install -e '.[export]' -r requirements/foreign.txt" in commands
+    tests = "tests/unit/app/cli/export/test_bioimage.py tests/unit/app/cli/importing/test_libraries"
+    assert f"build/foreign/venv/bin/python -m pytest {tests}" in commands
+    assert all((ROOT / path).exists() for path in FOREIGN_TESTS.findall(commands))
+    assert "build/foreign" not in dry_run(clone, "test-unit")
 
 
 @pytest.mark.parametrize(("arguments", "flags"), [([], ""), (["LONG=1"], " --long")])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import Metric
 
 from app.inference.service import Service
 from app.settings import Settings
@@ -28,12 +29,35 @@ QUERIES = [target["expr"] for panel in PANELS for target in panel.get("targets",
 NAME = re.compile(r"\b(?:unet|process)_\w+|\bunet:\w+(?::\w+)?")
 
 
+ROW = re.compile(r"^\| `((?:unet|process)_\w+)` \| (\w+)(?:: ([\w, ]+))? \|", re.MULTILINE)
+"""A metric in the manual: its name, type and labels."""
+
+
 @pytest.fixture(scope="module")
-def known(tiny: Path) -> set[str]:
-    """Names of all series, and of those that the rules record."""
+def families(tiny: Path) -> list[Metric]:
+    """All metrics of a service."""
     service = Service(Settings(weights_dir=tiny, threads=1, image_workers=1))
+    return list(service.metrics.registry.collect())
+
+
+def test_manual_lists_every_metric_with_its_type_and_labels(families: list[Metric]) -> None:
+    listed = {name: (kind, labels) for name, kind, labels in ROW.findall(MANUAL.read_text())}
+    names = {
+        family.name + ("_total" if family.type == "counter" else ""): family for family in families
+    }
+    assert listed.keys() == names.keys()
+    for name, family in names.items():
+        kind, labels = listed[name]
+        assert kind == family.type, name
+        found = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert not family.samples or found == set(re.findall(r"\w+", labels)), name
+
+
+@pytest.fixture(scope="module")
+def known(families: list[Metric]) -> set[str]:
+    """Names of all series, and of those that the rules record."""
     names = {rule["record"] for rule in RULES if "record" in rule}
-    for family in service.metrics.registry.collect():
+    for family in families:
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
         names |= {family.name + suffix for suffix in suffixes.get(family.type, ("",))}
     return names
@@ -74,6 +98,24 @@ def test_prometheus_scrapes_the_job_of_the_rules_and_loads_them() -> None:
     assert [FOLDER / name for name in config["rule_files"]] == [FOLDER / "alerts.yml"]
 
 
+def test_prometheus_scrapes_the_services_of_compose_that_may_run() -> None:
+    (job,) = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    (listed,), (looked_up,) = job["static_configs"], job["dns_sd_configs"]
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    ours = {name: service for name, service in services.items() if "build" in service}
+    assert {target.partition(":")[0] for target in listed["targets"]} == {
+        name for name, service in ours.items() if "profiles" not in service
+    }
+    assert set(looked_up["names"]) == {
+        name for name, service in ours.items() if "profiles" in service
+    }
+    published = {port.rpartition(":")[2] for service in ours.values() for port in service["ports"]}
+    ports = {target.partition(":")[2] for target in listed["targets"]} | {str(looked_up["port"])}
+    assert ports == published
+    (naming,) = job["relabel_configs"]
+    assert naming["replacement"] == f"$1:{looked_up['port']}"  # as that of a listed target
+
+
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
     assert len({panel["id"] for panel in PANELS}) == len(PANELS)
     for one, other in combinations((panel["gridPos"] for panel in PANELS), 2):
@@ -81,6 +123,12 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
         apart_in_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
         assert apart_in_x or apart_in_y
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in PANELS)
+
+
+def test_annotation_has_its_query_where_old_and_new_versions_of_grafana_look() -> None:
+    (annotation,) = DASHBOARD["annotations"]["list"]
+    assert annotation["target"]["expr"] == annotation["expr"]
+    assert annotation["expr"].count('job="unet"') == 1
 
 
 def test_every_panel_asks_the_data_source_that_is_chosen() -> None:

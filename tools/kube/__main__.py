@@ -4,8 +4,9 @@
     python -m tools.kube test --api-server build/kube/kube-apiserver
 
 `test` lints the chart, renders it with every values file, and checks each object against the
-published schemas of Kubernetes, strictly, and on a real API server as a server-side dry run. It
-also checks that each of these rejects a broken object. It needs etcd, kubectl and promtool.
+published schemas of Kubernetes, strictly, and on a real API server as a server-side dry run; so it
+does with the RayService of deploy/ray and the pods in it. It also checks that each of these rejects
+a broken object. It needs etcd, kubectl and promtool.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from tools.kube.custom_resources import custom_resource_definitions
 
 KUBERNETES_VERSIONS = ("1.25", "1.31", "1.37")
 """Whose published schemas are used; the oldest and the newest are those of kubernetes-validate."""
-OWN_GROUPS = ("keda.sh/", "monitoring.coreos.com/", "serving.kserve.io/")
+OWN_GROUPS = ("keda.sh/", "monitoring.coreos.com/", "ray.io/", "serving.kserve.io/")
 """API groups of custom resources, which are not in the schemas of Kubernetes."""
 BETA = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 """Beta versions that an API server of 1.20 serves instead. The fields used are the same."""
 COMMANDS = ("etcd", "kubectl", "openssl", "promtool")
 BROKEN_FIELD = "notAField"
+RAY_SERVICE = ROOT / "deploy/ray/rayservice.yaml"
 
 Check = Callable[[dict[str, Any]], str]
 """Returns what is wrong with an object, or nothing."""
@@ -192,10 +194,23 @@ def check_object(
 
 
 def all_objects() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields a name for messages and the object, for each object of each values file."""
+    """Yields a name for messages and the object, for each object of each values file and of Ray."""
     for name in values_files():
         for item in render_objects(name):
             yield f"{name}, {item['kind']}", item
+    for item in ray_objects():
+        yield f"{RAY_SERVICE.name}, {item['kind']}", item
+
+
+def ray_objects() -> Iterator[dict[str, Any]]:
+    """Yields the RayService, and the pods that KubeRay makes of its templates."""
+    service = yaml.safe_load(RAY_SERVICE.read_text())
+    yield service
+    cluster = service["spec"]["rayClusterConfig"]
+    for number, group in enumerate([cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]):
+        metadata = {**group["template"].get("metadata", {}), "name": f"ray-{number}"}
+        spec = group["template"]["spec"]
+        yield {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
 def _as_served(item: dict[str, Any], server: ApiServer) -> dict[str, Any]:

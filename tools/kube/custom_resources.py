@@ -1,8 +1,9 @@
-"""CustomResourceDefinitions of KEDA, the Prometheus Operator and KServe, for an API server.
+"""CustomResourceDefinitions of KEDA, Prometheus Operator, KServe and KubeRay, for an API server.
 
 They are made from models that are published on PyPI and generated from the projects' own
-definitions: cloudcoil-models-keda, cloudcoil-models-prometheus-operator and kserve. They declare
-the same fields and types, without the rules that a webhook or a CEL expression checks.
+definitions: cloudcoil-models-keda, cloudcoil-models-prometheus-operator and kserve. PyPI has none
+of KubeRay: its fields are written here by its API reference, around the pods of Kubernetes. All
+declare the same fields and types, without the rules that a webhook or a CEL expression checks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import re
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,16 @@ Schema = dict[str, Any]
 
 _ANYTHING: Schema = {"x-kubernetes-preserve-unknown-fields": True}
 _NUMBER_OR_TEXT: Schema = {"x-kubernetes-int-or-string": True}
+_TEXT: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_FLAG: Schema = {"type": "boolean"}
+_TEXTS_BY_NAME: Schema = {"type": "object", "additionalProperties": _TEXT}
 _SCALARS = {"str": "string", "int": "integer", "bool": "boolean", "float": "number"}
 _KEPT = ("type", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "required")
 
 
 def custom_resource_definitions() -> list[dict[str, Any]]:
-    """The definitions of ScaledObject, ServiceMonitor and InferenceService."""
+    """The definitions of ScaledObject, ServiceMonitor, InferenceService and RayService."""
     from cloudcoil.models.keda.v1alpha1 import ScaledObject
     from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
 
@@ -40,7 +46,89 @@ def custom_resource_definitions() -> list[dict[str, Any]]:
             "InferenceService",
             _from_openapi("V1beta1InferenceServiceSpec", models),
         ),
+        _definition("ray.io", "v1", "RayService", _ray_service()),
     ]
+
+
+def _ray_service() -> Schema:
+    """The structural schema of the `spec` of a RayService.
+
+    Fields and requirements are those of KubeRay's API reference for ray.io/v1, as of version 1.4.
+    Later fields are rejected.
+    """
+    client = importlib.import_module("kubernetes.client")
+
+    def kubernetes(name: str) -> Schema:
+        return _from_openapi(name, client)
+
+    group = {
+        "template": kubernetes("V1PodTemplateSpec"),
+        "rayStartParams": _TEXTS_BY_NAME,
+    }
+    head = {
+        **group,
+        "headService": kubernetes("V1Service"),
+        "enableIngress": _FLAG,
+        "serviceType": _TEXT,
+    }
+    worker = {
+        **group,
+        "groupName": _TEXT,
+        "replicas": _COUNT,
+        "minReplicas": _COUNT,
+        "maxReplicas": _COUNT,
+        "idleTimeoutSeconds": _COUNT,
+        "numOfHosts": _COUNT,
+        "suspend": _FLAG,
+        "scaleStrategy": _object({"workersToDelete": {"type": "array", "items": _TEXT}}),
+    }
+    autoscaler = {
+        "resources": kubernetes("V1ResourceRequirements"),
+        "image": _TEXT,
+        "imagePullPolicy": _TEXT,
+        "securityContext": kubernetes("V1SecurityContext"),
+        "idleTimeoutSeconds": _COUNT,
+        "upscalingMode": {**_TEXT, "enum": ["Default", "Aggressive", "Conservative"]},
+        "version": {**_TEXT, "enum": ["v1", "v2"]},
+        "env": kubernetes("list[V1EnvVar]"),
+        "envFrom": kubernetes("list[V1EnvFromSource]"),
+        "volumeMounts": kubernetes("list[V1VolumeMount]"),
+    }
+    credential = _object({"value": _TEXT, "valueFrom": kubernetes("V1EnvVarSource")})
+    fault_tolerance = {
+        "redisUsername": credential,
+        "redisPassword": credential,
+        "externalStorageNamespace": _TEXT,
+        "redisAddress": _TEXT,
+    }
+    workers = _object(worker, required=["groupName", "minReplicas", "maxReplicas", "template"])
+    cluster = {
+        "suspend": _FLAG,
+        "managedBy": _TEXT,
+        "autoscalerOptions": _object(autoscaler),
+        "headServiceAnnotations": _TEXTS_BY_NAME,
+        "enableInTreeAutoscaling": _FLAG,
+        "gcsFaultToleranceOptions": _object(fault_tolerance, required=["redisAddress"]),
+        "headGroupSpec": _object(head, required=["template"]),
+        "rayVersion": _TEXT,
+        "workerGroupSpecs": {"type": "array", "items": workers},
+    }
+    return _object(
+        {
+            "serveConfigV2": _TEXT,
+            "rayClusterConfig": _object(cluster, required=["headGroupSpec"]),
+            "serviceUnhealthySecondThreshold": _COUNT,
+            "deploymentUnhealthySecondThreshold": _COUNT,
+            "serveService": kubernetes("V1Service"),
+            "upgradeStrategy": _object({"type": _TEXT}),
+            "excludeHeadPodFromServeSvc": _FLAG,
+        }
+    )
+
+
+def _object(properties: dict[str, Schema], required: Sequence[str] = ()) -> Schema:
+    schema: Schema = {"type": "object", "properties": properties}
+    return {**schema, "required": list(required)} if required else schema
 
 
 def _definition(group: str, version: str, kind: str, spec: Schema) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from app.batching.deadline import Deadline
-from app.inference.segmenter import DECODING_SECONDS, decoding_limit
+from app.inference.limits import DECODING_SECONDS, decoding_limit
 from tools.prove.images import PNG_SIGNATURE, bmp, png_chunk
 from tools.prove.report import Row, at_least, at_most, format_counts, none_of, noted
 from tools.prove.subject import serving

@@ -19,7 +19,7 @@ from app.imaging.workers.pool import WorkerPool
 from app.imaging.workers.shared import BlockCache
 from app.imaging.workers.worker import KillReason
 from app.inference import steps
-from app.inference.segmenter import decoding_limit
+from app.inference.limits import decoding_limit
 from app.inference.steps import EncodedImage, decode_and_prepare, inspect_image
 from model.checkpoint import load_checkpoint
 from model.config import PreprocessConfig

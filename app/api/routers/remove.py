@@ -7,21 +7,16 @@ are fields of the form except `bgc` and `extras`; here each may be in the form o
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from app.api.answers import mask_headers
-from app.api.dependencies import (
-    DeadlineDep,
-    ServiceDep,
-    accept_request,
-    model_headers,
-    reject_repeated_params,
-)
+from app.api.dependencies import accept_request, find_service, model_headers
+from app.api.parameters import describe_parameters, read_deadline, read_query
 from app.api.problems import problem_response
 from app.api.schemas import PROBLEM_RESPONSES
 from app.api.uploads import Form, check_not_empty, read_form
@@ -45,7 +40,7 @@ class RemoveQuery(ParametersModel):
         None, description="default: person, or the service's default model if there is none"
     )
     om: bool = Field(False, description="only the mask")
-    bgc: str | None = Field(None, description="background colour r,g,b,a; default: transparent")
+    bgc: str | None = Field(None, description="background color r,g,b,a; default: transparent")
     a: bool = Field(False, description="alpha matting; no effect: edges are always soft")
     af: int = Field(240, ge=0, le=255, description="no effect")
     ab: int = Field(10, ge=0, le=255, description="no effect")
@@ -113,18 +108,15 @@ _BODY: dict[str, Any] = {
         },
         **PROBLEM_RESPONSES,
     },
-    openapi_extra=_BODY,
-    dependencies=[Depends(reject_repeated_params)],
+    openapi_extra=_BODY | {"parameters": describe_parameters(RemoveQuery)},
 )
-async def remove_background(
-    request: Request,
-    service: ServiceDep,
-    deadline: DeadlineDep,
-    query: Annotated[RemoveQuery, Query()],
-) -> Response:
+async def remove_background(request: Request) -> Response:
     """For clients of rembg: send `multipart/form-data` with one part `file`, get a PNG. Parameters
     may be fields of the form, or in the query.
     """
+    service = find_service(request)
+    deadline = read_deadline(request, service.settings)
+    query = read_query(request, RemoveQuery)
     allocation: Allocation = request.state.allocation
     read = functools.partial(read_form, fields=_FIELDS)
     check = functools.partial(Segmenter.check, options=query.options())

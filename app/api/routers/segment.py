@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.api.answers import (
@@ -24,14 +24,9 @@ from app.api.answers import (
     write_json,
     write_zip,
 )
-from app.api.dependencies import (
-    DeadlineDep,
-    ServiceDep,
-    accept_request,
-    model_headers,
-    reject_repeated_params,
-)
+from app.api.dependencies import accept_request, find_service, model_headers
 from app.api.pages import ImageRequest, join_stacks, list_images
+from app.api.parameters import describe_parameters, read_deadline, read_query
 from app.api.schemas import ALL_PAGES, PROBLEM_RESPONSES, SegmentQuery
 from app.api.uploads import check_not_empty, read_uploads
 from app.batching.deadline import Deadline
@@ -87,20 +82,17 @@ _CONTENT: dict[str, Any] = {
         },
         **PROBLEM_RESPONSES,
     },
-    openapi_extra=_BODY,
-    dependencies=[Depends(reject_repeated_params)],
+    openapi_extra=_BODY | {"parameters": describe_parameters(SegmentQuery)},
 )
-async def segment(
-    request: Request,
-    service: ServiceDep,
-    deadline: DeadlineDep,
-    query: Annotated[SegmentQuery, Query()],
-) -> Response:
+async def segment(request: Request) -> Response:
     """POST an image, get a PNG mask of exactly its upright size.
 
     Send `multipart/form-data` with one or more parts `file`, or the raw image as the body. Either
     may be compressed, with `Content-Encoding: gzip` or `deflate`.
     """
+    service = find_service(request)
+    deadline = read_deadline(request, service.settings)
+    query = read_query(request, SegmentQuery)
     options = query.options()
     as_json = prefers_json(request.headers.getlist("accept"))
     check = functools.partial(Segmenter.check, options=options)

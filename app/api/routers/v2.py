@@ -17,7 +17,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
 
-from app.api.dependencies import DeadlineDep, ServiceDep, accept_request, model_headers
+from app.api.dependencies import ServiceDep, accept_request, find_service, model_headers
+from app.api.parameters import TIMEOUT_PARAMETER, read_deadline
 from app.api.schemas import PROBLEM_RESPONSES, UNAVAILABLE_RESPONSE
 from app.api.uploads import read_body
 from app.api.v2 import codec
@@ -227,12 +228,10 @@ async def version_ready(service: ServiceDep, name: str, version: str) -> dict[st
     summary="Segment images, as tensors",
     response_class=Response,
     responses=_INFER_RESPONSES,
-    openapi_extra=_INFER_BODY,
+    openapi_extra=_INFER_BODY | {"parameters": [TIMEOUT_PARAMETER]},
 )
 async def infer(
     request: Request,
-    service: ServiceDep,
-    deadline: DeadlineDep,
     name: str,
     json_length: JsonLength = None,
 ) -> Response:
@@ -242,7 +241,7 @@ async def infer(
     `binary_data_output`. JSON may hold up to 500,000 values and 16 MB; send larger tensors as
     binary data.
     """
-    return await _infer(request, service, deadline, name, None, json_length)
+    return await _infer(request, name, None, json_length)
 
 
 @router.post(
@@ -250,29 +249,24 @@ async def infer(
     summary="Segment images with one version of a model",
     response_class=Response,
     responses=_INFER_RESPONSES,
-    openapi_extra=_INFER_BODY,
+    openapi_extra=_INFER_BODY | {"parameters": [TIMEOUT_PARAMETER]},
 )
 async def infer_version(
     request: Request,
-    service: ServiceDep,
-    deadline: DeadlineDep,
     name: str,
     version: str,
     json_length: JsonLength = None,
 ) -> Response:
     """The same for one version; 404 if another version is served."""
-    return await _infer(request, service, deadline, name, version, json_length)
+    return await _infer(request, name, version, json_length)
 
 
 async def _infer(
-    request: Request,
-    service: Service,
-    deadline: Deadline,
-    name: str,
-    version: str | None,
-    json_length: int | None,
+    request: Request, name: str, version: str | None, json_length: int | None
 ) -> Response:
     started = time.monotonic()
+    service = find_service(request)
+    deadline = read_deadline(request, service.settings)
     allocation: Allocation = request.state.allocation
     read = functools.partial(_read_request, budget=service.bytes, json_length=json_length)
     check = functools.partial(_check_version, version=version)

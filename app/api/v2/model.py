@@ -186,7 +186,7 @@ async def common_size(segmenter: Segmenter, inference: Inference, group: ImageGr
 
     async def read_size(index: int) -> Shape:
         try:
-            return await segmenter.size(inference.images[index])
+            return await segmenter.reader.size(inference.images[index])
         except (ImageError, ImageTooLarge) as error:
             raise name_image(error, index, inference) from error
 

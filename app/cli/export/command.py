@@ -18,8 +18,9 @@ from app.cli.errors import CommandError, writing
 from app.cli.export.formats import add_format_arguments, plan_exports
 from app.engine.calibrate import calibrate
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_manifest
-from model.training.data import open_dataset, split_dataset
+from model.training.data import open_dataset
 from model.training.recipe import Recipe
+from model.training.split import split_dataset
 
 _EQUALIZE_IMAGES = 12
 """Images on which the size of each channel is measured. They only need to show which is small."""
@@ -31,20 +32,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base-features",
         type=_parse_positive,
         metavar="N",
-        help="widen to N base features, or narrow a widened checkpoint; masks stay the same",
+        help="widen the network to N base features, or narrow a widened one; its masks stay the "
+        "same",
     )
     parser.add_argument(
-        "--calibrate", type=Path, metavar="RECIPE", help="calibrate for int8 on this recipe's data"
+        "--calibrate",
+        type=Path,
+        metavar="RECIPE",
+        help="calibrate and validate int8 on the data of this recipe",
     )
     parser.add_argument(
         "--images",
         type=_parse_positive,
         default=40,
         metavar="N",
-        help="training images to calibrate on (default: 40)",
+        help="number of training images for --calibrate (default: 40)",
     )
     parser.add_argument(
-        "--out", type=Path, help="checkpoint to write (default: replace the one that was read)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint to write after --base-features or --calibrate (default: replace the one "
+        "that was read)",
     )
     parser.add_argument("--force", action="store_true", help="replace files of the same name")
     add_format_arguments(parser)

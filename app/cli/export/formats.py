@@ -30,7 +30,7 @@ def add_format_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pixels",
         choices=("uint8", "float32"),
-        help="what the ONNX graph takes: uint8 (N, H, W, C), or float32 (N, C, H, W) with values "
+        help="input of the ONNX graph: uint8 (N, H, W, C), or float32 (N, C, H, W) with values "
         "0..255 (default: uint8)",
     )
     group.add_argument(
@@ -42,7 +42,7 @@ def add_format_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision",
         choices=("fp32", "fp16"),
-        help="weights of the OpenVINO graph; fp16 halves the file (default: fp32)",
+        help="precision of the weights in the OpenVINO graph; fp16 halves the file (default: fp32)",
     )
     group.add_argument(
         "--state-dict",
@@ -54,15 +54,16 @@ def add_format_arguments(parser: argparse.ArgumentParser) -> None:
         "--bioimageio",
         type=Path,
         metavar="FILE.zip",
-        help="write a package of bioimage.io, with the ONNX graph, and let bioimageio.core test it",
+        help="write a package of bioimage.io with the ONNX graph; it must pass the test of "
+        "bioimageio.core",
     )
     group.add_argument(
-        "--author", nargs="+", metavar="NAME", help="authors of the weights, for --bioimageio"
+        "--author", nargs="+", metavar="NAME", help="authors of the weights (--bioimageio)"
     )
     group.add_argument(
         "--licence",
         metavar="ID",
-        help="licence of the weights for --bioimageio, an identifier of SPDX (default: that of the "
+        help="licence of the weights as an SPDX identifier (--bioimageio; default: that of the "
         "checkpoint)",
     )
 

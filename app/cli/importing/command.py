@@ -19,27 +19,37 @@ _GRAPH_FLAGS = ("layout", "output", "activation", "divisor")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "foreign", type=Path, help="weights of torch or safetensors, or an ONNX graph"
+        "foreign",
+        type=Path,
+        metavar="FILE",
+        help="weights of torch or safetensors, an ONNX graph, or a package of bioimage.io",
     )
-    parser.add_argument("--name", help="name of the model (default: that of the file)")
+    parser.add_argument("--name", help="name of the model (default: the name of FILE)")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("weights"),
-        help="folder of the checkpoint, or its file (default: weights)",
+        metavar="PATH",
+        help="folder for the checkpoint, or the checkpoint file itself (default: weights)",
     )
     _add_network_arguments(parser)
     _add_graph_arguments(parser)
     _add_preprocessing_arguments(parser)
     parser.add_argument(
-        "--golden", type=Path, metavar="IMAGE", help="image of the golden pair (default: synthetic)"
+        "--golden",
+        type=Path,
+        metavar="IMAGE",
+        help="a typical image. The checkpoint contains it with its mask, which every engine must "
+        "reproduce before it serves (default: a drawn image)",
     )
     parser.add_argument(
         "--licence", default="unknown", help="licence of the weights (default: unknown)"
     )
-    parser.add_argument("--data", default="unknown", help="training data (default: unknown)")
     parser.add_argument(
-        "--half", action="store_true", help="round the weights to fp16, which halves the file"
+        "--data", default="unknown", help="origin of the training data (default: unknown)"
+    )
+    parser.add_argument(
+        "--half", action="store_true", help="round the weights to fp16; this halves the file"
     )
     parser.add_argument(
         "--force", action="store_true", help="replace a checkpoint of the same name"
@@ -51,53 +61,58 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights",
         metavar="KEYS",
-        help="which network, if the file has several, as the message lists them (default: a "
-        "running average, if there is exactly one)",
+        help="the network to import from a file that has several; the error message lists them "
+        "(default: the running average, if there is exactly one)",
     )
     group.add_argument(
-        "--base-features", type=int, metavar="N", help="checked against the file, which has it too"
+        "--base-features",
+        type=int,
+        metavar="N",
+        help="the expected width of the network; another one in the file is an error",
     )
     group.add_argument(
         "--padding",
         type=int,
         choices=(0, 1),
-        help="of the convolutions (default: 1; jvanvugt/pytorch-unet has no default)",
+        help="padding of the convolutions; 0 for the network of the paper (default: 1; required "
+        "for jvanvugt/pytorch-unet)",
     )
     group.add_argument(
         "--pooling",
         choices=("max", "average"),
-        help="needed for jvanvugt/pytorch-unet, of which there are versions with either; average "
-        "cannot be converted",
+        help="how the network pools; required for jvanvugt/pytorch-unet, whose versions differ. "
+        "Average pooling cannot be converted",
     )
     group.add_argument(
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="class names, with or without the background (default: foreground; for several "
-        "classes class 1, class 2, ...)",
+        help="names of the classes, with or without the background (default: foreground, or class "
+        "1, class 2, ... if there are several)",
     )
     group.add_argument(
         "--two-outputs",
         choices=("softmax", "border"),
-        help="meaning of two output channels, which a file does not contain. softmax: background "
-        "and foreground; border: foreground, and the border between touching objects, one sigmoid "
+        help="meaning of two output channels; the file does not say it. softmax: background and "
+        "foreground; border: foreground, and the border between touching objects, with a sigmoid "
         "each",
     )
 
 
 def _add_graph_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("ONNX graph", "what is found in the graph is the default")
-    group.add_argument("--layout", choices=("NCHW", "NHWC"), help="axes of the input")
+    group = parser.add_argument_group("ONNX graph", "Found in the graph unless they are set.")
+    group.add_argument("--layout", choices=("NCHW", "NHWC"), help="order of the input's axes")
     group.add_argument(
         "--output",
         nargs="+",
         metavar="NAME",
-        help="output to use; the channels of several become one output, in this order",
+        help="name of the output to use; the channels of several are joined in this order",
     )
     group.add_argument(
         "--activation",
         choices=("logits", "sigmoid", "softmax"),
-        help="what the output is: logits, or probabilities by a sigmoid or softmax in the graph",
+        help="values of the output: logits, or probabilities from a sigmoid or softmax inside the "
+        "graph",
     )
     group.add_argument(
         "--divisor",
@@ -113,39 +128,42 @@ def _add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=("native", "resize"),
         default="native",
-        help="native: windows at the image's own resolution; resize: the whole image is resized "
-        "(default: native)",
+        help="native: windows at the image's own resolution; resize: the whole image is resized to "
+        "one window (default: native)",
     )
     group.add_argument(
-        "--window", nargs="+", metavar="HxW", help="window shapes; one for mode resize"
+        "--window",
+        nargs="+",
+        metavar="HxW",
+        help="heights and widths of the windows; only one with --mode resize",
     )
     group.add_argument(
         "--mean",
         nargs="+",
         type=float,
         metavar="X",
-        help="subtracted from values in 0..1, per channel (default: 0)",
+        help="mean that is subtracted from values in 0..1, for each channel (default: 0)",
     )
     group.add_argument(
         "--std",
         nargs="+",
         type=float,
         metavar="X",
-        help="divides the values after that, per channel (default: 1)",
+        help="standard deviation that divides the result, for each channel (default: 1)",
     )
     group.add_argument(
         "--intensity",
         choices=("range", "percentile"),
         default="range",
-        help="what becomes 0..1: the range of the data type, or the range between two percentiles "
-        "of the image (default: range)",
+        help="what is scaled to 0..1. range: the range of the data type; percentile: the range "
+        "between two percentiles of the image (default: range)",
     )
     group.add_argument(
         "--percentiles",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="percentiles that become 0 and 1 (default: 1 99.8); 0 100: minimum and maximum",
+        help="percentiles that become 0 and 1 (default: 1 99.8). 0 100 are minimum and maximum",
     )
 
 

@@ -20,7 +20,8 @@ from app.cli.importing.options import (
     read_windows,
     save,
 )
-from app.engine.inspect_graph import Finding, Told, inspect_graph
+from app.engine.inspection.facts import Finding, Told
+from app.engine.inspection.inspect_graph import inspect_graph
 from app.engine.predictor import engine_predictor
 from app.engine.selection import build_engine, choose_engines
 from model.arrays import Shape

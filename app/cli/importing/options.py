@@ -17,7 +17,7 @@ from model.arrays import AnyArray, Shape
 from model.checkpoint import SUFFIX, Checkpoint, git_revision, save_checkpoint, update_manifest
 from model.config import PreprocessConfig, check_name
 from model.golden import draw_synthetic_image
-from model.training.data import read_image
+from model.training.images import read_image
 
 _PALETTE = ((0, 0, 0), (255, 255, 255), (230, 75, 60), (60, 160, 230), (240, 190, 60),
             (90, 190, 110), (160, 100, 210), (240, 130, 40))  # fmt: skip

@@ -92,7 +92,7 @@ class LocalSegmenter:
         if not self._work.all_pages:
             await self._segment_only_page(target, data, self._work.options.page, files)
             return True
-        pages = await self.service.segmenter.count_pages(data)
+        pages = await self.service.segmenter.reader.count_pages(data)
         if files.skip(target, pages):
             return False
         if pages == 1:

@@ -31,6 +31,8 @@ _MAP_FROM = 1 << 22
 for as long as its block is reused: page faults would cost more than the copy."""
 _MAX_CACHED = 1 << 25
 """Bytes of all blocks that are kept for reuse."""
+_MAX_REPEATED = 256
+"""Values whose pickles are kept; the one that was not used for the longest time goes first."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC})
 """Errors of a system that has no file descriptors or memory left."""
 
@@ -245,6 +247,32 @@ class BlockCache:
         self._freer.stop()
 
 
+_repeated: dict[type, Callable[[Any], tuple[Any, tuple[bytes]]]] = {}
+
+
+def pickle_once(*types: type) -> None:
+    """Keep the pickles of values of these types, which are the same in most calls.
+
+    The values must be hashable and never change: a process that receives equal values gets one
+    object. Pickling the options and the preprocessing of an image takes longer than sending them.
+    """
+    _repeated.update(dict.fromkeys(types, _reduce_repeated))
+
+
+def _reduce_repeated(value: Any) -> tuple[Any, tuple[bytes]]:
+    return _load_repeated, (_dump_repeated(value),)
+
+
+@functools.lru_cache(_MAX_REPEATED)
+def _dump_repeated(value: Any) -> bytes:
+    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+
+@functools.lru_cache(_MAX_REPEATED)
+def _load_repeated(data: bytes) -> Any:
+    return pickle.loads(data)
+
+
 class _Pickler(pickle.Pickler):
     """Replaces each block by the index of its file descriptor.
 
@@ -253,7 +281,7 @@ class _Pickler(pickle.Pickler):
 
     def __init__(self, file: io.BytesIO, fds: list[int]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.dispatch_table = {SharedBlock: self._reduce}
+        self.dispatch_table = {**_repeated, SharedBlock: self._reduce}
         self._fds = fds
 
     def _reduce(self, block: SharedBlock) -> tuple[Any, tuple[int]]:

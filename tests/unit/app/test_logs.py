@@ -92,6 +92,24 @@ def test_log_that_is_not_read_drops_lines_and_delays_no_caller() -> None:
     assert len(lines) - len(gaps) + dropped == 2000
 
 
+def test_lines_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waking the thread for each line would take as long as formatting it."""
+    written: list[bytes] = []
+    reader, writer = os.pipe()
+    handler = logs.QueuedHandler(writer)
+    monkeypatch.setattr(logs, "_COLLECT_S", 0.5)
+    monkeypatch.setattr(os, "write", lambda fd, data: written.append(bytes(data)) or len(data))
+    for number in range(10):
+        handler.emit(record("line %d", number))
+    assert handler.wait_written(20)
+    monkeypatch.undo()
+    os.close(reader)
+    assert len(written) == 1
+    assert [line.split()[-1] for line in written[0].splitlines()] == [
+        b"%d" % number for number in range(10)
+    ]
+
+
 def test_log_whose_reader_is_gone_counts_the_lines() -> None:
     reader, writer = os.pipe()
     handler = logs.QueuedHandler(writer)

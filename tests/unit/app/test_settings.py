@@ -136,6 +136,16 @@ def test_default_deadline_is_at_most_the_longest(
     assert (settings.default_timeout_s, settings.longest_timeout_s) == (default, longest)
 
 
+def test_only_checkpoint_of_the_folder_is_the_default_model(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    assert load_settings(weights_dir=folder).model == "nuclei"
+    (tmp_path / "cells.safetensors").touch()
+    assert load_settings(weights_dir=folder).model == "cells"
+    assert load_settings(weights_dir=folder, model="tissue").model == "tissue"
+    (tmp_path / "person.safetensors").touch()
+    assert load_settings(weights_dir=folder).model == "nuclei"
+
+
 def test_service_link_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubernetes sets UNET_PORT for a Service named "unet"."""
     monkeypatch.setenv("UNET_PORT", "tcp://10.0.0.1:8000")

@@ -99,6 +99,8 @@ def test_broadcast_grey_is_cut_like_colour(height: int, width: int) -> None:
         plan.cut(shown, window, out)
         plan.cut(shown.copy(), window, expected)
         assert np.array_equal(out, expected)
+        plan.cut(grey, window, out)  # a single channel
+        assert np.array_equal(out, expected)
 
 
 def test_tiny_image_is_reflected_many_times() -> None:

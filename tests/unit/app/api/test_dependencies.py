@@ -1,26 +1,19 @@
-"""Authentication, deadlines, query parameters, and cancellation when a client disconnects."""
+"""Authentication, and cancellation when a client disconnects."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, Query
+from fastapi import Depends, FastAPI
 from starlette.requests import ClientDisconnect, Request
 
-from app.api.dependencies import (
-    DeadlineDep,
-    cancel_on_disconnect,
-    reject_repeated_params,
-    require_api_key,
-)
+from app.api.dependencies import cancel_on_disconnect, require_api_key
 from app.api.keys import MAX_WRONG_KEYS, Authenticator, KeyStore
 from app.api.problems import install_handlers
-from app.api.schemas import SegmentQuery
 
 KEYS = ("one", "two")
 
@@ -28,22 +21,12 @@ KEYS = ("one", "two")
 @pytest.fixture
 def app() -> FastAPI:
     made = FastAPI()
-    settings = SimpleNamespace(default_timeout_s=30.0, longest_timeout_s=300.0)
     made.state.authenticator = Authenticator(KeyStore(KEYS))
-    made.state.service = SimpleNamespace(settings=settings)
     install_handlers(made)
 
     @made.get("/key", dependencies=[Depends(require_api_key)])
     async def key() -> None:
         return None
-
-    @made.get("/deadline")
-    async def deadline(deadline: DeadlineDep) -> float:
-        return deadline.remaining()
-
-    @made.get("/query", dependencies=[Depends(reject_repeated_params)])
-    async def query(query: Annotated[SegmentQuery, Query()]) -> SegmentQuery:
-        return query
 
     return made
 
@@ -93,34 +76,6 @@ def test_either_header_may_carry_a_valid_key(
         assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_timeout_header_sets_the_deadline_up_to_the_limit(app: FastAPI) -> None:
-    assert 29 < get(app, "/deadline").json() <= 30
-    assert 1 < get(app, "/deadline", **{"X-Request-Timeout": "2.5"}).json() <= 2.5
-    assert 199 < get(app, "/deadline", **{"X-Request-Timeout": "200"}).json() <= 200
-    assert 299 < get(app, "/deadline", **{"X-Request-Timeout": "1e9"}).json() <= 300
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e400", "soon", ""])
-def test_timeout_header_must_be_positive_and_finite(app: FastAPI, value: str) -> None:
-    response = get(app, "/deadline", **{"X-Request-Timeout": value})
-    assert response.status_code == 422
-    assert "X-Request-Timeout" in response.json()["detail"]
-
-
-@pytest.mark.parametrize(
-    ("query", "detail"),
-    [
-        ("treshold=1", "unknown parameter 'treshold'; available: model, threshold, output, page"),
-        ("threshold=1&threshold=1", "threshold is given 2 times; send it once"),
-        ("threshold=2", "query.threshold: Input should be less than or equal to 1, not '2'"),
-    ],
-)
-def test_query_errors_name_the_parameter(app: FastAPI, query: str, detail: str) -> None:
-    response = get(app, f"/query?{query}")
-    assert response.status_code == 422
-    assert detail in response.json()["detail"]
-
-
 def disconnecting(event: asyncio.Event) -> Request:
     async def receive() -> dict[str, Any]:
         await event.wait()
@@ -132,6 +87,7 @@ def disconnecting(event: asyncio.Event) -> Request:
 def run(test: Callable[[asyncio.Event], Any]) -> None:
     async def main() -> None:
         await test(asyncio.Event())
+        await asyncio.sleep(0)
         (remaining,) = asyncio.all_tasks()  # the watcher has ended
         assert remaining is asyncio.current_task()
         assert remaining.cancelling() == 0
@@ -141,7 +97,7 @@ def run(test: Callable[[asyncio.Event], Any]) -> None:
 
 def test_block_ends_normally_while_the_client_is_connected() -> None:
     async def test(left: asyncio.Event) -> None:
-        async with cancel_on_disconnect(disconnecting(left)):
+        with cancel_on_disconnect(disconnecting(left)):
             await asyncio.sleep(0)
 
     run(test)
@@ -159,9 +115,8 @@ def test_disconnect_cancels_the_block() -> None:
             finally:
                 cleaned_up = True
 
-        with pytest.raises(ClientDisconnect):
-            async with cancel_on_disconnect(disconnecting(left)):
-                await compute()
+        with pytest.raises(ClientDisconnect), cancel_on_disconnect(disconnecting(left)):
+            await compute()
         assert cleaned_up
 
     run(test)
@@ -169,7 +124,7 @@ def test_disconnect_cancels_the_block() -> None:
 
 def test_disconnect_at_the_end_of_the_block_does_not_cancel_later() -> None:
     async def test(left: asyncio.Event) -> None:
-        async with cancel_on_disconnect(disconnecting(left)):
+        with cancel_on_disconnect(disconnecting(left)):
             await asyncio.sleep(0)
             left.set()
         await asyncio.sleep(0)
@@ -179,9 +134,8 @@ def test_disconnect_at_the_end_of_the_block_does_not_cancel_later() -> None:
 
 def test_error_of_the_block_is_raised_as_it_is() -> None:
     async def test(left: asyncio.Event) -> None:
-        with pytest.raises(KeyError):
-            async with cancel_on_disconnect(disconnecting(left)):
-                raise KeyError
+        with pytest.raises(KeyError), cancel_on_disconnect(disconnecting(left)):
+            raise KeyError
 
     run(test)
 
@@ -189,7 +143,7 @@ def test_error_of_the_block_is_raised_as_it_is() -> None:
 def test_cancellation_by_the_server_is_not_a_disconnect() -> None:
     async def test(left: asyncio.Event) -> None:
         async def handle() -> None:
-            async with cancel_on_disconnect(disconnecting(left)):
+            with cancel_on_disconnect(disconnecting(left)):
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(handle())

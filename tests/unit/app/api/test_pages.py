@@ -19,19 +19,25 @@ from app.inference.segmenter import Segmenter
 OPTIONS = Options(threshold=0.5)
 
 
-class FakeSegmenter:
-    """Takes the content of a file for the number of its pages, and joins pages with a comma."""
-
-    async def stack_tiffs(self, files: list[bytes], pixels: int, deadline: Deadline) -> bytes:
-        if pixels > 100_000:
-            raise DeadlineExceeded("too late")
-        return b",".join(files)
+class FakeReader:
+    """Takes the content of a file for the number of its pages."""
 
     async def count_pages(self, data: bytes) -> int:
         try:
             return int(data)
         except ValueError:
             raise CorruptImage("not a number") from None
+
+
+class FakeSegmenter:
+    """Joins pages with a comma."""
+
+    reader = FakeReader()
+
+    async def stack_tiffs(self, files: list[bytes], pixels: int, deadline: Deadline) -> bytes:
+        if pixels > 100_000:
+            raise DeadlineExceeded("too late")
+        return b",".join(files)
 
 
 def listed(*files: tuple[str, bytes], all_pages: bool = True) -> list[ImageRequest]:

@@ -135,6 +135,28 @@ def test_half_closed_client_gets_a_response_that_takes_time(
     assert received.endswith(b"ok")
 
 
+def test_head_of_a_response_is_sent_with_its_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    made = Connection.connection_made
+
+    def record_writes(connection: Connection, transport: asyncio.Transport) -> None:
+        write = transport.write
+
+        def write_recorded(data: bytes) -> None:
+            written.append(data)
+            write(data)
+
+        monkeypatch.setattr(transport, "write", write_recorded)
+        made(connection, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", record_writes)
+    received = exchange(post(3) + b"abc" + CLOSE)
+    first, second = (data for data in written if data)
+    assert first + second == received
+    assert (first.startswith(b"HTTP/1.1 200 "), first.endswith(b"</ 3>")) == (True, True)
+    assert second.endswith(b"</last 0>")
+
+
 @pytest.mark.parametrize("sent", [post(100) + b"abc", GET[:-4], CHUNKED + b"5\r\nab"])
 def test_incomplete_request_of_a_half_closed_client_is_400(sent: bytes) -> None:
     assert exchange(sent, half_close=True).startswith(b"HTTP/1.1 400 ")

@@ -30,9 +30,9 @@ def test_every_parameter_reaches_the_options() -> None:
         format="tiff",
         min_area="12",
         exclude_edges="true",
-        percentiles=["1,99.5"],
+        percentiles="1,99.5",
         pixel_size="0.65",
-        background=["#FF8000"],
+        background="#FF8000",
     )
     assert query.model == "person"
     assert query.options() == Options(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.batching.batcher import Batcher, Reservation, Share
+from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
+from app.batching.reservation import Reservation, Share
 from app.errors import DeadlineExceeded, Unavailable
 from tests.devices import (
     Device,

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from app.batching.batcher import UNMEASURED_CAPACITY, Batcher, Share
+from app.batching.admission import UNMEASURED_CAPACITY
+from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
 from app.batching.estimates import MARGIN
+from app.batching.reservation import Share
 from app.errors import DeadlineExceeded, QueueFull
 from tests.devices import (
     Device,
@@ -45,6 +47,20 @@ def test_full_queue_rejects_at_once_and_says_when_to_retry() -> None:
 
     with_batcher(body, device, recorder=recorder, capacity=10)
     assert recorder.events["rejected queue_full"] == 1
+
+
+def test_check_of_admission_reserves_nothing() -> None:
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        batcher.check_admission(["k"], deadline=Deadline.never())
+        assert batcher.statistics().requests == 0
+        with batcher.admit(["k"]), pytest.raises(QueueFull, match="1 of 1 slots used"):
+            batcher.check_admission(["k"], deadline=Deadline.never())
+        with pytest.raises(DeadlineExceeded, match="has passed"):
+            batcher.check_admission(["k"], deadline=Deadline.after(-1))
+
+    recorder = Recorder()
+    with_batcher(body, Device(), recorder=recorder, capacity=1)
+    assert recorder.events == {"rejected queue_full": 1, "rejected deadline": 1}
 
 
 def test_large_request_takes_a_quarter_of_the_slots_and_its_turns() -> None:

@@ -83,6 +83,21 @@ def test_mistake_is_one_line_before_anything_is_measured(
     assert not said.out
 
 
+def test_key_of_the_service_is_read_from_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNET_KEY", "schl\u00fcssel")
+    assert evaluate(folder, "one", "--url", "http://localhost:1") == 2
+    assert "the API key must be" in capsys.readouterr().err
+
+
+def test_report_names_the_precision_that_auto_chose(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(folder, "three", "--engine", "openvino") == 0
+    assert " by openvino on cpu in fp32\n" in capsys.readouterr().out
+
+
 def test_confusion_matrix_is_a_table_and_a_picture(folder: Path, tmp_path: Path) -> None:
     assert evaluate(folder, "three", "--confusion", str(tmp_path / "a.csv")) == 0
     rows = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()]

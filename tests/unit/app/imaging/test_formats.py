@@ -56,7 +56,7 @@ MARKS = {
 @pytest.mark.parametrize("case", MARKS)
 def test_other_formats_are_named(case: str) -> None:
     data, name = MARKS[case]
-    assert formats.known(data) == name
+    assert formats.name_format(data) == name
     with pytest.raises(UnsupportedImage, match=f"^{name.partition(' (')[0]}.* not accepted.*PNG"):
         decode.inspect(data, max_pixels=10**8)
 
@@ -85,7 +85,7 @@ def test_files_that_pillow_writes_are_named(format: str, name: str) -> None:
 )
 def test_accepted_formats_are_damaged_when_cut_and_never_another_format(format: str) -> None:
     data = encode(IMAGE, format)
-    assert formats.known(data) is None
+    assert formats.name_format(data) is None
     for length in range(len(data)):
         try:
             decode.decode(data[:length], decode.inspect(data[:length], max_pixels=10**8))
@@ -110,7 +110,7 @@ def test_accepted_formats_are_damaged_when_cut_and_never_another_format(format: 
     ids=lambda data: repr(data[:16]),
 )
 def test_bytes_that_only_resemble_a_format_are_not_an_image(data: bytes) -> None:
-    assert formats.known(data) is None
+    assert formats.name_format(data) is None
     with pytest.raises(CorruptImage):
         decode.inspect(data, max_pixels=10**8)
 
@@ -130,11 +130,11 @@ def test_kinds_of_accepted_formats_that_are_not_read_are_named() -> None:
 def test_noise_is_not_an_image() -> None:
     rng = random.Random(0)
     for _ in range(2000):
-        assert formats.known(rng.randbytes(600)) is None
+        assert formats.name_format(rng.randbytes(600)) is None
 
 
 def test_a_box_that_declares_a_huge_length_is_named_at_once() -> None:
     data = b"\xff\xff\xff\xffftypisom" + bytes(30_000_000)
     started = time.perf_counter()
-    assert formats.known(data) == "video (MP4, QuickTime)"
+    assert formats.name_format(data) == "video (MP4, QuickTime)"
     assert time.perf_counter() - started < 0.1

@@ -29,10 +29,10 @@ from app.errors import (
 from app.imaging.tiff import encode_tiff
 from app.imaging.workers import shared
 from app.imaging.workers.worker import CallLimit
-from app.inference import segmenter, steps
+from app.inference import reading, steps
+from app.inference.job import ImageJob, StageTimer
 from app.inference.outputs import FileFormat, Options, Output, Segmentation
 from app.inference.registry import ServedModel
-from app.inference.segmenter import ImageJob, StageTimer
 from app.inference.service import Service
 from model.arrays import ByteArray, FloatArray
 from model.checkpoint import load_checkpoint, save_checkpoint, update_manifest
@@ -272,7 +272,7 @@ def test_small_image_takes_two_calls_of_workers(
         await segment(service, Output.POLYGONS, Output.OVERLAY)
         assert called == ["inspect_and_decode", "render_outputs"]
         called.clear()
-        monkeypatch.setattr(segmenter, "_SMALL_PIXELS", PIXELS.size - 1)
+        monkeypatch.setattr(reading, "_SMALL_PIXELS", PIXELS.size - 1)
         await segment(service)
         assert called == ["inspect_and_decode", "decode_and_prepare", "render_outputs"]
         called.clear()
@@ -400,10 +400,10 @@ def test_missed_deadline_is_counted_and_leaves_nothing_behind(
 def test_size_is_that_of_the_upright_image_and_bounded(tiny: Path) -> None:
     async def body(service: Service) -> None:
         for image in (IMAGE, PIXELS):
-            assert await service.segmenter.size(image) == PIXELS.shape
+            assert await service.segmenter.reader.size(image) == PIXELS.shape
         for large in (encode(np.zeros((200, 200), np.uint8)), np.zeros((200, 200), np.uint8)):
             with pytest.raises(ImageTooLarge):
-                await service.segmenter.size(large)
+                await service.segmenter.reader.size(large)
 
     with_service(tiny, body, max_megapixels=0.035)
 
@@ -425,13 +425,13 @@ def test_pages_and_channels_are_chosen(tiny: Path) -> None:
             tifffile.imwrite(buffer, planes, imagej=True, metadata={"axes": axes})
             data = buffer.getvalue()
             pages = 3 if option == "page" else 1
-            assert await service.segmenter.count_pages(data) == pages
+            assert await service.segmenter.reader.count_pages(data) == pages
             chosen = await mask(service, data, **{option: 1})
             assert chosen.pages == pages
             assert chosen.rendered == plain.rendered
             with pytest.raises(WrongSelection, match=f"3 {option}s: send {option}=0"):
                 await mask(service, data)
-        assert await service.segmenter.count_pages(IMAGE) == 1
+        assert await service.segmenter.reader.count_pages(IMAGE) == 1
         assert_nothing_held(service)
 
     with_service(tiny, body)
@@ -443,7 +443,7 @@ def test_pages_together_have_no_more_pixels_than_one_image(tiny: Path) -> None:
 
     async def body(service: Service) -> None:
         with pytest.raises(ImageTooLarge, match=r"40 pages of 1.2 megapixels"):
-            await service.segmenter.count_pages(buffer.getvalue())
+            await service.segmenter.reader.count_pages(buffer.getvalue())
 
     with_service(tiny, body, max_megapixels=1)
 

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from app.imaging.workers.shared import BlockCache, StoredArray
+from app.imaging.workers.shared import BlockCache, StoredArray, pack, unpack
+from app.inference.outputs import Options, Output
 from app.inference.steps import EncodedImage, decode_and_prepare, inspect_image
 from model.config import PreprocessConfig
 from tests.conftest import encode, nuclei
@@ -37,3 +38,14 @@ def test_decoded_image_is_kept_only_if_an_output_shows_it(
         if needs_image:
             np.testing.assert_array_equal(StoredArray(image, *result["image"]).load(), GREY)
     cache.close()
+
+
+def test_options_and_preprocessing_of_many_calls_are_pickled_once() -> None:
+    """Pickling them takes longer than sending them."""
+    sent = Options((Output.COCO,), threshold=0.25), PreprocessConfig(intensity="percentile")
+    equal = Options((Output.COCO,), threshold=0.25), PreprocessConfig(intensity="percentile")
+    other = Options((Output.COCO,), threshold=0.75), PreprocessConfig()
+    received = [unpack(*pack(each)) for each in (sent, equal, other)]
+    assert received == [sent, equal, other]
+    for first, second in zip(received[0], received[1], strict=True):
+        assert first is second

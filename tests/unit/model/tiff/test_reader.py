@@ -16,9 +16,9 @@ from PIL import Image
 
 from model.errors import DataError
 from model.pixels import decode_image
-from model.tiff.colours import UnsupportedTiff
+from model.tiff.colors import UnsupportedTiff
 from model.tiff.reader import TiffReader
-from model.training.data import read_image
+from model.training.images import read_image
 from tests.conftest import set_tag, tiff
 
 HEIGHT, WIDTH = 20, 30
@@ -99,7 +99,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_numbers_of_every_type_are_read_in_grey_and_in_colour(
+def test_numbers_of_every_type_are_read_in_grey_and_in_color(
     kind: str, order: Order, layout: str
 ) -> None:
     values, expected = numbers(kind)
@@ -233,12 +233,12 @@ def test_a_compression_that_is_not_read_is_named() -> None:
             TiffReader(tiff(GREY, t259=code)).select()
 
 
-# --- colours ---
+# --- colors ---
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "CMYK", "YCbCr", "LAB", "1", "RGBA", "RGBX"])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
-def test_eight_bit_colours_are_those_of_pillow(mode: str, compression: str | None) -> None:
+def test_eight_bit_colors_are_those_of_pillow(mode: str, compression: str | None) -> None:
     rgb = Image.fromarray(RGB)
     image = Image.frombytes("LAB", rgb.size, rgb.tobytes()) if mode == "LAB" else rgb.convert(mode)
     data = saved(image, compression=compression)
@@ -250,18 +250,18 @@ def test_eight_bit_colours_are_those_of_pillow(mode: str, compression: str | Non
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_transparency_is_laid_on_black(kind: type) -> None:
     full = int(np.iinfo(kind).max)
-    colours, grey = DEEP_RGB.astype(kind), DEEP.astype(kind)
+    colors, grey = DEEP_RGB.astype(kind), DEEP.astype(kind)
     alpha = np.full((HEIGHT, WIDTH), full, kind)
     alpha[:5], alpha[5:10] = 0, full // 3
     opacity = (alpha / full)[:, :, None]
     for planes in (False, True):
-        straight = read(tiff(np.dstack([colours, alpha]), 2, extra=(2,), planes=planes))
-        assert np.abs(straight - colours * opacity).max() <= 0.5
-        multiplied = np.rint(colours * opacity).astype(kind)
+        straight = read(tiff(np.dstack([colors, alpha]), 2, extra=(2,), planes=planes))
+        assert np.abs(straight - colors * opacity).max() <= 0.5
+        multiplied = np.rint(colors * opacity).astype(kind)
         associated = read(tiff(np.dstack([multiplied, alpha]), 2, extra=(1,), planes=planes))
         assert (associated == multiplied).all()
-        ignored = read(tiff(np.dstack([colours, alpha]), 2, extra=(0,), planes=planes))
-        assert (ignored == colours).all()
+        ignored = read(tiff(np.dstack([colors, alpha]), 2, extra=(0,), planes=planes))
+        assert (ignored == colors).all()
         two = read(tiff(np.dstack([grey, alpha]), 1, extra=(2,), planes=planes))
         assert two.shape == grey.shape
         assert np.abs(two - grey * opacity[:, :, 0]).max() <= 0.5
@@ -282,7 +282,7 @@ def test_sixteen_bit_cmyk_is_eight_bit_cmyk_in_finer_steps() -> None:
     assert (read(tiff(inks, 5, compression="lzw")) == coarse).all()
 
 
-def test_three_channels_without_a_colour_space_are_rgb() -> None:
+def test_three_channels_without_a_color_space_are_rgb() -> None:
     assert (read(tiff(DEEP_RGB, 1, extra=(0, 0))) == DEEP_RGB).all()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.training.augment import augment
-from model.training.recipe import AugmentConfig
+from model.training.sections import AugmentConfig
 from tests.conftest import nuclei
 
 SAME_INTENSITIES: dict[str, float] = dict.fromkeys(

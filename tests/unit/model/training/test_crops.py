@@ -14,8 +14,10 @@ from PIL import Image
 
 from model.errors import DataError
 from model.training.crops import CropDataset
-from model.training.data import Pair, PairedDataset, open_dataset
-from model.training.recipe import DataConfig, OptimConfig, Recipe
+from model.training.data import PairedDataset, open_dataset
+from model.training.pairs import Pair
+from model.training.recipe import Recipe
+from model.training.sections import DataConfig, OptimConfig
 from tests.conftest import ROOT
 
 

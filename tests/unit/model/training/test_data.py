@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from app.imaging import decode
 from model.arrays import AnyArray
-from model.config import PreprocessConfig
 from model.errors import DataError
-from model.training.data import (
-    CarvanaDataset,
-    Pair,
-    PairedDataset,
-    find_pairs,
-    open_dataset,
-    read_image,
-    read_sample,
-    split_dataset,
-)
+from model.training.data import CarvanaDataset, PairedDataset, read_sample
 from model.training.masks import MaskCoding
-from model.training.recipe import DataConfig
+from model.training.pairs import Pair, find_pairs
+from model.training.sections import DataConfig
+from model.training.split import split_dataset
 from tests.conftest import tiff
 
 
@@ -127,121 +117,6 @@ def test_mask_of_three_equal_channels_is_one_channel(tmp_path: Path) -> None:
     assert np.array_equal(read_sample(pair, MaskCoding("instances")).labels, values)
 
 
-def test_empty_and_missing_folders_are_named(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "masks").mkdir()
-    with pytest.raises(DataError, match="images contains no images"):
-        find_pairs(tmp_path / "images", tmp_path / "masks")
-    with pytest.raises(DataError, match="absent is not a folder"):
-        find_pairs(tmp_path / "absent", tmp_path / "masks")
-
-
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\nbroken", None])
-def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "broken.png"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=r"broken.png cannot be read"):
-        read_image(path)
-
-
-Split = Callable[..., tuple[PairedDataset, PairedDataset]]
-
-
-@pytest.fixture
-def folders(tmp_path: Path) -> Path:
-    """Ten empty images, 00 to 09."""
-    for index in range(10):
-        save(tmp_path / f"images/{index:02}.png", np.full((8, 8), index, np.uint8))
-        save(tmp_path / f"masks/{index:02}.png", np.zeros((8, 8), np.uint8))
-    return tmp_path
-
-
-@pytest.fixture
-def split(folders: Path) -> Split:
-    """Open and split the data set in `folders`: split(**values of DataConfig)."""
-
-    def open_and_split(**values: Any) -> tuple[PairedDataset, PairedDataset]:
-        images, masks = str(folders / "images"), str(folders / "masks")
-        config = DataConfig(images=images, masks=masks, **values)
-        return split_dataset(open_dataset(config, PreprocessConfig()), config)
-
-    return open_and_split
-
-
-def test_groups_are_never_divided(folders: Path, split: Split) -> None:
-    table = "id,field\n" + "".join(f"{index:02},{index // 3}\n" for index in range(10))
-    (folders / "groups.csv").write_text(table)
-    training, validation = split(groups=str(folders / "groups.csv"), group_column="field")
-    fields = [{int(id) // 3 for id in part.ids} for part in (training, validation)]
-    assert fields[0]
-    assert fields[1]
-    assert not fields[0] & fields[1]
-
-
-def test_removing_a_training_image_does_not_change_validation(folders: Path, split: Split) -> None:
-    training, validation = split()
-    (folders / "images" / f"{training.ids[0]}.png").unlink()
-    assert split()[1].ids == validation.ids
-
-
-def test_validation_list_names_the_images(folders: Path, split: Split) -> None:
-    (folders / "val.txt").write_text("03\n07.png\n\n")
-    training, validation = split(validation_list=str(folders / "val.txt"))
-    assert validation.ids == ["03", "07"]
-    assert len(training) == 8
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"44\n", "names '44', which is not in the data set"),
-        ("Müller\n".encode("latin-1"), r"val\.txt is not UTF-8 text"),
-        (None, r"val\.txt cannot be read: No such file"),
-    ],
-)
-def test_invalid_validation_list_is_rejected(
-    folders: Path, split: Split, content: bytes | None, says: str
-) -> None:
-    if content is not None:
-        (folders / "val.txt").write_bytes(content)
-    with pytest.raises(DataError, match=says):
-        split(validation_list=str(folders / "val.txt"))
-
-
-def test_split_with_an_empty_part_is_rejected(folders: Path, split: Split) -> None:
-    (folders / "groups.csv").write_text("id,group\n" + "".join(f"{i:02},1\n" for i in range(10)))
-    with pytest.raises(DataError, match="both need at least one"):
-        split(groups=str(folders / "groups.csv"))
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"id,group\na\n", "row 2: no value"),
-        ("id,group\na,Müller\n".encode("latin-1"), "is not UTF-8 text"),
-        (b"id,car\n00,1\n", "needs the columns 'id' and 'group'"),
-        pytest.param(b"id,group\n00," + b"1" * 200_000, "is not a CSV file", id="long field"),
-        (b"id,group\n00,1\n", "01.png has no row in the table of groups"),
-        (None, "cannot be read: No such file"),
-    ],
-)
-def test_invalid_table_of_groups_is_rejected(
-    folders: Path, split: Split, content: bytes | None, says: str
-) -> None:
-    if content is not None:
-        (folders / "groups.csv").write_bytes(content)
-    with pytest.raises(DataError, match=says):
-        split(groups=str(folders / "groups.csv"))
-
-
-def test_table_with_a_byte_order_mark_is_read(folders: Path, split: Split) -> None:
-    """As Excel writes it."""
-    table = "id,group\n" + "".join(f"{i:02},{i // 2}\n" for i in range(10))
-    (folders / "groups.csv").write_text(table, "utf-8-sig")
-    assert split(groups=str(folders / "groups.csv"))
-
-
 def read_labels(
     folder: Path, mask: Image.Image, kind: str = "binary", name: str = "a.png", **options: Any
 ) -> AnyArray:
@@ -306,27 +181,6 @@ def test_label_beyond_31_bits_is_rejected(tmp_path: Path) -> None:
         read_sample(pair, MaskCoding("instances"))
 
 
-def test_folder_of_images_is_not_the_folder_of_their_masks(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", np.zeros((8, 8), np.uint8))
-    with pytest.raises(DataError, match="is the folder of the images and of the masks"):
-        find_pairs(tmp_path, tmp_path)
-
-
-def test_hidden_files_are_not_images(tmp_path: Path) -> None:
-    for folder in ("images", "masks"):
-        save(tmp_path / folder / "a.png", np.zeros((8, 8), np.uint8))
-        (tmp_path / folder / "._a.png").write_bytes(b"AppleDouble")
-    assert [pair.id for pair in find_pairs(tmp_path / "images", tmp_path / "masks")] == ["a"]
-
-
-def test_last_pages_of_a_single_stack_are_for_validation(tmp_path: Path) -> None:
-    for folder in ("images", "masks"):
-        write_stack(tmp_path / folder / "a.tif", np.zeros((10, 8, 8), np.uint8))
-    dataset = PairedDataset(find_pairs(tmp_path / "images", tmp_path / "masks"))
-    training, validation = split_dataset(dataset, DataConfig(validation_share=0.2))
-    assert (len(training), validation.ids) == (8, ["a-page8", "a-page9"])
-
-
 def test_array_files_are_images_and_masks(tmp_path: Path) -> None:
     values = np.arange(64, dtype=np.int64).reshape(8, 8)
     for folder in ("images", "masks"):
@@ -361,46 +215,3 @@ def test_stacks_are_split_into_pages_of_one_group(tmp_path: Path) -> None:
     config = DataConfig(validation_list=str(tmp_path / "validation.txt"))
     training, validation = split_dataset(dataset, config)
     assert (training.ids, validation.ids) == (["b"], ["a-page0", "a-page1", "a-page2"])
-
-
-def test_stack_and_mask_of_different_lengths_are_rejected(tmp_path: Path) -> None:
-    write_stack(tmp_path / "images" / "a.tif", np.zeros((3, 8, 8), np.uint8))
-    write_stack(tmp_path / "masks" / "a.tif", np.zeros((8, 8), np.uint8))
-    with pytest.raises(DataError, match=r"a.tif has 3 pages, but its mask a.tif has 1"):
-        find_pairs(tmp_path / "images", tmp_path / "masks")
-
-
-def test_two_files_with_the_same_name_are_both_named(tmp_path: Path) -> None:
-    for name in ("a.png", "a.jpg"):
-        save(tmp_path / "images" / name, np.zeros((8, 8), np.uint8))
-    save(tmp_path / "masks/a.png", np.zeros((8, 8), np.uint8))
-    with pytest.raises(DataError, match=r"a.jpg and a.png have the same name"):
-        find_pairs(tmp_path / "images", tmp_path / "masks")
-
-
-@pytest.mark.parametrize("kind", ["float", "32-bit", "rotated", "transparent", "white is 0"])
-def test_images_are_read_as_the_service_reads_them(tmp_path: Path, kind: str) -> None:
-    ramp = np.linspace(0, 1, 12 * 8, dtype=np.float32).reshape(12, 8)
-    path = tmp_path / "a.tif"
-    options: dict[str, Any] = {}
-    if kind == "float":
-        image = Image.fromarray(ramp)
-    elif kind == "32-bit":
-        image = Image.fromarray((ramp * 1e6).astype(np.int32))
-    elif kind == "white is 0":
-        image, options = Image.fromarray((ramp * 60000).astype(np.uint16)), {"tiffinfo": {262: 0}}
-    else:
-        path = tmp_path / "a.png"
-        colours = np.dstack([np.uint8(ramp * 255)] * 3 + [np.uint8(255 - ramp * 255)])
-        image = Image.fromarray(colours)
-        if kind == "rotated":
-            image = image.convert("RGB")
-            options["exif"] = image.getexif()
-            options["exif"][0x0112] = 6
-    image.save(path, **options)
-    data = path.read_bytes()
-    served = decode.decode(data, decode.inspect(data, max_pixels=1000))
-    read = read_image(path)
-    assert read.shape[:2] == ((8, 12) if kind == "rotated" else (12, 8))
-    assert np.array_equal(read, served)
-    assert read.max() > read.min()

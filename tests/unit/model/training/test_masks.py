@@ -102,6 +102,17 @@ def test_lossy_webp_is_rejected_for_several_values(tmp_path: Path) -> None:
     assert read_mask(path, None, MaskCoding()).shape == (32, 32)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_colors_with_lossy_compression_are_rejected(tmp_path: Path, name: str) -> None:
+    colors = np.kron(colour(CLASSES), np.ones((20, 20, 1), np.uint8))
+    path = save(tmp_path, colors, name, quality=80)
+    with pytest.raises(DataError, match="has colors and lossy compression, which changes them"):
+        read_mask(path, None, MaskCoding())
+    grey = np.kron(np.array([[0, 255]], np.uint8), np.ones((20, 20), np.uint8))
+    path = save(tmp_path, np.dstack([grey] * 3), name, quality=80)
+    assert set(np.unique(read_mask(path, None, MaskCoding()))) == {0, 1}
+
+
 def test_photograph_is_not_a_mask(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     with pytest.raises(DataError, match="as a photograph has"):

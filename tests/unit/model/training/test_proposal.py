@@ -13,9 +13,10 @@ from PIL import Image
 from app import cli
 from model.arrays import AnyArray
 from model.checkpoint import load_checkpoint
-from model.training.data import open_dataset, split_dataset
+from model.training.data import open_dataset
 from model.training.proposal import propose_recipe
 from model.training.recipe import Recipe
+from model.training.split import split_dataset
 from tests.conftest import nuclei, write_tiny
 
 SHORT = ["--steps", "2", "--base-features", "2", "--batch-size", "1"]

@@ -13,11 +13,12 @@ from PIL import Image
 from app import cli
 from model.errors import ConfigError, DataError
 from model.training.crops import CropDataset
-from model.training.data import open_dataset, split_dataset
+from model.training.data import open_dataset
 from model.training.device_crops import DeviceCrops
 from model.training.losses import segmentation_loss
 from model.training.recipe import Recipe
 from model.training.run_folder import RunFolder
+from model.training.split import split_dataset
 from model.training.trainer import Trainer
 from tests.conftest import nuclei
 

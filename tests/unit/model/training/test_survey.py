@@ -10,8 +10,8 @@ from PIL import Image
 
 from model.arrays import AnyArray
 from model.errors import DataError
-from model.training.data import Pair
 from model.training.masks import StoredMask
+from model.training.pairs import Pair
 from model.training.survey import (
     MaskMeaning,
     check_not_image,

@@ -10,9 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.training.crops import CropDataset
-from model.training.data import open_dataset, split_dataset
+from model.training.data import open_dataset
 from model.training.device_crops import DeviceCrops
-from model.training.recipe import OptimConfig, Recipe
+from model.training.recipe import Recipe
+from model.training.sections import OptimConfig
+from model.training.split import split_dataset
 from model.training.trainer import Trainer, compute_learning_rate
 
 

@@ -19,12 +19,12 @@ from model.readers.base import scale_to_bits
 
 _PHOTOMETRIC, _NODATA, _PLANAR = 262, 42113, 2
 _PREMULTIPLIED, _STRAIGHT = 1, 2
-"""Values of ExtraSamples: alpha that colours are multiplied with already, and alpha that is not."""
+"""Values of ExtraSamples: alpha that colors are multiplied with already, and alpha that is not."""
 _FAX = (COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4, COMPRESSION.CCIRLEW)
 
 _GREYS = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
 _INKS: dict[int, int] = {PHOTOMETRIC.SEPARATED: 4, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.CIELAB: 3}
-"""Colour spaces that are converted to RGB -> samples of a pixel that are colours."""
+"""Color spaces that are converted to RGB -> samples of a pixel that are colors."""
 _AS_GREY = (PHOTOMETRIC.MASK, PHOTOMETRIC.DEPTH_MAP, PHOTOMETRIC.SEMANTIC_MASK)
 _DEPTHS: dict[int, Sequence[int]] = {
     PHOTOMETRIC.PALETTE: range(1, 17),
@@ -53,32 +53,32 @@ class Samples:
     """The meaning of the samples of a pixel.
 
     Attributes:
-        photometric: how colours are meant; RGB, MINISBLACK, MINISWHITE or one that is converted.
-        colours: samples that make up the image: 1 or 3, more where they are converted, or 0 where
+        photometric: how colors are meant; RGB, MINISBLACK, MINISWHITE or one that is converted.
+        colors: samples that make up the image: 1 or 3, more where they are converted, or 0 where
             the samples do not form such an image, and a channel has to be chosen.
-        channels: the samples to choose from, by their index; where colours are converted, of RGB.
-        alpha: index of the sample that colours are to be multiplied with; None for none.
+        channels: the samples to choose from, by their index; where colors are converted, of RGB.
+        alpha: index of the sample that colors are to be multiplied with; None for none.
     """
 
     photometric: int
-    colours: int
+    colors: int
     channels: tuple[int, ...]
     alpha: int | None = None
 
     @property
     def converted(self) -> bool:
-        """Whether colours become RGB first; a channel is then one of those three."""
+        """Whether colors become RGB first; a channel is then one of those three."""
         return self.photometric == PHOTOMETRIC.PALETTE or self.photometric in _INKS
 
 
 def describe_samples(page: TiffPage) -> Samples:
     """Find out what the samples of a page are.
 
-    A grey image may have alpha, a colour image alpha or one sample of unknown meaning. With more,
+    A grey image may have alpha, a color image alpha or one sample of unknown meaning. With more,
     it has several channels, and nothing says which of them to show.
 
     Raises:
-        UnsupportedTiff: another type of numbers or colour space.
+        UnsupportedTiff: another type of numbers or color space.
         ValueError: a tag has an impossible value.
     """
     photometric, count = _read_photometric(page), page.samplesperpixel
@@ -98,7 +98,7 @@ def describe_samples(page: TiffPage) -> Samples:
     if photometric in _INKS:
         if count < _INKS[photometric] or (photometric == PHOTOMETRIC.YCBCR and count != 3):
             raise UnsupportedTiff(
-                f"of {count} channels in {name_value(PHOTOMETRIC, photometric)} colours"
+                f"of {count} channels in {name_value(PHOTOMETRIC, photometric)} colors"
             )
         return Samples(photometric, _INKS[photometric], (0, 1, 2), straight)
     if photometric == PHOTOMETRIC.RGB and count == 4 and not kinds:
@@ -107,15 +107,15 @@ def describe_samples(page: TiffPage) -> Samples:
     not_shown = next(iter(alphas), None) if straight is None else straight
     channels = tuple(index for index in range(count) if index != not_shown)
     spare = photometric == PHOTOMETRIC.RGB and len(channels) == 4 and not alphas
-    colours = len(channels) if len(channels) in (1, 3) else 3 if spare else 0
-    return Samples(photometric, colours, channels, straight)
+    colors = len(channels) if len(channels) in (1, 3) else 3 if spare else 0
+    return Samples(photometric, colors, channels, straight)
 
 
 def _read_photometric(page: TiffPage) -> int:
     """Read the photometric interpretation; where it is missing, guess it as libtiff does.
 
     Raises:
-        UnsupportedTiff: another colour space.
+        UnsupportedTiff: another color space.
     """
     value = page.photometric
     if _PHOTOMETRIC not in page.tags and page.compression != COMPRESSION.OJPEG:
@@ -150,7 +150,7 @@ def _check_numbers(page: TiffPage, photometric: int) -> None:
     depths = _DEPTHS.get(photometric)
     if depths is not None and (bits not in depths or page.dtype.kind not in "bu"):
         raise UnsupportedTiff(
-            f"of {bits}-bit {_KINDS[kind]} in {name_value(PHOTOMETRIC, photometric)} colours"
+            f"of {bits}-bit {_KINDS[kind]} in {name_value(PHOTOMETRIC, photometric)} colors"
         )
 
 
@@ -171,7 +171,7 @@ def to_pixels(
         page: its directory.
         meaning: of the samples.
         samples: (H, W, S), native byte order.
-        channel: the sample that makes up the image; None for its colours.
+        channel: the sample that makes up the image; None for its colors.
 
     Returns:
         (H, W) or (H, W, 3), uint8 or uint16.
@@ -179,27 +179,27 @@ def to_pixels(
     if meaning.converted:
         pixels = _convert(page, meaning, samples)
         return pixels if channel is None else pixels[:, :, channel]
-    shown = meaning.channels[: meaning.colours] if channel is None else (channel,)
+    shown = meaning.channels[: meaning.colors] if channel is None else (channel,)
     # A slice is a view; the samples that are shown lie side by side unless alpha is between them.
-    colours = samples[:, :, shown[0] : shown[-1] + 1]
-    if len(shown) != colours.shape[2]:
-        colours = samples[:, :, shown]
+    colors = samples[:, :, shown[0] : shown[-1] + 1]
+    if len(shown) != colors.shape[2]:
+        colors = samples[:, :, shown]
     alpha = samples[:, :, :0]
     if meaning.alpha is not None:
         alpha = samples[:, :, meaning.alpha : meaning.alpha + 1]
     inverted = meaning.photometric == PHOTOMETRIC.MINISWHITE
     nodata = read_nodata(page)
-    if colours.dtype not in (np.bool_, np.uint8, np.uint16):
-        return _to_sixteen_bits(colours, alpha, inverted, nodata)
-    empty = None if nodata is None else (colours == nodata).all(axis=2)
+    if colors.dtype not in (np.bool_, np.uint8, np.uint16):
+        return _to_sixteen_bits(colors, alpha, inverted, nodata)
+    empty = None if nodata is None else (colors == nodata).all(axis=2)
     bits = page.bitspersample if isinstance(page.bitspersample, int) else 8
-    colours, alpha = (_to_depth(each, bits) for each in (colours, alpha))
+    colors, alpha = (_to_depth(each, bits) for each in (colors, alpha))
     if inverted:
-        white = np.iinfo(colours.dtype).max
-        colours = map_rows(lambda rows: white - rows, colours.dtype.type, colours)
+        white = np.iinfo(colors.dtype).max
+        colors = map_rows(lambda rows: white - rows, colors.dtype.type, colors)
     if empty is not None and empty.any():
-        colours = np.where(empty[:, :, None], colours.dtype.type(0), colours)
-    return lay_on_black(colours, alpha)
+        colors = np.where(empty[:, :, None], colors.dtype.type(0), colors)
+    return lay_on_black(colors, alpha)
 
 
 def read_nodata(page: TiffPage) -> float | None:
@@ -212,33 +212,33 @@ def read_nodata(page: TiffPage) -> float | None:
 
 
 def _to_sixteen_bits(
-    colours: AnyArray, alpha: AnyArray, inverted: bool, nodata: float | None
+    colors: AnyArray, alpha: AnyArray, inverted: bool, nodata: float | None
 ) -> AnyArray:
     """Spread wide or signed numbers over 16 bits."""
     if alpha.shape[2]:
         full = 1.0 if alpha.dtype.kind == "f" else float(np.iinfo(alpha.dtype).max)
-        colours = colours * (alpha / full).astype(np.float32)
-    return lay_on_black(spread(colours, inverted=inverted, nodata=nodata), None)
+        colors = colors * (alpha / full).astype(np.float32)
+    return lay_on_black(spread(colors, inverted=inverted, nodata=nodata), None)
 
 
 def _convert(page: TiffPage, meaning: Samples, samples: AnyArray) -> AnyArray:
-    """Convert samples of another colour space to RGB: (H, W, 3)."""
-    colours = samples[:, :, : meaning.colours]
+    """Convert samples of another color space to RGB: (H, W, 3)."""
+    colors = samples[:, :, : meaning.colors]
     alpha = samples[:, :, :0]
     if meaning.alpha is not None:
         alpha = samples[:, :, meaning.alpha : meaning.alpha + 1]
     if meaning.photometric == PHOTOMETRIC.PALETTE:
         table = (np.asarray(page.colormap) >> 8).astype(np.uint8).T
-        indices = colours[:, :, 0]
+        indices = colors[:, :, 0]
         shown: AnyArray = table[indices.view(np.uint8) if indices.dtype == np.bool_ else indices]
         return shown
     if meaning.photometric == PHOTOMETRIC.SEPARATED:
-        colours = _from_cmyk(colours)
+        colors = _from_cmyk(colors)
     elif meaning.photometric == PHOTOMETRIC.CIELAB:
-        colours = _from_pillow("LAB", colours)
+        colors = _from_pillow("LAB", colors)
     elif page.planarconfig == _PLANAR:  # otherwise the JPEG codec has done so
-        colours = _from_pillow("YCbCr", colours)
-    return lay_on_black(colours, alpha)
+        colors = _from_pillow("YCbCr", colors)
+    return lay_on_black(colors, alpha)
 
 
 def _to_depth(samples: AnyArray, bits: int) -> AnyArray:
@@ -250,15 +250,15 @@ def _from_cmyk(inks: AnyArray) -> AnyArray:
     """Convert (H, W, 4) inks of uint8 or uint16 to RGB, as Pillow does without a profile."""
     full = np.uint32(np.iinfo(inks.dtype).max)
 
-    def mix(colours: AnyArray, black: AnyArray) -> AnyArray:
+    def mix(colors: AnyArray, black: AnyArray) -> AnyArray:
         light = full - black.astype(np.uint32)
-        return light - (colours.astype(np.uint32) * light + full // 2) // full
+        return light - (colors.astype(np.uint32) * light + full // 2) // full
 
     return map_rows(mix, inks.dtype.type, inks[:, :, :3], inks[:, :, 3:])
 
 
 def _from_pillow(mode: str, samples: AnyArray) -> AnyArray:
-    """Convert (H, W, 3) uint8 of a colour space that Pillow knows to RGB."""
+    """Convert (H, W, 3) uint8 of a color space that Pillow knows to RGB."""
     height, width, _ = samples.shape
     image = Image.frombytes(mode, (width, height), np.ascontiguousarray(samples).tobytes())
     return np.asarray(image.convert("RGB"))

@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from app.engine import inspect_graph as inspecting
-from app.engine.inspect_graph import Finding, Told, inspect_graph
+from app.engine.inspection import running
+from app.engine.inspection.facts import Finding, Told
+from app.engine.inspection.inspect_graph import inspect_graph
 from model.arrays import Shape
 from model.errors import CheckpointError
 from model.graph import parse_graph
@@ -223,11 +224,11 @@ def test_difference_between_runtimes_is_an_error(monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("onnxruntime")
     content = export(Net())
     assert "ONNX Runtime compute the same outputs" in inspect(content).notes[-1]
-    monkeypatch.setattr(inspecting, "_difference", lambda *_: 0.1)
+    monkeypatch.setattr(running, "measure_difference", lambda *_: 0.1)
     with pytest.raises(CheckpointError, match=r"ONNX Runtime compute different outputs: 1\.0e-01"):
         inspect(export(Net(), dynamic_axes={}))
 
 
 def test_missing_onnx_runtime_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspecting.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(running.importlib.util, "find_spec", lambda _: None)
     assert inspect(export(Net())).notes[-1].startswith("not compared with ONNX Runtime")
