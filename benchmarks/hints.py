@@ -104,7 +104,8 @@ def is_marked(checked: Checked, limit: float) -> bool:
 def report(title: str, checked: list[Checked], limit: float, *, names: bool = False) -> None:
     """Print how many images are marked; with `names`, those that are not."""
     marked = sum(is_marked(each, limit) for each in checked)
-    low, median, high = np.quantile([each.uncertainty for each in checked], [0, 0.5, 1])
+    values = [each.uncertainty for each in checked]
+    low, median, high = np.quantile(values, [0, 0.5, 1], method="nearest")
     print(
         f"{title}: {marked} of {len(checked)} marked; uncertainty {low:.3f} to {high:.3f}, "
         f"median {median:.3f}"

@@ -6,11 +6,11 @@ import * as models from "./models.js";
 const EXAMPLES = {
   nuclei: {
     good: ["Fluorescence", "Stained tissue (H&E)", "Drawn nuclei"],
-    bad: ["Brown stain (immunohistochemistry): finds little", "Coins: takes them for nuclei"],
+    bad: ["Brown stain (immunohistochemistry): misses most nuclei inside glands", "Coins: takes them for nuclei"],
   },
   person: {
     good: ["A person from the waist up", "Head and shoulders", "Black and white"],
-    bad: ["Part of a person, black and white: incomplete", "A cat: takes it for a person"],
+    bad: ["Black and white, from the side: misses part of the person, marks grass", "A cat: takes it for a person"],
   },
 };
 
@@ -24,8 +24,8 @@ function describe(model) {
   const { metrics = {} } = model;
   const quality = [];
   if (metrics.images) quality.push(`Measured on ${metrics.images} images that it was not trained on:`);
-  if (metrics.found) quality.push(`it found ${metrics.found} objects where ${metrics.true} are;`);
-  if (metrics.dice) quality.push(`its masks agree to ${(100 * metrics.dice).toFixed(0)} % with those drawn by people (mean Dice).`);
+  if (metrics.found) quality.push(`${sayCounted(metrics)}it found ${metrics.found} objects where ${metrics.true} are;`);
+  if (metrics.dice) quality.push(`its masks agree to ${(100 * metrics.dice).toFixed(0)}% with those drawn by people (mean Dice).`);
   section.append(element("p", quality.join(" ")));
   for (const [kind, captions] of Object.entries(EXAMPLES[model.name] || {})) {
     section.append(element("h4", kind === "good" ? "Works" : "Does not work"), listExamples(model.name, kind, captions));
@@ -44,6 +44,13 @@ function describe(model) {
   details.append(list);
   section.append(details);
   return section;
+}
+
+/** Begins the sentence about objects where they were not counted on all images: some sources have no labels of objects. */
+function sayCounted({ images, by_source: sources = {} }) {
+  const counted = Object.values(sources).filter((source) => source.found != null);
+  const number = counted.reduce((sum, source) => sum + source.images, 0);
+  return counted.length && number < images ? `on ${number} of them ` : "";
 }
 
 /** Pictures with the image on the left and the result on the right. */

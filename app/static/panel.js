@@ -73,7 +73,7 @@ function fillChoice(name, count, chosen) {
 function renderFacts(item) {
   const { statistics, size, settings, state } = item;
   const known = state === "done" && statistics ? statistics : {};
-  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  const percent = (share) => `${(100 * share).toFixed(1)}%`;
   const seconds = (time) => `${time.toFixed(2)} s`;
   const text = (value) => String(value);
   const rows = [

@@ -23,7 +23,7 @@ export function describeUnlike({ table, statistics, settings, uncertainty }) {
   if (!table.count) return `Nothing was found.${model ? ` The model finds ${findsOf(model)}.` : ""}`;
   const usual = model?.metrics?.uncertainty?.p95;
   if (!usual || uncertainty == null || uncertainty <= MARGIN * usual) return "";
-  const percent = (share) => `${Math.round(100 * share)} %`;
+  const percent = (share) => `${Math.round(100 * share)}%`;
   const found = uncertainty > 1 ? "more pixels to be wrong than it found" : `${percent(uncertainty)} of what it found to be wrong`;
   return (
     `Check this result: the image may be unlike those that the model was trained on. By its own probabilities the ` +

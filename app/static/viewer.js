@@ -108,7 +108,7 @@ export function drawNow() {
     context.fillRect(width * marks.wipe - 1, 0, 2, height);
   }
   renderScaleBar(ratio);
-  $("zoom").textContent = `${Math.round((100 * view.scale) / ratio)} %`;
+  $("zoom").textContent = `${Math.round((100 * view.scale) / ratio)}%`;
 }
 
 /** A bar of a round length, if the size of a pixel is known. */

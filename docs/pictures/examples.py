@@ -1,4 +1,4 @@
-"""Draw the examples of the page's dialog: python docs/pictures/examples.py
+"""Draw the examples of the page's dialog: python -m docs.pictures.examples
 
 The images are those of StarDist (BSD-3-Clause) and scikit-image (see its notes on each), and one
 that is drawn. None is from the training data. The left half of each example is the image, the

@@ -802,8 +802,8 @@ def test_hint_depends_on_the_card_of_the_model_alone(
     wait_done(page)
     assert page.is_visible("#unlike") == marked
     if marked:
-        assert "expects 10 % of what it found to be wrong" in page.inner_text("#unlike")
-        assert "less than 5 % is usual" in page.inner_text("#unlike")
+        assert "expects 10% of what it found to be wrong" in page.inner_text("#unlike")
+        assert "less than 5% is usual" in page.inner_text("#unlike")
         set_threshold(page, 0.3)
         expect(page.locator("#threshold-reset")).to_be_visible()
         wait_finished(page)
@@ -822,3 +822,4 @@ def test_models_are_described_with_good_and_bad_examples(page: Page) -> None:
                 expect(picture).to_have_js_property("complete", True)
                 assert picture.evaluate("(image) => image.naturalWidth") > 0
     assert "images that it was not trained on" in page.inner_text("#about")
+    assert "on 49 of them it found" in page.inner_text("#about")  # the others have no objects
