@@ -63,7 +63,7 @@ def center(phone: Page) -> Point:
 
 def zoom_of(page: Page) -> int:
     canvas_pixels(page)  # waits until it is drawn
-    return int(page.inner_text("#zoom").split()[0])
+    return int(page.inner_text("#zoom").removesuffix("%"))
 
 
 def test_two_fingers_zoom_the_picture_and_not_the_page(
