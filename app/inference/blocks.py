@@ -25,7 +25,7 @@ class Blocks:
     """Shared blocks, and copies to and from them.
 
     Args:
-        pool: threads for large copies.
+        pool: threads for what takes long.
     """
 
     def __init__(self, pool: Executor) -> None:
@@ -55,6 +55,10 @@ class Blocks:
 
     async def copy(self, size: int, function: Callable[..., T], *args: Any) -> T:
         """Call a function that copies `size` bytes: on a thread if that takes long."""
-        if size <= _QUICK_COPY:
+        return await self.call(size <= _QUICK_COPY, function, *args)
+
+    async def call(self, is_quick: bool, function: Callable[..., T], *args: Any) -> T:
+        """Call a function: on a thread unless it is quick."""
+        if is_quick:
             return function(*args)
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)

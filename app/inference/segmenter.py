@@ -26,7 +26,7 @@ from app.batching.batcher import Batcher
 from app.batching.deadline import Deadline
 from app.engine.device_engines import WindowJob
 from app.imaging.workers.pool import WorkerPool
-from app.imaging.workers.shared import SharedBlock, StoredArray
+from app.imaging.workers.shared import StoredArray
 from app.imaging.workers.worker import CallLimit
 from app.inference.blocks import Blocks
 from app.inference.budget import Budget
@@ -96,7 +96,7 @@ class Segmenter:
         self._workers = workers
         self._blocks = Blocks(pool)
         self.reader = ImageReader(workers, self._blocks, max_pixels)
-        self._blender = WindowBlender(self._blocks, pool)
+        self._blender = WindowBlender(self._blocks)
         self._pixels = pixels
         self._metrics = metrics
         self._tracing = tracing
@@ -330,7 +330,10 @@ class Segmenter:
                 opened = await self.reader.prepare(job, source, opened, pixels, image, deadline)
             reading.close()
             prepared = StoredArray(pixels, tuple(opened["pixels"]), "|u1")
-            stored_image = None if image is None else _stored_image(image, *opened["image"])
+            stored_image = None
+            if image is not None:
+                image_shape, image_type = opened["image"]
+                stored_image = StoredArray(image, tuple(image_shape), image_type)
             job.timer.record("decode")
             if job.trace is not None:
                 job.trace.end_decoding(height, width, plan.count)
@@ -363,7 +366,3 @@ class Segmenter:
     def _count(self, job: ImageJob, height: int, width: int) -> None:
         name = job.model.checkpoint.name
         self._metrics.count_image(name, height * width, job.timer.seconds)
-
-
-def _stored_image(block: SharedBlock, shape: list[int], dtype: str) -> StoredArray:
-    return StoredArray(block, tuple(shape), dtype)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from concurrent.futures import Executor
 from contextlib import ExitStack
 
 from app.imaging.workers.shared import StoredArray
@@ -15,7 +14,7 @@ from app.inference.blocks import Blocks
 from app.inference.job import ImageJob
 from app.inference.progress import ProgressLog
 from model.arrays import Probabilities
-from model.windows import Stitcher, Window, WindowPlan
+from model.windows import Stitcher, WindowPlan
 
 _QUICK_BLEND = 1 << 18
 """Bytes of a window that the event loop blends itself. Blending takes several times as long as
@@ -26,13 +25,11 @@ class WindowBlender:
     """Blends windows as they are computed: small ones on the event loop, others on a thread.
 
     Args:
-        blocks: hands out the block of the result.
-        pool: threads that blend.
+        blocks: hands out the block of the result, and blends large windows on its threads.
     """
 
-    def __init__(self, blocks: Blocks, pool: Executor) -> None:
+    def __init__(self, blocks: Blocks) -> None:
         self._blocks = blocks
-        self._pool = pool
 
     async def blend(
         self,
@@ -65,17 +62,11 @@ class WindowBlender:
         progress = ProgressLog(plan.count, "windows")
         for window in plan.windows:
             job.timer.restart()
-            await self._add(stitcher, window, probabilities)
+            is_quick = probabilities.nbytes <= _QUICK_BLEND
+            await self._blocks.call(is_quick, stitcher.add, window, probabilities)
             progress.advance()
             if futures:
                 probabilities = await futures.popleft()
         if blended is None:
             await self._blocks.copy(stored.nbytes, block.store, stitcher.result())
         return stored
-
-    async def _add(self, stitcher: Stitcher, window: Window, probabilities: Probabilities) -> None:
-        if probabilities.nbytes <= _QUICK_BLEND:
-            stitcher.add(window, probabilities)
-            return
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._pool, stitcher.add, window, probabilities)
