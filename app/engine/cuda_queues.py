@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from app.errors import DeviceLost, EngineError, OutOfMemory
+from model.errors import first_line
 
 _BURN_IN_RUNS = 3
 """In the first, cuDNN tries its algorithms and libraries allocate workspaces."""
@@ -43,7 +44,7 @@ class CudaQueues:
                 for _ in range(4)
             )
         except RuntimeError as error:  # not permitted, in exclusive use, no memory for a context
-            raise EngineError(f"{device}: {_first_line(error)}") from error
+            raise EngineError(f"{device}: {_describe(error)}") from error
         self._failed_capture: str | None = None
 
     @staticmethod
@@ -117,7 +118,7 @@ class CudaQueues:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                self._failed_capture = _first_line(error)
+                self._failed_capture = _describe(error)
                 raise
         return graph.replay
 
@@ -162,7 +163,7 @@ class CudaQueues:
         try:
             yield
         except RuntimeError as error:
-            text = f"{self.device}: {_first_line(error)}"
+            text = f"{self.device}: {_describe(error)}"
             if isinstance(error, torch.OutOfMemoryError):
                 # A log may keep the error. It must not keep the tensors of its frames.
                 traceback.clear_frames(error.__traceback__)
@@ -183,6 +184,6 @@ class CudaQueues:
         event.synchronize()
 
 
-def _first_line(error: RuntimeError) -> str:
+def _describe(error: RuntimeError) -> str:
     """The part of a message that says what happened; the rest is advice to programmers."""
-    return str(error).partition("\n")[0].partition(" Including non-PyTorch memory")[0]
+    return first_line(error).partition(" Including non-PyTorch memory")[0]

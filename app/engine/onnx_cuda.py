@@ -25,6 +25,7 @@ from app.errors import EngineError
 from model.arrays import Shape
 from model.checkpoint import GRAPH_TENSOR, Checkpoint
 from model.config import GraphConfig
+from model.errors import first_line
 from model.transforms import normalize
 
 _PROVIDER = "CUDAExecutionProvider"
@@ -243,7 +244,7 @@ def _torch_errors() -> Iterator[None]:
     except RuntimeError:
         raise
     except Exception as error:  # its classes have no common base
-        text = str(error).partition("\n")[0]
+        text = first_line(error)
         if "allocate memory" in text or "OUT_OF_MEMORY" in text:
             text = f"out of memory: {text}"
         raise RuntimeError(f"ONNX Runtime: {text}") from error

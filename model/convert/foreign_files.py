@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from model.checkpoint import FORMAT
-from model.errors import CheckpointError
+from model.errors import CheckpointError, first_line
 from model.files import check_regular
 
 _NUMPY_NAMES = (
@@ -92,8 +92,9 @@ def load_content(path: Path) -> Any:
         RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, SafetensorError,
         zipfile.BadZipFile,
     ) as error:  # fmt: skip
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path} is not a torch or safetensors file: {reason}") from error
+        raise CheckpointError(
+            f"{path} is not a torch or safetensors file: {first_line(error)}"
+        ) from error
 
 
 def _load_safetensors(path: Path) -> Any:

@@ -25,7 +25,7 @@ from model.checkpoint import parameter_shapes
 from model.config import UNetConfig
 from model.convert.foreign_files import InertObject, load_content
 from model.convert.foreign_networks import FAMILIES, Family, State, describe_unknown
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError, ConfigError, first_line
 
 _RUN_STATE_KEYS = ({"network", "ema", "optimizer"}, {"network", "average", "optimiser"})
 """Keys of the state.pt of a training run, present and old."""
@@ -81,9 +81,8 @@ class ForeignNetwork:
         try:
             converted = self.family.convert(state)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
             raise CheckpointError(
-                f"{self.family.name}: shapes of tensors do not fit: {reason}"
+                f"{self.family.name}: shapes of tensors do not fit: {first_line(error)}"
             ) from error
         infer_architecture(converted)
         return converted

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from model.cuda import choose_device
-from model.errors import TrainingDiverged, TrainingOutOfMemory
+from model.errors import TrainingDiverged, TrainingOutOfMemory, first_line
 from model.training.bar import ProgressBar
 from model.training.batches import load_batches
 from model.training.best import BestWeights
@@ -145,7 +145,7 @@ def _report_out_of_memory(recipe: Recipe) -> Iterator[None]:
         # on a CPU torch raises a plain RuntimeError
         if not is_typed and "can't allocate memory" not in str(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        reason = first_line(error) if str(error) else "out of memory"
         raise TrainingOutOfMemory(
             f"{reason}; try a smaller --crop, --base-features, or --batch-size than "
             f"{recipe.optim.batch_size}"

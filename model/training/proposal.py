@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from model.arrays import Color
 from model.checkpoint import load_checkpoint
 from model.config import DIVISOR, check_name
 from model.errors import ConfigError
@@ -26,7 +27,6 @@ from model.training.masks import pack_colours
 from model.training.pairs import Pair, find_named_pairs, prefix_of
 from model.training.recipe import SECTIONS, Recipe
 from model.training.survey import (
-    Colour,
     ImageSurvey,
     MaskMeaning,
     check_masks,
@@ -313,7 +313,7 @@ def _leave_out_void(meaning: MaskMeaning, by_colour: Mapping[int, str]) -> MaskM
 
 def _name_classes(
     meaning: MaskMeaning, by_colour: Mapping[int, str], in_order: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     """Name the classes by a list beside the data, if there is one, and choose their colours."""
     if meaning.labels != "classes":
         return ("background", "object" if meaning.labels == "instances" else "foreground"), (
@@ -331,7 +331,7 @@ def _name_classes(
     return tuple(names), colours
 
 
-def _make_colour(index: int) -> Colour:
+def _make_colour(index: int) -> Color:
     """Return a colour that is easy to tell from those before it; black for the background."""
     if index == 0:
         return 0, 0, 0

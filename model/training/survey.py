@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from model.arrays import AnyArray, Int32Array
+from model.arrays import AnyArray, Color, Int32Array
 from model.errors import DataError
 from model.training.data import PairedDataset
 from model.training.images import read_image
@@ -32,8 +32,6 @@ _MANY_OBJECTS = 8
 """Values 0 to n that are more than the classes of most data sets."""
 _SINGLE_PIECE = 0.9
 """Share of the values that are one connected piece from which on masks are of instances."""
-
-Colour = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +91,7 @@ class MaskMeaning:
     reason: str
     values: tuple[int, ...] = ()
     ignore: int = -1
-    colours: tuple[Colour, ...] = ()
+    colours: tuple[Color, ...] = ()
     shares: tuple[float, ...] = ()
 
 
@@ -383,7 +381,7 @@ def check_not_image(pair: Pair) -> None:
         raise DataError(f"{pair.mask} equals its image {pair.image}; it is not a mask")
 
 
-def _unpack(colour: int) -> Colour:
+def _unpack(colour: int) -> Color:
     return colour >> 16, colour >> 8 & 255, colour & 255
 
 
