@@ -1,0 +1,98 @@
+"""What the page says about images unlike those of the training, and about the models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.browser.conftest import (
+    choose_files,
+    read_table,
+    save_file,
+    send_mask,
+    square_mask,
+    unzip,
+    wait_done,
+    wait_finished,
+)
+from tests.browser.results import ASTRONAUT, CELLS, SAMPLE, segment, set_threshold
+from tests.conftest import Server, encode
+
+USUAL = {"median": 0.04, "p95": 0.16}  # uncertainty of a model's test images
+
+
+def give_uncertainty(page: Page, usual: dict[str, float] | None) -> None:
+    """Load the page again, with a model whose card has this uncertainty."""
+
+    def change(route: Route) -> None:
+        document = route.fetch().json()
+        for model in document["models"]:
+            metrics = {k: v for k, v in model.get("metrics", {}).items() if k != "uncertainty"}
+            model["metrics"] = metrics | ({"uncertainty": usual} if usual else {})
+        route.fulfill(json=document)
+
+    page.route("**/models", change)
+    page.reload()
+    page.wait_for_selector("#model option", state="attached")
+
+
+def test_images_of_which_the_model_is_unsure_are_marked(page: Page, server: Server) -> None:
+    give_uncertainty(page, USUAL)
+    rng = np.random.default_rng(0)
+    images = {
+        "astronaut.jpg": ASTRONAUT,
+        "black.png": encode(np.zeros((300, 300), np.uint8)),
+        "noise.png": encode(rng.integers(0, 256, (300, 300)).astype(np.uint8)),
+    }
+    choose_files(page, *images.items(), ("cells.png", SAMPLE))
+    wait_done(page, 4)
+    for name in images:
+        page.click(f"#strip [title='{name}']")
+        expect(page.locator("#unlike")).to_be_visible()
+        expected = "may be unlike" if name == "astronaut.jpg" else "Nothing was found"
+        assert expected in page.inner_text("#unlike")
+        assert page.get_attribute(f"#strip [title='{name}']", "data-unlike") == "true"
+    page.click("#strip [title='cells.png']")
+    expect(page.locator("#unlike")).to_be_hidden()
+    rows = {row["image"]: row for row in read_table(unzip(save_file(page, "#download-all")[1]))}
+    assert {name for name, row in rows.items() if row["hint"]} == set(images)
+    headers = segment(server, SAMPLE).headers
+    coverage, confidence = (float(headers[f"X-Mask-{each}"]) for each in ("Coverage", "Confidence"))
+    uncertainty = float(rows["cells.png"]["uncertainty"])
+    assert uncertainty == pytest.approx((1 - confidence) / coverage, abs=1e-3)
+    assert uncertainty < 1.25 * USUAL["p95"] < float(rows["astronaut.jpg"]["uncertainty"])
+
+
+@pytest.mark.parametrize(("p95", "marked"), [(0.05, True), (0.5, False), (None, False)])
+def test_hint_depends_on_the_card_of_the_model_alone(
+    page: Page, p95: float | None, marked: bool
+) -> None:
+    give_uncertainty(page, {"median": 0.01, "p95": p95} if p95 else None)
+    headers = {"X_Mask_Coverage": "0.2", "X_Mask_Confidence": "0.98"}  # an uncertainty of 0.1
+    page.route("**/segment*", lambda route: send_mask(route, square_mask(120, 200), **headers))
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    assert page.is_visible("#unlike") == marked
+    if marked:
+        assert "expects 10% of what it found to be wrong" in page.inner_text("#unlike")
+        assert "less than 5% is usual" in page.inner_text("#unlike")
+        set_threshold(page, 0.3)
+        expect(page.locator("#threshold-reset")).to_be_visible()
+        wait_finished(page)
+        assert page.is_visible("#unlike")  # a threshold does not make the model surer
+
+
+def test_models_are_described_with_good_and_bad_examples(page: Page) -> None:
+    page.wait_for_selector("#model option", state="attached")
+    page.click("#about-open")
+    for model in ("nuclei", "person"):
+        for kind, count in (("good", 3), ("bad", 2)):
+            pictures = page.locator(f"#about img[src*='{model}-{kind}']")
+            assert pictures.count() == count
+            for picture in pictures.all():
+                picture.scroll_into_view_if_needed()
+                expect(picture).to_have_js_property("complete", True)
+                assert picture.evaluate("(image) => image.naturalWidth") > 0
+    assert "images that it was not trained on" in page.inner_text("#about")
+    assert "on 49 of them it found" in page.inner_text("#about")  # the others have no objects
