@@ -1,4 +1,4 @@
-"""What the page says about images unlike those of the training, and about the models."""
+"""Whether the page marks images that are unlike those of the training, and how it shows models."""
 
 from __future__ import annotations
 

@@ -1,109 +1,38 @@
-"""Training as a user sees it: it learns, can be killed and resumed, and reports mistakes."""
+"""Training as a user sees it: it learns, validates, and writes its run."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from app import cli
-from model.arrays import AnyArray
 from model.checkpoint import load_checkpoint
 from model.evaluation.evaluate import Sample
-from model.training import batches, progress, validation
-from model.training.crops import CropDataset
-from model.training.data import open_dataset, read_sample
-from model.training.device_crops import ImagesDoNotFit
-from model.training.loop import catch_interrupt
-from model.training.recipe import Recipe
-from model.training.run_folder import open_run
-from model.training.split import split_dataset
+from model.training import progress, validation
+from model.training.data import read_sample
 from model.training.trainer import READ_EVERY, Trainer
 from tests.conftest import FIXTURES, ROOT
-
-NUCLEI = str(ROOT / "weights/nuclei.safetensors")
-
-# Workers are forked while TensorBoard's thread runs, of which Python 3.12 warns.
-ignore_fork_warning = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-
-
-def run(data: Path, *flags: str, out: str = "run") -> int:
-    """Run `unet train` in this process and return its exit status."""
-    return cli.main(["train", str(data / "recipe.toml"), "--out", str(data / out), *flags])
-
-
-def start(data: Path, *flags: str, out: str = "run") -> subprocess.Popen[str]:
-    """Start `unet train` in a process and a process group of its own."""
-    command = [sys.executable, "-m", "app.cli", "train", str(data / "recipe.toml")]
-    return subprocess.Popen(
-        [*command, "--out", str(data / out), *flags],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # like `one_thread` in this process
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(path: Path) -> None:
-    end = time.monotonic() + 120
-    while time.monotonic() < end and not path.exists():
-        time.sleep(0.02)
-    assert path.exists()
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return report
-
-
-def read_weights(folder: Path) -> Mapping[str, AnyArray]:
-    return load_checkpoint(folder / "drawn.safetensors").state
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def read_steps(folder: Path) -> list[int]:
-    return [record["step"] for record in read_records(folder)]
-
-
-def read_error(capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the error that was printed, which is one line."""
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
-def interrupt_after_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
-    """Press Ctrl-C during a step."""
-    train_step = Trainer.step
-
-    def step_and_interrupt(trainer: Trainer, *args: Any) -> None:
-        train_step(trainer, *args)
-        if trainer.steps_done == last:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Trainer, "step", step_and_interrupt)
+from tests.training_runs import (
+    interrupt_after_step,
+    read_error,
+    read_records,
+    read_report,
+    read_weights,
+    run,
+)
 
 
 @pytest.mark.slow
@@ -135,43 +64,6 @@ def test_run_writes_every_file(data: Path, capsys: pytest.CaptureFixture[str]) -
     assert "drawn.safetensors" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-@ignore_fork_warning
-def test_killed_run_resumes_to_the_same_result(data: Path) -> None:
-    """With crops from workers, and compared with a run that was not killed and had none."""
-    flags = ["--schedule", "constant"]
-    process = start(data, *flags, "--steps", "1000000", "--workers", "2", out="killed")
-    wait_for(data / "killed/state.pt")
-    process.kill()
-    process.communicate()
-    step = torch.load(data / "killed/state.pt", weights_only=True)["step"]
-    assert step >= 4
-    with (data / "killed/metrics.jsonl").open("a") as file:
-        file.write('{"step": 999, "loss')  # a line that the kill left incomplete
-    flags += ["--steps", str(step + 4)]
-    assert run(data, *flags, "--workers", "2", out="killed") == 0
-    assert run(data, *flags, out="whole") == 0
-    expected, found = read_weights(data / "whole"), read_weights(data / "killed")
-    assert all(np.array_equal(expected[name], found[name]) for name in expected)
-    assert read_steps(data / "killed") == read_steps(data / "whole")
-    assert len((data / "killed/starts.jsonl").read_text().splitlines()) == 2
-
-
-@pytest.mark.slow
-def test_killed_run_with_crops_from_the_device_resumes_to_the_same_result(data: Path) -> None:
-    flags = ["--schedule", "constant", "--augment-on", "device"]
-    process = start(data, *flags, "--steps", "1000000", out="killed")
-    wait_for(data / "killed/state.pt")
-    process.kill()
-    process.communicate()
-    step = torch.load(data / "killed/state.pt", weights_only=True)["step"]
-    flags += ["--steps", str(step + 4)]
-    assert run(data, *flags, out="killed") == 0
-    assert run(data, *flags, out="whole") == 0
-    expected, found = read_weights(data / "whole"), read_weights(data / "killed")
-    assert all(np.array_equal(expected[name], found[name]) for name in expected)
-
-
 def test_losses_that_are_read_later_change_nothing(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,41 +81,6 @@ def test_losses_that_are_read_later_change_nothing(
     assert [record["step"] for record in scores[0]] == [4, 8]
     for first, second in zip(*scores, strict=True):
         assert {**first, "seconds": 0} == {**second, "seconds": 0}
-
-
-def test_infinite_loss_that_is_read_later_names_its_step(
-    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ["--learning-rate", "1e30", "--grad-clip", "0", "--warmup", "0", "--steps", "9"]
-    flags += ["--validate-every", "100"]
-    assert run(data, *flags, out="at once") == 2
-    expected = read_error(capsys)
-    monkeypatch.setitem(READ_EVERY, "cpu", 50)
-    assert run(data, *flags, out="later") == 2
-    assert read_error(capsys) == expected
-    assert not (data / "later/drawn.safetensors").exists()
-
-
-def test_weights_that_are_not_finite_end_a_run_that_validates_beside(
-    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error of the validation's thread reaches the run, here when it ends."""
-    monkeypatch.setattr(validation, "VALIDATE_BESIDE", {"cpu"})
-    flags = ["--learning-rate", "1e30", "--steps", "1", "--validate-every", "1"]
-    assert run(data, *flags) == 2
-    assert "too large for fp16 after step 1; try a lower --learning-rate" in read_error(capsys)
-    assert not (data / "run/state.pt").exists()
-
-
-def test_images_that_do_not_fit_on_the_device_are_one_line(
-    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def reject(*_: object) -> None:
-        raise ImagesDoNotFit("the training images take too much memory")
-
-    monkeypatch.setattr(batches, "DeviceCrops", reject)
-    assert run(data, "--augment-on", "device") == 2
-    assert "too much memory; use --augment-on host" in read_error(capsys)
 
 
 def test_compiled_network_is_trained(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,14 +164,6 @@ def test_run_stops_without_improvement(data: Path, capsys: pytest.CaptureFixture
     assert "stopped after 2 validations without a better score" in capsys.readouterr().out
 
 
-def test_complete_run_is_not_repeated_silently(
-    data: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert run(data, "--steps", "1") == 0
-    assert run(data, "--steps", "1") == 0
-    assert "is complete after 1 steps; its files are written again" in caplog.text
-
-
 def test_line_is_printed_without_a_terminal(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,15 +173,6 @@ def test_line_is_printed_without_a_terminal(
     assert re.search(r"step 3 of 3: loss [\d.]+, lr .* images/s, 00:00 left", lines)
     assert "reading: 2 of 2 images" in lines
     assert "validating: 2 of 2 images" in lines
-
-
-def test_label_below_zero_ends_before_training(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (data / "masks/3.png").unlink()
-    tifffile.imwrite(data / "masks/3.tif", np.full((96, 112), -1, np.int16))
-    assert run(data) == 2
-    assert "masks/3.tif contains the label -1" in read_error(capsys)
 
 
 @pytest.mark.slow
@@ -350,122 +190,11 @@ def test_run_with_pixels_without_a_label(data: Path) -> None:
     assert run(data, *everywhere, "--ignore", "999", *device, out="device") == 0
 
 
-@pytest.mark.slow
-def test_ctrl_c_ends_the_run_with_a_checkpoint(data: Path) -> None:
-    """The terminal sends Ctrl-C to workers too."""
-    process = start(data, "--steps", "1000000", "--workers", "1")
-    wait_for(data / "run/state.pt")
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "drawn.safetensors" in output
-    assert read_report(data / "run")["steps"] >= 4
-    load_checkpoint(data / "run/drawn.safetensors")
-
-
 def test_minutes_limit_the_training_time(data: Path) -> None:
     assert run(data, "--minutes", "0.01", "--steps", "0", "--validate-every", "1000") == 0
     state = torch.load(data / "run/state.pt", weights_only=True)
     assert 0.6 <= state["seconds"] < 10
     assert state["step"] > 1
-
-
-def test_run_with_another_recipe_is_rejected(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(data, "--steps", "2") == 0
-    assert run(data, "--steps", "3", "--batch-size", "4") == 2
-    assert "contains a run with batch_size = 2, not 4" in read_error(capsys)
-    assert run(data, "--steps", "3", "--validate-every", "1") == 0
-
-
-def test_card_and_golden_image_may_change_on_resume(data: Path) -> None:
-    assert run(data, "--steps", "1") == 0
-    card = ["--licence", "CC0-1.0", "--source", "drawn", "--golden", str(data / "images/0.png")]
-    assert run(data, "--steps", "2", *card) == 0
-    checkpoint = load_checkpoint(data / "run/drawn.safetensors")
-    assert (checkpoint.card["licence"], checkpoint.card["data"]) == ("CC0-1.0", "drawn")
-    assert np.array_equal(checkpoint.golden.image, np.asarray(Image.open(data / "images/0.png")))
-
-
-def test_run_that_failed_before_its_first_state_may_be_replaced(data: Path) -> None:
-    (data / "scores.json").write_text('{"images": []}')
-    assert run(data, "--difficulty-report", str(data / "scores.json")) == 2
-    assert (data / "run/config.json").exists()
-    assert run(data, "--seed", "1", "--steps", "1") == 0
-
-
-def test_value_that_an_old_recipe_lacks_had_its_default(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(data, "--steps", "1") == 0
-    config = data / "run/config.json"
-    values = json.loads(config.read_text())
-    del values["augment"]["unresampled"], values["data"]["difficulty_report"]
-    config.write_text(json.dumps(values))
-    assert run(data, "--steps", "1", "--unresampled", "0.5") == 2
-    assert "unresampled = 0.0, not 0.5" in read_error(capsys)
-    assert run(data, "--steps", "1") == 0
-
-
-def test_damaged_config_of_a_run_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(data, "--steps", "1") == 0
-    for content in ("{", "[]", '{"optim": 3}'):
-        (data / "run/config.json").write_text(content)
-        assert run(data, "--steps", "1") == 2
-        assert "config.json is damaged" in read_error(capsys)
-
-
-def test_run_folder_with_old_recipe_keys_is_resumed(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(data, "--steps", "1") == 0
-    config = data / "run/config.json"
-    text = config.read_text()
-    old_names = {
-        "difficulty_report": "focus",
-        "unresampled": "exact",
-        "init_from": "start",
-        "grad_clip": "clip",
-        "batch_size": "batch",
-        "validate_every": "every",
-        "previews_per_epoch": "pictures",
-    }
-    for name, old in old_names.items():
-        assert f'"{name}"' in text
-        text = text.replace(f'"{name}"', f'"{old}"')
-    config.write_text(text)
-    assert run(data, "--steps", "2") == 0
-    config.write_text(text)
-    assert run(data, "--steps", "3", "--batch-size", "4") == 2
-    assert "contains a run with batch_size = 2, not 4" in read_error(capsys)
-
-
-@pytest.mark.slow
-def test_interrupted_run_with_old_state_keys_resumes_to_the_same_result(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run(data, "--steps", "4", out="whole") == 0
-    with monkeypatch.context() as patch:
-        interrupt_after_step(patch, 2)
-        assert run(data, "--steps", "4", out="resumed") == 0
-    path = data / "resumed/state.pt"
-    state = torch.load(path, weights_only=True)
-    assert state["step"] == 2
-    state["average"], state["optimiser"] = state.pop("ema"), state.pop("optimizer")
-    torch.save(state, path)
-    assert run(data, "--steps", "4", out="resumed") == 0
-    expected, found = read_weights(data / "whole"), read_weights(data / "resumed")
-    assert all(np.array_equal(expected[name], found[name]) for name in expected)
-
-
-def test_restart_without_a_state_leaves_no_old_records(data: Path) -> None:
-    assert run(data, "--steps", "4") == 0
-    (data / "run/state.pt").unlink()
-    assert run(data, "--steps", "4") == 0
-    assert read_steps(data / "run") == [4]
-    board = EventAccumulator(str(data / "run/tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("dice")] == [4]
 
 
 def test_tensorboard_has_the_recipe_and_the_final_scores(data: Path) -> None:
@@ -481,162 +210,6 @@ def test_tensorboard_has_the_recipe_and_the_final_scores(data: Path) -> None:
     report = read_report(folder)
     assert score.value == pytest.approx(report["validation"]["dice"])
     assert score.step == report["shipped_step"]
-
-
-LOCK = """
-import fcntl, sys, time
-file = open(sys.argv[1], "w")
-fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-print("locked", flush=True)
-time.sleep(60)
-"""
-
-
-def test_locked_folder_is_rejected(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (data / "run").mkdir()
-    command = [sys.executable, "-c", LOCK, str(data / "run/.lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "locked\n"
-        assert run(data, "--steps", "1") == 2
-        assert "is locked by another run; give another --out" in read_error(capsys)
-        other.kill()
-    (data / "run/.state.pt.1.part").touch()  # from a killed run
-    assert run(data, "--steps", "1") == 0
-    assert not list((data / "run").glob(".*.part"))
-
-
-def test_run_locks_its_folder_until_it_ends(data: Path) -> None:
-    def try_to_lock() -> int:
-        script = LOCK.replace("time.sleep(60)", "")
-        command = [sys.executable, "-c", script, str(data / "run/.lock")]
-        return subprocess.run(command, capture_output=True, check=False).returncode
-
-    with open_run(data / "run", Recipe.read(data / "recipe.toml")):
-        assert try_to_lock() == 1
-    assert try_to_lock() == 0
-
-
-def test_infinite_loss_names_the_images_of_the_batch(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(data, "--learning-rate", "1e30", "--grad-clip", "0", "--warmup", "0") == 2
-    error = read_error(capsys)
-    assert re.search(r"the loss is (nan|inf) at step \d+, in the batch of \d, \d", error)
-    assert not (data / "run/drawn.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-        MemoryError(),
-    ],
-    ids=["CUDA", "torch", "NumPy"],
-)
-def test_out_of_memory_is_one_line(
-    data: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr("model.training.trainer.segmentation_loss", fail)
-    assert run(data) == 2
-    line = read_error(capsys)
-    assert "memory" in line
-    assert "try a smaller --crop, --base-features, or --batch-size than 2" in line
-
-
-def test_other_runtime_errors_are_bugs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("shapes differ")
-
-    monkeypatch.setattr("model.training.trainer.segmentation_loss", fail)
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        run(data)
-
-
-@pytest.mark.parametrize("validate_every", ["1", "400"])
-def test_weights_that_are_not_finite_are_not_saved(
-    data: Path, capsys: pytest.CaptureFixture[str], validate_every: str
-) -> None:
-    flags = ["--learning-rate", "1e30", "--steps", "1", "--validate-every", validate_every]
-    assert run(data, *flags) == 2
-    assert "too large for fp16 after step 1; try a lower --learning-rate" in read_error(capsys)
-    assert not (data / "run/state.pt").exists()
-    assert not (data / "run/drawn.safetensors").exists()
-
-
-def test_infinite_gradient_keeps_the_last_state(
-    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run(data, "--steps", "1") == 0
-    before = (data / "run/state.pt").read_bytes()
-
-    def steep(logits: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        return (logits.sum() * 0).sqrt()  # 0, with an infinite slope
-
-    monkeypatch.setattr("model.training.trainer.segmentation_loss", steep)
-    assert run(data, "--steps", "2") == 2
-    error = read_error(capsys)
-    assert "the gradient's norm is nan at step 1, in the batch of" in error
-    assert f"the last state is kept in {data / 'run'}; try another --out" in error
-    assert (data / "run/state.pt").read_bytes() == before
-
-
-def test_missing_golden_image_is_found_before_training(data: Path) -> None:
-    assert run(data, "--steps", "1", "--golden", "absent.png") == 2
-    assert not (data / "run").exists()
-
-
-def test_resuming_does_not_need_the_initial_checkpoint(data: Path) -> None:
-    assert run(data, "--steps", "1", out="first") == 0
-    initial = ["--init-from", str(data / "first/drawn.safetensors")]
-    assert run(data, *initial, "--steps", "1") == 0
-    (data / "first/drawn.safetensors").unlink()
-    assert run(data, *initial, "--steps", "2") == 0
-
-
-def test_second_ctrl_c_interrupts_at_once() -> None:
-    with catch_interrupt() as interrupted:
-        signal.raise_signal(signal.SIGINT)
-        assert interrupted.is_set()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-@pytest.fixture
-def default_sigint() -> Iterator[None]:
-    """Handle SIGINT as Python does; a shell makes background processes ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("default_sigint")
-@pytest.mark.parametrize(
-    ("owner", "name", "steps"),
-    [(CropDataset, "preload", 0), (CropDataset, "__getitem__", 0), (validation, "evaluate", 1)],
-    ids=["while reading", "before the first step", "in the final evaluation"],
-)
-def test_ctrl_c_outside_the_steps_writes_no_checkpoint(
-    data: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, steps: int
-) -> None:
-    original = getattr(owner, name)
-
-    def interrupt(*args: object, **kwargs: object) -> object:
-        monkeypatch.undo()
-        signal.raise_signal(signal.SIGINT)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, interrupt)
-    assert run(data, "--steps", "1") == 130
-    assert not (data / "run/drawn.safetensors").exists()
-    assert (data / "run/state.pt").exists() == bool(steps)
 
 
 @pytest.mark.parametrize("steps", ["0", "100000"])
@@ -668,63 +241,6 @@ def test_validation_images_are_read_one_at_a_time(
     monkeypatch.setattr("model.training.data.read_sample", read_and_count)
     assert run(data, "--validation-share", "0.75", "--steps", "4") == 0
     assert max(counts) <= 1
-
-
-@ignore_fork_warning
-def test_unreadable_image_in_a_worker_is_one_line(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = Recipe.read(data / "recipe.toml")
-    training, _ = split_dataset(open_dataset(recipe.data, recipe.preprocess), recipe.data)
-    bad = training.pairs[-1].image
-    bad.write_bytes(bad.read_bytes()[:100])
-    assert run(data, "--workers", "1", "--cache-mb", "0", "--initialisation", "torch") == 2
-    assert f"{bad} cannot be read" in read_error(capsys)
-
-
-def test_full_disk_leaves_the_last_state(
-    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run(data, "--steps", "4") == 0
-    before = (data / "run/state.pt").read_bytes()
-
-    def fail(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    assert run(data, "--steps", "8") == 2
-    assert f"{data / 'run'} cannot be written: No space left on device" in read_error(capsys)
-    assert (data / "run/state.pt").read_bytes() == before
-    assert not list((data / "run").glob(".*.part"))
-
-
-def test_folder_that_cannot_be_created_is_one_line(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(data, out="recipe.toml/run") == 2
-    assert "recipe.toml/run cannot be written: Not a directory" in read_error(capsys)
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--images", "absent"], "absent is not a folder"),
-        (["--crop", "[50,50]"], "multiples of 16"),
-        (["--device", "cuda"], "device 'cuda' is not available: no CUDA device"),
-        (["--seed", "9223372036854775808"], "seed must be"),
-        (["--golden", "absent.png"], "absent.png cannot be read"),
-        (["--init-from", "absent.safetensors"], "absent.safetensors cannot be read"),
-        (["--groups", "absent.csv"], "absent.csv cannot be read: No such file"),
-        (["--init-from", NUCLEI, "--base-features", "16"], "not widened from base_features 16"),
-    ],
-)
-def test_mistake_is_one_line_and_status_2(
-    data: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], says: str
-) -> None:
-    if "cuda" in flags and torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
-    assert run(data, *flags, "--steps", "2") == 2
-    assert says in read_error(capsys)
 
 
 def test_several_classes_train_padded_and_unpadded(data: Path) -> None:
