@@ -2,8 +2,8 @@
 
 const TINT = [255, 64, 129]; // the service's overlays use the same color
 
-export const UNSUPPORTED = "Your browser cannot show this format. The server drew it as the model sees it.";
-export const SIXTEEN_BIT = "Browsers show only 8 of 16 bits. The server drew this image as the model sees it.";
+const UNSUPPORTED = "Your browser cannot show this format. The server drew it as the model sees it.";
+const SIXTEEN_BIT = "Browsers show only 8 of 16 bits. The server drew this image as the model sees it.";
 export const TURNED = "Browsers differ in how they turn this image. The server drew it as the model sees it.";
 
 /** {image, reason}: a bitmap, or null and the reason why the browser cannot show the file. */

@@ -7,7 +7,7 @@ let models = []; // as /models returns them
 const TITLES = { nuclei: "Cell nuclei (microscopy)", person: "People (photographs)" };
 const FINDS = { nuclei: "cell nuclei", person: "people" };
 
-export const foregroundOf = (model) => (model.classes || []).slice(1); // the first class is the background
+const foregroundOf = (model) => (model.classes || []).slice(1); // the first class is the background
 export const titleOf = (model) => TITLES[model.name] || `${model.name} (${foregroundOf(model).join(", ") || "loading…"})`;
 export const findsOf = (model) => FINDS[model.name] || foregroundOf(model).join(", ");
 

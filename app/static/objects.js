@@ -157,7 +157,7 @@ export const keptCount = (item) => keptObjects(item).filter(Boolean).length;
 
 const PLURALS = { nucleus: "nuclei", person: "people" };
 /** "118 nuclei", for the objects of one class or of several. */
-export function countNoun(count, classes) {
+function countNoun(count, classes) {
   const names = [...new Set(classes)];
   const noun = names.length === 1 ? names[0] : "object";
   if (noun === "person") return `${count} ${count === 1 ? "region" : "regions"}`; // people who overlap are one

@@ -8,7 +8,7 @@ const MAX_DELAY_S = 15;
 const MAX_LATE = 4; // attempts of an image that misses its deadline
 const MAX_BROKEN = 3; // attempts of an image whose connection breaks while the service responds to others
 
-export const REASONS = {
+const REASONS = {
   busy: "The server is busy with other work. This continues by itself.",
   restarting: "The server is restarting. This continues by itself.",
   late: "The server has much to do. This continues by itself.",

@@ -31,10 +31,8 @@ _DAMAGED = (
     AttributeError,
     EOFError,
     LookupError,
-    NotImplementedError,
     OSError,
-    RecursionError,
-    RuntimeError,
+    RuntimeError,  # of zipfile: also for unknown compression
     TypeError,
     ValueError,
     zipfile.BadZipFile,
