@@ -36,7 +36,7 @@ from tools.kube.chart import (
     values_flags,
 )
 from tools.kube.custom_resources import custom_resource_definitions
-from tools.kube.documentation import try_documentation
+from tools.kube.documentation import find_adapter_query, try_documentation
 from tools.kube.programs import unpack_programs
 
 KUBERNETES_VERSIONS = ("1.25", "1.31", "1.37")
@@ -170,6 +170,8 @@ def check_queries(results: Results) -> None:
     """Run the autoscaler's query with promtool, on metrics with a known answer."""
     objects = [item for _, item in all_objects() if item["kind"] == "ScaledObject"]
     (query,) = {each["spec"]["triggers"][0]["metadata"]["query"] for each in objects}
+    same = find_adapter_query().split() == query.split()
+    results.add("query of the adapter's rule", "" if same else "is not that of the ScaledObject")
     for rate, waiting, expected in ((0.5, 0, 1.0), (1.0, 600, 4.0), (0.0, 0, 0.0)):
         results.add(f"query at {rate} and {waiting}", run_query(query, rate, waiting, expected))
     wrong = run_query(query, 0.5, 0, 99.0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tools.kube.chart import CHART, ROOT, SNAPSHOTS, render_chart
+from tools.kube.chart import CHART, RELEASE, ROOT, SNAPSHOTS, render_chart
 
 PAGES = ("docs/deploy.md", "docs/kubernetes.md")
 
@@ -39,6 +39,15 @@ def find_yaml(text: str) -> Iterator[dict[str, Any]]:
     """Yield each block of YAML of a page."""
     for block in _YAML.findall(text):
         yield yaml.safe_load(block)
+
+
+def find_adapter_query() -> str:
+    """The query of the rule for prometheus-adapter, for the release in the namespace default."""
+    page = (ROOT / "docs/kubernetes.md").read_text()
+    (rules,) = [block["rules"] for block in find_yaml(page) if "rules" in block]
+    (rule,) = rules["external"]
+    query: str = rule["metricsQuery"]
+    return query.replace("<<.LabelMatchers>>", f'namespace="default",service="{RELEASE}"')
 
 
 def try_documentation() -> Iterator[tuple[str, str]]:
