@@ -31,8 +31,8 @@ def find_flags(text: str) -> Iterator[list[str]]:
     """Yield the flags of each `helm install` and `helm upgrade`, and those in the text."""
     commands = _HELM.findall(text.replace("\\\n", " "))
     for command in [*commands, *_FLAGS.findall(text)]:
-        words = shlex.split(command, comments=True)
-        yield [word for word in words if word != _NEEDS_A_RELEASE]
+        flags = shlex.split(command, comments=True)
+        yield [flag for flag in flags if flag != _NEEDS_A_RELEASE]
 
 
 def find_yaml(text: str) -> Iterator[dict[str, Any]]:
