@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def test_results_are_those_without_a_cluster(cluster: Cluster, folder: Path, add
 
 def test_progress_is_shown_as_a_bar_on_a_terminal(cluster: Cluster, folder: Path) -> None:
     shown, terminal = pty.openpty()
-    process = start(folder, "few", "-o", "bar", "--ray", cluster.address, errors=terminal)
+    termios.tcsetwinsize(terminal, (24, 100))
+    arguments = ("few", "-o", "bar", *SEVERAL, "--ray", cluster.address)
+    process = start(folder, *arguments, errors=terminal)
     os.close(terminal)
     output = b""
     with contextlib.suppress(OSError):  # the end of what a terminal shows

@@ -27,6 +27,7 @@ import yaml
 
 from tools.kube.api_server import ApiServer, run_api_server
 from tools.kube.chart import (
+    CHART,
     ROOT,
     lint_chart,
     render_chart,
@@ -38,6 +39,7 @@ from tools.kube.chart import (
 from tools.kube.custom_resources import custom_resource_definitions
 from tools.kube.documentation import find_adapter_query, try_documentation
 from tools.kube.programs import unpack_programs
+from tools.kube.release import copy_chart, try_release
 
 KUBERNETES_VERSIONS = ("1.25", "1.31", "1.37")
 """Whose published schemas are used; the oldest and the newest are those of kubernetes-validate."""
@@ -156,7 +158,7 @@ def check_schemas(results: Results) -> None:
 
 
 def check_api_server(results: Results, binary: Path) -> None:
-    """Apply every object to an API server as a server-side dry run."""
+    """Apply every object to an API server as a server-side dry run, and install a release there."""
     with tempfile.TemporaryDirectory() as folder, run_api_server(binary, Path(folder)) as server:
         print(f"kube-apiserver {server.version}")
         server.define(custom_resource_definitions())
@@ -164,6 +166,8 @@ def check_api_server(results: Results, binary: Path) -> None:
         for name, item in all_objects():
             served = _as_served(item, server)
             check_object(results, f"dry run, {name}", served, server.try_apply, kinds)
+        chart = copy_chart(Path(folder), BETA) if _is_old(server) else CHART
+        results.add("helm install, upgrade, rollback, uninstall", try_release(server, chart))
 
 
 def check_queries(results: Results) -> None:
@@ -255,9 +259,13 @@ def ray_objects() -> Iterator[dict[str, Any]]:
 
 def _as_served(item: dict[str, Any], server: ApiServer) -> dict[str, Any]:
     """The object as this version of the API server knows it."""
-    if server.version.startswith("v1.20."):
+    if _is_old(server):
         return {**item, "apiVersion": BETA.get(item["apiVersion"], item["apiVersion"])}
     return item
+
+
+def _is_old(server: ApiServer) -> bool:
+    return server.version.startswith("v1.20.")
 
 
 if __name__ == "__main__":
