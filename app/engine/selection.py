@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from app.engine.base import Engine
+from app.engine.cpus import count_cpus
 from app.errors import EngineUnavailable
 from model.checkpoint import SUFFIX, Checkpoint
 from model.config import GraphConfig
@@ -236,9 +236,7 @@ def cpu_quota(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
     The least of the container's quota, the process's affinity and the host's cores; at least 1.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = count_cpus()
     try:
         if (cgroup / "cpu.max").exists():  # cgroup v2: "max 100000" or "150000 100000"
             quota, period = (cgroup / "cpu.max").read_text().split()

@@ -80,6 +80,7 @@ def environment() -> dict[str, str]:
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray.proxy:make_middlewares",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",  # on a busy machine; 5 seconds by default
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # when the tests end

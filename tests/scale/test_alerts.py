@@ -74,7 +74,14 @@ def expect(prometheus: Prometheus, alert: str, *others: str) -> None:
 
 
 def wait_scraped(prometheus: Prometheus) -> None:
-    prometheus.wait_for(lambda: prometheus.query("unet_ready == 1"))
+    """Wait until a ready service is scraped, and the alert on its absence before that has ended.
+
+    Prometheus begins to scrape up to five seconds after its start. At the pace of these rules that
+    is the time after which UnetAbsent fires.
+    """
+    prometheus.wait_for(
+        lambda: prometheus.query("unet_ready == 1") and "UnetAbsent" not in prometheus.firing()
+    )
 
 
 def test_no_alert_fires_for_a_healthy_service_under_load(tiny: Path, tmp_path: Path) -> None:

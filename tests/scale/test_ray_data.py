@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,8 +64,12 @@ def _idle(cluster: Cluster) -> Iterator[None]:
     wait_until(lambda: not cluster.actors("SegmentActor"), 240, "the end of the actors")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start `unet segment` in the folder."""
+def start(folder: Path, *arguments: str, errors: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """Start `unet segment` in the folder.
+
+    Args:
+        errors: for standard error.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "app.cli", "segment", *arguments],
         cwd=folder,
@@ -72,7 +79,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
             "UNET_WEIGHTS_DIR": str(folder / "weights"),
             "UNET_THREADS": "1",
         },
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
 
@@ -106,6 +113,25 @@ def test_results_are_those_without_a_cluster(cluster: Cluster, folder: Path, add
     again = segment(folder, *arguments, "--skip-existing")
     assert again.stderr.splitlines()[-1] == f"0 written to {prefix}{there}/, 4 skipped"
     assert read_files(folder / there) == read_files(folder / here)
+
+
+def test_progress_is_shown_as_a_bar_on_a_terminal(cluster: Cluster, folder: Path) -> None:
+    shown, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    arguments = ("few", "-o", "bar", *SEVERAL, "--ray", cluster.address)
+    process = start(folder, *arguments, errors=terminal)
+    os.close(terminal)
+    output = b""
+    with contextlib.suppress(OSError):  # the end of what a terminal shows
+        while part := os.read(shown, 4096):
+            output += part
+    os.close(shown)
+    assert process.wait(60) == 0, output
+    bars = re.findall(r"(\d+)/4 \[[\d:]+<([\d:?]+), +([\d.?]+)(?:image/s|s/image)", output.decode())
+    assert bars, output
+    done, left, rate = bars[-1]
+    assert (done, left) == ("4", "00:00")
+    assert float(rate) > 0
 
 
 @contextlib.contextmanager

@@ -111,3 +111,11 @@ def test_inference_service_has_the_container_of_the_deployment() -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     (predictor,) = service["spec"]["predictor"]["containers"]
     assert predictor == {**container, "name": "kserve-container"}
+
+
+def test_selectors_match_the_labels_that_kserve_gives_to_pods_and_service() -> None:
+    text = (ROOT / "deploy/kserve/inference-service.yaml").read_text()
+    found = {item["kind"]: item["spec"] for item in yaml.safe_load_all(text)}
+    labels = found["InferenceService"]["predictor"]["labels"]
+    assert found["PodDisruptionBudget"]["selector"]["matchLabels"] == labels
+    assert found["NetworkPolicy"]["podSelector"]["matchLabels"] == labels

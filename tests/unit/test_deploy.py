@@ -136,6 +136,30 @@ def test_cpu_request_equals_its_limit_in_whole_cpus(container: Any) -> None:
     assert int(resources["limits"]["cpu"]) >= 1
 
 
+def to_bytes(quantity: str) -> float:
+    return float(quantity.removesuffix("Gi")) * 2**30
+
+
+def largest_memory(megapixels: str) -> float:
+    """Bytes that a replica may use, by docs/operate.md: the most that any row of its table has, and
+    what the settings admit."""
+    sizing = (ROOT / "docs/operate.md").read_text()
+    peaks = re.findall(r"^\|.* \| ([\d.]+) GB \|$", sizing, re.MULTILINE)
+    ((per_pixel, default),) = re.findall(
+        r"plus (\d+) bytes per pixel of the images in work \(`UNET_QUEUE_MEGAPIXELS`, (\d+) by",
+        sizing,
+    )
+    assert float(default) == Settings.model_fields["queue_megapixels"].default
+    buffered = Settings.model_fields["queue_mb"].default * 1e6
+    return float(max(map(float, peaks)) * 1e9 + float(megapixels) * 1e6 * int(per_pixel) + buffered)
+
+
+def test_memory_of_pods_holds_what_the_settings_admit(container: Any) -> None:
+    variables = {item["name"]: item["value"] for item in container["env"]}
+    limit = to_bytes(container["resources"]["limits"]["memory"])
+    assert largest_memory(variables["UNET_QUEUE_MEGAPIXELS"]) <= limit
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_kustomization_lists_the_rendered_manifests(device: str) -> None:
     listed = yaml.safe_load((KUBERNETES / device / "kustomization.yaml").read_text())["resources"]
@@ -221,6 +245,34 @@ def test_ray_service_holds_the_config_of_serve_deploy() -> None:
     (application,) = config["applications"]
     variables = application["runtime_env"]["env_vars"]
     assert {name.removeprefix(PREFIX).lower() for name in variables} <= Settings.model_fields.keys()
+
+
+def test_config_of_ray_serve_finds_the_weights_of_the_repository_and_of_the_image() -> None:
+    config = yaml.safe_load((ROOT / "deploy/ray/serve_config.yaml").read_text())
+    (application,) = config["applications"]
+    assert "UNET_WEIGHTS_DIR" not in application["runtime_env"]["env_vars"]
+    assert (ROOT / Settings.model_fields["weights_dir"].default).is_dir()
+    image = (ROOT / "deploy/ray/Dockerfile").read_text()
+    folder = re.findall(r"UNET_WEIGHTS_DIR=(\S+)", image)
+    assert folder == ["/srv/weights"]
+    assert "WORKDIR /srv\n" in image
+    assert "COPY weights weights\n" in image
+
+
+def test_workers_of_ray_have_the_memory_of_their_replicas() -> None:
+    config = yaml.safe_load((ROOT / "deploy/ray/serve_config.yaml").read_text())
+    (application,) = config["applications"]
+    (deployment,) = application["deployments"]
+    cluster = yaml.safe_load((ROOT / "deploy/ray/rayservice.yaml").read_text())["spec"]
+    (group,) = cluster["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    replicas = int(limits["cpu"]) // deployment["ray_actor_options"]["num_cpus"]
+    megapixels = application["runtime_env"]["env_vars"]["UNET_QUEUE_MEGAPIXELS"]
+    ray = 1e9
+    assert replicas * largest_memory(megapixels) + ray <= to_bytes(limits["memory"])
+    room = replicas * group["maxReplicas"]
+    assert room == deployment["autoscaling_config"]["max_replicas"]
 
 
 def test_ray_gives_replicas_the_time_to_drain() -> None:

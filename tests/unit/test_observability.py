@@ -92,6 +92,15 @@ def test_every_runbook_belongs_to_an_alert() -> None:
     assert sorted(runbooks) == sorted(ALERTS)
 
 
+def test_every_alert_fires_in_the_test_of_the_rules() -> None:
+    groups = yaml.safe_load((ROOT / "tests/scale/alerts_test.yml").read_text())["tests"]
+    cases = [case for group in groups for case in group["alert_rule_test"]]
+    assert {case["alertname"] for case in cases if case["exp_alerts"]} == ALERTS.keys()
+    assert {case["alertname"] for case in cases if not case["exp_alerts"]} >= {
+        name for name, rule in ALERTS.items() if "for" in rule
+    }
+
+
 def test_prometheus_scrapes_the_job_of_the_rules_and_loads_them() -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     assert [job["job_name"] for job in config["scrape_configs"]] == ["unet"]

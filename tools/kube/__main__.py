@@ -1,12 +1,14 @@
 """Renders the chart into the manifests of the repository, or tests it.
 
+    python -m tools.kube unpack build/kube/venv/bin
     python -m tools.kube render
     python -m tools.kube test --api-server build/kube/kube-apiserver
 
 `test` lints the chart, renders it with every values file, and checks each object against the
 published schemas of Kubernetes, strictly, and on a real API server as a server-side dry run; so it
 does with the RayService of deploy/ray and the pods in it. It also checks that each of these rejects
-a broken object. It needs etcd, kubectl and promtool.
+a broken object, and tries the commands of the documentation. It needs helm and kubectl, which
+`unpack` writes into a folder, and etcd, OpenSSL and promtool.
 """
 
 from __future__ import annotations
@@ -25,13 +27,19 @@ import yaml
 
 from tools.kube.api_server import ApiServer, run_api_server
 from tools.kube.chart import (
+    CHART,
     ROOT,
     lint_chart,
+    render_chart,
     render_objects,
     render_snapshots,
     values_files,
+    values_flags,
 )
 from tools.kube.custom_resources import custom_resource_definitions
+from tools.kube.documentation import find_adapter_query, try_documentation
+from tools.kube.programs import unpack_programs
+from tools.kube.release import copy_chart, try_release
 
 KUBERNETES_VERSIONS = ("1.25", "1.31", "1.37")
 """Whose published schemas are used; the oldest and the newest are those of kubernetes-validate."""
@@ -39,8 +47,19 @@ OWN_GROUPS = ("keda.sh/", "monitoring.coreos.com/", "ray.io/", "serving.kserve.i
 """API groups of custom resources, which are not in the schemas of Kubernetes."""
 BETA = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 """Beta versions that an API server of 1.20 serves instead. The fields used are the same."""
-COMMANDS = ("etcd", "kubectl", "openssl", "promtool")
+COMMANDS = ("etcd", "helm", "kubectl", "openssl", "promtool")
 BROKEN_FIELD = "notAField"
+REJECTED = {
+    "settings.MAX_BATHC=4": "MAX_BATHC",
+    "settings.API_KEYS=one": "API_KEYS",
+    "device=cuda,autoscaling.kind=hpa": "does not show the load of a GPU pod",
+    "ingress.enabled=true": "ingress.host",
+    "serviceMonitor.enabled=true,apiKeys.secretName=keys": "serviceMonitor.secretKey",
+    "kserve.enabled=true,autoscaling.kind=hpa": "KServe creates its own autoscaler",
+    "kserve.enabled=true,ingress.enabled=true,ingress.host=a.b": "KServe creates its own ingress",
+    "kserve.storageUri=s3://weights": "kserve",
+}
+"""Values that helm must reject -> a part of its message."""
 RAY_SERVICE = ROOT / "deploy/ray/rayservice.yaml"
 
 Check = Callable[[dict[str, Any]], str]
@@ -67,10 +86,16 @@ def main(arguments: Sequence[str]) -> int:
     """Run a command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.kube")
     commands = parser.add_subparsers(dest="command", required=True)
+    unpack = commands.add_parser("unpack", help="write the programs helm and kubectl")
+    unpack.add_argument("folder", type=Path)
     commands.add_parser("render", help="write the manifests that are kept in the repository")
     test = commands.add_parser("test", help="test the chart")
     test.add_argument("--api-server", type=Path, required=True, help="the binary kube-apiserver")
     options = parser.parse_args(arguments)
+    if options.command == "unpack":
+        for path in unpack_programs(options.folder):
+            print(path)
+        return 0
     if options.command == "render":
         for path, text in render_snapshots():
             path.write_text(text)
@@ -82,6 +107,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     results = Results()
     check_chart(results)
+    for name, problem in try_documentation():
+        results.add(name, problem)
     check_schemas(results)
     check_queries(results)
     check_api_server(results, options.api_server)
@@ -92,10 +119,23 @@ def main(arguments: Sequence[str]) -> int:
 def check_chart(results: Results) -> None:
     """Lint the chart with every values file, and compare the manifests of the repository."""
     for name in values_files():
-        results.add(f"helm lint -f {name}", "; ".join(lint_chart(name)))
+        for version in KUBERNETES_VERSIONS:
+            problem = lint_chart(values_flags(name), version)
+            results.add(f"helm lint for Kubernetes {version} -f {name}", problem)
+    for values, reason in REJECTED.items():
+        results.add(f"helm rejects {values}", _expect_rejection(values, reason))
     for path, text in render_snapshots():
         same = path.exists() and path.read_text() == text
         results.add(str(path.relative_to(ROOT)), "" if same else "run `make kube-render`")
+
+
+def _expect_rejection(values: str, reason: str) -> str:
+    """Render the chart with values that it rejects; returns what differs, or nothing."""
+    try:
+        render_chart(["--set", values])
+    except RuntimeError as error:
+        return "" if reason in str(error) else str(error)
+    return "accepted"
 
 
 def check_schemas(results: Results) -> None:
@@ -118,7 +158,7 @@ def check_schemas(results: Results) -> None:
 
 
 def check_api_server(results: Results, binary: Path) -> None:
-    """Apply every object to an API server as a server-side dry run."""
+    """Apply every object to an API server as a server-side dry run, and install a release there."""
     with tempfile.TemporaryDirectory() as folder, run_api_server(binary, Path(folder)) as server:
         print(f"kube-apiserver {server.version}")
         server.define(custom_resource_definitions())
@@ -126,12 +166,16 @@ def check_api_server(results: Results, binary: Path) -> None:
         for name, item in all_objects():
             served = _as_served(item, server)
             check_object(results, f"dry run, {name}", served, server.try_apply, kinds)
+        chart = copy_chart(Path(folder), BETA) if _is_old(server) else CHART
+        results.add("helm install, upgrade, rollback, uninstall", try_release(server, chart))
 
 
 def check_queries(results: Results) -> None:
     """Run the autoscaler's query with promtool, on metrics with a known answer."""
     objects = [item for _, item in all_objects() if item["kind"] == "ScaledObject"]
     (query,) = {each["spec"]["triggers"][0]["metadata"]["query"] for each in objects}
+    same = find_adapter_query().split() == query.split()
+    results.add("query of the adapter's rule", "" if same else "is not that of the ScaledObject")
     for rate, waiting, expected in ((0.5, 0, 1.0), (1.0, 600, 4.0), (0.0, 0, 0.0)):
         results.add(f"query at {rate} and {waiting}", run_query(query, rate, waiting, expected))
     wrong = run_query(query, 0.5, 0, 99.0)
@@ -215,9 +259,13 @@ def ray_objects() -> Iterator[dict[str, Any]]:
 
 def _as_served(item: dict[str, Any], server: ApiServer) -> dict[str, Any]:
     """The object as this version of the API server knows it."""
-    if server.version.startswith("v1.20."):
+    if _is_old(server):
         return {**item, "apiVersion": BETA.get(item["apiVersion"], item["apiVersion"])}
     return item
+
+
+def _is_old(server: ApiServer) -> bool:
+    return server.version.startswith("v1.20.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs etcd and kube-apiserver on the loopback address, and applies objects to them as dry runs.
+"""Runs etcd and kube-apiserver on the loopback address, with kubectl and helm as their clients.
 
 Without a scheduler and kubelets nothing is ever started.
 """
@@ -29,6 +29,10 @@ class ApiServer:
         self._kubectl = [
             "kubectl", "--kubeconfig=/dev/null", f"--server=https://127.0.0.1:{port}",
             "--insecure-skip-tls-verify", f"--token={token}", "--request-timeout=20s",
+        ]  # fmt: skip
+        self._helm = [
+            "helm", "--kubeconfig=/dev/null", f"--kube-apiserver=https://127.0.0.1:{port}",
+            "--kube-insecure-skip-tls-verify", f"--kube-token={token}", "--namespace=default",
         ]  # fmt: skip
         self.version = ""
 
@@ -67,17 +71,32 @@ class ApiServer:
             text=json.dumps(item),
         )  # fmt: skip
 
+    def run_helm(self, *arguments: str) -> str:
+        """Run helm against the server; returns its error, or nothing."""
+        return _run_program([*self._helm, *arguments])
+
+    def read(self, kinds: str, name: str, output: str) -> str:
+        """Read an object, or all of these kinds, in a form of output of kubectl.
+
+        Raises:
+            subprocess.CalledProcessError: it does not exist.
+        """
+        names = [name] if name else []
+        return self._output("get", kinds, *names, "-n", "default", "-o", output)
+
     def _run(self, *arguments: str, text: str = "") -> str:
-        run = subprocess.run(
-            [*self._kubectl, *arguments], input=text, capture_output=True, text=True, timeout=60
-        )
-        return "" if run.returncode == 0 else run.stderr.strip() or "failed without a message"
+        return _run_program([*self._kubectl, *arguments], text)
 
     def _output(self, *arguments: str) -> str:
         command = [*self._kubectl, *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=60
         ).stdout
+
+
+def _run_program(command: Sequence[str], text: str = "") -> str:
+    run = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
+    return "" if run.returncode == 0 else run.stderr.strip() or "failed without a message"
 
 
 @contextmanager

@@ -1,12 +1,12 @@
-"""Renders the Helm chart with each of its values files. Knows no API server.
-
-Runs Helm as a library (helm-python-sdk, which contains Helm 4), so that no helm command is needed.
-"""
+"""Lints and renders the Helm chart with each of its values files, by the program helm. Knows no API
+server."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ SNAPSHOTS = {
 }
 """Manifests that are kept in the repository -> the values file that they are rendered from."""
 
-_ONLY_HELM = ("app.kubernetes.io/managed-by:", "helm.sh/chart:")
-"""Labels that would be wrong on objects which kubectl applies."""
+_ONLY_HELM = ("app.kubernetes.io/managed-by:", "helm.sh/chart:", "# Source:")
+"""Labels that would be wrong on objects which kubectl applies, and the names of the templates."""
 
 
 def values_files() -> list[str]:
@@ -53,28 +53,44 @@ def merge_values(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def lint_chart(name: str) -> list[str]:
-    """Findings of `helm lint --strict` with a values file, except that the chart has no icon."""
-    import helm_python
-
-    report = helm_python.lint(CHART, read_values(name), strict=True)
-    messages = [f"{each['path']}: {each['error']}" for each in report["messages"]]
-    return [each for each in messages + report["errors"] if "icon is recommended" not in each]
+def values_flags(name: str) -> list[str]:
+    """The flags that name a values file to helm; one for GPUs in `ci/` follows values-gpu.yaml."""
+    names = ["values-gpu.yaml", name] if name.startswith("ci/gpu-") else [name]
+    return [flag for each in names for flag in ("--values", str(CHART / each))]
 
 
-def render_chart(name: str) -> dict[str, str]:
-    """Template -> what it renders with a values file, without those that render nothing."""
-    import helm_python
+def lint_chart(flags: Sequence[str], version: str) -> str:
+    """The findings of `helm lint --strict` with these flags; empty if there are none.
 
-    with helm_python.Chart.load(CHART) as chart:
-        rendered = chart.render(read_values(name), name=RELEASE, namespace="default")
-    return {Path(path).name: text for path, text in sorted(rendered.items()) if text.strip()}
+    Args:
+        version: of Kubernetes, whose deprecations are warnings.
+    """
+    command = ["helm", "lint", str(CHART), "--strict", "--quiet", "--kube-version", version, *flags]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return "" if run.returncode == 0 else (run.stdout + run.stderr).strip()
+
+
+def render_chart(flags: Sequence[str]) -> str:
+    """The manifests that `helm template` renders with these flags.
+
+    Raises:
+        RuntimeError: helm rejects the values or a template.
+    """
+    command = ["helm", "template", RELEASE, str(CHART), "--namespace", "default", *flags]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if run.returncode:
+        raise RuntimeError(run.stderr.strip())
+    return run.stdout
+
+
+@functools.cache
+def _render(name: str) -> str:
+    return render_chart(values_flags(name))
 
 
 def render_objects(name: str) -> list[dict[str, Any]]:
     """The Kubernetes objects of a values file."""
-    texts = render_chart(name).values()
-    return [each for text in texts for each in yaml.safe_load_all(text) if each]
+    return [each for each in yaml.safe_load_all(_render(name)) if each]
 
 
 def hash_chart() -> str:
@@ -94,10 +110,6 @@ def render_snapshots() -> Iterator[tuple[Path, str]]:
             f"# Rendered by `make kube-render` from deploy/helm/unet-server and its {name};\n"
             f"# do not edit. Chart: {hash_chart()}\n"
         )
-        parts = [_without_helm_labels(text) for text in render_chart(name).values()]
-        yield ROOT / path, header + "".join(f"---\n{part}\n" for part in parts)
-
-
-def _without_helm_labels(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return "\n".join(line for line in lines if not line.strip().startswith(_ONLY_HELM))
+        lines = _render(name).splitlines()
+        kept = [line for line in lines if line.strip() and not line.strip().startswith(_ONLY_HELM)]
+        yield ROOT / path, header + "".join(f"{line}\n" for line in kept)

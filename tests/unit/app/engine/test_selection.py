@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.engine import selection
+from app.engine.cpus import count_cpus
 from app.engine.selection import choose_engines, cpu_quota, resolve
 from app.errors import EngineUnavailable
 from model.checkpoint import Checkpoint
@@ -177,7 +177,7 @@ def test_torch_on_a_cpu_does_not_support_int8() -> None:
         choose_engines(engine="torch", precision="int8")
 
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+CORES = count_cpus()
 
 
 @pytest.mark.parametrize(
