@@ -112,7 +112,7 @@ class Segmenter:
         Raises:
             InvalidRequest: see `Options.check`.
         """
-        options.check(model.checkpoint.preprocess)
+        model.check(options)
 
     def precheck_admission(self, model: ServedModel, deadline: Deadline) -> None:
         """Reject a request before its image is read, if not even the smallest image would fit.
@@ -270,7 +270,7 @@ class Segmenter:
         """Run a client's job, trace it and count it."""
         if self._tracing is not None:
             job = dataclasses.replace(job, trace=self._tracing.start_image(job.model.id))
-        count = self._metrics.rejected.labels("deadline").inc
+        count = self._metrics.count_missed_deadline
         start = time.perf_counter()
         try:
             async with deadline.enforced("the deadline passed before the mask was ready", count):
