@@ -151,10 +151,10 @@ class SharedBlock:
         """Close the file. Its memory is freed when no process has it open or mapped."""
         if self.closed:
             return
-        is_large = self.size >= _MAP_FROM
+        slow = self._freer is not None and self.size >= _MAP_FROM
         fd, self.fd = self.fd, -1
         self._mapped = None  # arrays in it keep it
-        if is_large and self._freer is not None:
+        if slow and self._freer is not None:
             self._freer.put(functools.partial(os.close, fd))
         else:
             os.close(fd)
