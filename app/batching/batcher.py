@@ -138,8 +138,9 @@ class Batcher(Generic[PayloadT, ResultT]):
     @property
     def failure(self) -> Unavailable | None:
         """Why nothing can be computed any more: the last device is lost."""
-        if any(worker.failure is None for worker in self.workers):
-            return None
+        for worker in self.workers:
+            if worker.failure is None:
+                return None
         return Unavailable("the engine is lost; see the server log")
 
     def elapsed(self) -> float:
@@ -216,12 +217,14 @@ class Batcher(Generic[PayloadT, ResultT]):
         """Free a request's slots. A batch that runs already still computes its windows."""
         if reservation.released:
             return
+        unfinished = bool(reservation.pending)
         reservation.leave()
         self._reservations.discard(reservation)
-        self._admission.count(reservation.share)
         if not self._reservations:
             self._all_released.set()
-        self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())
+        if unfinished:
+            self._admission.count(reservation.share)
+            self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())
 
     # --- from the queue to the futures ---
 
@@ -292,13 +295,16 @@ class Batcher(Generic[PayloadT, ResultT]):
         self, worker: DeviceWorker, key: Hashable
     ) -> list[QueuedWindow[PayloadT, ResultT]]:
         """Take the next batch of a key from the queue, and drop requests that would be late."""
-        in_flight = Counter((window.reservation, window.key) for window in self._in_flight)
+        in_flight: dict[object, int] = {}
+        for running in self._in_flight:
+            place = running.reservation, running.key
+            in_flight[place] = in_flight.get(place, 0) + 1
         earliest_start = min(each.remaining() for each in self.workers if each.failure is None)
 
         def in_time(window: QueuedWindow[PayloadT, ResultT]) -> bool:
             reservation = window.reservation
             to_run = {
-                each: count - in_flight[reservation, each]
+                each: count - in_flight.get((reservation, each), 0)
                 for each, count in reservation.pending.items()
             }
             remaining = reservation.deadline.remaining()

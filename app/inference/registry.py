@@ -84,6 +84,7 @@ class ServedModel:
                 preprocess=self.checkpoint.preprocess,
             )
         )
+        self._key_of = functools.cache(functools.partial(BatchKey, self.engine_id))
         self._check_options = functools.lru_cache(_MAX_OPTIONS)(
             functools.partial(Options.check, preprocess=self.checkpoint.preprocess)
         )
@@ -118,7 +119,12 @@ class ServedModel:
 
     def keys(self, plan: WindowPlan) -> list[BatchKey]:
         """The batch key of each window of the plan."""
-        return [BatchKey(self.engine_id, window.shape) for window in plan.windows]
+        return [self._key_of(window.shape) for window in plan.windows]
+
+    @functools.cached_property
+    def smallest(self) -> list[BatchKey]:
+        """The batch keys of an image of one pixel."""
+        return self.keys(self.plan(1, 1))
 
 
 @dataclasses.dataclass

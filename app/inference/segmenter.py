@@ -121,7 +121,7 @@ class Segmenter:
             RequestRejected: the queue is full, or the deadline cannot be met.
         """
         # The image itself is admitted once its size is known.
-        self._batcher.check_admission(model.keys(model.plan(1, 1)), deadline=deadline)
+        self._batcher.check_admission(model.smallest, deadline=deadline)
 
     def group(self, model: ServedModel) -> ImageGroup:
         """The group for the images of one request."""
