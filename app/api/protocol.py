@@ -329,7 +329,8 @@ class Connection(H11Protocol):
                 self._next_turn = self.loop.call_soon(self._parse_unread)
                 break
             size = max(_PIECE_BYTES, self.conn.body_left)
-            piece = bytes(self._unread[:size])
+            with memoryview(self._unread)[:size] as view:
+                piece = bytes(view)
             del self._unread[:size]
             super().data_received(piece)
         if self._unread:
