@@ -164,6 +164,15 @@ class QueuedHandler(logging.Handler):
 _handler: QueuedHandler | None = None
 
 
+def skip_origins() -> None:
+    """Leave out of all records, for good, what no line shows: thread, process, place in the code.
+
+    Finding these takes longer than the rest of a record (Python's logging HOWTO, "Optimization").
+    """
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
+
+
 def count_dropped_lines() -> int:
     """Count the lines that were not logged, because the log was not read."""
     return 0 if _handler is None else _handler.dropped

@@ -51,7 +51,11 @@ class _ReadCounter(Collector):
 
 
 class Metrics(Observer):
-    """All metrics of one application, and the batcher's observer."""
+    """All metrics of one application, and the batcher's observer.
+
+    Attributes:
+        count_missed_deadline: counts a request whose deadline passed.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -118,6 +122,7 @@ class Metrics(Observer):
             lambda name: (self.images.labels(name), self.pixels.labels(name))
         )
         self._series_of_device = functools.cache(self.batch_seconds.labels)
+        self.count_missed_deadline = self.rejected.labels("deadline").inc
 
     def _begin_at_zero(self) -> None:
         """Show every value of these labels from the start.

@@ -17,6 +17,10 @@ from app.inference.budget import Allocation
 from app.inference.registry import ServedModel
 from app.inference.service import Service
 
+_QUICK_S = 0.05
+"""Time after which a request's client is watched. Most requests for small images are done before,
+and a task that watches costs as much as a call of an image worker."""
+
 BodyT = TypeVar("BodyT")
 
 BodyReader = Callable[[Request, int, Allocation], Awaitable[BodyT]]
@@ -37,14 +41,11 @@ async def get_service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(get_service)]
 
 _bearer = HTTPBearer(scheme_name="bearer", auto_error=False)
-_api_key = APIKeyHeader(name="X-API-Key", scheme_name="header", auto_error=False)
+_API_KEY = "X-API-Key"
+_api_key = APIKeyHeader(name=_API_KEY, scheme_name="header", auto_error=False)
 
 
-async def require_api_key(
-    request: Request,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    header: Annotated[str | None, Depends(_api_key)],
-) -> None:
+def check_api_key(request: Request) -> None:
     """Check the key of a request. A wrong bearer token, which may be meant for a gateway, does not
     hide a right X-API-Key.
 
@@ -52,9 +53,20 @@ async def require_api_key(
         Unauthorized: the request carries none of the keys that are set.
         TooManyWrongKeys: its client has sent too many wrong ones.
     """
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    bearer = credentials.strip() if scheme.lower() == "bearer" else ""
     authenticator: Authenticator = request.app.state.authenticator
     address = request.client.host if request.client else ""
-    authenticator.check(address, [bearer.credentials if bearer else "", header or ""])
+    authenticator.check(address, [bearer, request.headers.get(_API_KEY, "")])
+
+
+async def require_api_key(
+    request: Request,
+    _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    __: Annotated[str | None, Depends(_api_key)],
+) -> None:
+    """`check_api_key` as a dependency, which also describes both headers for OpenAPI."""
+    check_api_key(request)
 
 
 @asynccontextmanager
@@ -100,7 +112,7 @@ async def _read_body_before(
     deadline: Deadline, request: Request, service: Service, read: BodyReader[BodyT]
 ) -> BodyT:
     max_bytes = int(service.settings.max_upload_mb * 1e6)
-    count = service.metrics.rejected.labels("deadline").inc
+    count = service.metrics.count_missed_deadline
     async with deadline.enforced("the deadline passed before the request was complete", count):
         return await read(request, max_bytes, request.state.allocation)
 
@@ -114,6 +126,8 @@ def cancel_on_disconnect(request: Request) -> Iterator[None]:
     """
     task = asyncio.current_task()
     assert task is not None
+    loop = asyncio.get_running_loop()
+    watchers: list[asyncio.Task[None]] = []
     disconnected = False
 
     async def watch() -> None:
@@ -122,7 +136,7 @@ def cancel_on_disconnect(request: Request) -> Iterator[None]:
         disconnected = True
         task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    begin = loop.call_later(_QUICK_S, lambda: watchers.append(loop.create_task(watch())))
     try:
         yield
     except asyncio.CancelledError:
@@ -131,7 +145,9 @@ def cancel_on_disconnect(request: Request) -> Iterator[None]:
         task.uncancel()
         raise ClientDisconnect from None
     finally:
-        watcher.cancel()  # it ends in the next turn of the loop, and no longer cancels anything
+        begin.cancel()
+        for watcher in watchers:  # it ends in the next turn of the loop, and cancels nothing
+            watcher.cancel()
 
 
 async def _wait_for_disconnect(request: Request) -> None:

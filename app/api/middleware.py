@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -52,10 +52,7 @@ PROBE_PATHS = (
 )
 """Logged at debug level unless they fail: they are polled all the time."""
 
-_SAFE_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+_SAFE_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -98,10 +95,10 @@ class LingeringCloseMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        headers = dict(scope["headers"])
+        has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
         # A client that waits for "100 Continue" has not sent its body, and need not.
-        unread = has_body and headers.get("expect", "").lower() != "100-continue"
+        unread = has_body and headers.get(b"expect", b"").lower() != b"100-continue"
 
         async def receive_tracked() -> Message:
             nonlocal unread
@@ -149,11 +146,13 @@ class MemoryBudgetMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_chunks(message: Message) -> None:
-            body = memoryview(message.get("body", b""))
-            while len(body) > self.chunk_bytes:
-                chunk, body = body[: self.chunk_bytes], body[self.chunk_bytes :]
-                await send({"type": message["type"], "body": bytes(chunk), "more_body": True})
-            await send({**message, "body": bytes(body)} if body else message)
+            if len(message.get("body", b"")) > self.chunk_bytes:
+                body = memoryview(message["body"])
+                while len(body) > self.chunk_bytes:
+                    chunk, body = body[: self.chunk_bytes], body[self.chunk_bytes :]
+                    await send({"type": message["type"], "body": bytes(chunk), "more_body": True})
+                message = {**message, "body": bytes(body)}
+            await send(message)
 
         with self.budget.allocate() as allocation:
             scope.setdefault("state", {})["allocation"] = allocation
@@ -230,8 +229,9 @@ class PlainErrorMiddleware:
 
 
 def _is_plain_error(message: Message) -> bool:
-    content_type = Headers(raw=message["headers"]).get("content-type", "")
-    return message["status"] >= 400 and content_type.startswith("text/plain")
+    if message["status"] < 400:
+        return False
+    return Headers(raw=message["headers"]).get("content-type", "").startswith("text/plain")
 
 
 class AbsoluteTargetMiddleware:
@@ -327,15 +327,14 @@ def assign_request_id(scope: Scope) -> str:
     state: dict[str, str] = scope.setdefault("state", {})
     if "request_id" not in state:
         given = Headers(scope=scope).get("x-request-id", "")
-        state["request_id"] = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state["request_id"] = given if _VALID_REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
     return state["request_id"]
 
 
 def add_standard_headers(headers: MutableHeaders, identifier: str) -> None:
-    """Add the headers that every response has."""
-    headers["X-Request-ID"] = identifier
-    for name, value in _SAFE_HEADERS.items():
-        headers[name] = value
+    """Add the headers that every response has; no response has them before."""
+    headers.raw.append((b"x-request-id", identifier.encode()))
+    headers.raw.extend(_SAFE_HEADERS)
 
 
 def record_request(

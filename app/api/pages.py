@@ -51,7 +51,9 @@ async def list_images(
     images: list[ImageRequest] = []
     for index, upload in enumerate(uploads):
         name = upload.name or "image"
-        of_file = dataclasses.replace(options, name=upload.file_name or name)
+        of_file = options
+        if options.needs_name:
+            of_file = dataclasses.replace(options, name=upload.file_name or name)
         whole = ImageRequest(name, upload.data, of_file, index)
         if not all_pages:
             images.append(whole)

@@ -6,10 +6,12 @@ small image, so these routes take the request alone.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+import functools
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Request
 from pydantic import Field, TypeAdapter, ValidationError
+from starlette.datastructures import QueryParams
 
 from app.api.validation import ParametersModel, describe_validation_error
 from app.batching.deadline import Deadline
@@ -21,6 +23,8 @@ QueryT = TypeVar("QueryT", bound=ParametersModel)
 _TIMEOUT = "X-Request-Timeout"
 _SECONDS = TypeAdapter(Annotated[float, Field(gt=0, allow_inf_nan=False)])
 _REPEATABLE = ("output",)
+_MAX_REMEMBERED, _MAX_REMEMBERED_BYTES = 256, 256
+"""Queries that are parsed once, and most bytes of one."""
 
 TIMEOUT_PARAMETER: dict[str, Any] = {
     "name": _TIMEOUT,
@@ -34,14 +38,21 @@ TIMEOUT_PARAMETER: dict[str, Any] = {
 
 
 def read_query(request: Request, model: type[QueryT]) -> QueryT:
-    """Read the query of a request.
+    """Read the query of a request. Most requests of a client have the same one.
 
     Raises:
         InvalidRequest: names a parameter that is unknown, invalid, or given twice. `output` may be
             repeated, because several outputs can be asked for.
     """
+    query: bytes = request.scope["query_string"]
+    if len(query) > _MAX_REMEMBERED_BYTES:
+        return _parse_query(query, model)
+    return cast("QueryT", _parse_remembered_query(query, model))
+
+
+def _parse_query(query: bytes, model: type[QueryT]) -> QueryT:
     given: dict[str, list[str]] = {}
-    for name, value in request.query_params.multi_items():
+    for name, value in QueryParams(query).multi_items():
         given.setdefault(name, []).append(value)
     values: dict[str, str | list[str]] = {}
     for name, each in given.items():
@@ -55,6 +66,9 @@ def read_query(request: Request, model: type[QueryT]) -> QueryT:
         return model.model_validate(values)
     except ValidationError as error:
         raise _invalid(error, "query") from None
+
+
+_parse_remembered_query = functools.lru_cache(_MAX_REMEMBERED)(_parse_query)
 
 
 def read_deadline(request: Request, settings: Settings) -> Deadline:

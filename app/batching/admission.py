@@ -69,12 +69,9 @@ class Admission:
     @property
     def has_room(self) -> bool:
         """Whether the slots of a request are free, however many windows it has."""
-        most = self._max_per_request
-        return self._backlog.count_slots(most) + most <= self.capacity
-
-    @property
-    def _max_per_request(self) -> int:
-        return max(1, self.capacity // 4)
+        capacity = self.capacity
+        most = _max_per_request(capacity)
+        return self._backlog.count_slots(most) + most <= capacity
 
     def check(
         self,
@@ -109,7 +106,8 @@ class Admission:
         raise error
 
     def _check_capacity(self, windows: int, share: Share) -> None:
-        capacity, most = self.capacity, self._max_per_request
+        capacity = self.capacity
+        most = _max_per_request(capacity)
         used, own = self._backlog.count_slots(most), share.pending.total()
         needed = min(own + windows, most) - min(own, most)
         excess = used + needed - capacity
@@ -124,12 +122,12 @@ class Admission:
             self.reject("deadline", DeadlineExceeded("the deadline has passed"))
         # Those of the same request come first.
         needs = share.pending + windows if share.pending else windows
-        own = self._estimates.estimate(needs)
-        others = sum(
-            count * self._estimates.interleaved_cost(pending, needs.total())
-            for pending, count in self._backlog
-        ) - self._estimates.interleaved_cost(share.pending, needs.total())
-        total = own + others
+        own = total = self._estimates.estimate(needs)
+        count_needed = needs.total()
+        for pending, count in self._backlog:
+            total += count * self._estimates.interleaved_cost(pending, count_needed)
+        if share.pending:  # it is in the backlog, and in what is needed
+            total -= self._estimates.interleaved_cost(share.pending, count_needed)
         if total <= remaining:
             return
         self._estimates.discount(windows, remaining, exclude=self._keys_in_flight())
@@ -137,3 +135,8 @@ class Admission:
         retry_after = total - remaining if own < remaining else None
         message = f"estimated {total:.1f} s exceeds the {remaining:.1f} s remaining"
         self.reject("deadline", DeadlineExceeded(message, retry_after=retry_after))
+
+
+def _max_per_request(capacity: int) -> int:
+    """Slots that one request takes at most."""
+    return max(1, capacity // 4)

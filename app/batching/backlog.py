@@ -54,4 +54,7 @@ class Backlog:
 
     def count_slots(self, most: int) -> int:
         """Slots in use, if a request takes at most `most`."""
-        return sum(group.requests * min(group.total, most) for group in self._groups.values())
+        slots = 0
+        for group in self._groups.values():
+            slots += group.requests * min(group.total, most)
+        return slots

@@ -21,12 +21,12 @@ loop's thread, so that no lock is needed. Only `_settle` gives a future its outc
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic
 
 from app.batching.admission import Admission
@@ -36,6 +36,7 @@ from app.batching.device_worker import (
     DeviceWorker,
     NotWanted,
     Observer,
+    Outcome,
     Runner,
 )
 from app.batching.estimates import Estimates
@@ -137,8 +138,9 @@ class Batcher(Generic[PayloadT, ResultT]):
     @property
     def failure(self) -> Unavailable | None:
         """Why nothing can be computed any more: the last device is lost."""
-        if any(worker.failure is None for worker in self.workers):
-            return None
+        for worker in self.workers:
+            if worker.failure is None:
+                return None
         return Unavailable("the engine is lost; see the server log")
 
     def elapsed(self) -> float:
@@ -215,12 +217,14 @@ class Batcher(Generic[PayloadT, ResultT]):
         """Free a request's slots. A batch that runs already still computes its windows."""
         if reservation.released:
             return
+        unfinished = bool(reservation.pending)
         reservation.leave()
         self._reservations.discard(reservation)
-        self._admission.count(reservation.share)
         if not self._reservations:
             self._all_released.set()
-        self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())
+        if unfinished:
+            self._admission.count(reservation.share)
+            self._discard_waiting(reservation, "cancelled", asyncio.CancelledError())
 
     # --- from the queue to the futures ---
 
@@ -268,35 +272,39 @@ class Batcher(Generic[PayloadT, ResultT]):
             shortest_wait = wait if shortest_wait is None else min(wait, shortest_wait)
         return None, shortest_wait
 
-    async def _next_key(
-        self, worker: DeviceWorker, running: Collection[asyncio.Task[None]]
-    ) -> Hashable | None:
+    async def _next_key(self, worker: DeviceWorker) -> Hashable | None:
         """Wait until a key is ready for the worker; None if its device is lost."""
+        loop = asyncio.get_running_loop()
         while worker.failure is None:
             worker.wake.clear()
             worker.idle = True
             key, wait = None, None
-            if len(running) < MAX_BATCHES and not worker.splitting:
-                key, wait = self._ready_key(worker, busy=bool(running))
+            if worker.batches < MAX_BATCHES and not worker.splitting:
+                key, wait = self._ready_key(worker, busy=worker.batches > 0)
             if key is not None:
                 worker.idle = False
                 self._wake_workers()  # one that left this key to this worker may take the next
                 return key
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(worker.wake.wait(), wait)
+            timer = None if wait is None else loop.call_later(wait, worker.wake.set)
+            await worker.wake.wait()
+            if timer is not None:
+                timer.cancel()
         return None
 
     def _form_batch(
         self, worker: DeviceWorker, key: Hashable
     ) -> list[QueuedWindow[PayloadT, ResultT]]:
         """Take the next batch of a key from the queue, and drop requests that would be late."""
-        in_flight = Counter((window.reservation, window.key) for window in self._in_flight)
+        in_flight: dict[object, int] = {}
+        for running in self._in_flight:
+            place = running.reservation, running.key
+            in_flight[place] = in_flight.get(place, 0) + 1
         earliest_start = min(each.remaining() for each in self.workers if each.failure is None)
 
         def in_time(window: QueuedWindow[PayloadT, ResultT]) -> bool:
             reservation = window.reservation
             to_run = {
-                each: count - in_flight[reservation, each]
+                each: count - in_flight.get((reservation, each), 0)
                 for each, count in reservation.pending.items()
             }
             remaining = reservation.deadline.remaining()
@@ -316,60 +324,39 @@ class Batcher(Generic[PayloadT, ResultT]):
         return batch
 
     async def _serve(self, worker: DeviceWorker) -> None:
-        """Form and run batches on one device until it is lost or the batcher is closed."""
-        running: set[asyncio.Task[None]] = set()
-
-        def finish(task: asyncio.Task[None]) -> None:
-            running.discard(task)
-            if len(self._queue) or worker.failure is not None:
-                worker.wake.set()
-
+        """Form and start batches on one device until it is lost or the batcher is closed."""
+        settle = functools.partial(self._settle_batch, worker)
         try:
-            while (key := await self._next_key(worker, running)) is not None:
+            while (key := await self._next_key(worker)) is not None:
                 batch = self._form_batch(worker, key)
-                if not batch:
-                    continue
-                task = asyncio.create_task(self._run(worker, key, batch))
-                running.add(task)
-                task.add_done_callback(finish)
-                await asyncio.sleep(0)  # let it start: `_form_batch` asks how long it will run
-        except asyncio.CancelledError:
-            for task in running:
-                task.cancel()
-            raise
+                if batch:
+                    worker.start(key, batch, settle)
         except Exception as error:  # a bug: fail this device, so that no request waits forever
             log.exception("unexpected error in the batcher")
             worker.failure = DeviceLost(repr(error))
-        finally:
-            await asyncio.gather(*running, return_exceptions=True)
-            if self.failure is not None:
-                for reservation in list(self._reservations):
-                    self._discard_waiting(reservation, "dead", self.failure)
+        if self.failure is not None:
+            for reservation in list(self._reservations):
+                self._discard_waiting(reservation, "dead", self.failure)
 
-    async def _run(
-        self,
-        worker: DeviceWorker,
-        key: Hashable,
-        batch: Sequence[QueuedWindow[PayloadT, ResultT]],
+    def _settle_batch(
+        self, worker: DeviceWorker, outcomes: Sequence[Outcome[QueuedWindow[PayloadT, ResultT]]]
     ) -> None:
-        """Compute a batch and settle its windows."""
-        try:
-            async for window, result, started in worker.compute(key, batch):
-                window.reservation.record_run(started, time.monotonic())
-                if isinstance(result, DeviceLost) and window.wanted:
-                    self._in_flight.discard(window)
-                    self._enqueue([window])  # for another device
-                elif isinstance(result, NotWanted):
-                    self._settle(window, asyncio.CancelledError())
-                else:
-                    self._settle(window, result)
-                    if isinstance(result, Exception):  # the other windows are useless without it
-                        self._discard_waiting(window.reservation, "failed", result)
-        except Exception as error:  # a bug, as in `_serve`
-            log.exception("unexpected error in the batcher")
-            worker.failure = DeviceLost(repr(error))
-            for window in self._in_flight.intersection(batch):
-                self._settle(window, worker.failure)
+        """Give the windows of a batch their outcomes."""
+        for window, result, started in outcomes:
+            if window not in self._in_flight:  # it was settled before a bug failed its batch
+                continue
+            window.reservation.record_run(started, time.monotonic())
+            if isinstance(result, DeviceLost) and window.wanted:
+                self._in_flight.discard(window)
+                self._enqueue([window])  # for another device
+            elif isinstance(result, NotWanted):
+                self._settle(window, asyncio.CancelledError())
+            else:
+                self._settle(window, result)
+                if isinstance(result, Exception):  # the other windows are useless without it
+                    self._discard_waiting(window.reservation, "failed", result)
+        if len(self._queue) or worker.failure is not None:
+            worker.wake.set()
 
     def _settle(
         self, window: QueuedWindow[PayloadT, ResultT], outcome: ResultT | BaseException
@@ -427,7 +414,7 @@ class Batcher(Generic[PayloadT, ResultT]):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for worker in self.workers:
-            worker.stop()
+            await worker.stop()
         stopped = Unavailable("the service has stopped")
         for window in list(self._in_flight):
             self._settle(window, stopped)

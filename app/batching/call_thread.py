@@ -12,7 +12,24 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class ThreadFuture(Generic[T]):
+class ThreadCallback:
+    """Passes the outcome of another thread's work to a function, on the running event loop.
+
+    Args:
+        function: gets the result, or the exception.
+    """
+
+    def __init__(self, function: Callable[[Any], object]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._function = function
+
+    def set(self, outcome: Any) -> None:
+        """Pass on a result or an exception. Any thread may call this."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed: the caller is gone
+            self._loop.call_soon_threadsafe(self._function, outcome)
+
+
+class ThreadFuture(ThreadCallback, Generic[T]):
     """A future of the running event loop that another thread settles.
 
     Attributes:
@@ -20,22 +37,16 @@ class ThreadFuture(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        super().__init__(self._settle)
         self.future: asyncio.Future[T] = self._loop.create_future()
 
-    def set_result(self, result: T) -> None:
-        self._settle(self.future.set_result, result)
-
-    def set_exception(self, error: BaseException) -> None:
-        self._settle(self.future.set_exception, error)
-
-    def _settle(self, set_outcome: Callable[[Any], None], outcome: Any) -> None:
-        def settle() -> None:
-            if not self.future.done():
-                set_outcome(outcome)
-
-        with contextlib.suppress(RuntimeError):  # the loop was closed: the caller is gone
-            self._loop.call_soon_threadsafe(settle)
+    def _settle(self, outcome: Any) -> None:
+        if self.future.done():
+            return
+        if isinstance(outcome, BaseException):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
 
 
 class CallThread:
@@ -70,9 +81,9 @@ class CallThread:
             try:
                 result = function(*args)
             except BaseException as error:  # the caller gets it, whatever it is
-                outcome.set_exception(error)
+                outcome.set(error)
             else:
-                outcome.set_result(result)
+                outcome.set(result)
 
         self.put(work)
         return await outcome.future

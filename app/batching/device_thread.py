@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from app.batching.call_thread import ThreadFuture
+from app.batching.call_thread import ThreadCallback, ThreadFuture
 
 T = TypeVar("T")
 
@@ -38,12 +38,12 @@ class DeviceCall:
     Attributes:
         submit: starts it.
         collect: waits for the result of `submit` and returns it; None if `submit` does everything.
-        outcome: gets the result: a `Timed` if there is `collect`.
+        outcome: gets the result, a `Timed` if there is `collect`; or the exception.
     """
 
     submit: Callable[[], Any]
     collect: Callable[[Any], Any] | None
-    outcome: ThreadFuture[Any]
+    outcome: ThreadCallback
 
 
 class DeviceThread:
@@ -120,10 +120,10 @@ class DeviceThread:
         with self._lock:
             self._call_since = time.monotonic()
         try:
-            settle = functools.partial(call.outcome.set_result, call.submit())
+            settle = functools.partial(call.outcome.set, call.submit())
         except BaseException as error:  # the caller gets it, whatever it is
             release_frames(error)
-            settle = functools.partial(call.outcome.set_exception, error)
+            settle = functools.partial(call.outcome.set, error)
         finally:
             del call  # the traceback of an error keeps this frame, which still runs
         with self._lock:
@@ -149,7 +149,7 @@ class DeviceThread:
         except BaseException as error:
             release_frames(error)
             self._leave()
-            return functools.partial(call.outcome.set_exception, error)
+            return functools.partial(call.outcome.set, error)
         finally:
             del call
         return None
@@ -163,10 +163,10 @@ class DeviceThread:
             result = collect(submitted)
         except BaseException as error:
             release_frames(error)
-            settle = functools.partial(outcome.set_exception, error)
+            settle = functools.partial(outcome.set, error)
         else:
             done = Timed(result, started, time.monotonic() - started)
-            settle = functools.partial(outcome.set_result, done)
+            settle = functools.partial(outcome.set, done)
         finally:
             del call, submitted  # as in `_make_call`
         self._leave()

@@ -13,11 +13,11 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from app.batching.batch_caps import BatchCaps
-from app.batching.call_thread import CallThread, ThreadFuture
+from app.batching.call_thread import CallThread, ThreadCallback, ThreadFuture
 from app.batching.device_thread import DeviceCall, DeviceThread, Timed
 from app.batching.estimates import Measurements
 from app.errors import DeviceLost, EngineError, OutOfMemory
@@ -116,6 +116,12 @@ class Outcome(NamedTuple, Generic[ItemT]):
     started: float
 
 
+Done = Timed[Sequence[Any]] | BaseException
+"""The results of a batch, or its error."""
+Settle = Callable[[Sequence[Outcome[ItemT]]], object]
+"""Gives items their outcomes."""
+
+
 @dataclasses.dataclass
 class _RunningBatch:
     """A batch that the worker has.
@@ -123,11 +129,13 @@ class _RunningBatch:
     Attributes:
         expected: seconds that it should take on the device, as measured; None if unknown.
         measured: whether to record how long it takes.
+        created: on the clock of `time.monotonic`.
     """
 
     key: Hashable
     expected: float | None
     measured: bool = True
+    created: float = dataclasses.field(default_factory=time.monotonic)
 
 
 class DeviceWorker:
@@ -151,12 +159,19 @@ class DeviceWorker:
         self.wake = asyncio.Event()
         self.measurements = Measurements()
         self._batches: list[_RunningBatch] = []
+        self._splits: set[asyncio.Task[None]] = set()
+        self._stopped = False
         self._caps = BatchCaps()
         self._capped: dict[Hashable, int] = {}
         self._prepare_seconds = 0.0
         self._observer = observer
         self._prepare_thread = CallThread(f"{runner.name} prepare")
         self._thread = DeviceThread(runner.name, runner.depth)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches that it has."""
+        return len(self._batches)
 
     @property
     def available(self) -> bool:
@@ -232,80 +247,128 @@ class DeviceWorker:
         except EngineError as error:
             log.warning("%s: %s", self.runner.name, error)
 
-    def stop(self) -> None:
-        """End the threads. A hung one is left behind."""
+    async def stop(self) -> None:
+        """End the threads; a hung one is left behind. Outcomes are not passed on any more."""
+        self._stopped = True
+        for task in self._splits:
+            task.cancel()
+        await asyncio.gather(*self._splits, return_exceptions=True)
         self._prepare_thread.stop()
         self._thread.stop()
 
-    async def compute(self, key: Hashable, batch: Sequence[ItemT]) -> AsyncIterator[Outcome[ItemT]]:
-        """Prepare and run a batch.
+    def start(self, key: Hashable, batch: Sequence[ItemT], settle: Settle[ItemT]) -> None:
+        """Prepare and run a batch. Returns at once.
 
-        Yields:
-            Every item once, with its result or its exception. `DeviceLost` is not the item's
-            fault: another device may compute it.
+        Args:
+            settle: gets the outcomes of the items later, on the event loop, in one call or several.
+                `DeviceLost` is not an item's fault: another device may compute it.
         """
-        started = time.monotonic()
-        done = await self._run(key, batch)
-        if isinstance(done, Timed):
-            for item, result in zip(batch, done.result, strict=True):
-                yield Outcome(item, result, done.started)
-            return
-        half = len(batch) // 2
-        if half == 0 or isinstance(done, (DeviceLost, NotWanted)) or not _is_wanted(batch):
-            for item in batch:
-                yield Outcome(item, done, started)
-            return
-        if isinstance(done, OutOfMemory):
-            self._caps.lower(key, len(batch))
-            self._report_cap(key)
+        running = self._begin(key, batch)
+
+        def finish(done: Done) -> None:
+            if self._stopped:
+                return
+            try:
+                if not self._end(running, batch, done, settle):
+                    task = asyncio.create_task(self._split(key, batch, settle))
+                    self._splits.add(task)
+                    task.add_done_callback(self._splits.discard)
+            except Exception as error:
+                self._fail(batch, error, settle)
+
+        self._send(key, batch, ThreadCallback(finish))
+
+    def _fail(self, batch: Sequence[ItemT], error: Exception, settle: Settle[ItemT]) -> None:
+        """Fail this device after a bug, so that no request waits forever."""
+        log.error("unexpected error in the batcher", exc_info=error)
+        self.failure = DeviceLost(repr(error))
+        settle([Outcome(item, self.failure, time.monotonic()) for item in batch])
+
+    async def _split(self, key: Hashable, batch: Sequence[ItemT], settle: Settle[ItemT]) -> None:
+        """Compute the halves of a batch that failed, one after the other."""
         self.splitting += 1
+        half = len(batch) // 2
         try:
             for part in (batch[:half], batch[half:]):
-                async for outcome in self.compute(key, part):
-                    yield outcome
+                if not await self._compute_part(key, part, settle):
+                    await self._split(key, part, settle)
+        except Exception as error:
+            self._fail(batch, error, settle)
         finally:
             self.splitting -= 1
+            self.wake.set()
 
-    async def _run(
-        self, key: Hashable, batch: Sequence[BatchItem]
-    ) -> Timed[Sequence[Any]] | Exception:
-        """Return the results of a batch, or its error.
+    async def _compute_part(
+        self, key: Hashable, batch: Sequence[ItemT], settle: Settle[ItemT]
+    ) -> bool:
+        """Compute a part of a batch. Returns whether it was settled; if not, it has to be split.
 
         An error that was raised would be alive while a part of the batch is tried again.
         """
         if self.failure is not None:
-            return self.failure
+            settle([Outcome(item, self.failure, time.monotonic()) for item in batch])
+            return True
+        outcome: ThreadFuture[Timed[Sequence[Any]]] = ThreadFuture()
+        running = self._begin(key, batch)
+        self._send(key, batch, outcome)
+        try:
+            done = await outcome.future
+        except Exception as error:
+            return self._end(running, batch, error, settle)
+        return self._end(running, batch, done, settle)
+
+    def _begin(self, key: Hashable, batch: Sequence[BatchItem]) -> _RunningBatch:
         seconds = self.measurements.seconds(key)
         running = _RunningBatch(key, None if seconds is None else len(batch) * seconds)
         self._batches.append(running)
-        try:
-            done = await self._start(key, batch)
-            if len(done.result) != len(batch):
-                raise EngineError(f"{len(done.result)} results for {len(batch)} windows")
-        except NotWanted as error:
-            return error
-        except Exception as error:
-            failure = (
-                OutOfMemory(f"memory of the host: {error}")
-                if isinstance(error, MemoryError)
-                else error
-            )
-            self._observer.batch_failed(self.runner.name, failure)
-            return failure
-        finally:
-            self._batches.remove(running)
-        if running.measured:
-            self.measurements.record(key, done.seconds / len(batch))
-            self._caps.record_success(key, len(batch))
-            self._report_cap(key)
-        self._observer.batch_done(self.runner.name, key, len(batch), done.seconds)
-        return done
+        return running
 
-    def _start(
-        self, key: Hashable, batch: Sequence[BatchItem]
-    ) -> asyncio.Future[Timed[Sequence[Any]]]:
+    def _end(
+        self,
+        running: _RunningBatch,
+        batch: Sequence[ItemT],
+        done: Done,
+        settle: Settle[ItemT],
+    ) -> bool:
+        """Settle the items of a batch with its results or its error.
+
+        Returns:
+            Whether they are settled. If not, the batch may be split.
+        """
+        self._batches.remove(running)
+        if isinstance(done, Timed) and len(done.result) != len(batch):
+            done = EngineError(f"{len(done.result)} results for {len(batch)} windows")
+        if isinstance(done, Timed):
+            self._record(running, len(batch), done.seconds)
+            pairs = zip(batch, done.result, strict=True)
+            settle([Outcome(item, result, done.started) for item, result in pairs])
+            return True
+        if isinstance(done, MemoryError):
+            done = OutOfMemory(f"memory of the host: {done}")
+        if not isinstance(done, NotWanted):
+            self._observer.batch_failed(self.runner.name, done)
+        if (
+            len(batch) == 1
+            or isinstance(done, (DeviceLost, NotWanted))
+            or not any(item.wanted for item in batch)
+        ):
+            settle([Outcome(item, done, running.created) for item in batch])
+            return True
+        if isinstance(done, OutOfMemory):
+            self._caps.lower(running.key, len(batch))
+            self._report_cap(running.key)
+        return False
+
+    def _record(self, running: _RunningBatch, windows: int, seconds: float) -> None:
+        """Record how long a batch took."""
+        if running.measured:
+            self.measurements.record(running.key, seconds / windows)
+            self._caps.record_success(running.key, windows)
+            self._report_cap(running.key)
+        self._observer.batch_done(self.runner.name, running.key, windows, seconds)
+
+    def _send(self, key: Hashable, batch: Sequence[BatchItem], outcome: ThreadCallback) -> None:
         """Send a batch to the thread that prepares it and passes it on to the device's thread."""
-        outcome: ThreadFuture[Timed[Sequence[Any]]] = ThreadFuture()
         payloads = [item.payload for item in batch]
 
         def prepare() -> None:
@@ -313,7 +376,7 @@ class DeviceWorker:
             try:
                 staged = self._noting_loss(self.runner.prepare, key, payloads)
             except BaseException as error:  # an error of the batch, like one of `submit`
-                outcome.set_exception(error)
+                outcome.set(error)
                 return
             seconds = time.monotonic() - start
             weight = _SMOOTHING if self._prepare_seconds else 1.0
@@ -321,7 +384,7 @@ class DeviceWorker:
             self._thread.put(DeviceCall(functools.partial(submit, staged), collect, outcome))
 
         def submit(staged: Any) -> Any:
-            if not _is_wanted(batch):
+            if not any(item.wanted for item in batch):
                 raise NotWanted
             return self._noting_loss(self.runner.submit, key, staged)
 
@@ -329,7 +392,6 @@ class DeviceWorker:
             return self._noting_loss(self.runner.collect, key, submitted)
 
         self._prepare_thread.put(prepare)
-        return outcome.future
 
     def _noting_loss(self, function: Callable[..., T], *args: Any) -> T:
         """Call a method of the runner, on a thread that may have the next call already.
@@ -357,7 +419,3 @@ class DeviceWorker:
         else:
             self._capped[key] = cap
             self._observer.batch_capped(self.runner.name, key, cap)
-
-
-def _is_wanted(batch: Sequence[BatchItem]) -> bool:
-    return any(item.wanted for item in batch)

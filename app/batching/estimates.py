@@ -88,7 +88,10 @@ class Estimates:
 
     def estimate(self, windows: Mapping[Hashable, int]) -> float:
         """Seconds for that many windows of each key, with a margin."""
-        return MARGIN * sum(count * self.seconds(key) for key, count in windows.items())
+        seconds = 0.0
+        for key, count in windows.items():
+            seconds += count * self.seconds(key)
+        return MARGIN * seconds
 
     def interleaved_cost(self, pending: Counter[Hashable], windows: int) -> float:
         """Seconds that the pending windows of another request add to a request of `windows`.

@@ -50,6 +50,7 @@ def main(args: argparse.Namespace, wrap_engine: WrapEngineFn = use_as_built) -> 
         wrap_engine: see `app.inference.registry.Registry`.
     """
     use_one_arena()
+    logs.skip_origins()
     settings = load_settings(**explicit_flags(args, Settings))
     with logs.logging_to_stderr(settings.log_format, settings.log_level):
         status = serve(settings, wrap_engine)

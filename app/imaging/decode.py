@@ -59,7 +59,14 @@ class ImageHeader:
 def inspect(
     data: bytes, *, max_pixels: int, page: int | None = None, channel: int | None = None
 ) -> ImageHeader:
-    """Read the header and nothing else.
+    """Read the header and nothing else. See `open_and_inspect`."""
+    return open_and_inspect(data, max_pixels=max_pixels, page=page, channel=channel)[0]
+
+
+def open_and_inspect(
+    data: bytes, *, max_pixels: int, page: int | None = None, channel: int | None = None
+) -> tuple[ImageHeader, ImageReader | None]:
+    """Read the header, and return it with the reader that has read it; None for a TIFF.
 
     Args:
         page: of a TIFF, from 0; None for the only one.
@@ -74,7 +81,7 @@ def inspect(
     """
     check_structure(data)
     if is_tiff(data):
-        return _inspect_tiff(data, max_pixels, page, channel)
+        return _inspect_tiff(data, max_pixels, page, channel), None
     reader = _open(data)
     bounds.check_size(reader.height, reader.width, max_pixels)
     width, height = reader.width, reader.height
@@ -91,7 +98,7 @@ def inspect(
         channel=channel,
     )
     _check_selection(header)
-    return header
+    return header, reader
 
 
 def count_pages(data: bytes, *, max_pixels: int) -> int:
@@ -111,7 +118,11 @@ def count_pages(data: bytes, *, max_pixels: int) -> int:
 
 
 def decode(
-    data: bytes, header: ImageHeader, *, at_least: tuple[int, int] | None = None
+    data: bytes,
+    header: ImageHeader,
+    *,
+    at_least: tuple[int, int] | None = None,
+    reader: ImageReader | None = None,
 ) -> AnyArray:
     """Decode the first frame, upright.
 
@@ -119,6 +130,7 @@ def decode(
         header: from `inspect`, whose checks are not repeated.
         at_least: (height, width) that are enough: a JPEG may then be decoded at a fraction of its
             size, which is much faster, and the result is smaller than the header says.
+        reader: from `open_and_inspect`; None opens the file again.
 
     Returns:
         (H, W) or (H, W, 3), uint8 or uint16; see `model.pixels.decode_image`.
@@ -130,7 +142,7 @@ def decode(
         with _image_errors(data):
             pixels = _open_tiff(data).select(header.page, header.channel).read()
     else:
-        reader = _open(data)
+        reader = reader or _open(data)
         if at_least is not None and header.orientation in SIDEWAYS:
             at_least = at_least[::-1]
         with _image_errors(data):

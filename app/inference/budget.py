@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Self
 
 from app.errors import QueueFull
 
@@ -26,14 +26,9 @@ class Budget:
         self._label = label
         self._on_rejected = on_rejected
 
-    @contextmanager
-    def allocate(self) -> Iterator[Allocation]:
-        """An allocation that starts empty, can grow, and is freed at the end of the block."""
-        allocation = Allocation(self)
-        try:
-            yield allocation
-        finally:
-            self.used -= allocation.amount
+    def allocate(self) -> Allocation:
+        """An allocation that starts empty, can grow, and is freed at the end of its block."""
+        return Allocation(self)
 
     def acquire(self, amount: int) -> None:
         """Count `amount` as used; `Allocation.grow` calls this and remembers the amount.
@@ -52,7 +47,7 @@ class Budget:
 
 
 class Allocation:
-    """The part of a budget that one request holds.
+    """The part of a budget that one request holds; a context manager that frees it.
 
     Attributes:
         amount: how much that is.
@@ -70,3 +65,9 @@ class Allocation:
         """
         self._budget.acquire(amount)
         self.amount += amount
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.used -= self.amount

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 
 from app.errors import InvalidRequest
 from model.config import PreprocessConfig
@@ -103,7 +104,8 @@ class Options:
         pixel_size: in micrometres; None is what the file says.
         background: red, green and blue behind a cutout, 0..255; None is transparent.
         format: of the outputs that are pictures.
-        name: of the image's file, for outputs that state it.
+        name: of the image's file, if `needs_name`. Other options are those of many images, and
+            what is known about them is kept.
     """
 
     outputs: tuple[Output, ...] = (Output.MASK,)
@@ -118,21 +120,26 @@ class Options:
     format: FileFormat = FileFormat.PNG
     name: str = ""
 
-    @property
+    @cached_property
     def needs_image(self) -> bool:
         """Whether an output shows or measures the pixels of the image."""
         return any(output.needs_image for output in self.outputs)
 
-    @property
+    @cached_property
     def needs_full_probabilities(self) -> bool:
         """Whether an output needs the probabilities at the size of the image."""
         needed = any(output.needs_full_probabilities for output in self.outputs)
         return needed or self.needs_objects
 
-    @property
+    @cached_property
     def needs_objects(self) -> bool:
         """Whether touching objects have to be separated."""
         return self.removes_objects or any(output.needs_objects for output in self.outputs)
+
+    @property
+    def needs_name(self) -> bool:
+        """Whether an output states the name of the file."""
+        return Output.COCO in self.outputs
 
     @property
     def removes_objects(self) -> bool:

@@ -23,6 +23,7 @@ from app.engine.base import Engine
 from app.engine.device_engines import BatchKey, DeviceEngines
 from app.engine.selection import EngineChoice, build_engine, resolve
 from app.errors import GoldenMaskMismatch, ImageTooLarge, Unavailable, UnknownModel
+from app.inference.outputs import Options
 from app.inference.statistics import ModelStatistics
 from app.metrics import Metrics
 from model.arrays import ByteArray
@@ -40,6 +41,8 @@ another: 13 and 19 ms (measured)."""
 
 _MAX_PLANS = 256
 """Sizes of images whose windows are remembered."""
+_MAX_OPTIONS = 256
+"""Options that are checked once."""
 _SCAN_SECONDS = 1.0
 
 _loads = itertools.count(1)
@@ -81,6 +84,10 @@ class ServedModel:
                 preprocess=self.checkpoint.preprocess,
             )
         )
+        self._key_of = functools.cache(functools.partial(BatchKey, self.engine_id))
+        self._check_options = functools.lru_cache(_MAX_OPTIONS)(
+            functools.partial(Options.check, preprocess=self.checkpoint.preprocess)
+        )
 
     @property
     def id(self) -> str:
@@ -102,9 +109,22 @@ class ServedModel:
             )
         return plan
 
+    def check(self, options: Options) -> None:
+        """Check that the model can do what is asked for.
+
+        Raises:
+            InvalidRequest: see `Options.check`.
+        """
+        self._check_options(options)
+
     def keys(self, plan: WindowPlan) -> list[BatchKey]:
         """The batch key of each window of the plan."""
-        return [BatchKey(self.engine_id, window.shape) for window in plan.windows]
+        return [self._key_of(window.shape) for window in plan.windows]
+
+    @functools.cached_property
+    def smallest(self) -> list[BatchKey]:
+        """The batch keys of an image of one pixel."""
+        return self.keys(self.plan(1, 1))
 
 
 @dataclasses.dataclass

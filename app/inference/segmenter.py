@@ -112,7 +112,7 @@ class Segmenter:
         Raises:
             InvalidRequest: see `Options.check`.
         """
-        options.check(model.checkpoint.preprocess)
+        model.check(options)
 
     def precheck_admission(self, model: ServedModel, deadline: Deadline) -> None:
         """Reject a request before its image is read, if not even the smallest image would fit.
@@ -121,7 +121,7 @@ class Segmenter:
             RequestRejected: the queue is full, or the deadline cannot be met.
         """
         # The image itself is admitted once its size is known.
-        self._batcher.check_admission(model.keys(model.plan(1, 1)), deadline=deadline)
+        self._batcher.check_admission(model.smallest, deadline=deadline)
 
     def group(self, model: ServedModel) -> ImageGroup:
         """The group for the images of one request."""
@@ -270,7 +270,7 @@ class Segmenter:
         """Run a client's job, trace it and count it."""
         if self._tracing is not None:
             job = dataclasses.replace(job, trace=self._tracing.start_image(job.model.id))
-        count = self._metrics.rejected.labels("deadline").inc
+        count = self._metrics.count_missed_deadline
         start = time.perf_counter()
         try:
             async with deadline.enforced("the deadline passed before the mask was ready", count):

@@ -11,13 +11,14 @@ import itertools
 import time
 from typing import Any
 
-from app.imaging.decode import ImageHeader, count_pages, decode, inspect
+from app.imaging.decode import ImageHeader, count_pages, decode, inspect, open_and_inspect
 from app.imaging.tiff import stack_tiff
 from app.imaging.workers.shared import SharedBlock, StoredArray, pickle_once
 from app.inference.outputs import Options
 from app.inference.rendering import Decision, render
 from model.arrays import AnyArray
 from model.config import PreprocessConfig
+from model.readers.base import ImageReader
 from model.transforms import mask_and_confidence, prepare, resize_to_image
 from model.windows import to_floats
 
@@ -128,11 +129,11 @@ def inspect_and_decode(
         ImageError, ImageTooLarge: see `inspect_image` and `decode_and_prepare`.
     """
     content = data.read()
-    header = inspect(content, max_pixels=max_pixels, page=page, channel=channel)
+    header, reader = open_and_inspect(content, max_pixels=max_pixels, page=page, channel=channel)
     fields = {"header": vars(header)}
     if header.height * header.width > small:
         return fields
-    return fields | _decode_and_prepare(content, header, preprocess, pixels, image)
+    return fields | _decode_and_prepare(content, header, preprocess, pixels, image, reader)
 
 
 def decode_and_prepare(
@@ -164,11 +165,12 @@ def _decode_and_prepare(
     preprocess: PreprocessConfig,
     pixels: SharedBlock,
     image: SharedBlock | None,
+    reader: ImageReader | None = None,
 ) -> dict[str, Any]:
     # An image that is resized anyway may be decoded at a fraction of its size.
     smaller = preprocess.mode == "resize" and image is None
     size = preprocess.resized if smaller else None
-    decoded = decode(content, header, at_least=size)
+    decoded = decode(content, header, at_least=size, reader=reader)
     result: dict[str, Any] = {"pixels": _prepare_to(pixels, decoded, preprocess)}
     if image is not None:
         stored = image.store(decoded)

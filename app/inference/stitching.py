@@ -9,6 +9,8 @@ import asyncio
 from collections import deque
 from contextlib import ExitStack
 
+import numpy as np
+
 from app.imaging.workers.shared import StoredArray
 from app.inference.blocks import Blocks
 from app.inference.job import ImageJob
@@ -51,8 +53,10 @@ class WindowBlender:
         block = held.enter_context(self._blocks.borrow())
         if plan.count == 1:  # stored as the engine returned it
             part = probabilities[: shape[0], : shape[1], : shape[2]]
-            await self._blocks.copy(part.nbytes, block.store, part)
-            return StoredArray(block, shape, part.dtype.str)
+            stored = StoredArray(block, shape, part.dtype.str)
+            # Mapped, because the block keeps its mapping: copying takes half as long as writing.
+            await self._blocks.copy(part.nbytes, np.copyto, stored.map(), part)
+            return stored
         stored = StoredArray(block, shape, "<f4")
         blended = None
         if stored.is_large:  # it is blended in shared memory; a small one is copied there

@@ -31,6 +31,8 @@ LENGTH = struct.Struct("!I")
 """Precedes each message: its length in bytes."""
 MAX_BLOCKS = 8
 """Shared blocks that a call can have."""
+_USUAL_CALL = 1 << 12
+"""Bytes that are read at once; most calls are shorter."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -114,7 +116,7 @@ class MemoryUse:
 
 def receive(connection: socket.socket) -> Any:
     """The next call: the bytes it may allocate, the function and its arguments; None at the end."""
-    data, fds, _, _ = socket.recv_fds(connection, 1 << 16, MAX_BLOCKS)
+    data, fds, _, _ = socket.recv_fds(connection, _USUAL_CALL, MAX_BLOCKS)
     while data and len(data) < LENGTH.size + LENGTH.unpack_from(data)[0]:
         data += connection.recv(1 << 16)
     return unpack(data[LENGTH.size :], fds) if data else None

@@ -17,8 +17,8 @@ import pickle
 import queue
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -151,10 +151,10 @@ class SharedBlock:
         """Close the file. Its memory is freed when no process has it open or mapped."""
         if self.closed:
             return
-        is_large = self.size >= _MAP_FROM
+        slow = self._freer is not None and self.size >= _MAP_FROM
         fd, self.fd = self.fd, -1
         self._mapped = None  # arrays in it keep it
-        if is_large and self._freer is not None:
+        if slow and self._freer is not None:
             self._freer.put(functools.partial(os.close, fd))
         else:
             os.close(fd)
@@ -204,26 +204,26 @@ class BlockCache:
         self._free: list[tuple[SharedBlock, int]] = []  # with their sizes
         self._cached = 0
 
-    @contextmanager
-    def borrow(self) -> Iterator[SharedBlock]:
-        """A block with any content.
+    def borrow(self) -> BorrowedBlock:
+        """A block with any content, for the time of a `with` statement.
 
         After an error it is not reused: the process whose call was cancelled may still write to it.
 
         Raises:
             Unavailable: the system has no file descriptors or no memory for it.
         """
-        block = None
-        try:
-            block = self._take()
-            yield block
-        except BaseException as error:
-            if block is not None:
-                block.close()
-            if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-                text = "the service has no memory or files left for this image; retry in a moment"
-                raise Unavailable(text, retry_after=1) from error
-            raise
+        return BorrowedBlock(self)
+
+    def take(self) -> SharedBlock:
+        """A block with any content, which is not borrowed."""
+        if not self._free:
+            return SharedBlock.create(self._freer)
+        block, size = self._free.pop()
+        self._cached -= size
+        return block
+
+    def give_back(self, block: SharedBlock) -> None:
+        """Keep a block for reuse if it is small and open."""
         if block.closed:
             return
         size = block.size
@@ -233,18 +233,47 @@ class BlockCache:
         else:
             block.close()
 
-    def _take(self) -> SharedBlock:
-        if not self._free:
-            return SharedBlock.create(self._freer)
-        block, size = self._free.pop()
-        self._cached -= size
-        return block
-
     def close(self) -> None:
         """Free all blocks that are not in use. It is not used after this."""
         while self._free:
-            self._take().close()
+            self.take().close()
         self._freer.stop()
+
+
+class BorrowedBlock:
+    """See `BlockCache.borrow`. An image borrows four, and a generator takes longer than a class."""
+
+    __slots__ = ("_block", "_cache")
+
+    def __init__(self, cache: BlockCache) -> None:
+        self._cache = cache
+
+    def __enter__(self) -> SharedBlock:
+        try:
+            self._block = self._cache.take()
+        except OSError as error:
+            _raise_if_exhausted(error)
+            raise
+        return self._block
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._cache.give_back(self._block)
+            return
+        self._block.close()
+        _raise_if_exhausted(error)
+
+
+def _raise_if_exhausted(error: BaseException) -> None:
+    """Turn an error of a system without memory or files into one for the client."""
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        text = "the service has no memory or files left for this image; retry in a moment"
+        raise Unavailable(text, retry_after=1) from error
 
 
 _repeated: dict[type, Callable[[Any], tuple[Any, tuple[bytes]]]] = {}

@@ -73,6 +73,20 @@ def test_percentiles_stretch_the_image_to_its_own_range(
     assert np.abs(pixels - expected).max() <= 0.51
 
 
+@pytest.mark.parametrize("mode", ["native", "resize"])
+@pytest.mark.parametrize("side", [1, 5, 50, 500])
+def test_grey_image_stored_in_color_gives_the_pixels_of_the_grey_one(side: int, mode: Any) -> None:
+    window: dict[str, Any] = {"window": ((32, 32),), "overlap": 0} if mode == "resize" else {}
+    config = PreprocessConfig(intensity="percentile", mode=mode, **window)
+    grey = np.random.default_rng(side).poisson(40, (side, side)).clip(0, 255).astype(np.uint8)
+    color = np.repeat(grey[:, :, None], 3, axis=2)
+    prepared = prepare(color, config)
+    assert prepared.strides[2] == 0
+    np.testing.assert_array_equal(prepared, prepare(grey, config))
+    color[-1, -1, 2] ^= 1
+    assert prepare(color, config).strides[2] == 1
+
+
 def test_16_bits_give_the_same_pixels_as_8_bits() -> None:
     image = nuclei(120, 120)[0]
     # the same image in another unit and with an offset

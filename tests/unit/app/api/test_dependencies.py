@@ -76,6 +76,12 @@ def test_either_header_may_carry_a_valid_key(
         assert response.headers["content-type"] == "application/problem+json"
 
 
+@pytest.fixture(autouse=True, params=[0.0, 0.05])
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch for a disconnect begins at once, or when most blocks here have ended."""
+    monkeypatch.setattr("app.api.dependencies._QUICK_S", request.param)
+
+
 def disconnecting(event: asyncio.Event) -> Request:
     async def receive() -> dict[str, Any]:
         await event.wait()
@@ -98,7 +104,7 @@ def run(test: Callable[[asyncio.Event], Any]) -> None:
 def test_block_ends_normally_while_the_client_is_connected() -> None:
     async def test(left: asyncio.Event) -> None:
         with cancel_on_disconnect(disconnecting(left)):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
 
     run(test)
 
@@ -125,7 +131,7 @@ def test_disconnect_cancels_the_block() -> None:
 def test_disconnect_at_the_end_of_the_block_does_not_cancel_later() -> None:
     async def test(left: asyncio.Event) -> None:
         with cancel_on_disconnect(disconnecting(left)):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
             left.set()
         await asyncio.sleep(0)
 
@@ -147,7 +153,7 @@ def test_cancellation_by_the_server_is_not_a_disconnect() -> None:
                 await asyncio.sleep(60)
 
         task = asyncio.create_task(handle())
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -16,7 +16,7 @@ from app.errors import CorruptImage, DeadlineExceeded, InvalidRequest
 from app.inference.outputs import Options, Output, Rendered, Segmentation
 from app.inference.segmenter import Segmenter
 
-OPTIONS = Options(threshold=0.5)
+OPTIONS = Options((Output.COCO,), threshold=0.5)
 
 
 class FakeReader:
@@ -52,6 +52,14 @@ def test_each_file_is_one_image_unless_all_pages_are_asked_for() -> None:
         ("a", None, dataclasses.replace(OPTIONS, name="a")),
         ("image", None, dataclasses.replace(OPTIONS, name="image")),
     ]
+
+
+def test_options_are_the_same_for_all_files_if_no_output_states_their_names() -> None:
+    uploads = [Upload("a", b"1", "a.png"), Upload("b", b"1", "b.png")]
+    masks = Options()
+    segmenter = cast(Segmenter, FakeSegmenter())
+    images = asyncio.run(list_images(segmenter, uploads, masks, all_pages=False))
+    assert [image.options for image in images] == [masks, masks]
 
 
 def test_each_page_is_an_image() -> None:

@@ -52,6 +52,16 @@ def test_query_is_read_with_several_outputs() -> None:
     assert (read.background, read.exclude_edges, read.model) == ((255, 128, 0), True, "")
 
 
+def test_equal_queries_are_parsed_once_unless_they_are_long() -> None:
+    assert read_query(request("threshold=0.25"), SegmentQuery) is read_query(
+        request("threshold=0.25"), SegmentQuery
+    )
+    long = f"model={'m' * 300}"
+    first, second = (read_query(request(long), SegmentQuery) for _ in range(2))
+    assert first == second
+    assert first is not second
+
+
 @pytest.mark.parametrize(
     ("query", "detail"),
     [

@@ -287,3 +287,62 @@ def test_body_of_tiny_chunks_leaves_turns_for_others() -> None:
 
     run(client, echo_app)
     assert longest < 0.05
+
+
+def answering(
+    *bodies: bytes, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None
+) -> Any:
+    """An application that sends its content in these pieces, by default without a length."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": headers or []})
+        for index, body in enumerate(bodies, 1):
+            more = index < len(bodies)
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    return app
+
+
+LENGTH_2 = [(b"content-length", b"2")]
+
+
+@pytest.mark.parametrize(
+    ("request_", "app", "end"),
+    [
+        (GET, answering(b"ok", headers=LENGTH_2), b"content-length: 2\r\n\r\nok"),
+        (GET, answering(b"o", b"k", headers=LENGTH_2), b"content-length: 2\r\n\r\nok"),
+        (GET, answering(b"ok"), b"chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        (GET, answering(b"", status=204), b"\r\n\r\n"),
+        (b"HEAD" + GET[3:], answering(b"ok", headers=LENGTH_2), b"content-length: 2\r\n\r\n"),
+    ],
+)
+def test_every_framing_of_a_response_leaves_the_connection_to_the_next_request(
+    request_: bytes, app: Any, end: bytes
+) -> None:
+    received = b""
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        for _ in range(2):
+            writer.write(request_)
+            received = await reader.readuntil(end)
+            assert received.startswith(b"HTTP/1.1 ")
+
+    run(client, app)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [*LENGTH_2, (b"x-a", b"b\r\nx-injected: c")],
+        [*LENGTH_2, (b"x-a", b"b\nc")],
+        [*LENGTH_2, (b"x-a", b"b\x00c")],
+        [*LENGTH_2, (b"x-a", b" b")],
+        [*LENGTH_2, (b"x a", b"b")],
+        [*LENGTH_2, (b"", b"b")],
+    ],
+)
+def test_response_that_is_not_valid_is_not_sent(headers: list[tuple[bytes, bytes]]) -> None:
+    received = exchange(GET, app=answering(b"ok", headers=headers))
+    assert b"200" not in received
+    assert b"injected" not in received

@@ -197,3 +197,19 @@ def test_check_finds_the_loss_of_an_idle_device() -> None:
 
     with_batcher(body, lost, sound)
     assert lost.batches == []
+
+
+def test_bug_fails_the_device_and_leaves_no_request_waiting() -> None:
+    class Broken(Recorder):
+        def batch_done(self, runner: str, key: Hashable, size: int, seconds: float) -> None:
+            raise KeyError("a bug")
+
+    device = Device()
+
+    async def body(batcher: Batcher[Any, Any]) -> None:
+        tasks = [asyncio.create_task(request(batcher, item)) for item in range(3)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(each, (DeviceLost, Unavailable)) for each in results)
+        assert batcher.failure is not None
+
+    with_batcher(body, device, recorder=Broken())

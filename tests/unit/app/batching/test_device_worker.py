@@ -7,13 +7,13 @@ import dataclasses
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
 from app.batching import batch_caps
-from app.batching.device_worker import DeviceWorker, NotWanted
+from app.batching.device_worker import DeviceWorker, NotWanted, Outcome
 from app.errors import DeviceLost, EngineError, OutOfMemory
 from tests.devices import Device, Recorder, until
 
@@ -37,14 +37,24 @@ def with_worker(
             await asyncio.wait_for(body(worker), 20)
         finally:
             device.gate.set()
-            worker.stop()
+            await worker.stop()
 
     asyncio.run(scene())
 
 
 async def compute(worker: DeviceWorker, *items: Item, key: str = "k") -> dict[Any, Any]:
     """The outcome of each payload; every item must have exactly one."""
-    outcomes = [each async for each in worker.compute(key, items)]
+    outcomes: list[Outcome[Item]] = []
+    settled = asyncio.Event()
+
+    def settle(some: Sequence[Outcome[Item]]) -> None:
+        outcomes.extend(some)
+        if len(outcomes) >= len(items):
+            settled.set()
+
+    worker.start(key, items, settle)
+    await settled.wait()
+    await asyncio.sleep(0)  # the last split ends
     assert sorted(id(each.item) for each in outcomes) == sorted(map(id, items))
     return {each.item.payload: each.result for each in outcomes}
 

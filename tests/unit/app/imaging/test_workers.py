@@ -89,6 +89,15 @@ def test_call_runs_in_another_process_and_returns_json() -> None:
     with_workers(body)
 
 
+def test_limit_of_a_call_does_not_apply_to_the_next() -> None:
+    async def body(workers: Workers) -> None:
+        pid = await workers.call(QUICK, os.getpid)
+        await workers.call(LIMIT, time.sleep, 2 * QUICK.seconds)
+        assert await workers.pid() == pid
+
+    with_workers(body)
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_arrays_are_passed_in_shared_memory(mapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "_MAP_FROM", 1 if mapped else 10**9)
