@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import http
 import logging
 import re
 import select
-from collections.abc import Sequence
 from typing import Any, cast
 
 import h11
 from fastapi import FastAPI, Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.flow_control import CLOSE_HEADER
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
+from starlette.types import Scope
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.api.middleware import (
     RESPONSE_STATUS_KEY,
@@ -41,13 +38,6 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_FIELDS = 128
 """Fields of a request."""
 
-Headers = Sequence[tuple[bytes, bytes]]
-_FIELDS = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9A-Za-z]+: (?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?\r\n)*")
-"""Lines of fields, checked as h11 does (RFC 9112, section 5)."""
-_FRAMING = frozenset({b"connection", b"transfer-encoding", b"upgrade"})
-"""Fields by which a response is not a usual one."""
-_WAITING = {h11.CLIENT: h11.DONE, h11.SERVER: h11.SEND_RESPONSE}
-"""The states of a connection whose request is complete."""
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _MAX_CHUNK_LINE_BYTES = 4096
 """Size line of a chunk, or trailer fields."""
@@ -102,40 +92,6 @@ class _RequestParser(h11.Connection):
         head, self._unsent_head = self._unsent_head, b""
         data = super().send(event)
         return head + data if head and data is not None else data
-
-    def head_of_whole(self, status: int, headers: Headers, size: int) -> bytes | None:
-        """The head of a usual response whose content is sent with it, and the end of its exchange.
-
-        h11 checks a response in three steps and with two calls for each field, which takes as long
-        as parsing the request. Here one expression checks all fields.
-
-        Args:
-            headers: of the response.
-            size: of its content, in bytes.
-
-        Returns:
-            None for a response that h11 has to send: one that ends the connection, has no content
-            by its status or method, or is not as long as it says.
-        """
-        fields = dict(headers)
-        usual = (
-            status >= 200
-            and status not in (204, 304)
-            and fields.get(b"content-length") == b"%d" % size
-            and not _FRAMING.intersection(fields)
-        )
-        if not usual or self.states != _WAITING or not self._cstate.keep_alive:
-            return None
-        if self.method in (b"HEAD", b"CONNECT") or self._kept_alive_by_request:
-            return None
-        if self._cstate.pending_switch_proposals:
-            return None
-        lines = b"".join([b"%b: %b\r\n" % field for field in headers])
-        if lines.count(b"\n") != len(headers) or not _FIELDS.fullmatch(lines):
-            return None
-        self._cstate.process_event(h11.SERVER, h11.Response)
-        self._cstate.process_event(h11.SERVER, h11.EndOfMessage)
-        return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, STATUS_PHRASES[status], lines)
 
     def _announce_keep_alive(self, response: h11.Response) -> h11.Response:
         """Tell a client of HTTP/1.0 that its connection is kept alive, as it asked.
@@ -246,48 +202,6 @@ class Connection(H11Protocol):
         self._half_closed = False
         self._rejected = False
         self._reset_check: asyncio.TimerHandle | None = None
-        self.app = functools.partial(self._serve, self.app)
-
-    async def _serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the application, and send a response whose content comes in one piece at once."""
-        cycle = self.cycle
-        start: Message | None = None
-
-        async def send_whole(message: Message) -> None:
-            nonlocal start
-            if message["type"] == "http.response.start":
-                start = message
-                return
-            if start is not None:
-                head, start = start, None
-                if self._send_at_once(cycle, head, message):
-                    return
-                await send(head)
-            await send(message)
-
-        await app(scope, receive, send_whole)
-
-    def _send_at_once(self, cycle: RequestResponseCycle, start: Message, message: Message) -> bool:
-        """Send a response that is complete. Returns False if uvicorn has to send it, in parts."""
-        if (
-            message.get("more_body")
-            or cycle.disconnected
-            or cycle.response_started
-            or not cycle.keep_alive
-            or CLOSE_HEADER in cycle.scope["headers"]
-            or self.flow.write_paused
-        ):
-            return False
-        content = message.get("body", b"")
-        headers = [*self.server_state.default_headers, *start["headers"]]
-        head = self.conn.head_of_whole(start["status"], headers, len(content))
-        if head is None:
-            return False
-        cycle.response_started = cycle.response_complete = True
-        cycle.message_event.set()
-        self.transport.write(head + content)
-        cycle.on_response()
-        return True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
