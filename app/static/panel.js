@@ -1,7 +1,8 @@
 // The panel beside the picture: name, count, notes, the histogram, the filter and the table of objects.
 
 import {
-  describeArea, describeCount, filter, isFiltering, keptCount, keptObjects, measure, pixelSizeOf, scale,
+  describeArea, describeCount, filter, isFiltering, isFilteringAreas, keptCount, keptObjects, lacksPixelSize, measure,
+  pixelSizeOf, scale,
 } from "./objects.js";
 import { thresholdOf } from "./models.js";
 import * as viewer from "./viewer.js";
@@ -9,6 +10,7 @@ import * as viewer from "./viewer.js";
 const $ = (id) => document.getElementById(id);
 const MAX_ROWS = 250; // a table of thousands of rows makes the page slow
 const BINS = 28;
+const UNFINISHED = { waiting: "Waiting", working: "Working", stopped: "Stopped" };
 
 let order = { name: "id", descending: false };
 let onFilter = () => {}; // called when objects were filtered, deleted or restored: with the item, or null for all
@@ -110,13 +112,16 @@ function renderObjects(item) {
   const { table } = item;
   const shown = Boolean(table) && item.state !== "failed";
   $("objects").hidden = !shown;
-  $("count").textContent = shown ? describeCount(item) : item.state === "done" || item.state === "failed" ? "" : item.state;
+  $("count").textContent = shown ? describeCount(item) : UNFINISHED[item.state] || "";
   $("description").textContent = shown ? describeImage(item) : `${item.path}, ${item.state}.`;
   if (!shown) return;
   const kept = keptObjects(item);
   const removed = table.count - kept.filter(Boolean).length;
   $("objects-title").textContent = removed ? `Objects: ${table.count - removed} of ${table.count} are kept` : "Objects";
-  $("area-unit").textContent = pixelSizeOf(item) ? "µm²" : "px";
+  // an area keeps the unit in which it was typed, whatever image is shown
+  if (!isFilteringAreas()) filter.inMicrometers = Boolean(pixelSizeOf(item));
+  $("area-unit").textContent = filter.inMicrometers ? "µm²" : "px";
+  $("filter-note").hidden = !lacksPixelSize(item) || !table.count;
   $("filter-reset").hidden = !isFiltering();
   $("undelete").hidden = !item.deleted.size;
   $("undelete").textContent = `Restore ${item.deleted.size} deleted`;
