@@ -49,18 +49,23 @@ export function renderText(item, layers) {
 }
 
 function renderChoices(item) {
-  const { pages, channels } = describeChoices(item);
-  $("choices").hidden = !(pages || channels);
-  const shown = [pages && `page ${item.settings.page + 1}`, channels && `channel ${item.settings.channel + 1}`];
-  const has = [pages && `${pages} pages`, channels && `${channels} channels`];
+  const { pages, channels, frames } = describeChoices(item);
+  $("choices").hidden = !(pages || channels || frames);
+  const shown = [pages && `page ${item.settings.page + 1}`, frames && "frame 1", channels && `channel ${item.settings.channel + 1}`];
+  const has = [pages && `${pages} pages`, frames && `${frames} frames`, channels && `${channels} channels`];
   const join = (parts, word) => parts.filter(Boolean).join(word);
-  $("choices-text").textContent = `This file has ${join(has, " and ")}. Only ${join(shown, ", ")} was used. Choose:`;
+  const choose = pages || channels ? " Choose:" : "";
+  $("choices-text").textContent = `This file has ${join(has, " and ")}. Only ${join(shown, ", ")} was used.${choose}`;
   fillChoice("page", pages, item.settings.page);
   fillChoice("channel", channels, item.settings.channel);
   $("all-pages").hidden = !pages;
 }
 
-const describeChoices = ({ choices = {} }) => ({ pages: choices.page, channels: choices.channel });
+/** Numbers of pages, channels and frames, if there is more than one. The frames of an animation cannot be chosen. */
+function describeChoices({ choices = {}, state, statistics }) {
+  const frames = state === "done" && !choices.page && statistics.pages > 1 ? statistics.pages : undefined;
+  return { pages: choices.page, channels: choices.channel, frames };
+}
 
 function fillChoice(name, count, chosen) {
   $(`${name}-choice`).hidden = !count;
@@ -88,7 +93,6 @@ function renderFacts(item) {
     ["Model", known.model || settings.model, text],
     ["Threshold", thresholdOf(item), text],
     ["Engine", known.engine, text],
-    ["Pages in file", known.pages > 1 ? known.pages : null, text],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
   $("facts").replaceChildren(
     ...rows.map(([term, value, format]) => {
