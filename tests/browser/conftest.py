@@ -146,12 +146,11 @@ def prefixed_page(browser: Browser, server: Server, expected_errors: list[str]) 
             complaints.append(request.url)
             route.fulfill(status=404)
             return
-        response = httpx.request(
+        response = client.request(
             request.method,
             server.url + "/" + request.url.removeprefix(PREFIX).removeprefix("/"),
             content=request.post_data_buffer,
             headers={"Content-Type": request.headers.get("content-type", "")},
-            timeout=60,
         )
         headers = {
             name: value
@@ -160,9 +159,10 @@ def prefixed_page(browser: Browser, server: Server, expected_errors: list[str]) 
         }
         route.fulfill(status=response.status_code, body=response.content, headers=headers)
 
-    page.route("**/*", proxy)
-    yield page
-    page.close()
+    with httpx.Client(timeout=60) as client:
+        page.route("**/*", proxy)
+        yield page
+        page.close()
     unexpected = [each for each in complaints if not any(part in each for part in expected_errors)]
     assert unexpected == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
@@ -9,6 +11,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from tests.browser.conftest import (
     PREFIX,
     TIMEOUT_MS,
+    advance_until,
     always_send_mask,
     choose_files,
     send_mask,
@@ -39,11 +42,14 @@ def test_selected_model_is_kept_while_another_loads(page: Page) -> None:
         route.fulfill(json={"default": "a", "models": entries})
 
     page.route("**/models", models)
+    page.clock.install()  # the page asks again every second
     page.reload()
     page.wait_for_selector("#model", state="visible")
     assert page.input_value("#threshold") == "0.4"
     page.select_option("#model", "b")
-    page.wait_for_selector("#model option[value=c]", state="attached")
+    loaded = page.locator("#model option[value=c]")
+    advance_until(page, lambda: loaded.count() > 0, step_ms=1_000)
+    assert len(requests) == 4
     assert page.input_value("#model") == "b"
 
 
@@ -78,8 +84,8 @@ def test_changed_model_applies_to_the_shown_image_and_on_request_to_all(page: Pa
     assert used[8:] == ["c"]
 
 
-def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser) -> None:
-    with serving(UNET_API_KEYS="sesame") as closed:
+def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser, tiny: Path) -> None:
+    with serving(UNET_API_KEYS="sesame", UNET_WEIGHTS_DIR=str(tiny)) as closed:
         page = browser.new_page()
         page.set_default_timeout(TIMEOUT_MS)
         page.goto(closed.url)

@@ -99,14 +99,14 @@ def test_problem_document_is_shown(docs: Page) -> None:
 
 def test_authorize_sends_the_api_key(browser: Browser, tiny: Path) -> None:
     with serving(UNET_API_KEYS="sesame", UNET_WEIGHTS_DIR=str(tiny)) as closed:
-        page = browser.new_page()
-        page.set_default_timeout(TIMEOUT_MS)
+        context = browser.new_context()  # the second page has its files from the first
         schemes = httpx.get(f"{closed.url}/openapi.json").json()["components"]["securitySchemes"]
         assert schemes
         for scheme in schemes.values():
             is_header = scheme["type"] == "apiKey"
+            page = context.new_page()
+            page.set_default_timeout(TIMEOUT_MS)
             page.goto(f"{closed.url}/docs")
-            page.reload()  # goto alone keeps the page if it is the same but for its fragment
             operation = open_operation(page, "get", "/models")
             assert execute(page, operation, "/models").status == 401
             page.locator(".auth-wrapper .authorize").click()
@@ -120,7 +120,8 @@ def test_authorize_sends_the_api_key(browser: Browser, tiny: Path) -> None:
             assert response.status == 200
             sent = response.request.headers["x-api-key" if is_header else "authorization"]
             assert sent == ("sesame" if is_header else "Bearer sesame")
-        page.close()
+            page.close()
+        context.close()
 
 
 def test_requests_keep_the_path_prefix(prefixed_page: Page) -> None:

@@ -201,8 +201,10 @@ def test_failed_download_is_reported_until_the_next(page: Page) -> None:
 
 
 def test_download_can_be_stopped(page: Page) -> None:
-    page.route("**/segment*", lambda route: send_mask(route, square_mask(2000, 2000)))
-    choose_files(page, *[(f"{n}.png", encode(square_mask(2000, 2000))) for n in range(8)])
+    mask = square_mask(2000, 2000)
+    contents = {each: render_output(each, mask) for each in ("mask", "polygons", "probability")}
+    page.route("**/segment*", lambda route: send_outputs(route, contents))
+    choose_files(page, *[(f"{n}.png", contents["mask"]) for n in range(8)])
     wait_done(page, 8)
     choose_outputs(page, "cutout")
     page.click("#download-all")
