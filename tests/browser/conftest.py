@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from model.objects import Objects
 from model.polygons import encode_polygons
-from tests.conftest import Server, decode, encode
+from tests.conftest import Server, decode, encode, serving
 
 CHROMIUM = Path("/usr/bin/chromium")
 TIMEOUT_MS = 60_000  # for a mask on a busy machine
@@ -50,6 +50,13 @@ def browser() -> Iterator[Browser]:
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def closed() -> Iterator[Server]:
+    """A service that requires the API key "sesame"."""
+    with serving(UNET_API_KEYS="sesame") as running:
+        yield running
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
@@ -19,7 +17,7 @@ from tests.browser.conftest import (
     wait_done,
     wait_finished,
 )
-from tests.conftest import Server, encode, nuclei, serving
+from tests.conftest import Server, encode, nuclei
 
 CELLS = encode(nuclei(64, 64)[0])
 
@@ -84,21 +82,20 @@ def test_changed_model_applies_to_the_shown_image_and_on_request_to_all(page: Pa
     assert used[8:] == ["c"]
 
 
-def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser, tiny: Path) -> None:
-    with serving(UNET_API_KEYS="sesame", UNET_WEIGHTS_DIR=str(tiny)) as closed:
-        page = browser.new_page()
-        page.set_default_timeout(TIMEOUT_MS)
-        page.goto(closed.url)
-        page.fill("#key", "wrong")
-        page.click("#key-form button")
-        expect(page.locator("#key-note")).to_have_text("The server rejected this key.")
-        page.fill("#key", "sesame")
-        page.click("#key-form button")
-        page.wait_for_selector("text=Finds cell nuclei")
-        assert not page.is_visible("#key-form")
-        choose_files(page, ("cells.png", CELLS))
-        wait_done(page)
-        page.close()
+def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser, closed: Server) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    page.goto(closed.url)
+    page.fill("#key", "wrong")
+    page.click("#key-form button")
+    expect(page.locator("#key-note")).to_have_text("The server rejected this key.")
+    page.fill("#key", "sesame")
+    page.click("#key-form button")
+    page.wait_for_selector("text=Finds cell nuclei")
+    assert not page.is_visible("#key-form")
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    page.close()
 
 
 def test_key_form_rejects_characters_that_no_header_can_carry(
