@@ -11,7 +11,7 @@ const REACH = 2; // pixels on both sides of an outline that are left out
  * @returns null if nothing is found
  */
 export function measureDoubt({ width, height, data }, threshold) {
-  const found = new Uint8Array(data.length); // Uint8Array.from would take ten times as long
+  const found = new Uint8Array(data.length); // a loop, because Uint8Array.from is slow
   for (let i = 0; i < data.length; i += 1) found[i] = data[i] >= threshold * 65535 ? 1 : 0;
   const near = findOutlines(found, width, height);
   let [count, wrong] = [0, 0];
