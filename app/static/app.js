@@ -10,6 +10,7 @@
 //   tasks.js     work on whole images, which background.js runs in worker.js
 //   imaging.js   decodes images, draws thumbnails   strip.js     thumbnails
 //   progress.js  bar, time left, announcements
+//   unlike.js    the hint that a result should be checked       doubt.js     uncertainty away from outlines
 //   results.js   downloads                          tables.js    results.csv and objects.csv
 //   png.js       PNGs of 8 and 16 bits              zip.js       the zip format
 

@@ -3,7 +3,7 @@
 
 import { run } from "./background.js";
 import { createCanvas, release, sameSize } from "./imaging.js";
-import { isEdited, isFiltering, keptObjects, restLabel } from "./objects.js";
+import { isEdited, keptObjects, restLabel } from "./objects.js";
 import { BLACK, WHITE, colorOf, paintLabels, parseColor, sampleView } from "./paint.js";
 
 const BAND = 256; // rows that are drawn at once for a file
@@ -142,7 +142,7 @@ function chooseColors(item, look, { hovered, selected }) {
   const rest = restLabel(table); // in the mask, but not an object; not in an edited mask
   if (look.shown === "mask") {
     fill[0] = BLACK;
-    fill[rest] = isEdited(item) || isFiltering() ? BLACK : WHITE;
+    fill[rest] = isEdited(item) ? BLACK : WHITE;
     for (let label = 1; label <= table.count; label += 1) fill[label] ||= BLACK;
   } else if (look.shown === "fill" && !isEdited(item)) {
     fill[rest] = withAlpha(0xb0b0b0, look.opacity * 0.6);

@@ -131,23 +131,26 @@ function overlapOf(a, b) {
 
 // --- which objects are kept -------------------------------------------------------------------------
 
-/** The filter that applies to all images. Areas are in pixels, or in square micrometres if `pixelSize` is set. */
-export const filter = { minArea: 0, maxArea: Infinity, minScore: 0, excludeEdges: false };
+/** The filter that applies to all images. Areas are in square micrometres if `inMicrometers`, and in pixels otherwise. */
+export const filter = { minArea: 0, maxArea: Infinity, inMicrometers: false, minScore: 0, excludeEdges: false };
 /** {typed}: micrometres per pixel for all images, or null. */
 export const scale = { typed: null };
 
 export const pixelSizeOf = (item) => scale.typed || item.table?.pixelSize || null;
-export const isFiltering = () =>
-  filter.minArea > 0 || filter.maxArea < Infinity || filter.minScore > 0 || filter.excludeEdges;
+export const isFilteringAreas = () => filter.minArea > 0 || filter.maxArea < Infinity;
+export const isFiltering = () => isFilteringAreas() || filter.minScore > 0 || filter.excludeEdges;
+/** Whether areas of this image cannot be compared with the filter, because the size of its pixels is unknown. */
+export const lacksPixelSize = (item) => isFilteringAreas() && filter.inMicrometers && !pixelSizeOf(item);
 /** Whether objects of this image are removed, by the filter or by hand. */
 export const isEdited = (item) => Boolean(item.table) && keptCount(item) < item.table.count;
 
 /** Whether each object is kept; index 0 is the object with the label 1. */
 export function keptObjects(item) {
   const { table, deleted } = item;
-  const unit = (pixelSizeOf(item) || 1) ** 2;
+  const unit = filter.inMicrometers ? pixelSizeOf(item) ** 2 : 1;
+  const anyArea = lacksPixelSize(item);
   return Array.from(table.areas, (area, index) => {
-    const inRange = area * unit >= filter.minArea && area * unit <= filter.maxArea;
+    const inRange = anyArea || (area * unit >= filter.minArea && area * unit <= filter.maxArea);
     const edge = filter.excludeEdges && table.atEdge[index];
     return inRange && table.scores[index] >= filter.minScore && !edge && !deleted?.has(index + 1);
   });
@@ -160,7 +163,8 @@ const PLURALS = { nucleus: "nuclei", person: "people" };
 function countNoun(count, classes) {
   const names = [...new Set(classes)];
   const noun = names.length === 1 ? names[0] : "object";
-  if (noun === "person") return `${count} ${count === 1 ? "region" : "regions"}`; // people who overlap are one
-  return `${count} ${count === 1 ? noun : PLURALS[noun] || `${noun}s`}`;
+  const number = count.toLocaleString("en");
+  if (noun === "person") return `${number} ${count === 1 ? "region" : "regions"}`; // people who overlap are one
+  return `${number} ${count === 1 ? noun : PLURALS[noun] || `${noun}s`}`;
 }
 export const describeCount = (item) => (item.table ? countNoun(keptCount(item), item.table.classes) : "");

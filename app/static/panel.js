@@ -1,7 +1,8 @@
 // The panel beside the picture: name, count, notes, the histogram, the filter and the table of objects.
 
 import {
-  describeArea, describeCount, filter, isFiltering, keptCount, keptObjects, measure, pixelSizeOf, scale,
+  describeArea, describeCount, filter, isFiltering, isFilteringAreas, keptCount, keptObjects, lacksPixelSize, measure,
+  pixelSizeOf, scale,
 } from "./objects.js";
 import { thresholdOf } from "./models.js";
 import * as viewer from "./viewer.js";
@@ -9,6 +10,7 @@ import * as viewer from "./viewer.js";
 const $ = (id) => document.getElementById(id);
 const MAX_ROWS = 250; // a table of thousands of rows makes the page slow
 const BINS = 28;
+const UNFINISHED = { waiting: "Waiting", working: "Working", stopped: "Stopped" };
 
 let order = { name: "id", descending: false };
 let onFilter = () => {}; // called when objects were filtered, deleted or restored: with the item, or null for all
@@ -47,18 +49,23 @@ export function renderText(item, layers) {
 }
 
 function renderChoices(item) {
-  const { pages, channels } = describeChoices(item);
-  $("choices").hidden = !(pages || channels);
-  const shown = [pages && `page ${item.settings.page + 1}`, channels && `channel ${item.settings.channel + 1}`];
-  const has = [pages && `${pages} pages`, channels && `${channels} channels`];
+  const { pages, channels, frames } = describeChoices(item);
+  $("choices").hidden = !(pages || channels || frames);
+  const shown = [pages && `page ${item.settings.page + 1}`, frames && "frame 1", channels && `channel ${item.settings.channel + 1}`];
+  const has = [pages && `${pages} pages`, frames && `${frames} frames`, channels && `${channels} channels`];
   const join = (parts, word) => parts.filter(Boolean).join(word);
-  $("choices-text").textContent = `This file has ${join(has, " and ")}. Only ${join(shown, ", ")} was used. Choose:`;
+  const choose = pages || channels ? " Choose:" : "";
+  $("choices-text").textContent = `This file has ${join(has, " and ")}. Only ${join(shown, ", ")} was used.${choose}`;
   fillChoice("page", pages, item.settings.page);
   fillChoice("channel", channels, item.settings.channel);
   $("all-pages").hidden = !pages;
 }
 
-const describeChoices = ({ choices = {} }) => ({ pages: choices.page, channels: choices.channel });
+/** Numbers of pages, channels and frames, if there is more than one. The frames of an animation cannot be chosen. */
+function describeChoices({ choices = {}, state, statistics }) {
+  const frames = state === "done" && !choices.page && statistics.pages > 1 ? statistics.pages : undefined;
+  return { pages: choices.page, channels: choices.channel, frames };
+}
 
 function fillChoice(name, count, chosen) {
   $(`${name}-choice`).hidden = !count;
@@ -86,7 +93,6 @@ function renderFacts(item) {
     ["Model", known.model || settings.model, text],
     ["Threshold", thresholdOf(item), text],
     ["Engine", known.engine, text],
-    ["Pages in file", known.pages > 1 ? known.pages : null, text],
   ].filter(([, value]) => value !== null && value !== undefined && value !== "");
   $("facts").replaceChildren(
     ...rows.map(([term, value, format]) => {
@@ -110,13 +116,16 @@ function renderObjects(item) {
   const { table } = item;
   const shown = Boolean(table) && item.state !== "failed";
   $("objects").hidden = !shown;
-  $("count").textContent = shown ? describeCount(item) : item.state === "done" || item.state === "failed" ? "" : item.state;
+  $("count").textContent = shown ? describeCount(item) : UNFINISHED[item.state] || "";
   $("description").textContent = shown ? describeImage(item) : `${item.path}, ${item.state}.`;
   if (!shown) return;
   const kept = keptObjects(item);
   const removed = table.count - kept.filter(Boolean).length;
   $("objects-title").textContent = removed ? `Objects: ${table.count - removed} of ${table.count} are kept` : "Objects";
-  $("area-unit").textContent = pixelSizeOf(item) ? "µm²" : "px";
+  // an area keeps the unit in which it was typed, whatever image is shown
+  if (!isFilteringAreas()) filter.inMicrometers = Boolean(pixelSizeOf(item));
+  $("area-unit").textContent = filter.inMicrometers ? "µm²" : "px";
+  $("filter-note").hidden = !lacksPixelSize(item) || !table.count;
   $("filter-reset").hidden = !isFiltering();
   $("undelete").hidden = !item.deleted.size;
   $("undelete").textContent = `Restore ${item.deleted.size} deleted`;

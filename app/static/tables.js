@@ -1,7 +1,7 @@
 // results.csv and objects.csv: everything that is needed to repeat a run. Knows no page.
 
 import { thresholdOf } from "./models.js";
-import { filter, isEdited, keptObjects, measure, pixelSizeOf } from "./objects.js";
+import { filter, isEdited, keptObjects, lacksPixelSize, measure, pixelSizeOf } from "./objects.js";
 
 const RESULT_COLUMNS = [
   "image", "file", "objects", "foreground", "foreground_px", "width", "height", "page", "pages", "channel", "pixel_size_um",
@@ -27,8 +27,8 @@ function describeRun(item, version) {
   const edited = isEdited(item);
   const coverage = edited ? area / (size.width * size.height) : statistics.coverage;
   const pixels = edited || coverage === null ? area : Math.round(coverage * size.width * size.height);
-  const unit = pixelSizeOf(item) ? "um2" : "px";
-  const limit = (value) => (value > 0 && value < Infinity ? `${value} ${unit}` : "");
+  const unit = filter.inMicrometers ? "um2" : "px";
+  const limit = (value) => (value > 0 && value < Infinity && !lacksPixelSize(item) ? `${value} ${unit}` : "");
   const counted = (value, count) => (count && value != null ? value : "");
   return {
     objects: kept.filter(Boolean).length,
@@ -49,7 +49,7 @@ function describeRun(item, version) {
     engine: statistics.engine,
     server: version,
     seconds: item.seconds.toFixed(2),
-    model_seconds: statistics.modelSeconds ?? "",
+    model_seconds: statistics.modelSeconds?.toFixed(4) ?? "",
     date: item.date.toISOString(),
     uncertainty: item.uncertainty == null ? "" : Number(item.uncertainty.toFixed(4)),
     hint: item.unlike || "",

@@ -3,6 +3,7 @@
 
 import { encodeCoco } from "./coco.js";
 import { cutOut, softenEdge } from "./cutout.js";
+import { measureDoubt } from "./doubt.js";
 import { createPyramid, cropSquare, decode, release, sameSize, stretchContrast, tintMask } from "./imaging.js";
 import { rasterize, readTable } from "./objects.js";
 import { readPng, writePng } from "./png.js";
@@ -99,6 +100,7 @@ export const TASKS = {
   loadPyramid,
   readTable: async (polygons, size) => readTable(await parse(polygons), size),
   readLabels,
+  measureDoubt: async (png, threshold) => measureDoubt(await readPng(png), threshold),
   readSamples: async (png) => (await readPng(png)).data,
   writeLabels,
   writeMask: async (outputs, kept) => writePng(await readMask(outputs, kept)),

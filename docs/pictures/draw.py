@@ -1,9 +1,11 @@
 """Draw the pictures of the documentation.
 
-    python docs/pictures/draw.py [RUN_FOLDER ...]
+    python -m docs.pictures.draw [RUN_FOLDER ...]
 
-Uses the shipped weights and images that may be published: StarDist's examples (BSD-3-Clause) and
-scikit-image's (see its notes on each). A training curve is drawn for each run folder.
+Run it from the root of the repository: otherwise Python imports the installed `app` and `model`,
+which may belong to another copy. Uses the shipped weights and images that may be published:
+StarDist's examples (BSD-3-Clause) and scikit-image's (see its notes on each). A training curve is
+drawn for each run folder.
 """
 
 from __future__ import annotations

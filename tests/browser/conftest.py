@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from model.objects import Objects
 from model.polygons import encode_polygons
-from tests.conftest import Server, decode, encode
+from tests.conftest import Server, decode, encode, serving
 
 CHROMIUM = Path("/usr/bin/chromium")
 TIMEOUT_MS = 60_000  # for a mask on a busy machine
@@ -50,6 +50,13 @@ def browser() -> Iterator[Browser]:
         )
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def closed() -> Iterator[Server]:
+    """A service that requires the API key "sesame"."""
+    with serving(UNET_API_KEYS="sesame") as running:
+        yield running
 
 
 @pytest.fixture
@@ -146,12 +153,11 @@ def prefixed_page(browser: Browser, server: Server, expected_errors: list[str]) 
             complaints.append(request.url)
             route.fulfill(status=404)
             return
-        response = httpx.request(
+        response = client.request(
             request.method,
             server.url + "/" + request.url.removeprefix(PREFIX).removeprefix("/"),
             content=request.post_data_buffer,
             headers={"Content-Type": request.headers.get("content-type", "")},
-            timeout=60,
         )
         headers = {
             name: value
@@ -160,9 +166,10 @@ def prefixed_page(browser: Browser, server: Server, expected_errors: list[str]) 
         }
         route.fulfill(status=response.status_code, body=response.content, headers=headers)
 
-    page.route("**/*", proxy)
-    yield page
-    page.close()
+    with httpx.Client(timeout=60) as client:
+        page.route("**/*", proxy)
+        yield page
+        page.close()
     unexpected = [each for each in complaints if not any(part in each for part in expected_errors)]
     assert unexpected == []
 

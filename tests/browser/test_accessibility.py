@@ -11,6 +11,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import (
+    ALL_KINDS,
+    always_send_mask,
     choose_files,
     choose_outputs,
     outputs_of,
@@ -22,14 +24,17 @@ from tests.browser.conftest import (
     wait_done,
     wait_drawn,
 )
-from tests.conftest import encode, nuclei
+from tests.browser.results import CELLS
 
-CELLS = encode(nuclei(120, 200)[0])
+AXE = {
+    "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
+    "rules": {"target-size": {"enabled": True}},
+}
 
 
 def violations(page: Page) -> list[str]:
     """List what axe-core finds, with the elements."""
-    found = Axe().run(page).response["violations"]
+    found = Axe().run(page, options=AXE).response["violations"]
     return [f"{each['id']}: {[node['html'] for node in each['nodes']]}" for each in found]
 
 
@@ -52,6 +57,32 @@ def test_axe_finds_nothing_in_any_state(page: Page, scheme: str) -> None:
         page.keyboard.press("Escape")
     page.click("#strip [data-state=failed]")
     assert violations(page) == []
+
+
+@pytest.mark.parametrize("height", [640, 900])
+def test_focused_control_is_not_covered(page: Page, height: int) -> None:
+    """WCAG 2.4.11. The downloads stay at the end of the panel, which scrolls."""
+    page.route("**/segment*", always_send_mask)  # one object, as each row is a tab stop
+    page.set_viewport_size({"width": 1024, "height": height})
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    wait_drawn(page)
+    choose_outputs(page, *ALL_KINDS)  # their names take two lines
+    page.focus("#remove")
+    visited = []
+    while "download" not in visited:
+        page.keyboard.press("Tab")
+        name, seen = page.evaluate(
+            """() => {
+                const focused = document.activeElement;
+                const {left, top, width, height} = focused.getBoundingClientRect();
+                const hit = document.elementFromPoint(left + width / 2, top + height / 2);
+                return [focused.id, focused.contains(hit)];
+            }"""
+        )
+        assert seen, name
+        visited.append(name)
+    assert {"threshold", "min-area", "pixel-size", "table-box"} <= set(visited)
 
 
 def test_pressed_buttons_are_visible_in_forced_colors(page: Page) -> None:
@@ -170,6 +201,7 @@ def test_tree_has_roles_names_and_announcements_at_each_step(page: Page) -> None
     tree = read_tree(page)
     assert names(tree, "progressbar") == ["Progress"]
     assert {"cells.png, working", "notes.png, working", "Stop"} <= set(names(tree, "button"))
+    assert page.inner_text("#count") == "Working"
     for route in held:
         route.continue_()
 

@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from tests.browser.conftest import (
     PREFIX,
     TIMEOUT_MS,
+    advance_until,
     always_send_mask,
     choose_files,
     send_mask,
@@ -16,7 +17,7 @@ from tests.browser.conftest import (
     wait_done,
     wait_finished,
 )
-from tests.conftest import Server, encode, nuclei, serving
+from tests.conftest import Server, encode, nuclei
 
 CELLS = encode(nuclei(64, 64)[0])
 
@@ -39,11 +40,14 @@ def test_selected_model_is_kept_while_another_loads(page: Page) -> None:
         route.fulfill(json={"default": "a", "models": entries})
 
     page.route("**/models", models)
+    page.clock.install()  # the page asks again every second
     page.reload()
     page.wait_for_selector("#model", state="visible")
     assert page.input_value("#threshold") == "0.4"
     page.select_option("#model", "b")
-    page.wait_for_selector("#model option[value=c]", state="attached")
+    loaded = page.locator("#model option[value=c]")
+    advance_until(page, lambda: loaded.count() > 0, step_ms=1_000)
+    assert len(requests) == 4
     assert page.input_value("#model") == "b"
 
 
@@ -78,21 +82,20 @@ def test_changed_model_applies_to_the_shown_image_and_on_request_to_all(page: Pa
     assert used[8:] == ["c"]
 
 
-def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser) -> None:
-    with serving(UNET_API_KEYS="sesame") as closed:
-        page = browser.new_page()
-        page.set_default_timeout(TIMEOUT_MS)
-        page.goto(closed.url)
-        page.fill("#key", "wrong")
-        page.click("#key-form button")
-        expect(page.locator("#key-note")).to_have_text("The server rejected this key.")
-        page.fill("#key", "sesame")
-        page.click("#key-form button")
-        page.wait_for_selector("text=Finds cell nuclei")
-        assert not page.is_visible("#key-form")
-        choose_files(page, ("cells.png", CELLS))
-        wait_done(page)
-        page.close()
+def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser, closed: Server) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(TIMEOUT_MS)
+    page.goto(closed.url)
+    page.fill("#key", "wrong")
+    page.click("#key-form button")
+    expect(page.locator("#key-note")).to_have_text("The server rejected this key.")
+    page.fill("#key", "sesame")
+    page.click("#key-form button")
+    page.wait_for_selector("text=Finds cell nuclei")
+    assert not page.is_visible("#key-form")
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    page.close()
 
 
 def test_key_form_rejects_characters_that_no_header_can_carry(

@@ -3,15 +3,13 @@ error, such as a violation of the page's policy, and on any request to another h
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Response, expect
 
 from tests.browser.conftest import PREFIX, TIMEOUT_MS
-from tests.conftest import Server, decode, encode, nuclei, serving
+from tests.conftest import Server, decode, encode, nuclei
 
 
 @pytest.fixture
@@ -97,30 +95,30 @@ def test_problem_document_is_shown(docs: Page) -> None:
     assert status_of(operation) == "422"
 
 
-def test_authorize_sends_the_api_key(browser: Browser, tiny: Path) -> None:
-    with serving(UNET_API_KEYS="sesame", UNET_WEIGHTS_DIR=str(tiny)) as closed:
-        page = browser.new_page()
+def test_authorize_sends_the_api_key(browser: Browser, closed: Server) -> None:
+    context = browser.new_context()  # the second page has its files from the first
+    schemes = httpx.get(f"{closed.url}/openapi.json").json()["components"]["securitySchemes"]
+    assert schemes
+    for scheme in schemes.values():
+        is_header = scheme["type"] == "apiKey"
+        page = context.new_page()
         page.set_default_timeout(TIMEOUT_MS)
-        schemes = httpx.get(f"{closed.url}/openapi.json").json()["components"]["securitySchemes"]
-        assert schemes
-        for scheme in schemes.values():
-            is_header = scheme["type"] == "apiKey"
-            page.goto(f"{closed.url}/docs")
-            page.reload()  # goto alone keeps the page if it is the same but for its fragment
-            operation = open_operation(page, "get", "/models")
-            assert execute(page, operation, "/models").status == 401
-            page.locator(".auth-wrapper .authorize").click()
-            form = page.locator(".auth-container").filter(
-                has_text="X-API-Key" if is_header else "http, Bearer"
-            )
-            form.locator("input").fill("sesame")
-            form.get_by_role("button", name="Apply credentials").click()
-            form.get_by_role("button", name="Close").click()
-            response = execute(page, operation, "/models")
-            assert response.status == 200
-            sent = response.request.headers["x-api-key" if is_header else "authorization"]
-            assert sent == ("sesame" if is_header else "Bearer sesame")
+        page.goto(f"{closed.url}/docs")
+        operation = open_operation(page, "get", "/models")
+        assert execute(page, operation, "/models").status == 401
+        page.locator(".auth-wrapper .authorize").click()
+        form = page.locator(".auth-container").filter(
+            has_text="X-API-Key" if is_header else "http, Bearer"
+        )
+        form.locator("input").fill("sesame")
+        form.get_by_role("button", name="Apply credentials").click()
+        form.get_by_role("button", name="Close").click()
+        response = execute(page, operation, "/models")
+        assert response.status == 200
+        sent = response.request.headers["x-api-key" if is_header else "authorization"]
+        assert sent == ("sesame" if is_header else "Bearer sesame")
         page.close()
+    context.close()
 
 
 def test_requests_keep_the_path_prefix(prefixed_page: Page) -> None:

@@ -130,7 +130,7 @@ def test_table_has_a_row_for_every_image_and_failure(page: Page) -> None:
     def serve(route: Route) -> None:
         if b"damaged" in (route.request.post_data_buffer or b""):
             return send_problem(route, 422, "not a recognised image")
-        return send_mask(route)
+        return send_mask(route, Server_Timing="infer;dur=313.9")
 
     page.route("**/segment*", serve)
     page.evaluate(
@@ -152,6 +152,7 @@ def test_table_has_a_row_for_every_image_and_failure(page: Page) -> None:
     assert good["model"] == "nuclei@000000000000"
     assert (good["threshold"], good["foreground"], good["objects"]) == ("0.3", "0.25", "1")
     assert (good["engine"], good["pages"], good["error"]) == ("cpu/int8", "1", "")
+    assert good["model_seconds"] == "0.3139"  # not 0.31389999999999996
     bad = table["b.png"]
     assert (bad["file"], bad["foreground"]) == ("", "")
     assert bad["error"] == "Not a recognised image"
@@ -200,8 +201,10 @@ def test_failed_download_is_reported_until_the_next(page: Page) -> None:
 
 
 def test_download_can_be_stopped(page: Page) -> None:
-    page.route("**/segment*", lambda route: send_mask(route, square_mask(2000, 2000)))
-    choose_files(page, *[(f"{n}.png", encode(square_mask(2000, 2000))) for n in range(8)])
+    mask = square_mask(2000, 2000)
+    contents = {each: render_output(each, mask) for each in ("mask", "polygons", "probability")}
+    page.route("**/segment*", lambda route: send_outputs(route, contents))
+    choose_files(page, *[(f"{n}.png", contents["mask"]) for n in range(8)])
     wait_done(page, 8)
     choose_outputs(page, "cutout")
     page.click("#download-all")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import (
@@ -90,6 +92,18 @@ def test_pages_and_channels_that_were_not_read_are_said_and_can_be_chosen(
         wait_done(page, 3)
         names = unzip(save_file(page, "#download-all")[1]).namelist()
         assert sorted(names[:3]) == [f"stack-page{number}-mask.png" for number in (1, 2, 3)]
+
+
+def test_frames_that_were_not_read_are_said(page: Page) -> None:
+    frames = [Image.fromarray(nuclei(96, 128, seed)[0]) for seed in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    choose_files(page, ("cells.gif", buffer.getvalue()))
+    wait_done(page)
+    assert page.is_visible("#choices-text")
+    assert page.inner_text("#choices-text") == "This file has 3 frames. Only frame 1 was used."
+    assert not page.is_visible("#page")
+    assert not page.is_visible("#all-pages")
 
 
 def test_person_model_finds_and_cuts_out_regions_of_people(page: Page, server: Server) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from playwright.sync_api import Page, Route, expect
+from scipy import ndimage
 
+from benchmarks.hints import DOUBT_LIMITS, measure_doubt
 from tests.browser.conftest import (
     choose_files,
+    outputs_of,
     read_table,
+    render_output,
     save_file,
     send_mask,
+    send_outputs,
     square_mask,
     unzip,
     wait_done,
@@ -19,6 +27,7 @@ from tests.browser.conftest import (
 from tests.browser.results import ASTRONAUT, CELLS, SAMPLE, segment, set_threshold
 from tests.conftest import Server, encode
 
+MANIFEST = Path(__file__).parents[2] / "weights/manifest.json"
 USUAL = {"median": 0.04, "p95": 0.16}  # uncertainty of a model's test images
 
 
@@ -81,6 +90,60 @@ def test_hint_depends_on_the_card_of_the_model_alone(
         expect(page.locator("#threshold-reset")).to_be_visible()
         wait_finished(page)
         assert page.is_visible("#unlike")  # a threshold does not make the model surer
+
+
+def send_doubtful(route: Route, model: str) -> None:
+    """A mask of which the model is sure by its headers, with doubt in a corner."""
+    mask = square_mask(120, 200)
+    probability = mask.astype(np.uint16) * 257
+    probability[:30, :30] = 0.6 * 65535  # 900 pixels below the threshold; 6000 are found
+    contents = {each: render_output(each, mask) for each in outputs_of(route)}
+    headers = {"X_Model": model, "X_Mask_Coverage": "0.25", "X_Mask_Confidence": "0.999"}
+    send_outputs(route, contents | {"probability": encode(probability)}, **headers)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_doubt_away_from_outlines_is_marked_where_a_limit_was_measured(
+    page: Page, known: bool
+) -> None:
+    """New weights need a new limit: `python -m benchmarks.hints`."""
+    digest = json.loads(MANIFEST.read_text())["nuclei.safetensors"]["sha256"]
+    model = f"nuclei@{digest[:12]}" if known else "nuclei@000000000000"
+    assert model in DOUBT_LIMITS or not known
+    page.route("**/segment*", lambda route: send_doubtful(route, model))
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    assert page.is_visible("#unlike") == known
+    if known:
+        expected = "Away from outlines the model expects 9.0% of what it found to be wrong; less"
+        assert expected in page.inner_text("#unlike")
+        set_threshold(page, 0.3)
+        expect(page.locator("#threshold-reset")).to_be_visible()
+        wait_finished(page)
+        assert expected in page.inner_text("#unlike")  # it depends on the model's own threshold
+
+
+@pytest.mark.parametrize("kind", ["field", "noise", "empty"])
+def test_doubt_is_the_same_on_the_page_and_in_the_benchmark(page: Page, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    values = {
+        "field": ndimage.gaussian_filter(rng.random((47, 61)), 3),
+        "noise": rng.random((23, 40)),
+        "empty": np.full((9, 9), 0.2),
+    }[kind]
+    values = np.interp(values, (values.min(), values.max()), (0, 0.3 if kind == "empty" else 1))
+    probability = np.round(values * 65535).astype(np.uint16)
+    found = page.evaluate(
+        """async ([width, height, values]) => {
+            const {measureDoubt} = await import('./static/doubt.js');
+            return measureDoubt({width, height, data: Uint16Array.from(values)}, 0.65);
+        }""",
+        [probability.shape[1], probability.shape[0], probability.ravel().tolist()],
+    )
+    expected = measure_doubt(probability >= 0.65 * 65535, probability)
+    assert (found or 0) == pytest.approx(expected, rel=1e-9)
+    assert (found is None) == (kind == "empty")
+    assert (expected > 0) == (kind == "field")
 
 
 def test_models_are_described_with_good_and_bad_examples(page: Page) -> None:

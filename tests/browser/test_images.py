@@ -118,6 +118,15 @@ def test_mask_wider_than_a_canvas_is_shown_and_can_be_downloaded(page: Page) -> 
     assert "too large for a picture" in page.inner_text("#notice")
 
 
+def test_large_counts_have_separators(page: Page) -> None:
+    squares = np.kron(np.indices((50, 50)).sum(axis=0) % 2, np.full((6, 6), 255)).astype(np.uint8)
+    page.route("**/segment*", lambda route: send_mask(route, squares))
+    choose_files(page, ("many.png", encode(squares)))
+    wait_done(page)
+    assert page.inner_text("#count") == "1,250 nuclei"
+    assert page.inner_text("#strip .count") == "1,250"
+
+
 def test_unknown_facts_have_no_row(page: Page) -> None:
     def serve(route: Route) -> None:
         fulfill = route.fulfill

@@ -114,6 +114,15 @@ def test_tap_selects_an_object(phone: Page, fingers: Fingers, center: Point) -> 
     expect(phone.locator("#count")).to_have_text("0 nuclei")
 
 
+def test_reason_of_a_failure_is_on_the_first_screen(phone: Page) -> None:
+    choose_files(phone, ("broken.png", b"not an image"))
+    expect(phone.locator("#error")).to_contain_text("Not a recognised image")
+    box = phone.locator("#error").bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= 844
+    assert phone.evaluate("scrollY") == 0
+
+
 def test_tools_take_two_rows_and_none_is_lost(phone: Page, center: Point) -> None:
     tools = phone.locator("#tools").bounding_box()
     stage = phone.locator("#stage").bounding_box()
