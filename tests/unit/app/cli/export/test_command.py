@@ -1,4 +1,4 @@
-"""`unet export --base-features`: another width, the same masks."""
+"""`unet export --base-features`: another width, the same masks; and `--calibrate`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app import cli
 from model.checkpoint import (
@@ -129,6 +130,10 @@ def in_fp16(path: Path) -> Checkpoint:
         ([], "--base-features N, --calibrate RECIPE, --onnx FILE, --openvino"),
         (["--base-features", "8", "--out", "/dev/null/x.safetensors"], "cannot be written"),
         (["--calibrate", "none.toml"], "none.toml: cannot be read: No such file"),
+        (["--calibrate", "."], "--calibrate .: set the folder of the masks too, --masks FOLDER"),
+        (["--calibrate", ".", "--masks", "none"], "none"),
+        (["--calibrate", "none.toml", "--masks", "."], "--masks needs --calibrate with the folder"),
+        (["--base-features", "8", "--masks", "."], "--masks needs --calibrate with the folder"),
     ],
 )
 def test_mistake_is_one_line(
@@ -140,6 +145,29 @@ def test_mistake_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("unet: error: ")
     assert says in line
+
+
+def write_pairs(folder: Path) -> list[str]:
+    """Write six images with masks, and return the flags that calibrate on them."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for seed in range(6):
+        image, labels = nuclei(96, 96, seed)
+        Image.fromarray(image).save(folder / f"images/{seed}.png")
+        Image.fromarray(np.uint8(255 * (labels > 0))).save(folder / f"masks/{seed}.png")
+    return ["--calibrate", str(folder / "images"), "--masks", str(folder / "masks")]
+
+
+def test_network_is_calibrated_on_one_half_of_a_folder_and_compared_on_the_other(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "tiny.safetensors"
+    write_tiny(path)
+    assert cli.main(["export", str(path), *write_pairs(tmp_path)]) == 0
+    calibration = load_checkpoint(path).calibration
+    assert calibration is not None
+    assert len(calibration.ranges) == 22
+    assert calibration.images == 3
 
 
 @pytest.mark.parametrize("flag", ["--base-features", "--images"])
