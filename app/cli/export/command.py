@@ -1,10 +1,10 @@
 """`unet export`: change a checkpoint's width, calibrate it, or write it for other programs.
 
 `--base-features` widens or narrows the network without changing what it computes. `--calibrate`
-scales channels, which does not change it either, and records the ranges of activations in the
-reference network on training images. It builds the int8 engine from them, and measures on
-validation images how far its masks differ from fp32. Weights, ranges and measurements go into the
-checkpoint. By default the service uses int8 only where these measurements validate it.
+scales the channels of a U-Net, which does not change it either, and records the ranges of
+activations on training images. It builds the int8 engine from them, and measures on validation
+images how far its masks differ from fp32. Weights, ranges and measurements go into the checkpoint.
+By default the service uses int8 only where these measurements validate it.
 `app.cli.export.formats` writes the formats of other programs.
 """
 
@@ -18,7 +18,8 @@ from app.cli.errors import CommandError, writing
 from app.cli.export.formats import add_format_arguments, plan_exports
 from app.engine.calibrate import calibrate
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_manifest
-from model.training.data import open_dataset
+from model.config import UNetConfig
+from model.training.data import PairedDataset, open_dataset
 from model.training.recipe import Recipe
 from model.training.sections import DataConfig
 from model.training.split import split_dataset
@@ -126,19 +127,22 @@ def _choose_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataConfig
 
 
 def _calibrate(checkpoint: Checkpoint, data: DataConfig, images: int) -> Checkpoint:
-    """Scale the channels of a checkpoint for int8, and attach its calibration."""
+    """Attach a calibration to a checkpoint; the channels of a U-Net are scaled for int8 before."""
+    training, validation = split_dataset(open_dataset(data, checkpoint.preprocess), data)
+    if isinstance(checkpoint.architecture, UNetConfig):
+        checkpoint = _scale_channels(checkpoint, training)
+    calibration = calibrate(checkpoint, training, validation, images)
+    return dataclasses.replace(checkpoint, calibration=calibration)
+
+
+def _scale_channels(checkpoint: Checkpoint, training: PairedDataset) -> Checkpoint:
     from model.convert.equalize import equalize_channels, measure_channels
     from model.predict import Predictor, attach_golden
 
-    training, validation = split_dataset(open_dataset(data, checkpoint.preprocess), data)
     samples = training.spread_sources(_EQUALIZE_IMAGES)
     highs = measure_channels(Predictor.of(checkpoint), (sample.image for sample in samples))
     state = equalize_channels(checkpoint.state, highs)
-    checkpoint = attach_golden(
-        dataclasses.replace(checkpoint, state=state), checkpoint.golden.image
-    )
-    calibration = calibrate(checkpoint, training, validation, images)
-    return dataclasses.replace(checkpoint, calibration=calibration)
+    return attach_golden(dataclasses.replace(checkpoint, state=state), checkpoint.golden.image)
 
 
 def _save(checkpoint: Checkpoint, path: Path) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from model.checkpoint import (
 from model.config import Calibration
 from model.predict import Predictor, attach_golden
 from tests.conftest import nuclei, write_tiny
+from tests.onnx_networks import Net, export
 
 
 def test_widened_checkpoint_gives_the_same_probabilities(
@@ -168,6 +170,22 @@ def test_network_is_calibrated_on_one_half_of_a_folder_and_compared_on_the_other
     assert calibration is not None
     assert len(calibration.ranges) == 22
     assert calibration.images == 3
+
+
+def test_graph_without_the_package_that_calibrates_it_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.onnx").write_bytes(export(Net()))
+    assert cli.main(["import", str(tmp_path / "theirs.onnx"), "--out", str(tmp_path)]) == 0
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.delitem(sys.modules, "app.engine.graph_ranges", raising=False)
+    path = tmp_path / "theirs.safetensors"
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(path), *write_pairs(tmp_path)])
+    expected = "export needs nncf, which is not installed; install it with: pip install "
+    assert f"{expected}'unet-server[quantize]'" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("flag", ["--base-features", "--images"])
