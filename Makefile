@@ -40,12 +40,13 @@ serve: $(SERVING)  ## serve the shipped weights (HOST=, PORT=, TORCH=yes|no)
 # A crash or a hang prints the tracebacks of all threads, also in servers that tests start.
 test test-unit: export PYTHONFAULTHANDLER := 1
 
-# These tests need packages that .venv lacks: bioimageio.core, which needs an older pydantic, and the
-# libraries whose networks are imported. Their environment sees the packages of .venv and adds 0.1 GB.
+# These tests need packages that .venv lacks: bioimageio.core, which needs an older pydantic, NNCF, and
+# the libraries whose networks are imported. Their environment sees the packages of .venv and adds 0.2 GB.
 FOREIGN := build/foreign/ready
 FOREIGN_PYTHON := build/foreign/venv/bin/python
 PRINT_SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
-FOREIGN_TESTS := tests/unit/app/cli/export/test_bioimage.py tests/unit/app/cli/importing/test_libraries.py
+FOREIGN_TESTS := tests/unit/app/cli/export/test_bioimage.py tests/unit/app/cli/importing/test_libraries.py \
+  tests/unit/app/engine/test_graph_ranges.py
 
 # Unit tests run side by side; the others measure times.
 test: $(EVERYTHING) $(FOREIGN)  ## run all tests
@@ -157,10 +158,10 @@ $(EVERYTHING): $(REQUIREMENTS) | $(BIN)/pip
 	@touch $@
 
 $(FOREIGN): requirements/foreign.txt $(EVERYTHING)
-	@echo "==> Installing bioimageio.core and libraries of networks into build/foreign: about 0.1 GB"
+	@echo "==> Installing bioimageio.core, NNCF and libraries of networks into build/foreign: about 0.2 GB"
 	$(BIN)/python -m venv --clear --without-pip build/foreign/venv
 	$(BIN)/python -c $(PRINT_SITE) > "$$($(FOREIGN_PYTHON) -c $(PRINT_SITE))/venv.pth"
-	$(FOREIGN_PYTHON) -m pip install -e '.[export]' -r requirements/foreign.txt
+	$(FOREIGN_PYTHON) -m pip install -e '.[export,quantize]' -r requirements/foreign.txt
 	@touch $@
 
 $(SCALING): $(EVERYTHING)

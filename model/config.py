@@ -310,7 +310,8 @@ class Calibration(ConfigBase):
     MAX_DICE_LOSS: ClassVar[float] = 0.002
 
     ranges: Mapping[str, tuple[Float, Float]] = Field(
-        description="convolution -> (low, high) of its output, after the ReLU if it has one"
+        description="convolution -> (low, high) of its output, after the ReLU if it has one; of an "
+        "ONNX graph see app.engine.graph_quantizers"
     )
     images: Count = Field(
         default=0,

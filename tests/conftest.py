@@ -139,7 +139,7 @@ def tiff(
         order: "<" little-endian, ">" big-endian.
         planes: whether the channels are stored one after the other.
         compression: as `tifffile.imwrite` takes it.
-        extra: ExtraSamples, what the channels beyond the colours are.
+        extra: ExtraSamples, what the channels beyond the colors are.
         big: BigTIFF.
         rows: of a strip.
         tags: values to put into tags that have only one, as `t259=34712`.

@@ -6,8 +6,11 @@ import io
 import warnings
 from typing import Any
 
+import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 
@@ -50,6 +53,19 @@ def export(network: nn.Module, shape: tuple[int, ...] = (1, 3, 64, 64), **option
         warnings.simplefilter("ignore")  # the exporter that needs no other package is deprecated
         torch.onnx.export(network.eval(), torch.zeros(shape), buffer, dynamo=False, **options)
     return buffer.getvalue()
+
+
+def convert_to_half(content: bytes) -> bytes:
+    """Convert the weights, the input and the outputs of a graph to fp16."""
+    model = onnx.load_from_string(content)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32:
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    del model.graph.value_info[:]
+    return model.SerializeToString()
 
 
 class Several(nn.Module):

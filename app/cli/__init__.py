@@ -47,6 +47,7 @@ _OPTIONAL = {
     "onnxruntime": "'unet-server[export]'",
     "bioimageio": "'unet-server[export]'",
     "bioimageio.core": "'unet-server[export]'",
+    "nncf": "'unet-server[quantize]'",
 }
 """Packages that an installation for serving lacks -> what to give to `pip install`."""
 

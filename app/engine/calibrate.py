@@ -13,10 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from app.engine.predictor import engine_predictor
+from app.engine.quantize import Ranges
 from app.engine.selection import build_engine, choose_engines
 from model.arrays import AnyArray, ByteArray
 from model.checkpoint import Checkpoint
-from model.config import Calibration
+from model.config import Calibration, GraphConfig
 from model.evaluation.metrics import Overlap
 from model.training.data import PairedDataset
 from model.transforms import to_mask
@@ -25,7 +26,7 @@ from model.transforms import to_mask
 def calibrate(
     checkpoint: Checkpoint, training: PairedDataset, validation: PairedDataset, images: int = 40
 ) -> Calibration:
-    """Measure activation ranges on training images, and compare int8 with fp32.
+    """Measure the ranges of activations on training images, and compare int8 with fp32.
 
     The comparison uses the validation images and the golden image. Images where both masks are
     empty do not count: they show no difference whatever int8 does.
@@ -35,13 +36,11 @@ def calibrate(
 
     Returns:
         The ranges and, if any validation image counts, the figures of the comparison.
-    """
-    from model.convert.calibration import measure_ranges
-    from model.predict import Predictor
 
-    chosen = training.spread_sources(images)
-    progress = tqdm(chosen, "ranges", unit="image", disable=not sys.stderr.isatty())
-    ranges = measure_ranges(Predictor.of(checkpoint), (sample.image for sample in progress))
+    Raises:
+        CheckpointError: the network is an ONNX graph that cannot be quantized.
+    """
+    ranges = _measure_ranges(checkpoint, training.spread_sources(images))
     draft = dataclasses.replace(checkpoint, calibration=Calibration(ranges))
     predict_fp32, predict_int8 = _mask_predictor(draft, "fp32"), _mask_predictor(draft, "int8")
     ious, losses = [], []
@@ -64,6 +63,18 @@ def calibrate(
         dice_loss=round(float(np.mean(losses)), 5),
         golden_iou=round(Overlap.of_classes(golden, checkpoint.golden.mask).iou, 5),
     )
+
+
+def _measure_ranges(checkpoint: Checkpoint, training: PairedDataset) -> Ranges:
+    if isinstance(checkpoint.architecture, GraphConfig):
+        from app.engine.graph_ranges import measure_graph_ranges
+
+        return measure_graph_ranges(checkpoint, (sample.image for sample in training))
+    from model.convert.calibration import measure_ranges
+    from model.predict import Predictor
+
+    progress = tqdm(training, "ranges", unit="image", disable=not sys.stderr.isatty())
+    return measure_ranges(Predictor.of(checkpoint), (sample.image for sample in progress))
 
 
 def _mask_predictor(checkpoint: Checkpoint, precision: str) -> Callable[[AnyArray], ByteArray]:

@@ -9,6 +9,7 @@ a `FakeQuantize` on every activation. OpenVINO turns these into 8-bit layers, fr
 image to the logits. The ranges come from the checkpoint's calibration. Tensors that are
 concatenated share one quantizer, but the up-sampled branch can have a far larger range than the
 skip; `equalize_branches` gives both the same range first, which is exact in fp32.
+`app.engine.graph_quantizers` does the same with an ONNX graph.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import openvino.opset13 as ops
 
 from app.engine.base import Engine, check_batch, check_finite
 from app.engine.cpus import count_cpus
+from app.engine.graph_quantizers import insert_quantizers
 from app.engine.openvino_core import shared_core
 from app.engine.openvino_graph import normalize_windows, read_graph, set_shape, wrap_graph
 from app.engine.quantize import MIN_RANGE, Ranges, equalize_branches, quantize_weights
@@ -75,11 +77,25 @@ class OpenVinoEngine(Engine):
             ranges = checkpoint.calibration.ranges
         self._graph = _build(checkpoint, ranges)
         self._is_foreign = isinstance(checkpoint.architecture, GraphConfig)
-        self._model = self._compile()
-        self._request = self._model.create_infer_request()
+        # OpenVINO computes other values where a quantized graph has free sizes, so each window gets
+        # a model of its own (docs/decisions/0049-int8-of-onnx-graphs.md).
+        if self._is_foreign and ranges is not None:
+            self._models = {shape: self._compile(shape) for shape in self.shapes}
+            self._requests = {
+                shape: model.create_infer_request() for shape, model in self._models.items()
+            }
+        else:
+            model = self._compile()
+            self._models = dict.fromkeys(self.shapes, model)
+            self._requests = dict.fromkeys(self.shapes, model.create_infer_request())
 
-    def _compile(self) -> ov.CompiledModel:
-        return shared_core().compile_model(self._graph, "CPU", self._options)
+    def _compile(self, shape: Shape | None = None) -> ov.CompiledModel:
+        """Compile the graph, for windows of one shape or of any."""
+        graph = self._graph
+        if shape is not None:
+            graph = graph.clone()
+            set_shape(graph, [1, *shape, self._channels])
+        return shared_core().compile_model(graph, "CPU", self._options)
 
     def stage(self, shape: Shape, count: int) -> ByteArray:
         check_batch(self, shape, count)
@@ -98,7 +114,8 @@ class OpenVinoEngine(Engine):
         return check_finite(windows[0] if len(windows) == 1 else np.concatenate(windows))
 
     def _infer(self, window: ByteArray) -> FloatArray:
-        (result,) = self._request.infer([window], share_inputs=True).values()
+        request = self._requests[window.shape[1], window.shape[2]]
+        (result,) = request.infer([window], share_inputs=True).values()
         return np.asarray(result, np.float32)
 
     def warm_steps(self) -> Iterator[Callable[[], None]]:
@@ -132,12 +149,13 @@ class OpenVinoEngine(Engine):
 
     def layers(self) -> list[tuple[str, str]]:
         """List the type and the precision of every layer as OpenVINO executes it."""
-        operations = self._model.get_runtime_model().get_ordered_ops()
+        model = self._models[self.shapes[0]]
+        operations = model.get_runtime_model().get_ordered_ops()
         facts = [operation.get_rt_info() for operation in operations]
         return [(each["layerType"].value, each["runtimePrecision"].value) for each in facts]
 
     def close(self) -> None:
-        del self._request, self._model, self._graph
+        del self._requests, self._models, self._graph
 
 
 def has_bf16() -> bool:
@@ -150,7 +168,10 @@ def _build(checkpoint: Checkpoint, ranges: Ranges | None) -> ov.Model:
     architecture, preprocess = checkpoint.architecture, checkpoint.preprocess
     if isinstance(architecture, UNetConfig):
         return build_graph(architecture, preprocess, checkpoint.state, ranges)
-    graph = wrap_graph(read_graph(checkpoint.state[GRAPH_TENSOR]), architecture, preprocess)
+    graph = read_graph(checkpoint.state[GRAPH_TENSOR])
+    if ranges is not None:
+        insert_quantizers(graph, ranges)
+    graph = wrap_graph(graph, architecture, preprocess)
     for shape in preprocess.window:
         set_shape(graph.clone(), [1, *shape, architecture.in_channels])
     return graph

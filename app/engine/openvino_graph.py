@@ -48,19 +48,26 @@ def set_shape(graph: ov.Model, shape: list[int]) -> None:
             f"the graph does not accept {shape}: {extract_reason(error)}"
         ) from error
     most = _MAX_VALUES_PER_PIXEL * math.prod(shape)
+    largest = 0  # of the constants
+    weights: set[str] = set()  # constants, and what is computed of them alone
     for operation in graph.get_ordered_ops():
+        name = f"{operation.get_type_name()} {operation.get_friendly_name()!r}"
+        sources = {each.get_node().get_name() for each in operation.input_values()}
+        is_constant = operation.get_type_name() == "Constant"
+        is_weight = is_constant or (bool(sources) and sources <= weights)
+        if is_weight:
+            weights.add(operation.get_name())
         for output in operation.outputs():
             size = output.get_partial_shape()
             if size.is_dynamic:
-                raise CheckpointError(
-                    f"{operation.get_type_name()} {operation.get_friendly_name()!r} has a size "
-                    "that depends on pixels"
-                )
+                raise CheckpointError(f"{name} has a size that depends on pixels")
             values = math.prod(size.to_shape())
-            if operation.get_type_name() != "Constant" and values > most:
+            if is_constant:
+                largest = max(largest, values)
+            elif values > (max(most, largest) if is_weight else most):
                 raise CheckpointError(
-                    f"{operation.get_type_name()} {operation.get_friendly_name()!r} has "
-                    f"{values:,} values for a window of {shape}; at most {most:,} are allowed"
+                    f"{name} has {values:,} values for a window of {shape}; at most {most:,} are "
+                    "allowed"
                 )
 
 

@@ -142,7 +142,7 @@ def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
             graph, which the chosen engine or precision cannot run.
     """
     if isinstance(checkpoint.architecture, GraphConfig):
-        return _resolve_graph(choice, checkpoint.name)
+        choice = _choose_graph_backend(choice, checkpoint.name)
     calibration = checkpoint.calibration
     if choice.precision == "int8" and calibration is None:
         raise EngineUnavailable(
@@ -160,30 +160,26 @@ def resolve(choice: EngineChoice, checkpoint: Checkpoint) -> EngineChoice:
     )
 
 
-def _resolve_graph(choice: EngineChoice, name: str) -> EngineChoice:
-    """Resolve what runs an ONNX graph: OpenVINO on a CPU, ONNX Runtime on CUDA.
+def _choose_graph_backend(choice: EngineChoice, name: str) -> EngineChoice:
+    """Choose what runs an ONNX graph: OpenVINO on a CPU, ONNX Runtime in fp32 on CUDA.
 
     Raises:
         EngineUnavailable: that is not installed, or does not have the precision.
     """
-    on_cpu = choice.device == "cpu"
-    supported = ("fp32", "bf16") if on_cpu else ("fp32",)
-    if choice.is_precision_set and choice.precision not in supported:
-        raise EngineUnavailable(
-            "precision",
-            choice.precision,
-            f": {name} is an ONNX graph, which runs in {' or '.join(supported)} on {choice.device}",
-        )
-    precision = choice.precision if choice.is_precision_set else "fp32"
-    reason = f"{choice.reason}; precision {precision}: {name} is an ONNX graph"
-    if on_cpu:
+    if choice.device == "cpu":
         if choice.backend != "openvino":
             raise EngineUnavailable(
                 "engine",
                 choice.backend,
                 f" does not run ONNX graphs on a CPU, and {name} is one; use openvino",
             )
-        return dataclasses.replace(choice, precision=precision, reason=reason)
+        return choice
+    if choice.is_precision_set and choice.precision != "fp32":
+        raise EngineUnavailable(
+            "precision",
+            choice.precision,
+            f": {name} is an ONNX graph, which runs in fp32 on {choice.device}",
+        )
     if not is_installed("onnxruntime"):
         raise EngineUnavailable(
             "device",
@@ -191,7 +187,8 @@ def _resolve_graph(choice: EngineChoice, name: str) -> EngineChoice:
             f": {name} is an ONNX graph, for which onnxruntime-gpu is not installed; install it "
             "with: pip install 'unet-server[onnx]', or use device cpu",
         )
-    return dataclasses.replace(choice, backend="onnxruntime", precision=precision, reason=reason)
+    reason = f"{choice.reason}; precision fp32: {name} is an ONNX graph"
+    return dataclasses.replace(choice, backend="onnxruntime", precision="fp32", reason=reason)
 
 
 def build_engine(choice: EngineChoice, checkpoint: Checkpoint) -> Engine:

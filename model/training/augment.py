@@ -181,12 +181,12 @@ def _draw_intensities(
     if channels == 3:
         stain, mix = _draw_stain(config, rng), _draw_mix(config, rng)
     gamma, gain = np.exp(rng.uniform(-1, 1, 2) * (config.gamma, config.gain))
-    colours = np.exp(rng.uniform(-config.colour, config.colour, channels))
+    colors = np.exp(rng.uniform(-config.color, config.color, channels))
     return Intensities(
         stain=stain,
         mix=mix,
         gamma=float(gamma),
-        gains=tuple((gain * colours).tolist()),
+        gains=tuple((gain * colors).tolist()),
         offset=float(rng.uniform(-config.offset, config.offset)),
         blur=bool(rng.random() < config.blur),
         noise=float(rng.uniform(0, config.noise)),
@@ -290,7 +290,7 @@ def _make_grid(size: tuple[int, ...], crop: tuple[int, ...], placement: Placemen
     return torch.from_numpy(grid)
 
 
-def _vary_colours(image: FloatArray, intensities: Intensities) -> FloatArray:
+def _vary_colors(image: FloatArray, intensities: Intensities) -> FloatArray:
     """Change stains and hues of an image, (3, H, W) in 0..1."""
     if intensities.stain is not None:
         densities = -np.log(image + np.float32(DARKEST))
@@ -306,12 +306,12 @@ def _vary_colours(image: FloatArray, intensities: Intensities) -> FloatArray:
 def _vary_intensities(
     image: FloatArray, intensities: Intensities, rng: np.random.Generator
 ) -> FloatArray:
-    """Vary brightness, contrast, colour, sharpness and noise of an image, (C, H, W) in 0..1.
+    """Vary brightness, contrast, color, sharpness and noise of an image, (C, H, W) in 0..1.
 
     The result has the same shape. It may leave 0..1.
     """
     gains = np.array(intensities.gains, np.float32)[:, None, None]
-    image = _vary_colours(image, intensities)
+    image = _vary_colors(image, intensities)
     varied: FloatArray = image ** np.float32(intensities.gamma)
     varied *= gains
     varied += np.float32(intensities.offset)

@@ -159,7 +159,7 @@ def _find_source(config: ImagesConfig, preprocess: PreprocessConfig) -> PairedDa
 
 def code_masks(config: ImagesConfig, preprocess: PreprocessConfig) -> MaskCoding:
     """Return what a recipe says about the values of its masks."""
-    return MaskCoding(config.labels, len(preprocess.classes), config.ignore, config.colours)
+    return MaskCoding(config.labels, len(preprocess.classes), config.ignore, config.colors)
 
 
 def read_sample(pair: Pair, coding: MaskCoding | None = None) -> Sample:

@@ -128,8 +128,8 @@ class DeviceCrops:
         table = self._upload(np.array(rows, np.float32))
         gamma, offset, blur, strength, invert = table.T[:, :, None, None, None]
         gains = self._upload(np.array([i.gains for i in intensities], np.float32))
-        colours = self._vary_colours(values / 255, intensities)
-        varied = colours.pow(gamma) * gains[:, None, None] + offset
+        colors = self._vary_colors(values / 255, intensities)
+        varied = colors.pow(gamma) * gains[:, None, None] + offset
         config = self.crops.recipe.augment
         if config.blur:
             soft = F.avg_pool2d(varied.permute(0, 3, 1, 2), 3, 1, 1, count_include_pad=False)
@@ -141,7 +141,7 @@ class DeviceCrops:
         pixels: Tensor = (varied * 255).round().clamp(0, 255).byte()
         return pixels
 
-    def _vary_colours(self, values: Tensor, intensities: Sequence[Intensities]) -> Tensor:
+    def _vary_colors(self, values: Tensor, intensities: Sequence[Intensities]) -> Tensor:
         """Change stains and hues of crops (N, h, w, C) in 0..1."""
         stains, mixes = [i.stain for i in intensities], [i.mix for i in intensities]
         if stains[0] is not None:  # then all have one

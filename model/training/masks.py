@@ -1,6 +1,6 @@
 """Mask files -> labels.
 
-A mask file holds one channel of integers, or colours. Knows Pillow and the reader of TIFFs; no
+A mask file holds one channel of integers, or colors. Knows Pillow and the reader of TIFFs; no
 images, no data sets.
 """
 
@@ -23,9 +23,9 @@ from model.pixels import is_tiff
 
 _INTEGER_MODES = ("L", "1", "I;16", "I;16B", "I")
 """Pillow's modes with one channel of integers, without a palette."""
-_COLOUR_MODES = ("RGB", "RGBA", "LA", "PA")
-_MAX_COLOURS = 256
-"""More colours than this are a photograph, not a mask."""
+_COLOR_MODES = ("RGB", "RGBA", "LA", "PA")
+_MAX_COLORS = 256
+"""More colors than this are a photograph, not a mask."""
 _GREY_SPREAD, _GREY_SHARE = 64, 0.001
 """Difference of the channels of a pixel that compression does not make, and the share of pixels
 that may have more."""
@@ -39,13 +39,13 @@ class MaskCoding:
         kind: "binary", "classes" or "instances", as in `DataConfig.labels`.
         classes: number of classes, including the background; used if `kind` is "classes".
         ignore: the value of pixels that have no label; -1 for none.
-        colours: (red, green, blue) of each class, in their order; empty: values are indices.
+        colors: (red, green, blue) of each class, in their order; empty: values are indices.
     """
 
     kind: str = "binary"
     classes: int = 2
     ignore: int = -1
-    colours: tuple[tuple[int, int, int], ...] = ()
+    colors: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,8 @@ class StoredMask:
     """The content of a mask file.
 
     Attributes:
-        values: (H, W) integers as they are stored, or (H, W, 3) uint8 colours.
-        palette: (N, 3) uint8, the colours that the integers stand for; None without a palette.
+        values: (H, W) integers as they are stored, or (H, W, 3) uint8 colors.
+        palette: (N, 3) uint8, the colors that the integers stand for; None without a palette.
         is_lossy: compression has changed values near edges.
     """
 
@@ -62,8 +62,8 @@ class StoredMask:
     palette: AnyArray | None = None
     is_lossy: bool = False
 
-    def pack_colours(self) -> Int32Array:
-        """Return the colour of each pixel as one integer, (H, W), 0xRRGGBB.
+    def pack_colors(self) -> Int32Array:
+        """Return the color of each pixel as one integer, (H, W), 0xRRGGBB.
 
         Raises:
             ValueError: integers without a palette do not fit into 8 bits.
@@ -75,14 +75,14 @@ class StoredMask:
             values = table[values.astype(np.intp)]
         elif values.ndim == 2:
             if values.min() < 0 or values.max() > 255:
-                raise ValueError(f"the value {values.max()} is not a colour of 8 bits")
+                raise ValueError(f"the value {values.max()} is not a color of 8 bits")
             values = np.repeat(values[:, :, None], 3, axis=2)
-        return pack_colours(values)
+        return pack_colors(values)
 
 
-def pack_colours(colours: AnyArray) -> Int32Array:
-    """Convert colours (..., 3) in 0..255 to integers (...), 0xRRGGBB."""
-    wide = colours.astype(np.int32)
+def pack_colors(colors: AnyArray) -> Int32Array:
+    """Convert colors (..., 3) in 0..255 to integers (...), 0xRRGGBB."""
+    wide = colors.astype(np.int32)
     packed: Int32Array = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
     return packed
 
@@ -122,19 +122,19 @@ def _decode(stored: StoredMask, coding: MaskCoding) -> Int32Array:
         ValueError: the values are not what `coding` says; the message continues the file's name.
     """
     values = stored.values
-    if stored.is_lossy and (coding.kind != "binary" or coding.colours):
+    if stored.is_lossy and (coding.kind != "binary" or coding.colors):
         raise ValueError(
             "has lossy compression, which changes labels near edges; save masks of several values "
             "as PNG, TIFF or GIF"
         )
-    if coding.colours:
-        return _decode_colours(stored, coding)
+    if coding.colors:
+        return _decode_colors(stored, coding)
     if values.ndim == 3 and coding.kind == "classes":
-        raise ValueError("has 3 channels; list the color of each class in `colours`")
+        raise ValueError("has 3 channels; list the color of each class in `colors`")
     if coding.kind == "binary":
         labels = _binarize(stored)
     elif values.ndim == 3:
-        labels = number_colours(pack_colours(values))
+        labels = number_colors(pack_colors(values))
     else:
         limits = np.iinfo(np.int32)
         if values.min() < limits.min or values.max() > limits.max:
@@ -145,26 +145,26 @@ def _decode(stored: StoredMask, coding: MaskCoding) -> Int32Array:
     return labels
 
 
-def number_colours(packed: Int32Array) -> Int32Array:
-    """Convert packed colours to labels 1..n, and black to 0."""
-    colours, numbers = np.unique(packed, return_inverse=True)
+def number_colors(packed: Int32Array) -> Int32Array:
+    """Convert packed colors to labels 1..n, and black to 0."""
+    colors, numbers = np.unique(packed, return_inverse=True)
     labels: Int32Array = numbers.reshape(packed.shape).astype(np.int32)
-    return labels + np.int32(colours[0] != 0)
+    return labels + np.int32(colors[0] != 0)
 
 
-def _decode_colours(stored: StoredMask, coding: MaskCoding) -> Int32Array:
-    """Convert colours to the indices of their classes."""
-    packed = stored.pack_colours()
-    known = pack_colours(np.array(coding.colours))
+def _decode_colors(stored: StoredMask, coding: MaskCoding) -> Int32Array:
+    """Convert colors to the indices of their classes."""
+    packed = stored.pack_colors()
+    known = pack_colors(np.array(coding.colors))
     order = np.argsort(known)
     place = np.minimum(np.searchsorted(known, packed, sorter=order), len(known) - 1)
     labels: Int32Array = order[place].astype(np.int32)
     unknown = known[labels] != packed
     if unknown.any() and coding.ignore < 0:
-        colour = int(packed[unknown][0])
+        color = int(packed[unknown][0])
         raise ValueError(
-            f"contains the color {[colour >> 16, colour >> 8 & 255, colour & 255]}, which is not "
-            "in `colours` (with `ignore` set, such pixels have no label)"
+            f"contains the color {[color >> 16, color >> 8 & 255, color & 255]}, which is not "
+            "in `colors` (with `ignore` set, such pixels have no label)"
         )
     labels[unknown] = VOID
     return labels
@@ -176,7 +176,7 @@ def _binarize(stored: StoredMask) -> Int32Array:
     if stored.is_lossy:
         return (values > 127).astype(np.int32)  # compression leaves grey values near edges
     if values.ndim == 3:
-        packed = pack_colours(values)
+        packed = pack_colors(values)
         if (count := len(np.unique(packed))) > 2:
             raise ValueError(f"has 3 channels and {count} colors; a binary mask has two")
         foreground: Int32Array = (packed > 0).astype(np.int32)
@@ -185,7 +185,7 @@ def _binarize(stored: StoredMask) -> Int32Array:
         return values.astype(np.int32)  # rejected by `read_mask`, which names the value
     if stored.palette is not None:
         # The order of a palette is arbitrary: white may have the index 0.
-        packed = stored.pack_colours()
+        packed = stored.pack_colors()
         if not packed.all():
             values = packed
     labels: Int32Array = (values != 0).astype(np.int32)
@@ -199,12 +199,12 @@ def read_stored_mask(path: Path, page: int | None = None) -> StoredMask:
         page: of a stack, from 0; None for the only one.
 
     Raises:
-        DataError: the file cannot be read, has fractions, or has more colours than a mask has.
+        DataError: the file cannot be read, has fractions, or has more colors than a mask has.
     """
     try:
         data = read_file(path, MAX_IMAGE_BYTES)
         if path.suffix.lower() == ".npy":
-            return _check_colours(path, _read_npy(data), is_lossy=False)
+            return _check_colors(path, _read_npy(data), is_lossy=False)
         if is_tiff(data):
             return _read_tiff(path, data, page)
     except (OSError, ValueError) as error:
@@ -216,21 +216,21 @@ def read_stored_mask(path: Path, page: int | None = None) -> StoredMask:
             return StoredMask(np.asarray(file), palette)
         if file.mode in _INTEGER_MODES:
             return StoredMask(np.asarray(file), is_lossy=is_lossy)
-        if file.mode not in _COLOUR_MODES:
+        if file.mode not in _COLOR_MODES:
             raise DataError(f"{path} has mode {file.mode}; a mask contains integers or colors")
         if is_lossy:
             _check_grey(path, np.asarray(file.convert("RGB")))
             return StoredMask(np.asarray(file.convert("L")), is_lossy=True)
-        return _check_colours(path, _drop_alpha(path, file), is_lossy)
+        return _check_colors(path, _drop_alpha(path, file), is_lossy)
 
 
-def _check_grey(path: Path, colours: AnyArray) -> None:
+def _check_grey(path: Path, colors: AnyArray) -> None:
     """Check that a mask with lossy compression has no colors.
 
     Raises:
         DataError: it has. Compression changes colors, so they would not be those of the classes.
     """
-    spread = colours.max(axis=2).astype(np.int16) - colours.min(axis=2)
+    spread = colors.max(axis=2).astype(np.int16) - colors.min(axis=2)
     if (spread > _GREY_SPREAD).mean() > _GREY_SHARE:
         raise DataError(
             f"{path} has colors and lossy compression, which changes them; save such masks as PNG, "
@@ -259,38 +259,38 @@ def _read_tiff(path: Path, data: bytes, page: int | None) -> StoredMask:
 
     image = TiffReader(data).select(page)
     if image.channels == 3:
-        colours = image.read()
-        if colours.ndim == 3 and colours.dtype == np.uint8:
-            return _check_colours(path, colours, is_lossy=False)
+        colors = image.read()
+        if colors.ndim == 3 and colors.dtype == np.uint8:
+            return _check_colors(path, colors, is_lossy=False)
     labels = image.read_labels()
     return StoredMask(labels.values, labels.palette)
 
 
 def _drop_alpha(path: Path, file: Image.Image) -> AnyArray:
-    """Return the colours of an image, or its alpha if that alone varies."""
+    """Return the colors of an image, or its alpha if that alone varies."""
     rgba = np.asarray(file.convert("RGBA"))
-    colours, alpha = rgba[:, :, :3], rgba[:, :, 3]
+    colors, alpha = rgba[:, :, :3], rgba[:, :, 3]
     if alpha.min() == alpha.max():
-        return colours
-    visible = pack_colours(colours)
+        return colors
+    visible = pack_colors(colors)
     if visible.min() == visible.max():
         return alpha
     raise DataError(f"{path} has colors and transparency; a mask has one of them")
 
 
-def _check_colours(path: Path, values: AnyArray, is_lossy: bool) -> StoredMask:
+def _check_colors(path: Path, values: AnyArray, is_lossy: bool) -> StoredMask:
     """Join equal channels.
 
     Raises:
-        DataError: there are more colours than a mask has.
+        DataError: there are more colors than a mask has.
     """
     if values.ndim == 3 and (values == values[:, :, :1]).all():
         values = values[:, :, 0]
     if values.ndim == 3:
-        count = len(np.unique(pack_colours(values)))
-        if count > _MAX_COLOURS and len(np.unique(values[::7, ::7])) > _MAX_COLOURS // 2:
+        count = len(np.unique(pack_colors(values)))
+        if count > _MAX_COLORS and len(np.unique(values[::7, ::7])) > _MAX_COLORS // 2:
             raise DataError(
-                f"{path} has {count} colors, as a photograph has; a mask has at most {_MAX_COLOURS}"
+                f"{path} has {count} colors, as a photograph has; a mask has at most {_MAX_COLORS}"
             )
     return StoredMask(values, is_lossy=is_lossy)
 

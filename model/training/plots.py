@@ -28,7 +28,7 @@ _COLUMNS, _GAP, _CAPTION = 2, 8, 16
 """A contact sheet's columns, the pixels between its images, and the height of a caption."""
 
 Palette = Sequence[tuple[int, int, int]]
-"""Colour of each class."""
+"""Color of each class."""
 
 
 def draw_comparison(
@@ -37,13 +37,13 @@ def draw_comparison(
     """Draw an image, and beside it how the prediction compares with the labels.
 
     Two classes: hits are green, misses blue and extra pixels red. More classes: the labels and the
-    prediction in the colours of the classes. Pixels without a label are white in the labels.
+    prediction in the colors of the classes. Pixels without a label are white in the labels.
 
     Args:
         image: decoded, (H, W) or (H, W, 3), uint8 or uint16.
         true: (H, W). Two classes: everything above 0 is foreground.
         predicted: the same.
-        palette: colour of each class, if there are more than two.
+        palette: color of each class, if there are more than two.
 
     Returns:
         Two or three parts side by side; the longer side of a part has 256 pixels.
@@ -62,27 +62,27 @@ def draw_comparison(
 def _tint_hits(shown: ByteArray, true: AnyArray, predicted: AnyArray) -> ByteArray:
     tinted = shown.astype(np.float32) * 0.5
     a, b, valid = true > 0, predicted > 0, true >= 0
-    for where, colour in ((a & b, _HIT), (a & ~b, _MISSED), (b & ~a & valid, _EXTRA)):
-        tinted[where] += 0.5 * np.array(colour, np.float32)
+    for where, color in ((a & b, _HIT), (a & ~b, _MISSED), (b & ~a & valid, _EXTRA)):
+        tinted[where] += 0.5 * np.array(color, np.float32)
     return tinted.astype(np.uint8)
 
 
 def _tint_classes(shown: ByteArray, classes: AnyArray, palette: Palette) -> ByteArray:
-    colours = np.array([*palette, _VOID], np.float32)
+    colors = np.array([*palette, _VOID], np.float32)
     known = (classes >= 0) & (classes < len(palette))
     index = np.where(known, classes, len(palette))
-    tinted: ByteArray = (0.25 * shown + 0.75 * colours[index]).astype(np.uint8)
+    tinted: ByteArray = (0.25 * shown + 0.75 * colors[index]).astype(np.uint8)
     return tinted
 
 
 def draw_legend(classes: Sequence[str], palette: Palette) -> Image.Image:
-    """Draw the colour and the name of each class, one below the other."""
+    """Draw the color and the name of each class, one below the other."""
     row = _CAPTION + 2
     picture = Image.new("RGB", (_SIDE, row * len(classes) + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    for index, (name, colour) in enumerate(zip(classes, palette, strict=True)):
+    for index, (name, color) in enumerate(zip(classes, palette, strict=True)):
         y = index * row + _GAP // 2
-        draw.rectangle((_GAP, y, _GAP + row, y + _CAPTION), fill=tuple(colour), outline=_TEXT)
+        draw.rectangle((_GAP, y, _GAP + row, y + _CAPTION), fill=tuple(color), outline=_TEXT)
         draw.text((2 * _GAP + row, y + 2), name, fill=_TEXT)
     return picture
 
@@ -152,8 +152,8 @@ def draw_confusion(confusion: AnyArray, classes: Sequence[str], path: Path) -> N
     axes.set(xlabel="predicted", ylabel="true", title="percent of the true pixels")
     for row, values in enumerate(shares):
         for column, value in enumerate(values):
-            colour = "white" if value > 50 else "black"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour)
+            color = "white" if value > 50 else "black"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
     figure.savefig(path, dpi=110)
 
 
@@ -187,9 +187,9 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     left.plot([r["step"] for r in losses], [r["loss"] for r in losses], color="#c2410c")
     left.set(xlabel="step", ylabel="training loss (running mean)", yscale="log")
     iou = "miou" if scores and "miou" in scores[0] else "iou"
-    for name, colour in (("dice", "#1d4ed8"), (iou, "#15803d")):
+    for name, color in (("dice", "#1d4ed8"), (iou, "#15803d")):
         right.plot(
-            [r["step"] for r in scores], [r[name] for r in scores], "o-", color=colour, label=name
+            [r["step"] for r in scores], [r[name] for r in scores], "o-", color=color, label=name
         )
     right.set(xlabel="step", ylabel="validation, mean over images")
     if scores:

@@ -23,7 +23,7 @@ from model.config import DIVISOR, check_name
 from model.errors import ConfigError
 from model.training.data import PairedDataset, code_masks
 from model.training.images import list_images
-from model.training.masks import pack_colours
+from model.training.masks import pack_colors
 from model.training.pairs import Pair, find_named_pairs, prefix_of
 from model.training.recipe import SECTIONS, Recipe
 from model.training.survey import (
@@ -100,9 +100,9 @@ def propose_recipe(
     check_not_image(pairs[0])
     pictures = survey_images(pairs)
     meaning = understand_masks(survey_masks(pairs), flags.get("labels", ""))
-    by_colour, in_order = _read_class_names((images, masks))
-    meaning = _leave_out_void(meaning, by_colour)
-    names, palette = _name_classes(meaning, by_colour, in_order)
+    by_color, in_order = _read_class_names((images, masks))
+    meaning = _leave_out_void(meaning, by_color)
+    names, palette = _name_classes(meaning, by_color, in_order)
     document: dict[str, Any] = {"name": _choose_name(images)}
     document["data"] = _data_section(images, masks, meaning, pairs)
     document |= _image_sections(pictures, meaning, device)
@@ -140,8 +140,8 @@ def _data_section(
     }
     if meaning.ignore >= 0:
         section["ignore"] = meaning.ignore
-    if meaning.colours:
-        section["colours"] = [list(colour) for colour in meaning.colours]
+    if meaning.colors:
+        section["colors"] = [list(color) for color in meaning.colors]
     if _have_prefixes(pairs):
         section["group_by"] = "prefix"
         groups = {prefix_of(group) for group in groups}
@@ -160,14 +160,14 @@ def _have_prefixes(pairs: Sequence[Pair]) -> bool:
 def _image_sections(pictures: ImageSurvey, meaning: MaskMeaning, device: str) -> dict[str, Any]:
     """Choose network, preprocessing, crops and length by the kind of the images.
 
-    Colour images without masks of instances are taken for photographs: the network sees them as
+    Color images without masks of instances are taken for photographs: the network sees them as
     a whole. All others are seen at their own resolution.
     """
     defaults = _DEFAULTS["cpu" if device == "cpu" else "cuda"]
     optim = {"batch_size": defaults["batch_size"], **_FAST_START}
     optim |= {"minutes": defaults["minutes"], "stop_after": 5}
     sections: dict[str, Any] = {"network": {"base_features": defaults["base_features"]}}
-    is_photo = pictures.is_colour and meaning.labels != "instances"
+    is_photo = pictures.is_color and meaning.labels != "instances"
     height, width = pictures.middle
     if is_photo:
         scale = min(1.0, _LONG_SIDE / max(height, width))
@@ -176,7 +176,7 @@ def _image_sections(pictures: ImageSurvey, meaning: MaskMeaning, device: str) ->
         preprocess["overlap"] = 0
         augment = {
             "crop": [_round(0.7 * height), _round(0.7 * width)], "zoom": [0.6, 1.2],
-            "rotate": 12, "elastic": 4, "invert": 0, "gamma": 0.3, "colour": 0.1, "noise": 0.02,
+            "rotate": 12, "elastic": 4, "invert": 0, "gamma": 0.3, "color": 0.1, "noise": 0.02,
         }  # fmt: skip
     else:
         preprocess = {"intensity": "percentile"}
@@ -263,7 +263,7 @@ def _describe_images(pictures: ImageSurvey) -> str:
     if others:
         widths, heights = [w for _, w in sizes], [h for h, _ in sizes]
         size = f"{min(widths)}x{min(heights)} to {max(widths)}x{max(heights)}"
-    return f"{size} pixels, {'color' if pictures.is_colour else 'grey'}, {pictures.bits} bits"
+    return f"{size} pixels, {'color' if pictures.is_color else 'grey'}, {pictures.bits} bits"
 
 
 def _describe_masks(meaning: MaskMeaning, names: Sequence[str]) -> str:
@@ -291,48 +291,48 @@ def _describe_input(recipe: Recipe) -> str:
     return f"windows at the images' own resolution, crops of {crop}"
 
 
-def _leave_out_void(meaning: MaskMeaning, by_colour: Mapping[int, str]) -> MaskMeaning:
+def _leave_out_void(meaning: MaskMeaning, by_color: Mapping[int, str]) -> MaskMeaning:
     """Take a color whose name says so for pixels without a label."""
-    packed = pack_colours(np.array(meaning.colours)).tolist() if meaning.colours else []
+    packed = pack_colors(np.array(meaning.colors)).tolist() if meaning.colors else []
     kept = [
-        index for index, pack in enumerate(packed) if by_colour.get(pack, "").lower() not in _VOID
+        index for index, pack in enumerate(packed) if by_color.get(pack, "").lower() not in _VOID
     ]
     if len(kept) == len(packed) or len(kept) < 3:
         return meaning
     total = sum(meaning.shares[index] for index in kept)
-    (name, *_) = (by_colour[pack] for index, pack in enumerate(packed) if index not in kept)
+    (name, *_) = (by_color[pack] for index, pack in enumerate(packed) if index not in kept)
     return dataclasses.replace(
         meaning,
         reason=f"{meaning.reason}; the color named {name} has no label",
         values=tuple(meaning.values[index] for index in kept),
-        colours=tuple(meaning.colours[index] for index in kept),
+        colors=tuple(meaning.colors[index] for index in kept),
         shares=tuple(meaning.shares[index] / total for index in kept),
         ignore=255,
     )
 
 
 def _name_classes(
-    meaning: MaskMeaning, by_colour: Mapping[int, str], in_order: Sequence[str]
+    meaning: MaskMeaning, by_color: Mapping[int, str], in_order: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    """Name the classes by a list beside the data, if there is one, and choose their colours."""
+    """Name the classes by a list beside the data, if there is one, and choose their colors."""
     if meaning.labels != "classes":
         return ("background", "object" if meaning.labels == "instances" else "foreground"), (
             (0, 0, 0),
             (255, 255, 255),
         )
     count = max(3, len(meaning.values))
-    colours = meaning.colours or tuple(_make_colour(index) for index in range(count))
+    colors = meaning.colors or tuple(_make_color(index) for index in range(count))
     names = ["background", *(f"class {index}" for index in range(1, count))]
-    if meaning.colours:
-        packed = pack_colours(np.array(meaning.colours)).tolist()
-        names = [by_colour.get(pack, name) for pack, name in zip(packed, names, strict=True)]
+    if meaning.colors:
+        packed = pack_colors(np.array(meaning.colors)).tolist()
+        names = [by_color.get(pack, name) for pack, name in zip(packed, names, strict=True)]
     elif len(in_order) >= count:
         names = list(in_order[:count])
-    return tuple(names), colours
+    return tuple(names), colors
 
 
-def _make_colour(index: int) -> Color:
-    """Return a colour that is easy to tell from those before it; black for the background."""
+def _make_color(index: int) -> Color:
+    """Return a color that is easy to tell from those before it; black for the background."""
     if index == 0:
         return 0, 0, 0
     hue = index * 0.618034 % 1
@@ -342,31 +342,31 @@ def _make_colour(index: int) -> Color:
 
 
 def _read_class_names(folders: Sequence[Path]) -> tuple[dict[int, str], list[str]]:
-    """Read names of classes beside the data, by packed colour and in order.
+    """Read names of classes beside the data, by packed color and in order.
 
     The files are those of CamVid in its several editions: label_colors.txt (R G B name),
     class_dict.csv (name,r,g,b), and codes.txt or classes.txt (a name in each line).
     """
-    by_colour: dict[int, str] = {}
+    by_color: dict[int, str] = {}
     for folder in dict.fromkeys([*folders, *(folder.parent for folder in folders)]):
         path = folder / "label_colors.txt"
         if path.is_file():
             for line in path.read_text(errors="replace").splitlines():
                 if match := re.fullmatch(r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(\S.*?)\s*", line):
                     red, green, blue = map(int, match.groups()[:3])
-                    by_colour[red << 16 | green << 8 | blue] = match[4]
+                    by_color[red << 16 | green << 8 | blue] = match[4]
         path = folder / "class_dict.csv"
         if path.is_file():
             with path.open(newline="", errors="replace") as file:
                 for row in list(csv.reader(file))[1:]:
                     if len(row) == 4 and all(part.strip().isdigit() for part in row[1:]):
                         red, green, blue = map(int, row[1:])
-                        by_colour[red << 16 | green << 8 | blue] = row[0].strip()
+                        by_color[red << 16 | green << 8 | blue] = row[0].strip()
         for name in ("codes.txt", "classes.txt"):
             if (folder / name).is_file():
                 lines = (folder / name).read_text(errors="replace").splitlines()
-                return by_colour, [line.strip() for line in lines if line.strip()]
-    return by_colour, list(by_colour.values())
+                return by_color, [line.strip() for line in lines if line.strip()]
+    return by_color, list(by_color.values())
 
 
 def _choose_name(images: Path) -> str:

@@ -59,14 +59,14 @@ class Recipe(ConfigBase):
         if weights and len(weights) != classes:
             raise ConfigError(f"class_weights needs {classes} values, not {len(weights)}")
         for part in self.data.parts:
-            labels, colours = part.labels, part.colours
+            labels, colors = part.labels, part.colors
             if labels == "classes" and binary:
                 raise ConfigError("labels 'classes' needs more than two names in classes")
             if labels != "classes" and not binary:
                 raise ConfigError(f"labels {labels!r} has two classes, not {classes}")
-            if colours and (len(colours) != classes or labels == "instances"):
+            if colors and (len(colors) != classes or labels == "instances"):
                 raise ConfigError(
-                    f"colours needs one color per class, {classes}, not {len(colours)}; instances "
+                    f"colors needs one color per class, {classes}, not {len(colors)}; instances "
                     "have none"
                 )
         if not self.data.has_instances and self.network.out_channels == 2:

@@ -8,7 +8,7 @@
     state.pt        weights, their moving average, the optimizer's state and the step
     metrics.jsonl   by step: loss, learning rate and speed; scores of each validation
     curves.png      a plot of metrics.jsonl
-    samples.png     validation images with hits and misses, or with the colours of classes
+    samples.png     validation images with hits and misses, or with the colors of classes
     confusion.csv, confusion.png    of several classes, written at the end
     pictures/       further previews, if the recipe asks for them
     tensorboard/    metrics and pictures for TensorBoard, and at the end the recipe

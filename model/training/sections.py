@@ -54,8 +54,9 @@ class ImagesConfig(ConfigBase):
         description="value of pixels without a label, often 255: they count neither in the loss "
         "nor in the scores; -1: all pixels have one",
     )
-    colours: tuple[tuple[_Byte, _Byte, _Byte], ...] = Field(
+    colors: tuple[tuple[_Byte, _Byte, _Byte], ...] = Field(
         default=(),
+        validation_alias=AliasChoices("colors", "colours"),
         description="color [red, green, blue] of each class in the masks; []: masks have indices. "
         "With ignore set, pixels of other colors have no label",
     )
@@ -184,8 +185,10 @@ class AugmentConfig(ConfigBase):
     gamma: Amount = Field(
         default=0.4, description="intensities are raised to up to the power exp(±gamma)"
     )
-    colour: Amount = Field(
-        default=0.15, description="each channel is multiplied by up to exp(±colour)"
+    color: Amount = Field(
+        default=0.15,
+        validation_alias=AliasChoices("color", "colour"),
+        description="each channel is multiplied by up to exp(±color)",
     )
     hue: Annotated[Amount, Field(le=180)] = Field(
         default=0.0, description="colors are turned by up to this angle, in degrees"

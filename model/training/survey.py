@@ -17,15 +17,15 @@ from model.arrays import AnyArray, Color, Int32Array
 from model.errors import DataError
 from model.training.data import PairedDataset
 from model.training.images import read_image
-from model.training.masks import StoredMask, number_colours, pack_colours, read_stored_mask
+from model.training.masks import StoredMask, number_colors, pack_colors, read_stored_mask
 from model.training.pairs import Pair
 from model.training.progress import track
 
 _MOST_IMAGES, _MOST_MASKS = 40, 200
 """Images and masks that are looked at, evenly spread."""
 _VOID_VALUE = 255
-_VOID_COLOUR = 0xE0E0C0
-"""The colour of pixels without a label in PASCAL VOC, (224, 224, 192)."""
+_VOID_COLOR = 0xE0E0C0
+"""The color of pixels without a label in PASCAL VOC, (224, 224, 192)."""
 _MOST_CLASSES = 64
 """A largest class index below which the value 255 stands for no label."""
 _MANY_OBJECTS = 8
@@ -40,12 +40,12 @@ class ImageSurvey:
 
     Attributes:
         sizes: (H, W) of those that were looked at.
-        is_colour: whether one has several channels that differ.
+        is_color: whether one has several channels that differ.
         bits: 8 or 16, the most of all.
     """
 
     sizes: tuple[tuple[int, int], ...]
-    is_colour: bool
+    is_color: bool
     bits: int
 
     @property
@@ -60,14 +60,14 @@ class MaskSummary:
     """The values of a mask file.
 
     Attributes:
-        counts: value -> pixels. Values are stored integers, or packed colours if `is_coloured`.
+        counts: value -> pixels. Values are stored integers, or packed colors if `is_colored`.
         pieces: of how many values the pixels are connected, and of how many they are not; 0 is
             left out. (0, 0) for masks with at most two values.
-        palette: the colours of a palette as bytes, or None.
+        palette: the colors of a palette as bytes, or None.
     """
 
     counts: dict[int, int]
-    is_coloured: bool
+    is_colored: bool
     is_lossy: bool
     pieces: tuple[int, int]
     palette: bytes | None
@@ -80,9 +80,9 @@ class MaskMeaning:
     Attributes:
         labels: "binary", "classes" or "instances".
         reason: why, for people.
-        values: of the classes: indices, or packed colours if `colours` is not empty.
+        values: of the classes: indices, or packed colors if `colors` is not empty.
         ignore: value of pixels without a label; -1 for none.
-        colours: of each class in the masks; empty if masks have indices.
+        colors: of each class in the masks; empty if masks have indices.
         shares: of all pixels with a label, for each of `values`; of the foreground alone, without
             classes.
     """
@@ -91,7 +91,7 @@ class MaskMeaning:
     reason: str
     values: tuple[int, ...] = ()
     ignore: int = -1
-    colours: tuple[Color, ...] = ()
+    colors: tuple[Color, ...] = ()
     shares: tuple[float, ...] = ()
 
 
@@ -101,14 +101,14 @@ def survey_images(pairs: Sequence[Pair]) -> ImageSurvey:
     Raises:
         DataError: one cannot be read, or is its own mask.
     """
-    sizes, colours, bits = [], False, 8
+    sizes, colors, bits = [], False, 8
     chosen = _spread(pairs, _MOST_IMAGES)
     for pair in track(chosen, len(chosen), "looking at images"):
         image = read_image(pair.image, pair.page)
         sizes.append((image.shape[0], image.shape[1]))
-        colours |= image.ndim == 3 and bool((image != image[:, :, :1]).any())
+        colors |= image.ndim == 3 and bool((image != image[:, :, :1]).any())
         bits = max(bits, 8 * image.dtype.itemsize)
-    return ImageSurvey(tuple(sizes), colours, bits)
+    return ImageSurvey(tuple(sizes), colors, bits)
 
 
 def survey_masks(pairs: Sequence[Pair]) -> list[MaskSummary]:
@@ -126,18 +126,18 @@ def survey_masks(pairs: Sequence[Pair]) -> list[MaskSummary]:
 
 def summarize_mask(mask: StoredMask) -> MaskSummary:
     """Count the values of a mask, and find whether each is one piece."""
-    is_coloured = mask.values.ndim == 3
-    values = pack_colours(mask.values) if is_coloured else mask.values
+    is_colored = mask.values.ndim == 3
+    values = pack_colors(mask.values) if is_colored else mask.values
     if mask.is_lossy:
         values = np.where(values > 127, 255, 0)  # as `read_mask` does
     found, counts = np.unique(values, return_counts=True)
     pieces = (0, 0)
     if len(found) > 2 and not mask.is_lossy:
-        numbers = number_colours(values.astype(np.int64)) if values.dtype.kind in "biu" else None
+        numbers = number_colors(values.astype(np.int64)) if values.dtype.kind in "biu" else None
         pieces = (0, 0) if numbers is None else _count_pieces(numbers)
     return MaskSummary(
         dict(zip(found.tolist(), counts.tolist(), strict=True)),
-        is_coloured,
+        is_colored,
         mask.is_lossy,
         pieces,
         None if mask.palette is None else mask.palette.tobytes(),
@@ -162,26 +162,26 @@ def understand_masks(masks: Sequence[MaskSummary], labels: str = "") -> MaskMean
     Raises:
         DataError: they cannot be right: all empty, all full, negative, or of no known kind.
     """
-    as_colours = _are_colours(masks)
+    as_colors = _are_colors(masks)
     totals: Counter[int] = Counter()
     for mask in masks:
-        totals.update(_to_colours(mask) if as_colours else mask.counts)
+        totals.update(_to_colors(mask) if as_colors else mask.counts)
     values = sorted(totals)
     if values[0] < 0:
         raise DataError(
             f"the masks contain the value {values[0]}; labels are 0 or more. If it means that "
             "pixels have no label, store it as 255"
         )
-    ignore = _find_void(masks, values, as_colours)
+    ignore = _find_void(masks, values, as_colors)
     known = [value for value in values if value != ignore]
-    if as_colours and _VOID_COLOUR in known and len(known) > 2:
-        known.remove(_VOID_COLOUR)
+    if as_colors and _VOID_COLOR in known and len(known) > 2:
+        known.remove(_VOID_COLOR)
         ignore = _VOID_VALUE
-    _check_not_constant(known, ignore, as_colours)
+    _check_not_constant(known, ignore, as_colors)
     if labels:
-        meaning = _follow(labels, known, totals, as_colours)
+        meaning = _follow(labels, known, totals, as_colors)
     else:
-        meaning = _decide(masks, known, totals, as_colours)
+        meaning = _decide(masks, known, totals, as_colors)
     if ignore >= 0:
         reason = f"{meaning.reason}; {_name(ignore, False)} has no label"
         return dataclasses.replace(meaning, ignore=ignore, reason=reason)
@@ -189,18 +189,18 @@ def understand_masks(masks: Sequence[MaskSummary], labels: str = "") -> MaskMean
 
 
 def _decide(
-    masks: Sequence[MaskSummary], known: list[int], totals: Counter[int], as_colours: bool
+    masks: Sequence[MaskSummary], known: list[int], totals: Counter[int], as_colors: bool
 ) -> MaskMeaning:
     """Decide between binary, classes and instances by the values that are labels."""
     labeled = sum(totals[value] for value in known)
     foreground = 1 - totals[0] / labeled
     if len(known) == 2 and known[0] == 0:
-        names = " and ".join(_name(value, as_colours) for value in known)
+        names = " and ".join(_name(value, as_colors) for value in known)
         return MaskMeaning("binary", f"the masks have two values, {names}", shares=(foreground,))
     if len(known) == 3 and set(known) == {0, 1, _VOID_VALUE}:
         reason = "some masks have 0 and 1, others 0 and 255"
         return MaskMeaning("binary", reason, shares=(foreground,))
-    if _are_soft(known, totals, labeled, as_colours):
+    if _are_soft(known, totals, labeled, as_colors):
         reason = "nearly all pixels are black or white; every other value is foreground too"
         return MaskMeaning("binary", reason, shares=(foreground,))
     per_mask = float(np.median([len(mask.counts) for mask in masks]))
@@ -208,19 +208,19 @@ def _decide(
     single = connected / max(1, connected + divided)
     if single >= _SINGLE_PIECE and (
         len(known) >= 1.5 * per_mask
-        or (known[-1] > 255 and not as_colours)
+        or (known[-1] > 255 and not as_colors)
         or per_mask > 30
         or _are_numbered(masks, known)
     ):
         reason = f"{single:.0%} of the values are one connected piece, and they differ by image"
         return MaskMeaning("instances", reason, shares=(foreground,))
-    if len(known) > 256 or (known[-1] > 255 and not as_colours):
+    if len(known) > 256 or (known[-1] > 255 and not as_colors):
         raise DataError(
             f"the masks have {len(known)} values up to {known[-1]}, too many for classes, and "
             f"only {single:.0%} of them are one connected piece, too few for instances; are these "
             "masks?"
         )
-    meaning = _describe_classes(known, totals, as_colours)
+    meaning = _describe_classes(known, totals, as_colors)
     if single >= _SINGLE_PIECE and meaning.labels == "classes":
         advice = "each is one connected piece: if they are objects, add --labels instances"
         return dataclasses.replace(meaning, reason=f"{meaning.reason}; {advice}")
@@ -236,65 +236,63 @@ def _are_numbered(masks: Sequence[MaskSummary], known: list[int]) -> bool:
     return numbered and len(set(counts)) > 1 and len(known) >= _MANY_OBJECTS
 
 
-def _follow(labels: str, known: list[int], totals: Counter[int], as_colours: bool) -> MaskMeaning:
+def _follow(labels: str, known: list[int], totals: Counter[int], as_colors: bool) -> MaskMeaning:
     """Describe masks that are what the user says."""
     if labels == "classes":
-        return _describe_classes(known, totals, as_colours)
+        return _describe_classes(known, totals, as_colors)
     foreground = 1 - totals[0] / sum(totals[value] for value in known)
     return MaskMeaning(labels, "--labels says so", shares=(foreground,))
 
 
-def _describe_classes(known: list[int], totals: Counter[int], as_colours: bool) -> MaskMeaning:
+def _describe_classes(known: list[int], totals: Counter[int], as_colors: bool) -> MaskMeaning:
     """Order the classes: the background is 0 or black, or else the most frequent one."""
     labeled = sum(totals[value] for value in known)
     has_gaps = known[0] != 0 or known[-1] > max(_MOST_CLASSES, 2 * len(known))
     first = 0 if 0 in known else max(known, key=lambda value: totals[value])
     ordered = [first, *(value for value in known if value != first)]
-    if as_colours or has_gaps:
-        colours = tuple(
-            _unpack(value) if as_colours else (value, value, value) for value in ordered
-        )
-        what = "colors" if as_colours else "grey values"
+    if as_colors or has_gaps:
+        colors = tuple(_unpack(value) if as_colors else (value, value, value) for value in ordered)
+        what = "colors" if as_colors else "grey values"
     else:
-        ordered, colours, what = list(range(known[-1] + 1)), (), "values"
+        ordered, colors, what = list(range(known[-1] + 1)), (), "values"
     shares = tuple(totals[value] / labeled for value in ordered)
     labels = "binary" if len(ordered) == 2 else "classes"
-    reason = f"the masks have {len(known)} {what} ({_list(known, as_colours)})"
-    return MaskMeaning(labels, reason, tuple(ordered), colours=colours, shares=shares)
+    reason = f"the masks have {len(known)} {what} ({_list(known, as_colors)})"
+    return MaskMeaning(labels, reason, tuple(ordered), colors=colors, shares=shares)
 
 
-def _are_colours(masks: Sequence[MaskSummary]) -> bool:
-    """Whether values are compared by their colours.
+def _are_colors(masks: Sequence[MaskSummary]) -> bool:
+    """Whether values are compared by their colors.
 
-    They are if some mask has colours, if palettes differ, or if all masks with palettes have only
+    They are if some mask has colors, if palettes differ, or if all masks with palettes have only
     two values, whose order is then arbitrary.
     """
-    if any(mask.is_coloured for mask in masks):
+    if any(mask.is_colored for mask in masks):
         return True
     palettes = {mask.palette for mask in masks} - {None}
     several = any(len(mask.counts) > 2 for mask in masks)
     return len(palettes) > 1 or bool(palettes and not several)
 
 
-def _to_colours(mask: MaskSummary) -> dict[int, int]:
-    """Return the counts of a mask by packed colours."""
-    if mask.is_coloured:
+def _to_colors(mask: MaskSummary) -> dict[int, int]:
+    """Return the counts of a mask by packed colors."""
+    if mask.is_colored:
         return mask.counts
     if mask.palette is None:
         if not 0 <= min(mask.counts) <= max(mask.counts) <= 255:
             raise DataError("some masks have colors, and others values beyond 255")
         return {value * 0x010101: count for value, count in mask.counts.items()}
-    packed = pack_colours(np.frombuffer(mask.palette, np.uint8).reshape(-1, 3))
+    packed = pack_colors(np.frombuffer(mask.palette, np.uint8).reshape(-1, 3))
     counts: Counter[int] = Counter()
     for value, count in mask.counts.items():
         counts[int(packed[value]) if value < len(packed) else 0] += count
     return dict(counts)
 
 
-def _find_void(masks: Sequence[MaskSummary], values: list[int], as_colours: bool) -> int:
+def _find_void(masks: Sequence[MaskSummary], values: list[int], as_colors: bool) -> int:
     """Return 255 if it stands for no label: beside small indices, with another value above 0."""
     others = [value for value in values if 0 < value != _VOID_VALUE]
-    if as_colours or _VOID_VALUE not in values or not others or others[-1] > _MOST_CLASSES:
+    if as_colors or _VOID_VALUE not in values or not others or others[-1] > _MOST_CLASSES:
         return -1
     together = any(
         _VOID_VALUE in mask.counts and any(other in mask.counts for other in others)
@@ -303,7 +301,7 @@ def _find_void(masks: Sequence[MaskSummary], values: list[int], as_colours: bool
     return _VOID_VALUE if together else -1
 
 
-def _check_not_constant(known: list[int], ignore: int, as_colours: bool) -> None:
+def _check_not_constant(known: list[int], ignore: int, as_colors: bool) -> None:
     """Check that there is something to learn.
 
     Raises:
@@ -315,14 +313,13 @@ def _check_not_constant(known: list[int], ignore: int, as_colours: bool) -> None
         raise DataError("all masks are empty: every pixel is 0")
     beside = "" if ignore < 0 else f", beside {ignore}, which is taken for no label"
     raise DataError(
-        f"every pixel of every mask is {_name(known[0], as_colours)}{beside}; no "
-        "pixel is background"
+        f"every pixel of every mask is {_name(known[0], as_colors)}{beside}; no pixel is background"
     )
 
 
-def _are_soft(known: list[int], totals: Counter[int], labeled: int, as_colours: bool) -> bool:
+def _are_soft(known: list[int], totals: Counter[int], labeled: int, as_colors: bool) -> bool:
     """Whether grey values between black and white are only edges."""
-    if as_colours or len(known) < 8 or known[-1] > 255 or known[-1] < 239:
+    if as_colors or len(known) < 8 or known[-1] > 255 or known[-1] < 239:
         return False
     extreme = sum(totals[value] for value in known if value <= 16 or value >= 239)
     return extreme >= 0.9 * labeled and sum(totals[v] for v in known if v >= 239) > 0.01 * labeled
@@ -381,16 +378,16 @@ def check_not_image(pair: Pair) -> None:
         raise DataError(f"{pair.mask} equals its image {pair.image}; it is not a mask")
 
 
-def _unpack(colour: int) -> Color:
-    return colour >> 16, colour >> 8 & 255, colour & 255
+def _unpack(color: int) -> Color:
+    return color >> 16, color >> 8 & 255, color & 255
 
 
-def _name(value: int, as_colours: bool) -> str:
-    return str(list(_unpack(value))) if as_colours else str(value)
+def _name(value: int, as_colors: bool) -> str:
+    return str(list(_unpack(value))) if as_colors else str(value)
 
 
-def _list(values: list[int], as_colours: bool) -> str:
-    shown = [_name(value, as_colours) for value in values[:6]]
+def _list(values: list[int], as_colors: bool) -> str:
+    shown = [_name(value, as_colors) for value in values[:6]]
     return ", ".join(shown) + (", ..." if len(values) > 6 else "")
 
 

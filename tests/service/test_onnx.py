@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,14 @@ import pytest
 import torch
 
 from app import cli
-from tests.conftest import Server, decode, encode, nuclei, serving
+from app.engine.predictor import engine_predictor
+from app.engine.selection import build_engine, choose_engines
+from model.checkpoint import Golden, load_checkpoint, save_checkpoint, update_manifest
+from model.config import Calibration
+from model.transforms import to_mask
+from tests.conftest import ROOT, Server, decode, encode, nuclei, serving
 from tests.onnx_networks import BilinearUNet, Net, export, randomize_statistics
+from tests.unit.app.engine.test_graph_quantizers import find_ranges, make_content
 
 NETWORK = randomize_statistics(BilinearUNet(outputs=3))
 IMAGE = np.repeat(nuclei(96, 128)[0][:, :, None], 3, axis=2)
@@ -45,6 +54,40 @@ def test_graph_is_served_as_any_other_model(weights: Path) -> None:
         many = np.tile(IMAGE, (4, 3, 1))  # is cut into windows
         assert read_probabilities(server, many).shape == (3, 384, 384)
         replace_by_another(weights, server)
+
+
+def test_calibrated_graph_is_served_in_int8(tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    content = make_content()
+    path.write_bytes(content)
+    assert cli.main(["import", str(path), "--out", str(tmp_path), "--window", "64x64"]) == 0
+    calibration = Calibration(find_ranges(content), 9, iou=0.995, dice_loss=0.0, golden_iou=0.99)
+    checkpoint = load_checkpoint(tmp_path / "small.safetensors")
+    draft = dataclasses.replace(checkpoint, calibration=calibration)
+    (choice,) = choose_engines(device="cpu", precision="int8")
+    predict = engine_predictor(build_engine(choice, draft), draft)
+    image = IMAGE[:, :, 0]
+    mask = to_mask(predict(image), draft.preprocess)
+    golden = Golden(image, mask)  # untrained weights need a golden mask that int8 reproduces
+    save_checkpoint(tmp_path / "small.safetensors", dataclasses.replace(draft, golden=golden))
+    update_manifest(tmp_path / "small.safetensors")
+    with serving("--weights-dir", str(tmp_path), "--model", "small") as server:
+        (model,) = httpx.get(f"{server.url}/models").json()["models"]
+        assert (model["precision"], model["golden_iou"]) == ("int8", 1)
+        assert str(calibration) in model["chosen_because"]
+        response = httpx.post(f"{server.url}/segment", content=encode(image))
+        assert response.headers["X-Engine"] == "cpu/int8"
+        assert np.array_equal(decode(response.content), mask)
+
+
+def test_int8_that_is_set_needs_a_calibrated_graph(weights: Path) -> None:
+    settings = ["--weights-dir", str(weights), "--model", "theirs", "--precision", "int8"]
+    command = [sys.executable, "-m", "app", "serve", "--port", "0", *settings]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    expected = "theirs has no calibration; make one with: unet export theirs.safetensors"
+    assert expected in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def read_probabilities(server: Server, image: np.ndarray) -> np.ndarray:

@@ -183,7 +183,7 @@ def test_tests_with_servers_of_others_run_in_a_target_of_their_own() -> None:
 
 def test_tests_of_other_projects_run_in_an_environment_of_their_own(clone: Path) -> None:
     commands = dry_run(clone, "test")
-    assert "pip install -e '.[export]' -r requirements/foreign.txt" in commands
+    assert "pip install -e '.[export,quantize]' -r requirements/foreign.txt" in commands
     tests = "tests/unit/app/cli/export/test_bioimage.py tests/unit/app/cli/importing/test_libraries"
     assert f"build/foreign/venv/bin/python -m pytest {tests}" in commands
     assert all((ROOT / path).exists() for path in FOREIGN_TESTS.findall(commands))

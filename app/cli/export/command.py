@@ -1,10 +1,10 @@
 """`unet export`: change a checkpoint's width, calibrate it, or write it for other programs.
 
 `--base-features` widens or narrows the network without changing what it computes. `--calibrate`
-scales channels, which does not change it either, and records the ranges of activations in the
-reference network on training images. It builds the int8 engine from them, and measures on
-validation images how far its masks differ from fp32. Weights, ranges and measurements go into the
-checkpoint. By default the service uses int8 only where these measurements validate it.
+scales the channels of a U-Net, which does not change it either, and records the ranges of
+activations on training images. It builds the int8 engine from them, and measures on validation
+images how far its masks differ from fp32. Weights, ranges and measurements go into the checkpoint.
+By default the service uses int8 only where these measurements validate it.
 `app.cli.export.formats` writes the formats of other programs.
 """
 
@@ -18,12 +18,16 @@ from app.cli.errors import CommandError, writing
 from app.cli.export.formats import add_format_arguments, plan_exports
 from app.engine.calibrate import calibrate
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_manifest
-from model.training.data import open_dataset
+from model.config import UNetConfig
+from model.training.data import PairedDataset, open_dataset
 from model.training.recipe import Recipe
+from model.training.sections import DataConfig
 from model.training.split import split_dataset
 
 _EQUALIZE_IMAGES = 12
 """Images on which the size of each channel is measured. They only need to show which is small."""
+_VALIDATION_SHARE = 0.5
+"""Share of the images of a folder on which int8 is compared with fp32."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,15 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         type=Path,
-        metavar="RECIPE",
-        help="calibrate and validate int8 on the data of this recipe",
+        metavar="RECIPE | IMAGES",
+        help="calibrate and validate int8: on the training and validation images of a recipe, or "
+        "on one half and the other of a folder of images (with --masks)",
+    )
+    parser.add_argument(
+        "--masks", type=Path, metavar="FOLDER", help="folder of the masks of --calibrate IMAGES"
     )
     parser.add_argument(
         "--images",
         type=_parse_positive,
         default=40,
         metavar="N",
-        help="number of training images for --calibrate (default: 40)",
+        help="number of images on which --calibrate measures ranges (default: 40)",
     )
     parser.add_argument(
         "--out",
@@ -67,11 +75,13 @@ def main(args: argparse.Namespace) -> int:
             "set what to export: --base-features N, --calibrate RECIPE, --onnx FILE, "
             "--openvino FOLDER, --state-dict FILE or --bioimageio FILE"
         )
+    if args.masks and not (args.calibrate and args.calibrate.is_dir()):
+        raise CommandError("--masks needs --calibrate with the folder of the images")
     checkpoint = load_checkpoint(args.checkpoint)
     if args.base_features:
         checkpoint = _change_width(checkpoint, args.base_features)
     if args.calibrate:
-        checkpoint = _calibrate(checkpoint, args.calibrate, args.images)
+        checkpoint = _calibrate(checkpoint, _choose_data(checkpoint, args), args.images)
     if changes:
         checkpoint = _save(checkpoint, args.out or args.checkpoint)
     for write in exports:
@@ -96,22 +106,43 @@ def _change_width(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
     return attach_golden(change(checkpoint, base_features), checkpoint.golden.image)
 
 
-def _calibrate(checkpoint: Checkpoint, path: Path, images: int) -> Checkpoint:
-    """Scale the channels of a checkpoint for int8, and attach its calibration."""
+def _choose_data(checkpoint: Checkpoint, args: argparse.Namespace) -> DataConfig:
+    """The data of the recipe, or of the folders, of which one half is for validation.
+
+    Raises:
+        CommandError: the folder of the masks is not set.
+    """
+    if not args.calibrate.is_dir():
+        return Recipe.read(args.calibrate).data
+    if args.masks is None:
+        raise CommandError(
+            f"--calibrate {args.calibrate}: set the folder of the masks too, --masks FOLDER"
+        )
+    return DataConfig(
+        images=str(args.calibrate),
+        masks=str(args.masks),
+        labels="binary" if checkpoint.preprocess.binary else "classes",
+        validation_share=_VALIDATION_SHARE,
+    )
+
+
+def _calibrate(checkpoint: Checkpoint, data: DataConfig, images: int) -> Checkpoint:
+    """Attach a calibration to a checkpoint; the channels of a U-Net are scaled for int8 before."""
+    training, validation = split_dataset(open_dataset(data, checkpoint.preprocess), data)
+    if isinstance(checkpoint.architecture, UNetConfig):
+        checkpoint = _scale_channels(checkpoint, training)
+    calibration = calibrate(checkpoint, training, validation, images)
+    return dataclasses.replace(checkpoint, calibration=calibration)
+
+
+def _scale_channels(checkpoint: Checkpoint, training: PairedDataset) -> Checkpoint:
     from model.convert.equalize import equalize_channels, measure_channels
     from model.predict import Predictor, attach_golden
 
-    recipe = Recipe.read(path)
-    dataset = open_dataset(recipe.data, checkpoint.preprocess)
-    training, validation = split_dataset(dataset, recipe.data)
     samples = training.spread_sources(_EQUALIZE_IMAGES)
     highs = measure_channels(Predictor.of(checkpoint), (sample.image for sample in samples))
     state = equalize_channels(checkpoint.state, highs)
-    checkpoint = attach_golden(
-        dataclasses.replace(checkpoint, state=state), checkpoint.golden.image
-    )
-    calibration = calibrate(checkpoint, training, validation, images)
-    return dataclasses.replace(checkpoint, calibration=calibration)
+    return attach_golden(dataclasses.replace(checkpoint, state=state), checkpoint.golden.image)
 
 
 def _save(checkpoint: Checkpoint, path: Path) -> Checkpoint:

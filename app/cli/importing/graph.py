@@ -20,7 +20,7 @@ from app.cli.importing.options import (
     read_windows,
     save,
 )
-from app.engine.inspection.facts import Finding, Told
+from app.engine.inspection.facts import Finding, GraphOptions
 from app.engine.inspection.inspect_graph import inspect_graph
 from app.engine.predictor import engine_predictor
 from app.engine.selection import build_engine, choose_engines
@@ -52,7 +52,7 @@ def import_graph(args: argparse.Namespace, content: bytes | None = None) -> Path
     if content is None:
         content = read_graph_file(args.foreign)
     model = parse_graph(content)
-    finding = inspect_graph(model, content, _read_told(args), _default_windows(args))
+    finding = inspect_graph(model, content, _read_options(args), _default_windows(args))
     architecture, meaning = _choose_activation(args, finding)
     channels, outputs = architecture.in_channels, architecture.out_channels
     opset = max(each.version for each in model.opset_import)
@@ -80,8 +80,8 @@ def import_graph(args: argparse.Namespace, content: bytes | None = None) -> Path
     return path
 
 
-def _read_told(args: argparse.Namespace) -> Told:
-    return Told(
+def _read_options(args: argparse.Namespace) -> GraphOptions:
+    return GraphOptions(
         layout=args.layout,
         outputs=tuple(args.output or ()),
         values=args.activation,

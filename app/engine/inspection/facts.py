@@ -15,7 +15,7 @@ sum of 1 over the channels (softmax)."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class GraphOptions:
     """Facts about a graph that the user gives; None and empty where nothing is said.
 
     Attributes:

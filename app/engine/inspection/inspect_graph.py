@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from onnx import ModelProto
 
-from app.engine.inspection.facts import Finding, Told
+from app.engine.inspection.facts import Finding, GraphOptions
 from app.engine.inspection.maps import (
     Map,
     check_windows,
@@ -31,27 +31,27 @@ from model.graph import find_input
 
 
 def inspect_graph(
-    model: ModelProto, content: bytes, told: Told, windows: Sequence[Shape]
+    model: ModelProto, content: bytes, options: GraphOptions, windows: Sequence[Shape]
 ) -> Finding:
     """Find out how a graph is used.
 
     Args:
         model, content: the graph, parsed and as a file.
-        windows: used if neither the graph nor `told` has any; their sides are rounded up to what
+        windows: used if neither the graph nor `options` has any; their sides are rounded up to what
             the graph accepts.
 
     Raises:
         CheckpointError: the graph does not make a map of classes from an image, or leaves open what
-            `told` does not say either.
+            `options` does not say either.
     """
     graph = read_graph(content)
-    config = read_input(graph, find_input(model).name, told)
-    if config.size and told.windows not in ((), (config.size,)):
+    config = read_input(graph, find_input(model).name, options)
+    if config.size and options.windows not in ((), (config.size,)):
         raise CheckpointError(
             f"the graph accepts windows of {config.size[0]}x{config.size[1]} alone"
         )
-    config, maps = find_maps(graph, [each.name for each in model.graph.output], config, told)
-    used = choose_outputs(maps, told)
+    config, maps = find_maps(graph, [each.name for each in model.graph.output], config, options)
+    used = choose_outputs(maps, options)
     first_map = next(iter(used.values()))
     config = dataclasses.replace(
         config,
@@ -64,14 +64,14 @@ def inspect_graph(
         accepted: tuple[Shape, ...] = ((config.size[0], config.size[1]),)
     else:
         rounded = (_round_up(each, config) for each in windows)
-        accepted = told.windows or tuple(dict.fromkeys(rounded))
+        accepted = options.windows or tuple(dict.fromkeys(rounded))
     check_windows(graph, config, accepted)
     smallest = min(accepted, key=math.prod)
     pixels = draw_pixels(config, smallest, 2)
     first, second = (compute(graph, config, pixels[i : i + 1]) for i in range(2))
     if config.batch == "any" and not computes_batches(graph, config, pixels, (first, second)):
         config = dataclasses.replace(config, batch="one")
-    values, reason = find_values(model, config, first, told)
+    values, reason = find_values(model, config, first, options)
     notes = [
         _describe_input(config),
         *(_describe_output(name, maps[name], name in used) for name in maps),

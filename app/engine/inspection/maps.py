@@ -12,7 +12,7 @@ from typing import Literal
 
 import openvino as ov
 
-from app.engine.inspection.facts import Layout, Told
+from app.engine.inspection.facts import GraphOptions, Layout
 from app.engine.inspection.running import find_output_shapes
 from model.arrays import Shape
 from model.config import GraphConfig
@@ -34,7 +34,7 @@ class Map:
     channels: int
 
 
-def read_input(graph: ov.Model, name: str, told: Told) -> GraphConfig:
+def read_input(graph: ov.Model, name: str, options: GraphOptions) -> GraphConfig:
     """Read axes, channels and size of the input.
 
     Raises:
@@ -50,7 +50,7 @@ def read_input(graph: ov.Model, name: str, told: Told) -> GraphConfig:
     if shape.rank.is_dynamic or len(shape) != 4:
         raise CheckpointError(f"input {name!r} has the shape {shape}; an image has four axes")
     lengths = [None if each.is_dynamic else each.get_length() for each in shape]
-    layout: Layout = told.layout or _guess_layout(lengths)
+    layout: Layout = options.layout or _guess_layout(lengths)
     channels = lengths[1 if layout == "NCHW" else 3]
     sides = lengths[2:] if layout == "NCHW" else lengths[1:3]
     if channels not in (1, 3):
@@ -78,7 +78,7 @@ def _guess_layout(lengths: Sequence[int | None]) -> Layout:
 
 
 def find_maps(
-    graph: ov.Model, names: Sequence[str], config: GraphConfig, told: Told
+    graph: ov.Model, names: Sequence[str], config: GraphConfig, options: GraphOptions
 ) -> tuple[GraphConfig, dict[str, Map | None]]:
     """Find the least divisor of sizes that the graph accepts, and the outputs that are maps.
 
@@ -89,7 +89,7 @@ def find_maps(
         CheckpointError: no size was accepted, or no output is a map.
     """
     problem = ""
-    for divisor, window in _list_trials(config, told):
+    for divisor, window in _list_trials(config, options):
         try:
             shapes = find_output_shapes(graph, names, config, window)
         except CheckpointError as error:
@@ -108,7 +108,7 @@ def find_maps(
     raise CheckpointError(problem)
 
 
-def _list_trials(config: GraphConfig, told: Told) -> Iterator[tuple[int, Shape]]:
+def _list_trials(config: GraphConfig, options: GraphOptions) -> Iterator[tuple[int, Shape]]:
     """Yield divisors, and for each a window with sides that no larger one divides.
 
     Height and width differ, so that a smaller output is not mistaken for one without its margin.
@@ -116,10 +116,10 @@ def _list_trials(config: GraphConfig, told: Told) -> Iterator[tuple[int, Shape]]
     if config.size:
         yield 1, (config.size[0], config.size[1])
         return
-    for divisor in _DIVISORS if told.divisor is None else (told.divisor,):
+    for divisor in _DIVISORS if options.divisor is None else (options.divisor,):
         odd = math.ceil(_LEAST_SIDE / divisor) | 1
         yield divisor, (odd * divisor, (odd + 2) * divisor)
-    for window in told.windows:
+    for window in options.windows:
         yield 1, window
 
 
@@ -140,25 +140,26 @@ def _read_map(shape: Sequence[int], window: Shape, config: GraphConfig) -> Map |
     return None
 
 
-def choose_outputs(maps: Mapping[str, Map | None], told: Told) -> dict[str, Map]:
+def choose_outputs(maps: Mapping[str, Map | None], options: GraphOptions) -> dict[str, Map]:
     """The outputs that are used, by name.
 
     Raises:
-        CheckpointError: `told` names one that is not a map, or there are several and it names none.
+        CheckpointError: `options` names one that is not a map, or there are several and it names
+            none.
     """
     possible = {name: found for name, found in maps.items() if found is not None}
     listed = ", ".join(f"{name!r} ({describe_channels(found)})" for name, found in possible.items())
-    for name in told.outputs:
+    for name in options.outputs:
         if name not in possible:
             raise CheckpointError(
                 f"{name!r} is not an output with values for each pixel; those are {listed}"
             )
-    if len(possible) > 1 and not told.outputs:
+    if len(possible) > 1 and not options.outputs:
         raise CheckpointError(
             f"the graph has several outputs: {listed}; choose with --output NAME (several names: "
             "their channels become one output)"
         )
-    used = {name: possible[name] for name in told.outputs or possible}
+    used = {name: possible[name] for name in options.outputs or possible}
     if len({(each.layout, each.margin) for each in used.values()}) > 1:
         raise CheckpointError("the outputs differ in their axes or sizes")
     return used

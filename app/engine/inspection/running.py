@@ -96,6 +96,8 @@ def compare_runtimes(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    (source,) = session.get_inputs()
+    pixels = pixels.astype(np.float16 if source.type == "tensor(float16)" else np.float32)
     expected: list[Any] = session.run(list(config.outputs), {config.input: pixels})
     difference = max(
         measure_difference(each, np.asarray(other, np.float32))

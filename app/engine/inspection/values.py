@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto
 
-from app.engine.inspection.facts import Told, Values
+from app.engine.inspection.facts import GraphOptions, Values
 from app.engine.inspection.running import TOLERANCE
 from model.arrays import FloatArray
 from model.config import GraphConfig
@@ -30,7 +30,7 @@ _ENDINGS: dict[str, Values] = {
 
 
 def find_values(
-    model: ModelProto, config: GraphConfig, outputs: Sequence[FloatArray], told: Told
+    model: ModelProto, config: GraphConfig, outputs: Sequence[FloatArray], options: GraphOptions
 ) -> tuple[Values, str]:
     """Find out what the outputs are, and how that is known.
 
@@ -44,12 +44,12 @@ def find_values(
     seen = f"{low:.3g} to {high:.3g} for random pixels"
     are_probabilities = low >= -TOLERANCE and high <= 1 + TOLERANCE
     endings = {_find_ending(model, name) for name in config.outputs}
-    if told.values is not None:
-        if told.values != "logits" and not are_probabilities:
+    if options.values is not None:
+        if options.values != "logits" and not are_probabilities:
             raise CheckpointError(
-                f"--activation {told.values}: the values are {seen}, which are not probabilities"
+                f"--activation {options.values}: the values are {seen}, which are not probabilities"
             )
-        return told.values, f"as set; {seen}"
+        return options.values, f"as set; {seen}"
     ending = min(endings)
     if len(endings) > 1:
         raise CheckpointError(f"the outputs end in {', '.join(sorted(endings))}; set --activation")

@@ -47,7 +47,7 @@ def test_sixteen_bit_grey_keeps_its_values() -> None:
     assert (decode_image(encode(values)) == values).all()
 
 
-def test_sixteen_bit_colour_keeps_its_values() -> None:
+def test_sixteen_bit_color_keeps_its_values() -> None:
     for chunks in ((), ((b"gAMA", struct.pack(">I", 45455)), (b"sBIT", b"\x0c\x0c\x0c"))):
         assert (decode_image(deep_png(DEEP_RGB, *chunks)) == DEEP_RGB).all()
 
@@ -61,9 +61,9 @@ def test_transparency_of_sixteen_bits_is_laid_on_black() -> None:
     grey = decode_image(deep_png(np.dstack([DEEP_RGB[:, :, :1], alpha])))
     assert grey.shape == (20, 30)
     assert np.abs(grey - expected[:, :, 0]).max() <= 0.5
-    colour = DEEP_RGB.reshape(-1, 3)[7]
-    keyed = decode_image(deep_png(DEEP_RGB, (b"tRNS", struct.pack(">3H", *colour.tolist()))))
-    clear = (colour == DEEP_RGB).all(axis=2)
+    color = DEEP_RGB.reshape(-1, 3)[7]
+    keyed = decode_image(deep_png(DEEP_RGB, (b"tRNS", struct.pack(">3H", *color.tolist()))))
+    clear = (color == DEEP_RGB).all(axis=2)
     assert (keyed[clear] == 0).all()
     assert (keyed[~clear] == DEEP_RGB[~clear]).all()
 
@@ -76,7 +76,7 @@ def test_transparency_of_eight_bits_is_laid_on_black() -> None:
     assert (pixels[10:] == 0).all()
 
 
-def test_a_transparent_palette_colour_is_black() -> None:
+def test_a_transparent_palette_color_is_black() -> None:
     image = Image.fromarray(GREY // 128).convert("P")
     image.putpalette([200, 100, 50, 10, 20, 30])
     pixels = decode_image(saved(image, transparency=0))
@@ -119,10 +119,10 @@ def test_turn_returns_a_view() -> None:
 
 
 def test_alpha_rounds_to_the_nearest() -> None:
-    colours = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(256, axis=0)
-    alpha = colours.swapaxes(0, 1)
-    expected = np.rint(colours.astype(float) * alpha / 255)[:, :, 0]
-    assert (lay_on_black(colours, alpha) == expected).all()
+    colors = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(256, axis=0)
+    alpha = colors.swapaxes(0, 1)
+    expected = np.rint(colors.astype(float) * alpha / 255)[:, :, 0]
+    assert (lay_on_black(colors, alpha) == expected).all()
     largest = np.full((1, 1, 1), 65535, np.uint16)
     assert lay_on_black(largest, largest)[0, 0] == 65535
 

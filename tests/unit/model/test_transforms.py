@@ -41,7 +41,7 @@ def test_8_bit_grey_becomes_three_equal_channels() -> None:
     assert all(np.array_equal(pixels[:, :, c], grey) for c in range(3))
 
 
-def test_colour_becomes_grey_for_a_model_with_one_channel() -> None:
+def test_color_becomes_grey_for_a_model_with_one_channel() -> None:
     one = PreprocessConfig(mean=(0.5,), std=(0.25,))
     pixels = prepare(np.full((4, 4, 3), 90, np.uint8), one)
     assert pixels.shape == (4, 4, 1)

@@ -90,7 +90,7 @@ def test_image_is_reflected_at_its_edge() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 70), (300, 310), (700, 1111)])
-def test_broadcast_grey_is_cut_like_colour(height: int, width: int) -> None:
+def test_broadcast_grey_is_cut_like_color(height: int, width: int) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (height, width, 1), dtype=np.uint8)
     shown = np.broadcast_to(grey, (height, width, 3))  # like the result of `prepare`
     plan = plan_windows(height, width, PADDED, PreprocessConfig())

@@ -131,7 +131,7 @@ def test_ignored_value_is_in_no_score(folder: Path, tmp_path: Path) -> None:
     assert sum(int(count) for count in rows[2][1:]) > 0
 
 
-def test_sheet_of_several_classes_has_their_colours(folder: Path, tmp_path: Path) -> None:
+def test_sheet_of_several_classes_has_their_colors(folder: Path, tmp_path: Path) -> None:
     """A wrong class is not a hit: the label's own color is in the picture."""
     assert evaluate(folder, "three", "--sheet", str(tmp_path / "a.png")) == 0
     pixels = np.asarray(Image.open(tmp_path / "a.png")).reshape(-1, 3)

@@ -207,17 +207,33 @@ GRAPH = Checkpoint("theirs", GraphConfig(), PreprocessConfig(), {})
 def test_graph_runs_by_openvino_on_a_cpu() -> None:
     choice = resolve(choose_engines()[0], GRAPH)
     assert (choice.backend, choice.precision) == ("openvino", "fp32")
-    assert choice.reason.endswith("precision fp32: theirs is an ONNX graph")
+    assert choice.reason.endswith("precision fp32: this model has no calibration for int8")
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_graph_does_not_run_by_torch_or_in_int8_on_a_cpu() -> None:
+def test_graph_does_not_run_by_torch_on_a_cpu() -> None:
     with pytest.raises(EngineUnavailable, match="torch does not run ONNX graphs on a CPU"):
         resolve(choose_engines(engine="torch")[0], GRAPH)
-    with pytest.raises(
-        EngineUnavailable, match="int8: theirs is an ONNX graph, which runs in fp32"
-    ):
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_graph_runs_in_int8_by_the_rule_of_other_networks() -> None:
+    for calibration, precision in ((VALIDATED, "int8"), (Calibration({}), "fp32")):
+        graph = dataclasses.replace(GRAPH, calibration=calibration)
+        assert resolve(choose_engines()[0], graph).precision == precision
+        assert resolve(choose_engines(precision="int8")[0], graph).precision == "int8"
+    command = r"theirs has no calibration.*: unet export theirs\.safetensors --calibrate RECIPE"
+    with pytest.raises(EngineUnavailable, match=command):
         resolve(choose_engines(precision="int8")[0], GRAPH)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_calibrated_graph_runs_in_fp32_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "is_installed", lambda _: True)
+    graph = dataclasses.replace(GRAPH, calibration=VALIDATED)
+    assert resolve(choose_engines()[0], graph).precision == "fp32"
+    with pytest.raises(EngineUnavailable, match="int8 is not supported"):
+        choose_engines(precision="int8")
 
 
 @pytest.mark.usefixtures("cuda")

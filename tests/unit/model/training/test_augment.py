@@ -10,7 +10,7 @@ from model.training.sections import AugmentConfig
 from tests.conftest import nuclei
 
 SAME_INTENSITIES: dict[str, float] = dict.fromkeys(
-    ("gain", "offset", "gamma", "colour", "noise", "blur", "invert"), 0.0
+    ("gain", "offset", "gamma", "color", "noise", "blur", "invert"), 0.0
 )
 
 

@@ -128,7 +128,7 @@ def read_labels(
     return read_sample(pair, MaskCoding(kind)).labels
 
 
-def test_binary_palette_mask_is_read_by_its_colours(tmp_path: Path) -> None:
+def test_binary_palette_mask_is_read_by_its_colors(tmp_path: Path) -> None:
     """An adaptive palette may give white the index 0."""
     truth = np.zeros((20, 20), bool)
     truth[5:9, 4:16] = True

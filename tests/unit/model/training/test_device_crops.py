@@ -87,7 +87,7 @@ def test_colors_vary_as_on_the_host(data: Path, flags: dict[str, float], unresam
 
 def test_unresampled_crops_equal_those_of_the_host_exactly(data: Path) -> None:
     resize_some(data)
-    same = dict.fromkeys(("gain", "offset", "gamma", "colour", "noise", "blur", "invert"), 0)
+    same = dict.fromkeys(("gain", "offset", "gamma", "color", "noise", "blur", "invert"), 0)
     crops = make_crops(data, unresampled=1, crop="[48,64]", **same)
     pixels, labels, weights, _ = DeviceCrops(crops, CPU, 1e9).batch(0, 40)
     expected_pixels, expected_labels, expected_weights = stack(crops, 0, 40)
@@ -100,7 +100,7 @@ def test_noise_has_the_strength_of_the_host(data: Path) -> None:
     """On grey images without objects, so that nothing else varies."""
     for path in (data / "images").iterdir():
         Image.fromarray(np.full((96, 112), 128, np.uint8)).save(path)
-    same = dict.fromkeys(("gain", "offset", "gamma", "colour", "blur", "invert"), 0)
+    same = dict.fromkeys(("gain", "offset", "gamma", "color", "blur", "invert"), 0)
     crops = make_crops(data, noise=0.1, intensity="range", **same)
     device_crops = DeviceCrops(crops, CPU, 1e9)
     pixels = device_crops.batch(0, 32)[0].float()

@@ -36,8 +36,8 @@ def test_images_are_read_as_the_service_reads_them(tmp_path: Path, kind: str) ->
         image, options = Image.fromarray((ramp * 60000).astype(np.uint16)), {"tiffinfo": {262: 0}}
     else:
         path = tmp_path / "a.png"
-        colours = np.dstack([np.uint8(ramp * 255)] * 3 + [np.uint8(255 - ramp * 255)])
-        image = Image.fromarray(colours)
+        colors = np.dstack([np.uint8(ramp * 255)] * 3 + [np.uint8(255 - ramp * 255)])
+        image = Image.fromarray(colors)
         if kind == "rotated":
             image = image.convert("RGB")
             options["exif"] = image.getexif()

@@ -16,7 +16,7 @@ from model.evaluation.metrics import VOID
 from model.training.masks import MaskCoding, read_mask, read_stored_mask
 
 CLASSES = np.array([[0, 1], [2, 1]])
-COLOURS = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
+COLORS = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
 
 
 def save(folder: Path, array: AnyArray, name: str = "a.png", **options: Any) -> Path:
@@ -25,43 +25,43 @@ def save(folder: Path, array: AnyArray, name: str = "a.png", **options: Any) -> 
     return path
 
 
-def colour(classes: AnyArray) -> AnyArray:
-    return np.array(COLOURS, np.uint8)[classes]
+def color(classes: AnyArray) -> AnyArray:
+    return np.array(COLORS, np.uint8)[classes]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif", "a.npy"])
-def test_colours_of_classes_become_their_indices(tmp_path: Path, name: str) -> None:
+def test_colors_of_classes_become_their_indices(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if name == "a.npy":
-        np.save(path, colour(CLASSES))
+        np.save(path, color(CLASSES))
     elif name == "a.tif":
-        tifffile.imwrite(path, colour(CLASSES), photometric="rgb")
+        tifffile.imwrite(path, color(CLASSES), photometric="rgb")
     else:
-        save(tmp_path, colour(CLASSES), name, lossless=True)
-    coding = MaskCoding("classes", 3, colours=COLOURS)
+        save(tmp_path, color(CLASSES), name, lossless=True)
+    coding = MaskCoding("classes", 3, colors=COLORS)
     assert np.array_equal(read_mask(path, None, coding), CLASSES)
 
 
-def test_palette_is_read_by_its_colours_if_classes_have_colours(tmp_path: Path) -> None:
+def test_palette_is_read_by_its_colors_if_classes_have_colors(tmp_path: Path) -> None:
     image = Image.fromarray((2 - CLASSES).astype(np.uint8)).convert("P")
     image.putdata((2 - CLASSES).ravel().tolist())
-    image.putpalette([value for colour in reversed(COLOURS) for value in colour])
+    image.putpalette([value for color in reversed(COLORS) for value in color])
     image.save(tmp_path / "a.png")
-    coding = MaskCoding("classes", 3, colours=COLOURS)
+    coding = MaskCoding("classes", 3, colors=COLORS)
     assert np.array_equal(read_mask(tmp_path / "a.png", None, coding), CLASSES)
 
 
-def test_grey_values_are_colours_too(tmp_path: Path) -> None:
+def test_grey_values_are_colors_too(tmp_path: Path) -> None:
     path = save(tmp_path, (CLASSES * 100).astype(np.uint8))
-    coding = MaskCoding("classes", 3, colours=((0, 0, 0), (100, 100, 100), (200, 200, 200)))
+    coding = MaskCoding("classes", 3, colors=((0, 0, 0), (100, 100, 100), (200, 200, 200)))
     assert np.array_equal(read_mask(path, None, coding), CLASSES)
 
 
-def test_unknown_colour_is_an_error_or_void(tmp_path: Path) -> None:
-    path = save(tmp_path, colour(CLASSES))
+def test_unknown_color_is_an_error_or_void(tmp_path: Path) -> None:
+    path = save(tmp_path, color(CLASSES))
     with pytest.raises(DataError, match=r"a.png contains the color \[0, 128, 0\], which is not"):
-        read_mask(path, None, MaskCoding("classes", 2, colours=COLOURS[:2]))
-    labels = read_mask(path, None, MaskCoding("classes", 2, 255, COLOURS[:2]))
+        read_mask(path, None, MaskCoding("classes", 2, colors=COLORS[:2]))
+    labels = read_mask(path, None, MaskCoding("classes", 2, 255, COLORS[:2]))
     assert np.array_equal(labels, [[0, 1], [VOID, 1]])
 
 
@@ -81,16 +81,16 @@ def test_negative_label_is_rejected(tmp_path: Path) -> None:
             read_mask(path, None, MaskCoding(kind, 3))
 
 
-def test_objects_may_have_colours(tmp_path: Path) -> None:
-    labels = read_mask(save(tmp_path, colour(CLASSES)), None, MaskCoding("instances"))
+def test_objects_may_have_colors(tmp_path: Path) -> None:
+    labels = read_mask(save(tmp_path, color(CLASSES)), None, MaskCoding("instances"))
     assert np.array_equal(labels, [[0, 2], [1, 2]])
 
 
-def test_two_colours_are_a_binary_mask_and_more_are_not(tmp_path: Path) -> None:
-    labels = read_mask(save(tmp_path, colour(CLASSES % 2)), None, MaskCoding())
+def test_two_colors_are_a_binary_mask_and_more_are_not(tmp_path: Path) -> None:
+    labels = read_mask(save(tmp_path, color(CLASSES % 2)), None, MaskCoding())
     assert np.array_equal(labels, CLASSES % 2)
     with pytest.raises(DataError, match="3 channels and 3 colors; a binary mask has two"):
-        read_mask(save(tmp_path, colour(CLASSES)), None, MaskCoding())
+        read_mask(save(tmp_path, color(CLASSES)), None, MaskCoding())
 
 
 def test_lossy_webp_is_rejected_for_several_values(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_lossy_webp_is_rejected_for_several_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
 def test_colors_with_lossy_compression_are_rejected(tmp_path: Path, name: str) -> None:
-    colors = np.kron(colour(CLASSES), np.ones((20, 20, 1), np.uint8))
+    colors = np.kron(color(CLASSES), np.ones((20, 20, 1), np.uint8))
     path = save(tmp_path, colors, name, quality=80)
     with pytest.raises(DataError, match="has colors and lossy compression, which changes them"):
         read_mask(path, None, MaskCoding())

@@ -45,7 +45,7 @@ def isbi(tmp_path: Path) -> Path:
 @pytest.fixture
 def camvid(tmp_path: Path) -> Path:
     """Photographs, and masks with a color for each class, one of them void."""
-    colours = np.array([(0, 0, 0), (128, 128, 128), (128, 64, 128), (64, 0, 128)], np.uint8)
+    colors = np.array([(0, 0, 0), (128, 128, 128), (128, 64, 128), (64, 0, 128)], np.uint8)
     rng = np.random.default_rng(0)
     for index in range(8):
         classes = np.repeat([0, 1, 2, 3], [8, 30, 30, 28])[:, None] * np.ones((1, 128), int)
@@ -53,7 +53,7 @@ def camvid(tmp_path: Path) -> Path:
         save(
             tmp_path / f"images/0001TP_{index:06}.png", rng.integers(0, 255, (96, 128, 3), np.uint8)
         )
-        save(tmp_path / f"labels/0001TP_{index:06}_L.png", colours[classes])
+        save(tmp_path / f"labels/0001TP_{index:06}_L.png", colors[classes])
     lines = "0 0 0\tVoid\n128 128 128\tSky\n128 64 128\tRoad\n64 0 128\tCar\n"
     (tmp_path / "label_colors.txt").write_text(lines)
     return tmp_path
@@ -84,11 +84,11 @@ def test_stacks_of_binary_masks(isbi: Path) -> None:
     assert (len(training), len(validation)) == (8, 2)
 
 
-def test_classes_by_colour_have_their_names(camvid: Path) -> None:
+def test_classes_by_color_have_their_names(camvid: Path) -> None:
     recipe, findings, _ = propose(camvid / "images", camvid / "labels")
     assert recipe.preprocess.classes == ("Car", "Road", "Sky")
-    assert recipe.data.colours == recipe.preprocess.palette
-    assert recipe.data.colours[2] == (128, 128, 128)
+    assert recipe.data.colors == recipe.preprocess.palette
+    assert recipe.data.colors[2] == (128, 128, 128)
     assert recipe.data.ignore == 255
     assert recipe.network.out_channels == 3
     assert "0001TP_000000.png with 0001TP_000000_L.png" in findings["images"]

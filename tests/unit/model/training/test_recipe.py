@@ -16,7 +16,9 @@ CONFIGS = sorted((ROOT / "model/configs").glob("*.toml"))
 
 # The names that released recipes, run folders and scripts use.
 OLD_KEYS = {
+    "colours": "colors",
     "focus": "difficulty_report",
+    "colour": "color",
     "exact": "unresampled",
     "start": "init_from",
     "clip": "grad_clip",
@@ -27,8 +29,10 @@ OLD_KEYS = {
 
 OLD_RECIPE = """
 [data]
+colours = [[0, 0, 0], [255, 0, 0]]
 focus = "scores.json"
 [augment]
+colour = 0.2
 exact = 0.25
 [optim]
 start = "a.safetensors"
@@ -127,7 +131,8 @@ def test_number_is_accepted_as_text_in_a_file(tmp_path: Path) -> None:
 def test_old_keys_are_still_read_from_recipes(tmp_path: Path) -> None:
     recipe = Recipe.read(write(tmp_path, OLD_RECIPE))
     assert recipe.data.difficulty_report == "scores.json"
-    assert recipe.augment.unresampled == 0.25
+    assert recipe.data.colors == ((0, 0, 0), (255, 0, 0))
+    assert (recipe.augment.unresampled, recipe.augment.color) == (0.25, 0.2)
     assert recipe.optim.init_from == "a.safetensors"
     assert (recipe.optim.grad_clip, recipe.optim.batch_size) == (0.5, 3)
     assert (recipe.run.validate_every, recipe.run.previews_per_epoch) == (7, 2)

@@ -154,7 +154,9 @@ def test_run_folder_with_old_recipe_keys_is_resumed(
     config = data / "run/config.json"
     text = config.read_text()
     old_names = {
+        "colors": "colours",
         "difficulty_report": "focus",
+        "color": "colour",
         "unresampled": "exact",
         "init_from": "start",
         "grad_clip": "clip",

@@ -44,7 +44,7 @@ def test_small_values_in_many_pieces_are_classes() -> None:
     assert meaning.labels == "classes"
     assert meaning.values == tuple(range(12))
     assert meaning.shares[5] == 0
-    assert not meaning.colours
+    assert not meaning.colors
 
 
 def test_values_that_differ_by_image_and_are_one_piece_are_instances() -> None:
@@ -79,16 +79,16 @@ def test_files_with_1_and_files_with_255_are_binary() -> None:
 def test_grey_values_with_gaps_are_classes_by_value() -> None:
     meaning = understand(random_classes([0, 100, 200]))
     assert meaning.labels == "classes"
-    assert meaning.colours == ((0, 0, 0), (100, 100, 100), (200, 200, 200))
+    assert meaning.colors == ((0, 0, 0), (100, 100, 100), (200, 200, 200))
     meaning = understand(random_classes([1, 2, 3]))
-    assert set(meaning.colours) == {(1, 1, 1), (2, 2, 2), (3, 3, 3)}
+    assert set(meaning.colors) == {(1, 1, 1), (2, 2, 2), (3, 3, 3)}
 
 
-def test_colours_are_classes_and_those_of_voc_have_no_label() -> None:
+def test_colors_are_classes_and_those_of_voc_have_no_label() -> None:
     table = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0), (224, 224, 192)], np.uint8)
     meaning = understand(table[random_classes([0, 1, 2, 3])])
     assert (meaning.labels, meaning.ignore) == ("classes", 255)
-    assert meaning.colours == ((0, 0, 0), (0, 128, 0), (128, 0, 0))
+    assert meaning.colors == ((0, 0, 0), (0, 128, 0), (128, 0, 0))
 
 
 def test_palette_whose_white_is_0_is_binary() -> None:
@@ -122,10 +122,10 @@ def test_image_as_its_own_mask_is_rejected(tmp_path: Path) -> None:
         check_not_image(Pair("a", tmp_path / "a.png", tmp_path / "b.png", "a"))
 
 
-def test_size_depth_and_colours_of_images(tmp_path: Path) -> None:
+def test_size_depth_and_colors_of_images(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((10, 20), np.uint16)).save(tmp_path / "a.png")
     Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(tmp_path / "b.png")
     pairs = [Pair(name, tmp_path / name, tmp_path / name, name) for name in ("a.png", "b.png")]
     survey = survey_images(pairs)
-    assert (survey.sizes, survey.is_colour, survey.bits) == (((10, 20), (30, 20)), False, 16)
+    assert (survey.sizes, survey.is_color, survey.bits) == (((10, 20), (30, 20)), False, 16)
     assert survey.middle == (20, 20)

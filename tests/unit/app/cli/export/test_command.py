@@ -1,12 +1,14 @@
-"""`unet export --base-features`: another width, the same masks."""
+"""`unet export --base-features`: another width, the same masks; and `--calibrate`."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app import cli
 from model.checkpoint import (
@@ -19,6 +21,7 @@ from model.checkpoint import (
 from model.config import Calibration
 from model.predict import Predictor, attach_golden
 from tests.conftest import nuclei, write_tiny
+from tests.onnx_networks import Net, export
 
 
 def test_widened_checkpoint_gives_the_same_probabilities(
@@ -129,6 +132,10 @@ def in_fp16(path: Path) -> Checkpoint:
         ([], "--base-features N, --calibrate RECIPE, --onnx FILE, --openvino"),
         (["--base-features", "8", "--out", "/dev/null/x.safetensors"], "cannot be written"),
         (["--calibrate", "none.toml"], "none.toml: cannot be read: No such file"),
+        (["--calibrate", "."], "--calibrate .: set the folder of the masks too, --masks FOLDER"),
+        (["--calibrate", ".", "--masks", "none"], "none"),
+        (["--calibrate", "none.toml", "--masks", "."], "--masks needs --calibrate with the folder"),
+        (["--base-features", "8", "--masks", "."], "--masks needs --calibrate with the folder"),
     ],
 )
 def test_mistake_is_one_line(
@@ -140,6 +147,45 @@ def test_mistake_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("unet: error: ")
     assert says in line
+
+
+def write_pairs(folder: Path) -> list[str]:
+    """Write six images with masks, and return the flags that calibrate on them."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+    for seed in range(6):
+        image, labels = nuclei(96, 96, seed)
+        Image.fromarray(image).save(folder / f"images/{seed}.png")
+        Image.fromarray(np.uint8(255 * (labels > 0))).save(folder / f"masks/{seed}.png")
+    return ["--calibrate", str(folder / "images"), "--masks", str(folder / "masks")]
+
+
+def test_network_is_calibrated_on_one_half_of_a_folder_and_compared_on_the_other(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "tiny.safetensors"
+    write_tiny(path)
+    assert cli.main(["export", str(path), *write_pairs(tmp_path)]) == 0
+    calibration = load_checkpoint(path).calibration
+    assert calibration is not None
+    assert len(calibration.ranges) == 22
+    assert calibration.images == 3
+
+
+def test_graph_without_the_package_that_calibrates_it_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.onnx").write_bytes(export(Net()))
+    assert cli.main(["import", str(tmp_path / "theirs.onnx"), "--out", str(tmp_path)]) == 0
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    monkeypatch.delitem(sys.modules, "app.engine.graph_ranges", raising=False)
+    path = tmp_path / "theirs.safetensors"
+    before = path.read_bytes()
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(path), *write_pairs(tmp_path)])
+    expected = "export needs nncf, which is not installed; install it with: pip install "
+    assert f"{expected}'unet-server[quantize]'" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("flag", ["--base-features", "--images"])

@@ -19,7 +19,13 @@ from model.arrays import ByteArray, FloatArray
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import GraphConfig
 from tests.drawing import nuclei
-from tests.onnx_networks import BilinearUNet, Net, export, randomize_statistics
+from tests.onnx_networks import (
+    BilinearUNet,
+    Net,
+    convert_to_half,
+    export,
+    randomize_statistics,
+)
 from tests.unit.model.test_graph import HOSTILE
 
 
@@ -130,6 +136,19 @@ def test_image_of_several_windows_agrees_with_the_whole_one(tmp_path: Path) -> N
     image = draw(192, 160)
     expected = torch.sigmoid(original(network, image, checkpoint))[0].numpy()
     assert np.abs(predict(checkpoint, image) - expected).max() < 1e-4
+
+
+def test_graph_in_fp16_is_imported_and_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = Net(levels=1)
+    path = tmp_path / "theirs.onnx"
+    path.write_bytes(convert_to_half(export(network)))
+    assert cli.main(["import", str(path), "--out", str(tmp_path)]) == 0
+    assert "OpenVINO and ONNX Runtime compute the same outputs" in capsys.readouterr().out
+    checkpoint, image = load(tmp_path), draw(256, 256)
+    expected = torch.sigmoid(original(network, image, checkpoint))[0].numpy()
+    assert np.abs(predict(checkpoint, image) - expected).max() < 1e-2
 
 
 def test_checkpoint_describes_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from app.engine.inspection import running
-from app.engine.inspection.facts import Finding, Told
+from app.engine.inspection.facts import Finding, GraphOptions
 from app.engine.inspection.inspect_graph import inspect_graph
 from model.arrays import Shape
 from model.errors import CheckpointError
@@ -21,8 +21,8 @@ from tests.onnx_networks import Net, Several, export
 WINDOWS: tuple[Shape, ...] = ((64, 64), (64, 90))
 
 
-def inspect(content: bytes, windows: tuple[Shape, ...] = WINDOWS, **told: Any) -> Finding:
-    return inspect_graph(parse_graph(content), content, Told(**told), windows)
+def inspect(content: bytes, windows: tuple[Shape, ...] = WINDOWS, **options: Any) -> Finding:
+    return inspect_graph(parse_graph(content), content, GraphOptions(**options), windows)
 
 
 @pytest.mark.parametrize("levels", [0, 1, 3])
@@ -49,7 +49,7 @@ def test_fixed_size_is_the_only_window() -> None:
     assert finding.config.batch == "one"
     assert "96x64 alone" in finding.notes[0]
     with pytest.raises(CheckpointError, match="accepts windows of 96x64 alone"):
-        inspect_graph(parse_graph(content), content, Told(windows=((64, 64),)), WINDOWS)
+        inspect_graph(parse_graph(content), content, GraphOptions(windows=((64, 64),)), WINDOWS)
 
 
 def test_margin_of_unpadded_convolutions_is_found() -> None:
