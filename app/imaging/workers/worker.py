@@ -85,47 +85,6 @@ class CallLimit:
                 return f"{self.step} the image failed: its process ended ({signal_name})"
 
 
-class _Alarm:
-    """Calls a function at a time that is set again and again, and mostly taken back.
-
-    A timer of the event loop is only set when none is pending, so not for each call of a process.
-
-    Attributes:
-        when: on the loop's clock; infinite for never.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], object]) -> None:
-        self.when = math.inf
-        self._loop = loop
-        self._ring = ring
-        self._timer: asyncio.TimerHandle | None = None
-
-    def set(self, when: float) -> None:
-        """Ring at this time instead of another."""
-        self.when = when
-        if self._timer is None or when < self._timer.when():
-            self.cancel_timer()
-            self._timer = self._loop.call_at(when, self._check)
-
-    def clear(self) -> None:
-        """Do not ring."""
-        self.when = math.inf
-
-    def cancel_timer(self) -> None:
-        """Cancel the loop's timer, if there is one."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _check(self) -> None:
-        self._timer = None
-        if self.when <= self._loop.time():
-            self.clear()
-            self._ring()
-        elif self.when < math.inf:
-            self.set(self.when)
-
-
 class WorkerStartError(Exception):
     """A process could not be started."""
 
@@ -153,8 +112,7 @@ class ImageWorker:
         self._received = bytearray()
         self._reply: asyncio.Future[dict[str, Any]] | None = self._loop.create_future()
         self._limit = CallLimit("starting", _START_SECONDS, 0)
-        self._overdue = KillReason.TIME
-        self._alarm = _Alarm(self._loop, lambda: self.kill(self._overdue))
+        self._timer: asyncio.TimerHandle | None = None
         self._abandoned = False
         self._resident = self._resident_at_start = 0
         self._stderr = b""
@@ -228,8 +186,7 @@ class ImageWorker:
         self.used = True
         self._limit = limit
         self._reply = self._loop.create_future()
-        self._overdue = KillReason.TIME
-        self._alarm.set(self._loop.time() + limit.seconds)
+        self._timer = self._loop.call_later(limit.seconds, self.kill, KillReason.TIME)
         data, fds = pack((limit.max_bytes, function, args))
         # The process has read everything before, so the buffer is empty and takes all of it.
         frame = child.LENGTH.pack(len(data)) + data
@@ -253,9 +210,11 @@ class ImageWorker:
 
     def abandon(self, reason: KillReason) -> None:
         """Give up on the running call: the process is killed unless it ends the call very soon."""
+        assert self._timer is not None
         self._abandoned = True
-        self._overdue = reason
-        self._alarm.set(min(self._alarm.when, self._loop.time() + _GRACE_SECONDS))
+        when = min(self._timer.when(), self._loop.time() + _GRACE_SECONDS)
+        self._timer.cancel()
+        self._timer = self._loop.call_at(when, self.kill, reason)
 
     def kill(self, reason: KillReason) -> None:
         """Kill the process. The running call fails at once."""
@@ -298,8 +257,8 @@ class ImageWorker:
         if self.kill_reason is not None:
             return
         self.kill_reason = reason
-        self._alarm.clear()
-        self._alarm.cancel_timer()
+        if self._timer is not None:
+            self._timer.cancel()
         future, self._reply = self._reply, None
         if future is not None and not future.done():
             text = self._limit.describe(reason, self.exit_status)
@@ -327,7 +286,8 @@ class ImageWorker:
             self._handle(reply)
 
     def _handle(self, reply: dict[str, Any]) -> None:
-        self._alarm.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         self._resident = int(reply["resident"])
         future, self._reply = self._reply, None
         if future is not None and not future.done():
