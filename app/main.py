@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
-from app.api.dependencies import check_api_key, require_api_key
-from app.api.direct import DirectRoute
+from app.api.dependencies import require_api_key
 from app.api.hosts import AllowedHostsMiddleware
 from app.api.keys import Authenticator, KeyStore
 from app.api.middleware import (
@@ -135,9 +133,6 @@ def create_app(settings: Settings, wrap_engine: WrapEngineFn = use_as_built) -> 
 def _add_api(app: FastAPI, *, with_keys: bool) -> None:
     """Add the routes of the API. Probes never need a key."""
     authentication = [Depends(require_api_key)] if with_keys else []
-    for route in (*segment.router.routes, *remove.router.routes):
-        assert isinstance(route, APIRoute)
-        app.router.routes.append(DirectRoute(route, check_api_key if with_keys else lambda _: None))
     for router in (
         segment.router,
         remove.router,

@@ -41,11 +41,14 @@ async def get_service(request: Request) -> Service:
 ServiceDep = Annotated[Service, Depends(get_service)]
 
 _bearer = HTTPBearer(scheme_name="bearer", auto_error=False)
-_API_KEY = "X-API-Key"
-_api_key = APIKeyHeader(name=_API_KEY, scheme_name="header", auto_error=False)
+_api_key = APIKeyHeader(name="X-API-Key", scheme_name="header", auto_error=False)
 
 
-def check_api_key(request: Request) -> None:
+async def require_api_key(
+    request: Request,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    header: Annotated[str | None, Depends(_api_key)],
+) -> None:
     """Check the key of a request. A wrong bearer token, which may be meant for a gateway, does not
     hide a right X-API-Key.
 
@@ -53,20 +56,9 @@ def check_api_key(request: Request) -> None:
         Unauthorized: the request carries none of the keys that are set.
         TooManyWrongKeys: its client has sent too many wrong ones.
     """
-    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
-    bearer = credentials.strip() if scheme.lower() == "bearer" else ""
     authenticator: Authenticator = request.app.state.authenticator
     address = request.client.host if request.client else ""
-    authenticator.check(address, [bearer, request.headers.get(_API_KEY, "")])
-
-
-async def require_api_key(
-    request: Request,
-    _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    __: Annotated[str | None, Depends(_api_key)],
-) -> None:
-    """`check_api_key` as a dependency, which also describes both headers for OpenAPI."""
-    check_api_key(request)
+    authenticator.check(address, [bearer.credentials if bearer else "", header or ""])
 
 
 @asynccontextmanager
