@@ -80,22 +80,17 @@ class OpenVinoEngine(Engine):
         # OpenVINO computes other values where a quantized graph has free sizes, so each window gets
         # a model of its own (docs/decisions/0049-int8-of-onnx-graphs.md).
         if self._is_foreign and ranges is not None:
-            self._models = {shape: self._compile(shape) for shape in self.shapes}
-            self._requests = {
-                shape: model.create_infer_request() for shape, model in self._models.items()
-            }
+            self._requests = {shape: self._compile(shape) for shape in self.shapes}
         else:
-            model = self._compile()
-            self._models = dict.fromkeys(self.shapes, model)
-            self._requests = dict.fromkeys(self.shapes, model.create_infer_request())
+            self._requests = dict.fromkeys(self.shapes, self._compile())
 
-    def _compile(self, shape: Shape | None = None) -> ov.CompiledModel:
-        """Compile the graph, for windows of one shape or of any."""
+    def _compile(self, shape: Shape | None = None) -> ov.InferRequest:
+        """Compile the graph, for windows of one shape or of any, and return what runs it."""
         graph = self._graph
         if shape is not None:
             graph = graph.clone()
             set_shape(graph, [1, *shape, self._channels])
-        return shared_core().compile_model(graph, "CPU", self._options)
+        return shared_core().compile_model(graph, "CPU", self._options).create_infer_request()
 
     def stage(self, shape: Shape, count: int) -> ByteArray:
         check_batch(self, shape, count)
@@ -139,7 +134,7 @@ class OpenVinoEngine(Engine):
         is cancelled at once. That model is discarded: after a cancelled run it can return wrong
         results (docs/decisions/0019-kernels-without-computing.md).
         """
-        request = self._compile().create_infer_request()
+        request = self._compile()
         for shape in shapes:
             request.start_async([np.zeros((1, *shape, self._channels), np.uint8)])
             time.sleep(_KERNELS_STARTED_S)
@@ -149,13 +144,13 @@ class OpenVinoEngine(Engine):
 
     def layers(self) -> list[tuple[str, str]]:
         """List the type and the precision of every layer as OpenVINO executes it."""
-        model = self._models[self.shapes[0]]
+        model = self._requests[self.shapes[0]].get_compiled_model()
         operations = model.get_runtime_model().get_ordered_ops()
         facts = [operation.get_rt_info() for operation in operations]
         return [(each["layerType"].value, each["runtimePrecision"].value) for each in facts]
 
     def close(self) -> None:
-        del self._requests, self._models, self._graph
+        del self._requests, self._graph
 
 
 def has_bf16() -> bool:
