@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 import nncf
 import numpy as np
 import openvino as ov
+import torch
 from nncf.openvino.quantization.backend_parameters import BackendParameters
 from tqdm import tqdm
 
@@ -33,6 +34,7 @@ from model.checkpoint import GRAPH_TENSOR, Checkpoint
 from model.config import GraphConfig, PreprocessConfig
 from model.errors import CheckpointError, first_line
 from model.sliding_window import cut_image
+from model.transforms import normalize
 
 WINDOWS_PER_IMAGE = 4
 """Most windows of an image on which ranges are measured, evenly spread."""
@@ -103,12 +105,11 @@ def _choose_windows(
 
 
 def _make_input(window: ByteArray, config: GraphConfig, preprocess: PreprocessConfig) -> FloatArray:
-    """Normalize a window for the graph, as `app.engine.openvino_graph.normalize_windows` does."""
-    mean, std = (np.array(values, np.float32) for values in (preprocess.mean, preprocess.std))
-    values = (window / np.float32(255) - mean) / std
-    if config.layout == "NCHW":
-        values = values.transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(values, np.float32)
+    """Normalize a window for the graph, in its layout."""
+    values = normalize(torch.from_numpy(window), preprocess)
+    if config.layout == "NHWC":
+        values = values.permute(0, 2, 3, 1)
+    return values.contiguous().numpy()
 
 
 def _read_ranges(quantized: ov.Model, graph: ov.Model) -> dict[str, tuple[float, float]]:
