@@ -128,12 +128,9 @@ class SegmentQuery(ParametersModel):
                 )
         return value
 
+    @functools.cached_property
     def options(self) -> Options:
         """Options for each image, without the choice of all pages."""
-        return self._options
-
-    @functools.cached_property
-    def _options(self) -> Options:
         page = self.page if isinstance(self.page, int) else None
         fields = {name: getattr(self, name) for name in _OPTION_FIELDS}
         return Options(outputs=self.output, page=page, **fields)

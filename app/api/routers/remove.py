@@ -67,6 +67,7 @@ class RemoveQuery(ParametersModel):
         if value:
             raise PydanticCustomError("extras", "is for rembg's own models; leave it out")
 
+    @functools.cached_property
     def options(self) -> Options:
         """Options for the segmentation of the image."""
         if self.om:
@@ -119,11 +120,11 @@ async def remove_background(request: Request) -> Response:
     query = read_query(request, RemoveQuery)
     allocation: Allocation = request.state.allocation
     read = functools.partial(read_form, fields=_FIELDS)
-    check = functools.partial(Segmenter.check, options=query.options())
+    check = functools.partial(Segmenter.check, options=query.options)
     name = _choose_model(service, query)
     async with accept_request(request, service, name, deadline, read, check) as (_, form):
         query = _add_fields(query, form)
-        options = query.options()
+        options = query.options
         if len(form.uploads) > 1:
             raise InvalidRequest(f"the form has {len(form.uploads)} files; send one")
         data = form.uploads[0].data

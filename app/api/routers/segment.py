@@ -93,7 +93,7 @@ async def segment(request: Request) -> Response:
     service = find_service(request)
     deadline = read_deadline(request, service.settings)
     query = read_query(request, SegmentQuery)
-    options = query.options()
+    options = query.options
     as_json = prefers_json(request.headers.getlist("accept"))
     check = functools.partial(Segmenter.check, options=options)
     async with accept_request(request, service, query.model, deadline, read_uploads, check) as (

@@ -73,7 +73,7 @@ def test_every_parameter_is_sent_as_the_service_parses_it(
     sent = parse_qs(urlsplit(fake.requests[0].path).query, strict_parsing=True)
     parsed = SegmentQuery(**{k: v if k == "output" else v[0] for k, v in sent.items()})
     assert parsed.model is None
-    assert parsed.options() == Options(
+    assert parsed.options == Options(
         outputs=(Output.CUTOUT, Output.COCO),
         threshold=0.25,
         page=0,

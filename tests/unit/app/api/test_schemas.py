@@ -17,7 +17,7 @@ def read(**values: Any) -> SegmentQuery:
 
 
 def test_nothing_asks_for_the_mask() -> None:
-    assert read().options() == Options()
+    assert read().options == Options()
 
 
 def test_every_parameter_reaches_the_options() -> None:
@@ -35,7 +35,7 @@ def test_every_parameter_reaches_the_options() -> None:
         background="#FF8000",
     )
     assert query.model == "person"
-    assert query.options() == Options(
+    assert query.options == Options(
         outputs=(Output.MASK, Output.POLYGONS),
         threshold=0.4,
         page=3,
@@ -51,7 +51,7 @@ def test_every_parameter_reaches_the_options() -> None:
 
 def test_all_pages_are_not_a_page() -> None:
     assert read(page="all").page == "all"
-    assert read(page="all").options().page is None
+    assert read(page="all").options.page is None
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_query_name_key_and_deadline_are_sent(
     sent = parse_qs(urlsplit(request.path).query, strict_parsing=True)
     parsed = SegmentQuery(**{k: v if k == "output" else v[0] for k, v in sent.items()})
     assert parsed.model == "person"
-    assert parsed.options() == Options(
+    assert parsed.options == Options(
         (Output.CUTOUT,),
         threshold=0.25,
         page=0,
