@@ -27,6 +27,9 @@ The tree, with the step of the data flow that raises each branch::
         ├── NonFiniteOutput            the network returned NaN or infinity for a window
         └── DeviceLost                 the device no longer responds (a sticky CUDA error)
 
+A message writes a parameter of a request as name=value. The command line shows it as a flag, by
+`app/cli/segment/wording.py`.
+
 `app/api/problems.py` holds the only table from errors to HTTP statuses. Clients see the message of
 a `RequestError`, an `ImageError` and a `RequestRejected`. The message of an `EngineError` goes to
 the log only.

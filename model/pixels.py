@@ -33,7 +33,16 @@ _BLOCK_VALUES = 1 << 20
 
 
 class SelectionError(ValueError):
-    """A page or a channel has to be chosen, or the chosen one does not exist."""
+    """A page or a channel has to be chosen, or the chosen one does not exist.
+
+    Attributes:
+        choices: the pages or channels to choose from, as `page=N` or `channel=N`; empty if the
+            message says it. Not part of the message: training has no such parameters.
+    """
+
+    def __init__(self, message: str, choices: str = "") -> None:
+        super().__init__(message)
+        self.choices = choices
 
 
 def describe_choices(number: int, what: str) -> str:

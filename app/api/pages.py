@@ -66,7 +66,7 @@ async def list_images(
         if len(images) + pages > MAX_IMAGES:
             raise InvalidRequest(
                 f"{name!r} has {pages} pages; page=all is for up to {MAX_IMAGES} in a "
-                "request; send page=N"
+                "request; choose page=N"
             )
         images += [_choose_page(whole, page, pages) for page in range(pages)]
     return images

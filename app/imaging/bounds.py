@@ -75,5 +75,5 @@ def check_pages(sizes: Iterable[Shape], max_pixels: int) -> None:
     if sum(pixels) > max_pixels:
         raise ImageTooLarge(
             f"the image has {len(pixels)} pages of {sum(pixels) / 1e6:.1f} megapixels together; "
-            f"{max_pixels / 1e6:g} are allowed at once: send page=N for one page at a time"
+            f"{max_pixels / 1e6:g} are allowed at once; choose page=N for one page at a time"
         )

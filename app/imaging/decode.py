@@ -220,7 +220,8 @@ def _image_errors(data: bytes) -> Iterator[None]:
     except ServiceError:
         raise
     except SelectionError as error:
-        raise WrongSelection(str(error)) from None
+        hint = f"; choose {error.choices}" if error.choices else ""
+        raise WrongSelection(f"{error}{hint}") from None
     except UnsupportedKind as error:
         raise UnsupportedImage(f"{error} is not accepted; send {_ACCEPTED}") from None
     except MissingPixels as error:

@@ -175,26 +175,26 @@ class Options:
 
     def _check_ranges(self) -> None:
         if self.min_area < 0:
-            raise InvalidRequest(f"min_area must be at least 0 pixels, not {self.min_area}")
+            raise InvalidRequest(f"min_area={self.min_area} must be at least 0 pixels")
         size = self.pixel_size
         if size is not None and not (math.isfinite(size) and size > 0):
-            raise InvalidRequest(f"pixel_size must be more than 0 micrometres, not {size:g}")
+            raise InvalidRequest(f"pixel_size={size:g} must be more than 0 micrometres")
         if self.percentiles is not None:
             low, high = self.percentiles
             if not 0 <= low < high <= 100:
                 raise InvalidRequest(
-                    "percentiles must be LOW,HIGH with 0 <= LOW < HIGH <= 100, "
-                    f"not {low:g},{high:g}"
+                    f"percentiles={low:g},{high:g} must be LOW,HIGH with 0 <= LOW < HIGH <= 100"
                 )
         if self.background is not None and Output.CUTOUT not in self.outputs:
-            raise InvalidRequest("background is only available with output=cutout")
+            color = bytes(self.background).hex()
+            raise InvalidRequest(f"background={color} is only available with output=cutout")
 
     def _check_format(self) -> None:
         lossless = [output for output in self.outputs if output.is_picture and output not in _LOSSY]
         if self.format is FileFormat.WEBP and lossless:
             raise InvalidRequest(
                 f"format=webp is only available for {', '.join(_LOSSY)}, not for "
-                f"{', '.join(lossless)}; use png or tiff"
+                f"{', '.join(lossless)}; use format=png or format=tiff"
             )
         if self.format is not FileFormat.PNG and not any(each.is_picture for each in self.outputs):
             raise InvalidRequest(
@@ -204,9 +204,10 @@ class Options:
 
     def _check_model(self, preprocess: PreprocessConfig) -> None:
         if self.percentiles is not None and preprocess.intensity != "percentile":
+            low, high = self.percentiles
             raise InvalidRequest(
-                "percentiles is only available for models that spread an image's contrast; this "
-                "model uses the full range of values"
+                f"percentiles={low:g},{high:g} is only available for models that spread an image's "
+                "contrast; this model uses the full range of values"
             )
         if preprocess.binary:
             return
@@ -218,8 +219,8 @@ class Options:
             )
         if self.threshold is not None:
             raise InvalidRequest(
-                f"threshold is only available for binary models; this model has {classes} classes "
-                "and picks the most probable one"
+                f"threshold={self.threshold:g} is only available for binary models; this model has "
+                f"{classes} classes and picks the most probable one"
             )
 
 

@@ -110,8 +110,8 @@ class TiffReader:
         """
         if page is None and self.pages > 1:
             raise SelectionError(
-                f"the image has {self.pages} pages: send page=0 to page={self.pages - 1} for one "
-                "of them, or page=all"
+                f"the image has {self.pages} pages",
+                f"page=0 to page={self.pages - 1} for one of them, or page=all",
             )
         if page is not None and not 0 <= page < self.pages:
             raise SelectionError(f"page={page}: {describe_choices(self.pages, 'page')}")
@@ -121,7 +121,7 @@ class TiffReader:
             if page is None and not self._complete:
                 image.check_complete()
                 raise SelectionError(
-                    "the TIFF is cut off: only its first page can be read; send page=0 for it"
+                    "the TIFF is cut off: only its first page can be read", "page=0 for it"
                 )
             return image
 
@@ -169,8 +169,8 @@ class TiffImage:
         shown = page.joined or (len(page.channels) == 1 and self._samples.colors > 0)
         if channel is None and not shown:
             raise SelectionError(
-                f"the image has {self.channels} channels: send channel=0 to "
-                f"channel={self.channels - 1} for one of them"
+                f"the image has {self.channels} channels",
+                f"channel=0 to channel={self.channels - 1} for one of them",
             )
         if channel is not None:
             if not 0 <= channel < self.channels:

@@ -250,7 +250,7 @@ def test_images_that_fail_are_listed(cluster: Cluster, folder: Path) -> None:
     ("arguments", "message"),
     [
         (("--model", "nothing"), "UNET_MODEL='nothing'"),
-        (("--percentiles", "1,99"), "percentiles is only available for models that spread"),
+        (("--percentiles", "1,99"), "--percentiles 1,99 is only available for models that spread"),
         (("--precision", "fp16"), "UNET_PRECISION=fp16"),
     ],
 )

@@ -116,9 +116,9 @@ def test_mistakes_are_one_line(tiny_server: Server, capsys: pytest.CaptureFixtur
     assert "401" in capsys.readouterr().err
     assert cli.main([*arguments, "--key", "secret", "--percentiles", "1,99"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("unet: error: percentiles is only available for models that spread")
+    assert line.startswith("unet: error: --percentiles 1,99 is only available for models")
     assert cli.main(["segment", "in/stack.ome.tif", *arguments[2:], "--key", "secret"]) == 1
-    assert "the image has 3 pages" in capsys.readouterr().err
+    assert "the image has 3 pages; choose --page 0 to --page 2" in capsys.readouterr().err
     piped = ["in/stack.ome.tif", "-o", "-", *arguments[4:], "--key", "secret", "--page", "all"]
     assert cli.main(["segment", *piped]) == 1
     assert "their results need a folder" in capsys.readouterr().err

@@ -18,6 +18,7 @@ from app.cli.segment.results import TABLE_NAME, ResultFiles, Work
 from app.cli.segment.run import Report
 from app.cli.segment.sources import STANDARD, Target, is_file, plan_targets
 from app.cli.segment.storage import parse_location
+from app.cli.segment.wording import describe_error
 from app.errors import InvalidRequest
 from app.inference.outputs import FileFormat, Options, Output
 from app.settings import KEY_VARIABLE, Settings, load_settings, warn_about_unknown_variables
@@ -300,7 +301,7 @@ def _read_work(args: argparse.Namespace) -> Work:
     try:
         options.check_values()
     except InvalidRequest as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(describe_error(error)) from error
     return Work(options, all_pages=args.page == _ALL_PAGES, skip_existing=args.skip_existing)
 
 

@@ -12,6 +12,7 @@ from app.cli.errors import CommandError
 from app.cli.segment.results import ResultFiles, Work, read_image
 from app.cli.segment.run import Report, Run
 from app.cli.segment.sources import STANDARD, Target
+from app.cli.segment.wording import describe_error
 from app.errors import ServiceError
 from app.inference.image_group import ImageGroup
 from app.inference.outputs import Options, Output, Segmentation
@@ -69,7 +70,7 @@ def _check(service: Service, model: ServedModel, options: Options) -> None:
     try:
         service.segmenter.check(model, options)
     except ServiceError as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(describe_error(error)) from error
 
 
 class LocalSegmenter:
@@ -127,7 +128,7 @@ class LocalSegmenter:
                 await _write(files, target, page, result, self._work.by_page)
                 done.append(_keep(result, self._work.stacked))
             except ServiceError as error:
-                failures.append(f"page {page}: {error}")
+                failures.append(f"page {page}: {describe_error(error)}")
                 if not self._work.by_page:
                     break
         if failures:

@@ -19,6 +19,7 @@ from app.cli.segment.local import open_segmenter
 from app.cli.segment.results import ResultFiles, Work
 from app.cli.segment.sources import Target
 from app.cli.segment.storage import parse_location
+from app.cli.segment.wording import describe_error
 from app.errors import ServiceError
 from app.settings import Settings
 
@@ -91,7 +92,9 @@ class SegmentActor:
         async def segment(target: Target) -> tuple[str, str]:
             try:
                 return await self._segment(target, files), ""
-            except (ServiceError, CommandError) as error:
+            except ServiceError as error:
+                return FAILED, describe_error(error)
+            except CommandError as error:
                 return FAILED, str(error)
 
         return await self._segmenter.group.run(targets, segment)

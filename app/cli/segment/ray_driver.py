@@ -31,6 +31,7 @@ from app.cli.segment.ray_actor import FAILED, ONLY_PAGE, SKIPPED, SegmentActor
 from app.cli.segment.results import TABLE_NAME, Measurements, Work, write_table
 from app.cli.segment.run import Report
 from app.cli.segment.storage import AnyPath
+from app.cli.segment.wording import describe_error
 from app.errors import ServiceError
 from app.inference.outputs import Output
 from app.inference.service import check_model
@@ -105,7 +106,7 @@ def _check(settings: Settings, work: Work) -> None:
     try:
         work.options.check(checkpoint.preprocess)
     except ServiceError as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(describe_error(error)) from error
 
 
 def _plan(folder: Folder, work: Work, report: Report) -> tuple[pa.Array, dict[bytes, list[int]]]:

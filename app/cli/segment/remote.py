@@ -15,10 +15,12 @@ from app.cli.errors import CommandError
 from app.cli.segment.results import ResultFiles, Work, read_image
 from app.cli.segment.run import Report, Run, RunStopped
 from app.cli.segment.sources import STANDARD, Target
+from app.cli.segment.wording import describe_error, name_flags
 from app.errors import ServiceError
 from app.imaging.decode import count_pages
 from app.inference.image_group import ImageGroup
 from app.inference.outputs import Output
+from app.settings import KEY_VARIABLE
 from model.config import PreprocessConfig
 from unet_client import (
     AsyncClient,
@@ -31,9 +33,9 @@ from unet_client import (
 
 _RECONNECT_S = 1.0
 """Pause before a request is sent again because the connection failed."""
-_SHARED_STATUSES = (401, 404)
+_WRONG_KEY = 401
+_SHARED_STATUSES = (_WRONG_KEY, 404)
 """The key is wrong, or the model does not exist: all images would fail."""
-
 
 _OWN = {"model", "output", "page"}
 """Parameters of the service that are not options of the same name."""
@@ -77,6 +79,8 @@ async def segment_remotely(
     async with client:
         try:
             _check_model(await client.models(), connection, work)
+        except SegmentationError as error:
+            raise CommandError(f"{error.status}: {_describe(error)}") from error
         except UnetClientError as error:
             raise CommandError(str(error)) from error
         segmenter = _RemoteSegmenter(client, connection, work, files)
@@ -105,7 +109,7 @@ def _check_model(listing: Mapping[str, object], connection: Connection, work: Wo
         try:
             work.options.check(PreprocessConfig.from_json(preprocessing))
         except ServiceError as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(describe_error(error)) from error
 
 
 class _RemoteSegmenter:
@@ -151,8 +155,7 @@ class _RemoteSegmenter:
                 await asyncio.sleep(_RECONNECT_S)
             except SegmentationError as error:
                 stopped = error.status in _SHARED_STATUSES
-                in_log = f" (request {error.request_id})" if error.status == 500 else ""
-                raise (RunStopped if stopped else CommandError)(error.detail + in_log) from error
+                raise (RunStopped if stopped else CommandError)(_describe(error)) from error
             except UnetClientError as error:
                 raise CommandError(str(error)) from error
 
@@ -169,7 +172,9 @@ class _RemoteSegmenter:
 
     def _write(self, target: Target, result: SegmentationResult) -> list[str]:
         """Write the outputs of the file and of its pages. Returns the pages that failed."""
-        failures = [f"page {page.number}: {page.error}" for page in result.pages if page.error]
+        failures = [
+            f"page {page.number}: {_describe(page.error)}" for page in result.pages if page.error
+        ]
         if target.file == STANDARD and len(result.pages) > 1:
             raise CommandError(
                 f"it has {result.page_count} pages; their results need a folder, not --out -"
@@ -179,6 +184,14 @@ class _RemoteSegmenter:
             for page in result.pages:
                 self._files.write(target, page.number, _by_output(page.outputs))
         return failures
+
+
+def _describe(error: SegmentationError) -> str:
+    """The message of a service, with flags in place of parameters and headers."""
+    if error.status == _WRONG_KEY:
+        return f"the API key is missing or wrong; set --key or {KEY_VARIABLE}"
+    in_log = f" (request {error.request_id})" if error.status == 500 else ""
+    return name_flags(error.detail) + in_log
 
 
 def _by_output(outputs: Mapping[str, bytes]) -> dict[Output, bytes]:

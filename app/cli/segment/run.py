@@ -11,6 +11,7 @@ from tqdm import tqdm
 from app.cli.errors import CommandError
 from app.cli.segment.sources import Target
 from app.cli.segment.storage import AnyPath
+from app.cli.segment.wording import describe_error
 from app.errors import ServiceError
 
 SegmentImage = Callable[[Target], Awaitable[bool]]
@@ -77,12 +78,17 @@ class Run:
                 self._report.written += 1
             else:
                 self._report.skipped += 1
-        except (ServiceError, CommandError) as error:
-            self._report.failed += 1
-            self._report.failures.append((target.image, str(error)))
+        except ServiceError as error:
+            self._fail(target, describe_error(error))
+        except CommandError as error:
+            self._fail(target, str(error))
             self._stopped = self._stopped or isinstance(error, RunStopped)
         finally:
             self._bar.update()
+
+    def _fail(self, target: Target, reason: str) -> None:
+        self._report.failed += 1
+        self._report.failures.append((target.image, reason))
 
     def close(self) -> None:
         """Remove the progress bar."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gzip
+import json
 import pickle
 import socket
 from pathlib import Path
@@ -109,6 +110,15 @@ def test_error_response_raises_segmentation_error(
     assert len(fake.requests) == 1
     assert (caught.value.status, caught.value.request_id) == (422, "id-1")
     assert caught.value.detail.startswith(detail)
+
+
+def test_text_of_an_error_names_keyword_arguments(fake: FakeServer, connect: Connect) -> None:
+    detail = "choose page=0 to page=2 for one of them, or page=all"
+    fake.respond = lambda _: Reply(422, body=json.dumps({"detail": detail}).encode())
+    with connect(fake.url) as client, pytest.raises(SegmentationError) as caught:
+        client.segment(b"image")
+    assert caught.value.detail == detail
+    assert str(caught.value) == '422: choose page=0 to page=2 for one of them, or page="all"'
 
 
 def test_unreachable_server_raises_connection_failed(connect: Connect) -> None:

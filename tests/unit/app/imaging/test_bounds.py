@@ -44,5 +44,5 @@ def test_tiles_may_be_larger_than_a_small_image_but_not_huge() -> None:
 
 def test_all_pages_together_may_have_as_many_pixels_as_one_image() -> None:
     bounds.check_pages([(1000, 500), (1000, 500)], 1_000_000)
-    with pytest.raises(ImageTooLarge, match=r"3 pages of 1.5 megapixels .*send page=N"):
+    with pytest.raises(ImageTooLarge, match=r"3 pages of 1.5 megapixels .*choose page=N"):
         bounds.check_pages([(1000, 500)] * 3, 1_000_000)

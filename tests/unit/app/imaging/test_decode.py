@@ -94,7 +94,9 @@ def stack(pages: int = 3, **options: Any) -> bytes:
 
 def test_a_page_of_a_stack_has_to_be_chosen() -> None:
     data = stack()
-    with pytest.raises(WrongSelection, match=r"has 3 pages: send page=0 to page=2 .* or page=all"):
+    with pytest.raises(
+        WrongSelection, match=r"has 3 pages; choose page=0 to page=2 .* or page=all"
+    ):
         decode.inspect(data, max_pixels=LIMIT)
     header = decode.inspect(data, max_pixels=LIMIT, page=1)
     assert (header.pages, header.channels, header.page) == (3, 1, 1)
@@ -106,7 +108,7 @@ def test_a_page_of_a_stack_has_to_be_chosen() -> None:
 
 def test_a_channel_has_to_be_chosen_where_there_is_no_usual_image() -> None:
     data = stack(2, imagej=True)
-    with pytest.raises(WrongSelection, match="has 2 channels: send channel=0 to channel=1"):
+    with pytest.raises(WrongSelection, match="has 2 channels; choose channel=0 to channel=1"):
         decode.inspect(data, max_pixels=LIMIT)
     assert (read(data, channel=1) == GREY // 2).all()
     with pytest.raises(WrongSelection, match="channel=2: the image has 2 channels"):

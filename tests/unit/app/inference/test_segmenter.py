@@ -429,7 +429,7 @@ def test_pages_and_channels_are_chosen(tiny: Path) -> None:
             chosen = await mask(service, data, **{option: 1})
             assert chosen.pages == pages
             assert chosen.rendered == plain.rendered
-            with pytest.raises(WrongSelection, match=f"3 {option}s: send {option}=0"):
+            with pytest.raises(WrongSelection, match=f"3 {option}s; choose {option}=0"):
                 await mask(service, data)
         assert await service.segmenter.reader.count_pages(IMAGE) == 1
         assert_nothing_held(service)
@@ -464,7 +464,7 @@ def test_golden_mask_ignores_the_queue_and_is_not_counted(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (Options(threshold=0.9), "threshold is only available for binary models"),
+        (Options(threshold=0.9), "threshold=0.9 is only available for binary models"),
         (Options((Output.MASK, Output.INSTANCES)), "output=instances is only available for"),
     ],
 )

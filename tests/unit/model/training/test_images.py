@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from app.imaging import decode
@@ -20,6 +21,13 @@ def test_unreadable_image_is_named(tmp_path: Path, content: bytes | None) -> Non
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"broken.png cannot be read"):
+        read_image(path)
+
+
+def test_channels_that_cannot_be_chosen_are_named_without_a_parameter(tmp_path: Path) -> None:
+    path = tmp_path / "channels.tif"
+    tifffile.imwrite(path, np.zeros((2, 8, 8), np.uint8), imagej=True, metadata={"axes": "CYX"})
+    with pytest.raises(DataError, match=r"channels.tif cannot be read: the image has 2 channels$"):
         read_image(path)
 
 

@@ -389,9 +389,9 @@ def test_flags_that_do_not_fit_are_one_line_before_a_model_is_loaded(
     monkeypatch.setattr(local, "Service", None)
     for arguments, says in (
         (["mask", "mask"], "--output mask is given twice"),
-        (["--format", "webp"], "format=webp is only available for overlay, cutout, preview"),
-        (["polygons", "--format", "tiff"], "format=tiff is only available for pictures"),
-        (["--background", "ffffff"], "background is only available with output=cutout"),
+        (["--format", "webp"], "--format webp is only available for overlay, cutout, preview"),
+        (["polygons", "--format", "tiff"], "--format tiff is only available for pictures"),
+        (["--background", "ffffff"], "--background ffffff is only available with --output cutout"),
         (["mask", "coco", "-o", "a.png"], "--out a.png is one file; 2 outputs need a folder"),
         (["mask", "-o", "a.tif"], "--out a.tif: the output is a .png file"),
         (["--server", "http://localhost:1", "--device", "cpu"], "--device does not apply"),
@@ -442,14 +442,14 @@ def test_model_that_cannot_do_the_work_is_one_line(
     monkeypatch.setenv("UNET_WEIGHTS_DIR", str(tmp_path / "several"))
     assert segment("in", "-o", "out", "instances") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("unet: error: output=instances is only available for binary models")
+    assert line.startswith("unet: error: --output instances is only available for binary models")
 
 
 def test_a_channel_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     planes = np.stack([np.zeros((60, 70), np.uint8), nuclei(60, 70)[0]])
     tifffile.imwrite("a.tif", planes, imagej=True)
     assert cli.main(["segment", "a.tif", "-o", "a.png"]) == 1
-    assert "has 2 channels: send channel=0 to channel=1" in capsys.readouterr().err
+    assert "has 2 channels; choose --channel 0 to --channel 1" in capsys.readouterr().err
     assert cli.main(["segment", "a.tif", "-o", "a.png", "--channel", "1"]) == 0
     for flag, value in (("--channel", "-1"), ("--page", "x")):
         with pytest.raises(SystemExit):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -203,6 +205,32 @@ def test_error_of_the_service_names_the_request(
     answer(service, lambda _: Reply(500, {"X-Request-ID": "id-7"}, b'{"detail": "internal"}'))
     assert segment(service) == 1
     assert "internal (request id-7)" in capsys.readouterr().err
+
+
+def test_errors_of_the_service_name_flags_and_not_parameters(
+    service: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detail = "the image has 3 pages; choose page=0 to page=2 for one of them, or page=all"
+    answer(service, lambda _: Reply(422, body=json.dumps({"detail": detail}).encode()))
+    assert segment(service) == 1
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.endswith("choose --page 0 to --page 2 for one of them, or --page all")
+    answer(service, lambda _: Reply(401, body=b'{"detail": "send it as X-API-Key"}'))
+    assert segment(service) == 1
+    assert "the API key is missing or wrong; set --key or UNET_KEY" in capsys.readouterr().err
+
+
+def test_pages_that_failed_name_flags_and_not_parameters(
+    service: FakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("0-page0.png", b"mask")
+        failure = {"status": 422, "detail": "65536 objects: use format=tiff"}
+        file.writestr("errors.json", json.dumps({"0-page1": failure}))
+    answer(service, lambda _: Reply(200, {"Content-Type": "application/zip"}, archive.getvalue()))
+    assert segment(service, "--page", "all") == 1
+    assert "page 1: 65536 objects: use --format tiff" in capsys.readouterr().err
 
 
 def test_service_that_cannot_be_used_is_one_line(
