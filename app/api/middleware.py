@@ -6,7 +6,6 @@ Pure ASGI: anything that buffered a response would hide from a route that its cl
 from __future__ import annotations
 
 import asyncio
-import http
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import problem_response
+from app.api.problems import describe_status, problem_response
 from app.inference.budget import Budget
 from app.logs import request_id, trace_ids
 from app.metrics import Metrics
@@ -220,7 +219,7 @@ class PlainErrorMiddleware:
                 headers = Headers(raw=start["headers"]).items()
                 kept = {name: value for name, value in headers if name not in _OF_CONTENT}
                 status, start = start["status"], None
-                title = http.HTTPStatus(status).phrase
+                title = describe_status(status)
                 await problem_response(Request(scope), status, detail or title, kept)(
                     scope, receive, send
                 )

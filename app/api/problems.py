@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import http
+import http.client
 import logging
 import math
 
@@ -40,6 +40,13 @@ STATUS: dict[type[errors.ServiceError], int] = {
 }
 """The status of each error. `tests/unit/app/api/test_problems.py` fails if one is missing."""
 
+_PHRASES = http.client.responses | {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+"""Phrases of the statuses (RFC 9110, section 15). Python before 3.13 has other ones for these."""
 _RETRY_LATER = (429, 503)
 _MAX_PATH = 200
 """Characters of a client's path that an error repeats."""
@@ -48,6 +55,11 @@ _MAX_PATH = 200
 def http_status(error: errors.ServiceError) -> int:
     """The status of an error, by the nearest class in the table."""
     return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+def describe_status(status: int) -> str:
+    """The reason phrase of a status (RFC 9110, section 15), the same with every Python."""
+    return _PHRASES.get(status, "")
 
 
 def classify_error(error: errors.ServiceError) -> tuple[int, str]:
@@ -68,7 +80,7 @@ def problem_response(
     """
     body: dict[str, object] = {
         "type": "about:blank",
-        "title": http.HTTPStatus(status).phrase,
+        "title": describe_status(status),
         "status": status,
         "detail": detail,
         "request_id": request.scope.get("state", {}).get("request_id", ""),

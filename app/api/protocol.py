@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import http
 import logging
 import re
 import select
@@ -27,7 +26,7 @@ from app.api.middleware import (
     assign_request_id,
     record_request,
 )
-from app.api.problems import problem_response
+from app.api.problems import describe_status, problem_response
 from app.logs import request_id
 from app.metrics import Metrics
 
@@ -87,25 +86,25 @@ class _RequestParser(h11.Connection):
         """The bytes of an event. Those of a response's head come with the event after it: one call
         of the system sends the head and the beginning of the content, in one packet."""
         if isinstance(event, h11.Response):
-            self._unsent_head = super().send(self._announce_keep_alive(event))
+            self._unsent_head = super().send(self._complete_head(event))
             return b""
         head, self._unsent_head = self._unsent_head, b""
         data = super().send(event)
         return head + data if head and data is not None else data
 
-    def _announce_keep_alive(self, response: h11.Response) -> h11.Response:
-        """Tell a client of HTTP/1.0 that its connection is kept alive, as it asked.
+    def _complete_head(self, response: h11.Response) -> h11.Response:
+        """Set the phrase of the status, which uvicorn takes from Python, and report to a client of
+        HTTP/1.0 that its connection is kept alive, as it asked.
 
         h11 replaces the field where it has to close the connection to end the response.
         """
         headers = list(response.headers)
-        if not self._kept_alive_by_request or b"connection" in dict(headers):
+        if self._kept_alive_by_request and b"connection" not in dict(headers):
+            headers.append((b"connection", b"keep-alive"))
+        reason = describe_status(response.status_code).encode()
+        if reason == response.reason and len(headers) == len(response.headers):
             return response
-        return h11.Response(
-            status_code=response.status_code,
-            headers=[*headers, (b"connection", b"keep-alive")],
-            reason=response.reason,
-        )
+        return h11.Response(status_code=response.status_code, headers=headers, reason=reason)
 
     def next_event(self) -> Any:
         try:
@@ -357,7 +356,7 @@ class Connection(H11Protocol):
         add_standard_headers(response.headers, identifier)
         headers = [*self.server_state.default_headers, *response.raw_headers]
         body = b"" if self.conn.method == b"HEAD" else bytes(response.body)
-        reason = http.HTTPStatus(status).phrase.encode()
+        reason = describe_status(status).encode()
         for event in (
             h11.Response(status_code=status, headers=headers, reason=reason),
             h11.Data(data=body),

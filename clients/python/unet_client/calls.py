@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import http
 import json
 import math
 import re
@@ -266,9 +265,7 @@ def _parse_error(response: httpx.Response) -> SegmentationError:
         detail = str(json.loads(response.content)["detail"])
     except (ValueError, KeyError, TypeError):
         detail = response.content[:200].decode(errors="replace").strip()
-    if not detail:
-        with contextlib.suppress(ValueError):
-            detail = http.HTTPStatus(response.status_code).phrase
+    detail = detail or response.reason_phrase
     request_id = response.headers.get("x-request-id", "")
     return SegmentationError(response.status_code, detail, request_id)
 

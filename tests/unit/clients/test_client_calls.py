@@ -112,6 +112,16 @@ def test_error_response_raises_segmentation_error(
     assert caught.value.detail.startswith(detail)
 
 
+def test_error_without_a_body_has_the_phrase_that_was_sent(
+    fake: FakeServer, connect: Connect
+) -> None:
+    head = b"HTTP/1.1 422 Unprocessable Content\r\nContent-Length: 0\r\n\r\n"
+    fake.respond = lambda _: Reply(body=head, raw=True)
+    with connect(fake.url) as client, pytest.raises(SegmentationError) as caught:
+        client.segment(b"image")
+    assert caught.value.detail == "Unprocessable Content"
+
+
 def test_text_of_an_error_names_keyword_arguments(fake: FakeServer, connect: Connect) -> None:
     detail = "choose page=0 to page=2 for one of them, or page=all"
     fake.respond = lambda _: Reply(422, body=json.dumps({"detail": detail}).encode())

@@ -313,7 +313,7 @@ def test_error_in_plain_text_becomes_a_problem_document() -> None:
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"content-range"] == b"bytes */9"
     assert int(headers[b"content-length"]) == len(body["body"])
-    assert json.loads(body["body"])["detail"] == "Requested Range Not Satisfiable"
+    assert json.loads(body["body"])["detail"] == "Range Not Satisfiable"
 
 
 @pytest.mark.parametrize(("value", "status"), [("bytes=junk", 400), ("bytes=9999999-", 416)])

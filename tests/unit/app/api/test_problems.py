@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 from collections.abc import Iterator
 
 import pytest
+from fastapi import Request
 
 from app import errors
-from app.api.problems import STATUS, classify_error
+from app.api.problems import STATUS, classify_error, problem_response
 
 RAISED_BASES = (errors.EngineError, errors.RequestTooLarge)
 """Errors that have subclasses and are raised themselves."""
@@ -48,6 +50,21 @@ def test_tree_in_the_docstring_matches_the_classes() -> None:
         above[depth + 1 :] = [name]
     assert drawn.pop("ServiceError") == ""
     assert drawn == {each.__name__: each.__base__.__name__ for each in ALL_ERRORS}
+
+
+@pytest.mark.parametrize(
+    ("status", "title"),
+    [
+        (404, "Not Found"),
+        (413, "Content Too Large"),
+        (415, "Unsupported Media Type"),
+        (422, "Unprocessable Content"),
+        (503, "Service Unavailable"),
+    ],
+)
+def test_title_is_the_phrase_of_rfc_9110_with_every_python(status: int, title: str) -> None:
+    response = problem_response(Request({"type": "http"}), status, "what was wrong")
+    assert json.loads(response.body)["title"] == title
 
 
 def test_details_show_client_errors_and_hide_engine_errors() -> None:

@@ -157,6 +157,20 @@ def test_head_of_a_response_is_sent_with_its_content(monkeypatch: pytest.MonkeyP
     assert second.endswith(b"</last 0>")
 
 
+@pytest.mark.parametrize(
+    ("status", "phrase"),
+    [(200, b"OK"), (413, b"Content Too Large"), (422, b"Unprocessable Content")],
+)
+def test_status_line_has_the_phrase_of_rfc_9110(status: int, phrase: bytes) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    line, _, _ = exchange(post(0) + CLOSE, app=app).partition(b"\r\n")
+    assert line == b"HTTP/1.1 %d %s" % (status, phrase)
+
+
 @pytest.mark.parametrize("sent", [post(100) + b"abc", GET[:-4], CHUNKED + b"5\r\nab"])
 def test_incomplete_request_of_a_half_closed_client_is_400(sent: bytes) -> None:
     assert exchange(sent, half_close=True).startswith(b"HTTP/1.1 400 ")
