@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Image.MAX_IMAGE_PIXELS = None  # `app.imaging.bounds` has a limit, as an error and not a warning
 
+_NO_REASONS = ("cannot identify image file", "image file is truncated", "broken data stream")
+"""Beginnings of Pillow's messages that say no more than that an image is damaged."""
 _ACCEPTED = "JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF or JPEG 2000"
 
 
@@ -233,4 +235,12 @@ def _image_errors(data: bytes) -> Iterator[None]:
             f"not a recognised image ({len(data)} bytes); send {_ACCEPTED}"
         ) from None
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble on
-        raise CorruptImage(f"the image is damaged or incomplete: {error}") from error
+        raise CorruptImage(_describe_damage(error)) from error
+
+
+def _describe_damage(error: Exception) -> str:
+    """Say that an image is damaged, and how, if its decoder says more than that."""
+    reason = str(error)
+    if not reason or reason.startswith(_NO_REASONS):
+        return "the image is damaged or incomplete"
+    return f"the image is damaged or incomplete: {reason}"

@@ -50,7 +50,7 @@ class BmpReader(ImageReader):
             if self._header >= 40:
                 self._compression, *_, self._colors = struct.unpack_from("<I12xI", data, 30)
         if self.width <= 0 or self.height <= 0:
-            raise ValueError(f"the BMP is damaged: it has {self.width} x {self.height} pixels")
+            raise ValueError(f"the BMP has {self.width} x {self.height} pixels")
         self._check_kind()
         self._palette = self._read_palette() if self._bits <= 8 else None
         if self._palette is not None and (self._palette == self._palette[:, :1]).all():

@@ -51,6 +51,8 @@ _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 _LEFT_OVER = "extraneous bytes before marker 0xd9"
 """libjpeg's warning about bytes between the last pixel and the end of the image."""
+_DAMAGE = "Corrupt JPEG data: "
+"""Beginning of libjpeg's warnings about damaged pixels."""
 _ENDS_EARLY = "premature end of data segment"
 _OTHER_SUBSAMPLING = "subsampling"
 _FILLER = b"\x55" * 64
@@ -80,7 +82,7 @@ class JpegReader(ImageReader):
         self._exif, self._xmp = b"", b""
         self._read_segments(memoryview(data))
         if not self._frame:
-            raise ValueError("the JPEG is damaged: it has no frame header")
+            raise ValueError("the JPEG has no frame header")
         if not self.height:
             raise UnsupportedKind("a JPEG whose height follows its pixels")
         if len(self._components) not in (1, 3, 4):
@@ -137,11 +139,11 @@ class JpegReader(ImageReader):
         if marker in _HIERARCHICAL:
             raise UnsupportedKind("a hierarchical JPEG")
         if self._frame or len(body) < 6:
-            raise ValueError("the JPEG is damaged: its frame header is invalid")
+            raise ValueError("the frame header of the JPEG is invalid")
         self._frame = marker
         self._bits, self.height, self.width, channels = struct.unpack_from(">BHHB", body)
         if not channels or len(body) != 6 + 3 * channels:
-            raise ValueError("the JPEG is damaged: its frame header is invalid")
+            raise ValueError("the frame header of the JPEG is invalid")
         self._components = set(body[6 : 6 + 3 * channels : 3])
         self._add(marker, body)
 
@@ -219,7 +221,7 @@ class JpegReader(ImageReader):
             return pixels if scale == 1 else decode(stream, scale)
         if _ENDS_EARLY in warning:
             raise MissingPixels(self._describe_missing(decode))
-        raise MissingPixels(f"pixels of the JPEG are damaged: {warning}")
+        raise MissingPixels(f"pixels of the JPEG are damaged: {warning.removeprefix(_DAMAGE)}")
 
     def _decode_by_turbojpeg(
         self, stream: bytes, scale: int = 1, *, strict: bool = False

@@ -106,7 +106,7 @@ class CodestreamSize:
         right, bottom, left, top, tile_width, tile_height, tile_left, tile_top, count = fields
         self.width, self.height = right - left, bottom - top
         if min(self.width, self.height, tile_width, tile_height) <= 0:
-            raise ValueError("the JPEG 2000 is damaged: its size is invalid")
+            raise ValueError("the size of the JPEG 2000 is invalid")
         columns = -(-(right - tile_left) // tile_width)
         rows = -(-(bottom - tile_top) // tile_height)
         self.tiles = columns * rows
@@ -136,4 +136,4 @@ def find_codestream(data: bytes) -> tuple[int, int]:
         if end <= at:
             break
         at = end
-    raise ValueError("the JPEG 2000 is damaged: it has no codestream")
+    raise ValueError("the JPEG 2000 has no codestream")

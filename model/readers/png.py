@@ -102,7 +102,7 @@ class PngReader(ImageReader):
             # The last bytes of the pixels are a checksum, as the chunks have one each.
             rows = self._inflate(packed)
             if len(rows) < self._row_bytes() or not all(chunk.intact for chunk in self._pixels):
-                what = self._describe_missing(str(error))
+                what = self._describe_missing(str(error) or "its pixels cannot be decoded")
                 raise MissingPixels(f"the PNG is damaged: {what}") from None
             values = imagecodecs.png_decode(self._assemble(zlib.compress(rows, 0)))
         return drop_alpha(values)
@@ -112,10 +112,10 @@ class PngReader(ImageReader):
         if b"CgBI" in self._chunks:
             raise UnsupportedKind("a PNG of Apple's variant for iOS (CgBI)")
         if chunk is None or len(chunk.data) != 13 or not chunk.intact:
-            raise ValueError("the PNG is damaged: it has no intact IHDR chunk")
+            raise ValueError("the PNG has no intact IHDR chunk")
         header = struct.unpack(">IIBBBBB", chunk.data)
         if not header[0] or not header[1] or header[3] not in _SAMPLES:
-            raise ValueError("the PNG is damaged: its IHDR chunk is invalid")
+            raise ValueError("the IHDR chunk of the PNG is invalid")
         return header
 
     def _assemble(self, packed: bytes) -> bytes:

@@ -82,6 +82,47 @@ def test_a_tiff_whose_decoder_would_need_too_much_is_rejected_by_its_tags() -> N
     assert decode.inspect(tiff(wide, 2), max_pixels=1800).width == 30
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encode(RGB).replace(b"IHDR", b"IHDX"), ": the PNG has no intact IHDR chunk"),
+        (encode(RGB, "JPEG")[:20] + b"\xff\xd9", ": the JPEG has no frame header"),
+        (encode(RGB, "JPEG2000").replace(b"jp2c", b"jp2x"), ": the JPEG 2000 has no codestream"),
+        (encode(RGB, "BMP")[:18] + bytes(500), ": the BMP has 0 x 0 pixels"),
+        (encode(RGB, "GIF")[:-40], ""),
+        (encode(RGB, "GIF")[:8], ""),
+    ],
+    ids=["PNG", "JPEG", "JPEG 2000", "BMP", "GIF", "GIF without a frame"],
+)
+def test_damage_is_said_once_and_then_where_it_is(data: bytes, message: str) -> None:
+    with pytest.raises(CorruptImage) as caught:
+        read(data)
+    assert str(caught.value) == f"the image is damaged or incomplete{message}"
+
+
+def test_damage_of_which_the_decoder_says_nothing_is_still_a_sentence() -> None:
+    whole = saved(Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE))
+    without_palette = bytearray(whole.replace(b"PLTE", b"PLTX"))
+    with pytest.raises(CorruptImage, match=r"^the image is damaged or incomplete$"):
+        read(bytes(without_palette))
+    without_palette[whole.index(b"IEND") - 5] ^= 1  # the checksum of the pixels
+    with pytest.raises(CorruptImage, match=r"^the PNG is damaged: its pixels cannot be decoded$"):
+        read(bytes(without_palette))
+
+
+def test_damaged_pixels_are_said_once_and_then_how() -> None:
+    data = encode(RGB, "JPEG")
+    reasons = set()
+    for at in range(data.index(b"\xff\xda") + 14, len(data) - 2):
+        damaged_at = data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+        try:
+            read(damaged_at)
+        except CorruptImage as error:
+            reasons.add(str(error))
+    assert any(reason.startswith("pixels of the JPEG are damaged: ") for reason in reasons)
+    assert not any("Corrupt" in reason for reason in reasons)
+
+
 # --- pages and channels ---
 
 
