@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from app.errors import SettingsError, TooManyWrongKeys, Unauthorized
-from app.settings import KEY_PATTERN, PREFIX
+from app.settings import KEY_PATTERN, KEY_RULE, PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +100,8 @@ def read_keys(file: Path) -> list[str]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not a regular file, is too large, has no key, or has one that a header
-            cannot carry. The message quotes no key.
+        ValueError: it is not a regular file, is too large, has no key, or has one that does not
+            match `KEY_PATTERN`. The message quotes no key.
     """
     if not stat.S_ISREG(file.stat().st_mode):  # opening a FIFO would wait for its writer
         raise ValueError("must be a regular file")
@@ -114,7 +114,7 @@ def read_keys(file: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         if line and not line.startswith("#"):
             if not KEY_PATTERN.fullmatch(line):
-                raise ValueError(f"line {number} must be printable ASCII")
+                raise ValueError(f"line {number} must be a key: {KEY_RULE}")
             keys.append(line)
     if not keys:
         raise ValueError("must have a key on at least one line")

@@ -66,7 +66,9 @@ def test_swapped_folder_of_a_kubernetes_secret_is_read_again(tmp_path: Path) -> 
     assert not accepts(guard, "key1")
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "folder", "binary", "fifo", "large"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "folder", "binary", "fifo", "large", "a key with a space"]
+)
 def test_file_that_cannot_be_used_keeps_the_keys_and_is_logged_once(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -85,6 +87,8 @@ def test_file_that_cannot_be_used_keeps_the_keys_and_is_logged_once(
             os.mkfifo(file)
         case "large":
             file.write_bytes(b"a\n" * keys.MAX_FILE_BYTES)
+        case "a key with a space":
+            file.write_text("new\nnew secret\n")
     started = time.monotonic()
     for _ in range(3):
         guard.store.refresh()
@@ -95,7 +99,7 @@ def test_file_that_cannot_be_used_keeps_the_keys_and_is_logged_once(
     assert "secret" not in message.replace(str(file), "")
 
 
-@pytest.mark.parametrize("content", ["", "# none", "n\u00e4h"])
+@pytest.mark.parametrize("content", ["", "# none", "n\u00e4h", "with space", "a=b"])
 def test_unusable_file_aborts_the_start(content: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     with pytest.raises(SettingsError, match=r"UNET_API_KEYS_FILE=.*keys"):
@@ -149,7 +153,7 @@ def test_wrong_key_is_accepted_once_the_file_has_it(tmp_path: Path) -> None:
     file.write_text("old")
     guard = Authenticator(KeyStore([], file))
     assert not accepts(guard, "new")
-    file.write_text("new one\nnew")
+    file.write_text("new-one\nnew")
     guard.store.refresh()
     assert accepts(guard, "new")
 
