@@ -26,9 +26,9 @@ from app.imaging.render import overlay
 from model.arrays import AnyArray, ByteArray, FloatArray
 from model.checkpoint import Checkpoint, write_atomically
 from model.config import DIVISOR
-from model.convert.exports import export_onnx
+from model.convert.export import export_onnx
 from model.convert.metadata import describe, name_outputs
-from model.convert.onnx_graph import INPUT, OPSET, OUTPUT
+from model.convert.onnx import INPUT, OPSET, OUTPUT
 from model.errors import ExportError
 from model.predict import build_network
 from model.transforms import normalize, prepare, probabilities, stretch_contrast

@@ -136,7 +136,7 @@ def _check_absent(path: Path, args: argparse.Namespace) -> None:
 
 def write_onnx(checkpoint: Checkpoint, path: Path, pixels: Literal["uint8", "float32"]) -> None:
     """Write the ONNX graph, and print the shapes of its tensors."""
-    from model.convert.exports import export_onnx
+    from model.convert.export import export_onnx
 
     content, difference = export_onnx(checkpoint, pixels)
     with writing(path):
@@ -182,7 +182,7 @@ def write_openvino(checkpoint: Checkpoint, path: Path, precision: Literal["fp32"
 
 def write_state_dict(checkpoint: Checkpoint, path: Path) -> None:
     """Write the state dict in fp32."""
-    from model.convert.exports import export_state_dict
+    from model.convert.export import export_state_dict
 
     architecture = checkpoint.unet
     content = export_state_dict(checkpoint, path.suffix)

@@ -13,7 +13,7 @@ import numpy as np
 from model.arrays import AnyArray, ByteArray, FloatArray
 from model.checkpoint import Checkpoint
 from model.convert.metadata import describe
-from model.convert.onnx_graph import INPUT, Pixels, build_onnx
+from model.convert.onnx import INPUT, Pixels, build_onnx
 from model.errors import ExportError
 from model.sliding_window import sliding_window_inference
 
