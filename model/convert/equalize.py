@@ -25,6 +25,7 @@ from model.predict import Predictor
 MAX_FACTOR = 16
 """More could clip a channel that is quiet in these images and not in others."""
 _MIN_RANGE = 1e-6
+"""Range of a layer whose values are all zero, so that nothing is divided by zero."""
 
 
 def measure_channels(predictor: Predictor, images: Iterable[AnyArray]) -> dict[str, FloatArray]:

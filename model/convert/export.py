@@ -1,6 +1,7 @@
-"""Convert a checkpoint to files of other programs, and check them against the reference.
+"""Convert a checkpoint to files of other programs: an ONNX graph or a state dict.
 
-Results are bytes; the caller writes them. Knows no command line.
+The graph is compared with the reference. Results are bytes; the caller writes them. Knows no
+command line.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MAX_DIFFERENCE = 1e-4
 
 
 def export_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> tuple[bytes, float]:
-    """Build the ONNX file of a checkpoint, and run it by ONNX Runtime on the golden image.
+    """Build the ONNX file of a checkpoint, and compare it with the reference on the golden image.
 
     Returns:
         The file, and the largest difference of its probabilities from those of the reference.
@@ -42,7 +43,11 @@ def export_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> tuple[bytes
 
 
 def run_onnx(content: bytes, pixels: Pixels) -> Callable[[ByteArray], FloatArray]:
-    """Return a function that runs a graph of `build_onnx`: (1, h, w, C) uint8 -> (1, C, h', w')."""
+    """Load a graph of `build_onnx` into ONNX Runtime.
+
+    Returns:
+        A function that runs it: (N, H, W, C) uint8 -> (N, out_channels, H', W').
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,8 +1,8 @@
-"""Counting the parts of a file up to their bounds, for every format. Knows no format itself.
+"""Count the parts of a file up to their bounds, for the checks of all formats. Knows no format.
 
-| format | part | bound |
+| formats | part | bound |
 |---|---|---|
-| all but TIFF | bytes of metadata | 16 MiB |
+| JPEG, PNG, WebP, JPEG 2000, AVIF, HEIC | bytes of metadata | 16 MiB |
 """
 
 from __future__ import annotations
