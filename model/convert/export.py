@@ -13,7 +13,7 @@ import numpy as np
 
 from model.arrays import AnyArray, ByteArray, FloatArray
 from model.checkpoint import Checkpoint
-from model.convert.metadata import describe
+from model.convert.metadata import describe_checkpoint
 from model.convert.onnx import INPUT, Pixels, build_onnx
 from model.errors import ExportError
 from model.sliding_window import sliding_window_inference
@@ -33,7 +33,7 @@ def export_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> tuple[bytes
             `MAX_DIFFERENCE`.
     """
     content = build_onnx(checkpoint, pixels).SerializeToString()
-    difference = _measure_difference(checkpoint, run_onnx(content, pixels))
+    difference = _measure_difference(checkpoint, load_onnx(content, pixels))
     if not difference <= MAX_DIFFERENCE:  # true for NaN
         raise ExportError(
             f"{checkpoint.name}: the probabilities of ONNX Runtime differ from the reference by up "
@@ -42,7 +42,7 @@ def export_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> tuple[bytes
     return content, difference
 
 
-def run_onnx(content: bytes, pixels: Pixels) -> Callable[[ByteArray], FloatArray]:
+def load_onnx(content: bytes, pixels: Pixels) -> Callable[[ByteArray], FloatArray]:
     """Load a graph of `build_onnx` into ONNX Runtime.
 
     Returns:
@@ -78,8 +78,8 @@ def export_state_dict(checkpoint: Checkpoint, suffix: str) -> bytes:
     """Build a state dict in fp32 under the names of the annotated implementation (labml.ai).
 
     Args:
-        suffix: ".safetensors", whose header gets the fields of `describe`; otherwise a file of
-            `torch.save`.
+        suffix: ".safetensors", whose header gets the fields of `describe_checkpoint`; otherwise a
+            file of `torch.save`.
     """
     if suffix == ".safetensors":
         from safetensors.numpy import save
@@ -88,7 +88,7 @@ def export_state_dict(checkpoint: Checkpoint, suffix: str) -> bytes:
             name: np.ascontiguousarray(array, np.float32)
             for name, array in checkpoint.state.items()
         }
-        return save(arrays, metadata={"format": "pt", **describe(checkpoint)})
+        return save(arrays, metadata={"format": "pt", **describe_checkpoint(checkpoint)})
     import torch
 
     from model.predict import load_tensors

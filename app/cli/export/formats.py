@@ -155,11 +155,11 @@ def write_openvino(checkpoint: Checkpoint, path: Path, precision: Literal["fp32"
     import openvino as ov
 
     from app.engine.openvino import build_graph
-    from model.convert.metadata import describe
+    from model.convert.metadata import describe_checkpoint
 
     graph = build_graph(checkpoint.unet, checkpoint.preprocess, checkpoint.state)
     graph.outputs[0].get_tensor().set_names({"probabilities"})
-    for key, value in describe(checkpoint).items():
+    for key, value in describe_checkpoint(checkpoint).items():
         graph.set_rt_info(value, ["unet", key])
     with writing(path):
         if not path.parent.exists() and path.parent.parent.is_dir():

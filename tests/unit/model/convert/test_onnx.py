@@ -12,7 +12,7 @@ import torch
 
 from model.checkpoint import Checkpoint
 from model.config import PreprocessConfig, UNetConfig
-from model.convert.export import run_onnx
+from model.convert.export import load_onnx
 from model.convert.onnx import Pixels, build_onnx
 from model.errors import ExportError
 from model.predict import build_network
@@ -58,7 +58,7 @@ def test_probabilities_equal_those_of_the_network(
     checkpoint = make_checkpoint(architecture, **preprocess)
     model = build_onnx(checkpoint, pixels)
     onnx.checker.check_model(model, full_check=True)
-    compute = run_onnx(model.SerializeToString(), pixels)
+    compute = load_onnx(model.SerializeToString(), pixels)
     network = build_network(checkpoint).eval()
     rng = np.random.default_rng(0)
     for shape in shapes:
