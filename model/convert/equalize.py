@@ -37,7 +37,7 @@ def measure_channels(predictor: Predictor, images: Iterable[AnyArray]) -> dict[s
 
     Returns:
         Layer -> (channels,): the absolute value that a fraction `TAIL` of the channel's pixels
-        exceed, in the image where it is largest.
+        exceed, in the window where it is largest.
     """
     highs: dict[str, Tensor] = {}
     observe_layers(predictor, images, lambda name: _make_channel_hook(name, highs))
