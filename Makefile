@@ -48,11 +48,11 @@ PRINT_SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 FOREIGN_TESTS := tests/unit/app/cli/export/test_bioimage.py tests/unit/app/cli/importing/test_libraries.py \
   tests/unit/app/engine/test_graph_ranges.py
 
-# Unit tests run side by side; the others measure times.
+# Tests run side by side, in the order of their files, so that those of a file share a server. A
+# worker without tests takes half of those that another has left.
 test: $(EVERYTHING) $(FOREIGN)  ## run all tests
-	$(BIN)/python -m pytest tests/unit -n 2
+	$(BIN)/python -m pytest --ignore tests/scale -n 2 --dist worksteal
 	$(FOREIGN_PYTHON) -m pytest $(FOREIGN_TESTS) -n 2
-	$(BIN)/python -m pytest --ignore tests/unit --ignore tests/scale
 
 test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3

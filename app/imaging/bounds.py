@@ -1,5 +1,7 @@
 """The bounds of an image, checked from its header before it is decoded. Knows no decoder.
 
+`app.imaging.structure` has the bounds of the parts of its file.
+
 | bound | value |
 |---|---|
 | pixels | `UNET_MAX_MEGAPIXELS` |

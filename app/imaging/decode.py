@@ -42,7 +42,8 @@ class ImageHeader:
         width, height: of the upright image, in pixels.
         orientation: EXIF orientation, 1 to 8; 1 for a TIFF, whose reader turns it.
         pages: of a TIFF, or frames of an animation, of which the first is decoded.
-        channels: to choose from with `channel`: 1 for grey, 3 for colors; transparency is none.
+        channels: to choose from with `channel`: 1 for grey, 3 for colors, any number in a TIFF. The
+            transparency of colors is not one.
         pixel_size: micrometres per pixel as the file's metadata say; None if they do not.
         page, channel: the chosen ones, from 0; None for the only page and for all colors.
     """
@@ -107,8 +108,9 @@ def count_pages(data: bytes, *, max_pixels: int) -> int:
     """Count the pages of a TIFF. Other formats have one: an animation shows its first frame.
 
     Raises:
-        CorruptImage: a damaged TIFF, or more parts than `check_structure` allows.
-        ImageTooLarge: its pages have more than `max_pixels` together.
+        CorruptImage: a damaged TIFF.
+        ImageTooLarge: its pages have more than `max_pixels` together, or it has parts beyond the
+            bounds of `check_structure`.
     """
     if not is_tiff(data):
         return 1
@@ -126,10 +128,10 @@ def decode(
     at_least: tuple[int, int] | None = None,
     reader: ImageReader | None = None,
 ) -> AnyArray:
-    """Decode the first frame, upright.
+    """Decode the chosen page and channel, or the first frame, upright.
 
     Args:
-        header: from `inspect`, whose checks are not repeated.
+        header: from `inspect`, with page and channel. Its checks are not repeated.
         at_least: (height, width) that are enough: a JPEG may then be decoded at a fraction of its
             size, which is much faster, and the result is smaller than the header says.
         reader: from `open_and_inspect`; None opens the file again.

@@ -26,7 +26,7 @@ def encode_tiff(values: AnyArray, pixel_size: float | None = None) -> bytes:
 
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer) as writer:
-        _write_page(writer, values, _resolution(pixel_size))
+        _write_page(writer, values, _make_resolution(pixel_size))
     return buffer.getvalue()
 
 
@@ -62,7 +62,7 @@ def _write_page(writer: Any, values: AnyArray, resolution: dict[str, Any]) -> No
     )
 
 
-def _resolution(pixel_size: float | None) -> dict[str, Any]:
+def _make_resolution(pixel_size: float | None) -> dict[str, Any]:
     if pixel_size is None:
         return {}
     per_centimetre = _MICROMETRES / pixel_size

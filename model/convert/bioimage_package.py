@@ -42,7 +42,7 @@ _DAMAGED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Values:
+class Preprocessing:
     """The steps between the values of an image and the network.
 
     Attributes:
@@ -63,7 +63,7 @@ class Package:
 
     Attributes:
         graph: the ONNX file.
-        values: before the network.
+        preprocessing: steps before the network.
         channel_last: whether the input is (N, H, W, C).
         size: (height, width), if the graph accepts only one.
         divisor: height and width are multiples of it; None if it is not stated.
@@ -71,13 +71,14 @@ class Package:
         is_activated: whether the description has a sigmoid or softmax after the graph.
         licence: an identifier of SPDX, or "unknown".
         data: of the training, or "unknown".
-        own: fields of `model.convert.metadata.describe`, if this project wrote the package.
+        own: fields of `model.convert.metadata.describe_checkpoint`, if this project wrote the
+            package.
         image: the test input as an image, (H, W) or (H, W, 3) uint8 or uint16; None if it has none.
         expected: the test output, (C, H, W); None if it has none.
     """
 
     graph: bytes
-    values: Values
+    preprocessing: Preprocessing
     channel_last: bool
     size: tuple[int, int] | None
     divisor: int | None
@@ -151,7 +152,7 @@ class _Reader:
         if sorted(set(names) - {"batch"}) not in (["channel", "x", "y"], ["x", "y"]):
             raise CheckpointError(f"its input has the axes {', '.join(names)}; images have y and x")
         channels = _count_channels(axes)
-        values = _read_values(tensor, channels)
+        preprocessing = _read_preprocessing(tensor, channels)
         after = {_name_step(each) for each in output.get("postprocessing") or []}
         if rest := after - {"sigmoid", "softmax", "binarize", "ensure_dtype", "clip"}:
             raise CheckpointError(f"it has {', '.join(sorted(rest))} after the network")
@@ -159,7 +160,7 @@ class _Reader:
         training = description.get("training_data") or {}
         return Package(
             graph=self._read_source(weights, MAX_CHECKPOINT_BYTES),
-            values=values,
+            preprocessing=preprocessing,
             channel_last="channel" in names and names.index("channel") > names.index("x"),
             size=size,
             divisor=divisor,
@@ -168,7 +169,7 @@ class _Reader:
             licence=str(description.get("license") or "unknown"),
             data=str(training.get("id") or training.get("name") or "unknown"),
             own=(description.get("config") or {}).get("unet_server") or {},
-            image=_make_image(self._read_test("inputs", names), tensor, values),
+            image=_make_image(self._read_test("inputs", names), tensor, preprocessing),
             expected=_make_planes(
                 self._read_test("outputs", [axis["id"] for axis in _read_axes(output)])
             ),
@@ -253,7 +254,7 @@ def _name_step(step: Mapping[str, Any]) -> str:
     return str(step.get("id") or step["name"])
 
 
-def _read_values(tensor: Mapping[str, Any], channels: int) -> Values:
+def _read_preprocessing(tensor: Mapping[str, Any], channels: int) -> Preprocessing:
     """Reduce the steps of preprocessing to percentiles, mean and standard deviation."""
     unit, problem = _find_unit(tensor)
     # value of the network = factor * value in 0..1 + offset
@@ -277,12 +278,13 @@ def _read_values(tensor: Mapping[str, Any], channels: int) -> Values:
             mean, std = (np.array(kwargs[name], float) for name in ("mean", "std"))
             factor, offset = factor / std, (offset - mean) / std
         else:
-            return Values(problem=_explain(kind, kwargs))
+            return Preprocessing(problem=_explain(kind, kwargs))
     if problem is None and not (np.isfinite(factor).all() and (factor > 0).all()):
         problem = "its values are scaled by a factor that is not positive"
     if problem:
-        return Values(problem=problem)
-    return Values(percentiles, tuple((-offset / factor).tolist()), tuple((1 / factor).tolist()))
+        return Preprocessing(problem=problem)
+    mean, std = -offset / factor, 1 / factor
+    return Preprocessing(percentiles, tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def _find_unit(tensor: Mapping[str, Any]) -> tuple[float, str | None]:
@@ -316,7 +318,7 @@ def _explain(kind: str, kwargs: Mapping[str, Any]) -> str:
 
 
 def _make_image(
-    planes: AnyArray | None, tensor: Mapping[str, Any], values: Values
+    planes: AnyArray | None, tensor: Mapping[str, Any], preprocessing: Preprocessing
 ) -> AnyArray | None:
     """A test input (C, H, W) as an image; None if it cannot be one."""
     if planes is None or len(planes) not in (1, 3):
@@ -328,12 +330,12 @@ def _make_image(
     if not np.isfinite(pixels).all():
         return None
     low, high = pixels.min(), pixels.max()
-    if values.percentiles is None:
+    if preprocessing.percentiles is None:
         unit, _ = _find_unit(tensor)
         low, high = 0.0, unit
     elif low >= 0 and high <= 65535 and not np.any(pixels % 1):
         return pixels.astype(np.uint8 if high <= 255 else np.uint16)
-    kind = np.uint8 if values.percentiles is None and high <= 255 else np.uint16
+    kind = np.uint8 if preprocessing.percentiles is None and high <= 255 else np.uint16
     most = np.iinfo(kind).max
     scaled = (pixels - low) / max(high - low, 1e-12) * most
     image: AnyArray = np.clip(np.rint(scaled), 0, most).astype(kind)
@@ -345,7 +347,11 @@ def _make_planes(planes: AnyArray | None) -> FloatArray | None:
 
 
 def read_own_field(own: Mapping[str, str], name: str) -> Any:
-    """A field of `model.convert.metadata.describe`, decoded; None if it is missing or damaged."""
+    """Decode a field of `model.convert.metadata.describe_checkpoint`.
+
+    Returns:
+        Its value; None if it is missing or damaged.
+    """
     try:
         return json.loads(own[name])
     except (KeyError, TypeError, ValueError):

@@ -52,8 +52,8 @@ def measure_ranges(
 ) -> dict[str, tuple[float, float]]:
     """Measure the range of each convolution's output, after its ReLU if it has one.
 
-    Each image's range leaves out the outermost `TAIL` of the values. The result is the widest range
-    over the images.
+    The range of each window leaves out the outermost `TAIL` of the values. The result is the widest
+    range over the windows of all images.
 
     Args:
         predictor: of the checkpoint, in fp32.

@@ -25,6 +25,7 @@ from model.predict import Predictor
 MAX_FACTOR = 16
 """More could clip a channel that is quiet in these images and not in others."""
 _MIN_RANGE = 1e-6
+"""Range of a layer whose values are all zero, so that nothing is divided by zero."""
 
 
 def measure_channels(predictor: Predictor, images: Iterable[AnyArray]) -> dict[str, FloatArray]:
@@ -36,7 +37,7 @@ def measure_channels(predictor: Predictor, images: Iterable[AnyArray]) -> dict[s
 
     Returns:
         Layer -> (channels,): the absolute value that a fraction `TAIL` of the channel's pixels
-        exceed, in the image where it is largest.
+        exceed, in the window where it is largest.
     """
     highs: dict[str, Tensor] = {}
     observe_layers(predictor, images, lambda name: _make_channel_hook(name, highs))

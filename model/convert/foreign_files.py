@@ -38,6 +38,7 @@ names cannot be listed."""
 _ZIP = b"PK\x03\x04"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TRAIN = "train a network with `unet train` on its data"
+_KERAS_ADVICE = f"convert it to ONNX where its code is, and import the .onnx file; or {_TRAIN}"
 
 
 class InertObject:
@@ -79,7 +80,7 @@ def load_content(path: Path) -> Any:
         elif start[8:9] == b"{":
             return _load_safetensors(path)
         elif start.startswith(_HDF5):
-            raise CheckpointError(f"{path} is an HDF5 file, as Keras writes; {_keras_way_out()}")
+            raise CheckpointError(f"{path} is an HDF5 file, as Keras writes; {_KERAS_ADVICE}")
         return _load_torch(path, is_archive)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -136,7 +137,7 @@ def _check_archive(path: Path) -> None:
             "import weights.pth"
         )
     if "model.weights.h5" in last:
-        raise CheckpointError(f"{path} is a Keras model; {_keras_way_out()}")
+        raise CheckpointError(f"{path} is a Keras model; {_KERAS_ADVICE}")
     if {"rdf.yaml", "bioimageio.yaml"} & last:
         raise CheckpointError(_describe_bioimage(path, names))
     if not any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
@@ -145,10 +146,6 @@ def _check_archive(path: Path) -> None:
             f"{path} is a {kind} without a state dict of torch; unpack it and import the file of "
             "torch or safetensors in it"
         )
-
-
-def _keras_way_out() -> str:
-    return f"convert it to ONNX where its code is, and import the .onnx file; or {_TRAIN}"
 
 
 def _describe_bioimage(path: Path, names: list[str]) -> str:

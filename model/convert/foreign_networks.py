@@ -25,7 +25,7 @@ from model.errors import CheckpointError
 State = dict[str, Tensor]
 """Tensors by state-dict name."""
 
-_WAY_OUT = "export it where its code is, with torch.onnx.export, and import the .onnx file"
+_ADVICE = "export it where its code is, with torch.onnx.export, and import the .onnx file"
 
 _EPSILON = 1e-5
 """Torch's default for batch normalization. A state dict does not contain it."""
@@ -54,7 +54,7 @@ class Family:
     output: Literal["softmax", "sigmoid", "any"] = "any"
 
 
-def softmax_as_sigmoid(state: State) -> State:
+def replace_softmax(state: State) -> State:
     """Replace a softmax over background and foreground by an equal sigmoid of one output.
 
     The softmax of two logits is the sigmoid of their difference.
@@ -145,7 +145,7 @@ def _convert_milesial(state: State) -> State:
     if "up1.up.weight" not in source:
         raise CheckpointError(
             "milesial/Pytorch-UNet with bilinear=True interpolates between pixels, which this "
-            f"network cannot express, so its weights cannot be converted; {_WAY_OUT}"
+            f"network cannot express, so its weights cannot be converted; {_ADVICE}"
         )
     converted: State = {}
     stages = ["inc", *(f"down{level}.maxpool_conv.1" for level in range(1, 5))]
@@ -164,7 +164,7 @@ def _convert_milesial(state: State) -> State:
     converted |= source.take_convolution("outc.conv", "final_conv")
     source.finish()
     is_softmax = len(converted["final_conv.bias"]) == 2
-    return softmax_as_sigmoid(converted) if is_softmax else converted
+    return replace_softmax(converted) if is_softmax else converted
 
 
 def _convert_mateuszbuda(state: State) -> State:
@@ -193,13 +193,13 @@ def _convert_jvanvugt(state: State) -> State:
     if "up_path.0.up.1.weight" in source:
         raise CheckpointError(
             "jvanvugt/pytorch-unet with up_mode='upsample' interpolates between pixels, which this "
-            f"network cannot express, so its weights cannot be converted; {_WAY_OUT}"
+            f"network cannot express, so its weights cannot be converted; {_ADVICE}"
         )
     depth = sum(f"down_path.{level}.block.0.weight" in source for level in range(20))
     if depth != LEVELS + 1:
         raise CheckpointError(
             f"jvanvugt/pytorch-unet with depth={depth}: this network has depth {LEVELS + 1}, so "
-            f"its weights cannot be converted; {_WAY_OUT}"
+            f"its weights cannot be converted; {_ADVICE}"
         )
     has_norms = "down_path.0.block.2.running_mean" in source
     converted: State = {}
@@ -249,7 +249,7 @@ def _fold_forward(state: State, norms: dict[str, tuple[Tensor, Tensor]]) -> Stat
         if is_transposed:
             weight = weight.transpose(0, 1)  # it is (in, out, h, w)
         groups = [
-            norms.get(source) or _identity(len(state[f"{source}.bias"])) for source in sources
+            norms.get(source) or _make_identity(len(state[f"{source}.bias"])) for source in sources
         ]
         weight = _append_inputs(weight, groups, base)
         if name != "final_conv":
@@ -284,7 +284,7 @@ def _list_inputs() -> dict[str, tuple[str, ...]]:
     return inputs
 
 
-def _identity(features: int) -> tuple[Tensor, Tensor]:
+def _make_identity(features: int) -> tuple[Tensor, Tensor]:
     return torch.ones(features), torch.zeros(features)
 
 
@@ -357,10 +357,10 @@ def describe_unknown(names: Iterable[str]) -> str:
         if any(part in name for name in names for part in parts):
             return (
                 f"it is a network of {other}, which has other layers than the U-Net of this "
-                f"project, so its weights cannot be converted; {_WAY_OUT}"
+                f"project, so its weights cannot be converted; {_ADVICE}"
             )
     known = ", ".join(f"{each.name} ({each.marker!r})" for each in FAMILIES)
     return (
         f"unrecognised architecture: the first tensor is {names[0]!r}; recognised are {known}; "
-        f"weights of other networks cannot be converted; {_WAY_OUT}"
+        f"weights of other networks cannot be converted; {_ADVICE}"
     )

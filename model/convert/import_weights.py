@@ -191,16 +191,16 @@ def _collect_module(module: InertObject) -> dict[str, Tensor]:
             break
         prefix, current = pending.pop()
         for kind in ("_parameters", "_buffers"):
-            for name, value in _mapping(current.attributes.get(kind)).items():
+            for name, value in _as_mapping(current.attributes.get(kind)).items():
                 if isinstance(value, Tensor):
                     collected[f"{prefix}{name}"] = value
-        for name, child in _mapping(current.attributes.get("_modules")).items():
+        for name, child in _as_mapping(current.attributes.get("_modules")).items():
             if isinstance(child, InertObject):
                 pending.append((f"{prefix}{name}.", child))
     return collected
 
 
-def _mapping(value: Any) -> Mapping[Any, Any]:
+def _as_mapping(value: Any) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 

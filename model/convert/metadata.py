@@ -11,7 +11,7 @@ from typing import Any
 from model.checkpoint import Checkpoint
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, str]:
+def describe_checkpoint(checkpoint: Checkpoint) -> dict[str, str]:
     """List everything about a checkpoint that its network does not say.
 
     Returns:

@@ -61,7 +61,7 @@ def narrow_checkpoint(checkpoint: Checkpoint, base_features: int) -> Checkpoint:
     """
     before = checkpoint.unet
     narrower = dataclasses.replace(before, base_features=base_features)
-    factor = _width_factor(narrower, before)
+    factor = _compute_factor(narrower, before)
     for name, _ in parameter_shapes(before):
         if not _copies_agree(name, checkpoint.state[name], factor):
             raise ConfigError(
@@ -84,12 +84,12 @@ def widen(state: Mapping[str, Tensor], config: UNetConfig, wider: UNetConfig) ->
     Raises:
         ConfigError: `wider` differs in more than its width, or its width is not a multiple.
     """
-    factor = _width_factor(config, wider)
+    factor = _compute_factor(config, wider)
     rng = torch.Generator().manual_seed(0)
     result = {}
     for name, _ in parameter_shapes(config):  # the order of `state` may vary between two loads
         tensor = state[name].detach().cpu()
-        layout = _layout(name)
+        layout = _find_layout(name)
         if name.endswith(".bias"):
             result[name] = tensor.clone() if layout.last else tensor.repeat(factor)
             continue
@@ -119,12 +119,12 @@ def narrow(
         ConfigError: `narrower` differs in more than its width, its width is not a divisor, or the
             copies have little in common: `state` was not widened from this width.
     """
-    factor = _width_factor(narrower, config)
+    factor = _compute_factor(narrower, config)
     result = {}
     spread = total = 0.0
     for name, tensor in state.items():
         tensor = _sum_shares(name, tensor.detach().cpu(), factor)
-        layout = _layout(name)
+        layout = _find_layout(name)
         if not layout.last:
             copies = torch.stack(tensor.chunk(factor, layout.outputs))
             tensor = copies.mean(0)
@@ -158,7 +158,7 @@ def _with_network(
     )
 
 
-def _width_factor(config: UNetConfig, wider: UNetConfig) -> int:
+def _compute_factor(config: UNetConfig, wider: UNetConfig) -> int:
     factor, rest = divmod(wider.base_features, config.base_features)
     if rest or dataclasses.replace(config, base_features=wider.base_features) != wider:
         raise ConfigError(
@@ -174,7 +174,7 @@ def _copies_agree(name: str, array: AnyArray, factor: int) -> bool:
     Widening rounds every share once to the stored type and computes it in fp32, so two sums of
     shares differ by at most `eps` of the stored type and `2 * factor * eps` of fp32.
     """
-    layout = _layout(name)
+    layout = _find_layout(name)
     if layout.last:
         return True  # has shares alone, and any shares are valid
     stored = np.finfo(array.dtype)
@@ -206,7 +206,7 @@ class _Layout:
     groups: int
 
 
-def _layout(name: str) -> _Layout:
+def _find_layout(name: str) -> _Layout:
     last = name.startswith("final_conv")
     if name.endswith(".bias"):
         return _Layout(last, inputs=0, outputs=0, groups=0)
@@ -230,7 +230,7 @@ def _split_into_shares(tensor: Tensor, axis: int, factor: int, rng: torch.Genera
 
 def _sum_shares(name: str, tensor: Tensor, factor: int) -> Tensor:
     """Undo `_split_into_shares` for every group of a tensor's input channels."""
-    layout = _layout(name)
+    layout = _find_layout(name)
     if not layout.groups:
         return tensor
     groups = tensor.chunk(layout.groups, layout.inputs)

@@ -26,9 +26,9 @@ from app.imaging.render import overlay
 from model.arrays import AnyArray, ByteArray, FloatArray
 from model.checkpoint import Checkpoint, write_atomically
 from model.config import DIVISOR
-from model.convert.exports import export_onnx
-from model.convert.metadata import describe, name_outputs
-from model.convert.onnx_graph import INPUT, OPSET, OUTPUT
+from model.convert.export import export_onnx
+from model.convert.metadata import describe_checkpoint, name_outputs
+from model.convert.onnx import INPUT, OPSET, OUTPUT
 from model.errors import ExportError
 from model.predict import build_network
 from model.transforms import normalize, prepare, probabilities, stretch_contrast
@@ -156,7 +156,7 @@ def _describe_model(checkpoint: Checkpoint, authors: Sequence[str], licence: str
         "inputs": [_describe_input(checkpoint)],
         "outputs": [_describe_output(checkpoint)],
         "weights": {"onnx": {"source": "weights.onnx", "opset_version": OPSET}},
-        "config": {"unet_server": describe(checkpoint)},
+        "config": {"unet_server": describe_checkpoint(checkpoint)},
     }
 
 
@@ -273,7 +273,7 @@ def _draw_cover(checkpoint: Checkpoint) -> bytes:
 
 def _write_readme(checkpoint: Checkpoint) -> str:
     """Write the README: what goes in and out, and the scores of the card."""
-    fields = describe(checkpoint)
+    fields = describe_checkpoint(checkpoint)
     lines = [
         f"# {checkpoint.name}",
         "",

@@ -136,7 +136,7 @@ def _check_absent(path: Path, args: argparse.Namespace) -> None:
 
 def write_onnx(checkpoint: Checkpoint, path: Path, pixels: Literal["uint8", "float32"]) -> None:
     """Write the ONNX graph, and print the shapes of its tensors."""
-    from model.convert.exports import export_onnx
+    from model.convert.export import export_onnx
 
     content, difference = export_onnx(checkpoint, pixels)
     with writing(path):
@@ -155,11 +155,11 @@ def write_openvino(checkpoint: Checkpoint, path: Path, precision: Literal["fp32"
     import openvino as ov
 
     from app.engine.openvino import build_graph
-    from model.convert.metadata import describe
+    from model.convert.metadata import describe_checkpoint
 
     graph = build_graph(checkpoint.unet, checkpoint.preprocess, checkpoint.state)
     graph.outputs[0].get_tensor().set_names({"probabilities"})
-    for key, value in describe(checkpoint).items():
+    for key, value in describe_checkpoint(checkpoint).items():
         graph.set_rt_info(value, ["unet", key])
     with writing(path):
         if not path.parent.exists() and path.parent.parent.is_dir():
@@ -182,7 +182,7 @@ def write_openvino(checkpoint: Checkpoint, path: Path, precision: Literal["fp32"
 
 def write_state_dict(checkpoint: Checkpoint, path: Path) -> None:
     """Write the state dict in fp32."""
-    from model.convert.exports import export_state_dict
+    from model.convert.export import export_state_dict
 
     architecture = checkpoint.unet
     content = export_state_dict(checkpoint, path.suffix)

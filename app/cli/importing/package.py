@@ -27,7 +27,7 @@ def import_package(args: argparse.Namespace, package: Package) -> None:
         UserError: the graph is not accepted, or neither the description nor the arguments say how
             its values are made.
     """
-    _set_values(args, package)
+    _set_preprocessing(args, package)
     _set_shapes(args, package)
     _set_outputs(args, package)
     if args.licence == "unknown":
@@ -42,19 +42,19 @@ def import_package(args: argparse.Namespace, package: Package) -> None:
     _print_comparison(load_checkpoint(path), package)
 
 
-def _set_values(args: argparse.Namespace, package: Package) -> None:
+def _set_preprocessing(args: argparse.Namespace, package: Package) -> None:
     """Set --intensity, --percentiles, --mean and --std, unless one of them is set."""
     if args.mean or args.std or args.percentiles or args.intensity != "range":
         return
-    values = package.values
-    if values.problem:
+    steps = package.preprocessing
+    if steps.problem:
         raise CheckpointError(
-            f"{args.foreign}: {values.problem}, which cannot be converted; to use another "
+            f"{args.foreign}: {steps.problem}, which cannot be converted; to use another "
             "preprocessing, set --mean and --std, or --intensity percentile"
         )
-    args.mean, args.std = list(values.mean), list(values.std)
-    if values.percentiles:
-        args.intensity, args.percentiles = "percentile", list(values.percentiles)
+    args.mean, args.std = list(steps.mean), list(steps.std)
+    if steps.percentiles:
+        args.intensity, args.percentiles = "percentile", list(steps.percentiles)
 
 
 def _set_shapes(args: argparse.Namespace, package: Package) -> None:

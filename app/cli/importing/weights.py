@@ -18,7 +18,7 @@ from app.cli.importing.options import (
 )
 from model.checkpoint import Checkpoint
 from model.config import UNetConfig
-from model.convert.foreign_networks import Family, State, softmax_as_sigmoid
+from model.convert.foreign_networks import Family, State, replace_softmax
 from model.convert.import_weights import (
     Finding,
     choose_precision,
@@ -103,7 +103,7 @@ def _convert(args: argparse.Namespace, finding: Finding) -> State:
             f"{args.foreign} has two outputs: set --two-outputs softmax (background and "
             "foreground) or --two-outputs border (foreground, and the border between objects)"
         )
-    return softmax_as_sigmoid(state) if args.two_outputs == "softmax" else state
+    return replace_softmax(state) if args.two_outputs == "softmax" else state
 
 
 def _infer_architecture(args: argparse.Namespace, state: State, padding: int) -> UNetConfig:

@@ -55,7 +55,7 @@ class WorkerPool:
         self._on_restart = on_restart
         self._failed_starts = 0
         self._idle: list[ImageWorker] = []
-        self._changed = asyncio.Semaphore(0)
+        self._became_idle = asyncio.Semaphore(0)
         """Released for each worker that becomes idle. One that ends while idle leaves it as it is,
         so that its count is at least the number of idle workers."""
         self._running: set[ImageWorker] = set()
@@ -124,7 +124,7 @@ class WorkerPool:
 
     async def _take_idle(self) -> ImageWorker:
         while True:
-            await self._changed.acquire()
+            await self._became_idle.acquire()
             if self._idle:
                 return self._idle.pop()  # the last one used: its memory is in the caches
 
@@ -135,7 +135,7 @@ class WorkerPool:
             worker.kill(KillReason.LEAK)
             return
         self._idle.append(worker)
-        self._changed.release()
+        self._became_idle.release()
 
     async def _keep_one(self) -> None:
         """Keep one process running: start it, and replace it whenever it ends."""

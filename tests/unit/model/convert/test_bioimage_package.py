@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.convert.bioimage_package import Package, Values, read_package
+from model.convert.bioimage_package import Package, Preprocessing, read_package
 from model.errors import CheckpointError
 
 
@@ -121,7 +121,7 @@ def test_old_description_is_read(path: Path) -> None:
     package = read(path)
     assert package.divisor == 32
     assert package.is_activated
-    assert package.values.std == pytest.approx([1 / 255] * 3)
+    assert package.preprocessing.std == pytest.approx([1 / 255] * 3)
     assert package.image is not None
     assert package.image.shape == (64, 64, 3)
     assert package.image.dtype == np.uint8
@@ -131,14 +131,14 @@ def test_old_description_is_read(path: Path) -> None:
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        ([], Values(None, (0.0,), (1 / 255,))),
+        ([], Preprocessing(None, (0.0,), (1 / 255,))),
         (
             [{"id": "scale_linear", "kwargs": {"gain": 1 / 255, "offset": -0.5}}],
-            Values(None, (0.5,), (1.0,)),
+            Preprocessing(None, (0.5,), (1.0,)),
         ),
         (
             [{"id": "fixed_zero_mean_unit_variance", "kwargs": {"mean": 51.0, "std": 25.5}}],
-            Values(None, (0.2,), (0.1,)),
+            Preprocessing(None, (0.2,), (0.1,)),
         ),
         (
             [
@@ -149,15 +149,15 @@ def test_old_description_is_read(path: Path) -> None:
                 {"id": "clip", "kwargs": {"min": 0, "max": 1}},
                 {"id": "ensure_dtype", "kwargs": {"dtype": "float32"}},
             ],
-            Values((1.0, 99.8), (0.0,), (1.0,)),
+            Preprocessing((1.0, 99.8), (0.0,), (1.0,)),
         ),
     ],
 )
 def test_steps_become_percentiles_mean_and_deviation(
-    path: Path, steps: list[dict[str, Any]], expected: Values
+    path: Path, steps: list[dict[str, Any]], expected: Preprocessing
 ) -> None:
     write(path, describe_new(*steps), **TENSORS)
-    found = read(path).values
+    found = read(path).preprocessing
     assert found.percentiles == expected.percentiles
     assert found.mean == pytest.approx(expected.mean)
     assert found.std == pytest.approx(expected.std)
@@ -170,9 +170,9 @@ def test_old_fixed_normalization_is_read(path: Path) -> None:
         "kwargs": {"mode": "fixed", "axes": "yx", "mean": [0, 51, 102], "std": [255, 255, 51]},
     }
     write(path, describe_old(preprocessing=[step]), **TENSORS)
-    values = read(path).values
-    assert values.mean == pytest.approx([0, 0.2, 0.4])
-    assert values.std == pytest.approx([1, 1, 0.2])
+    found = read(path).preprocessing
+    assert found.mean == pytest.approx([0, 0.2, 0.4])
+    assert found.std == pytest.approx([1, 1, 0.2])
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_steps_that_cannot_be_expressed_are_named(
     path: Path, step: dict[str, Any], says: str
 ) -> None:
     write(path, describe_new(step), **TENSORS)
-    problem = read(path).values.problem
+    problem = read(path).preprocessing.problem
     assert problem is not None
     assert says in problem
 
@@ -195,14 +195,14 @@ def test_steps_that_cannot_be_expressed_are_named(
 def test_contrast_of_each_channel_cannot_be_expressed(path: Path) -> None:
     step = {"id": "scale_range", "kwargs": {"axes": ["y", "x"]}}
     write(path, describe_new(step, channels=3), **TENSORS)
-    problem = read(path).values.problem
+    problem = read(path).preprocessing.problem
     assert problem is not None
     assert "each channel by itself" in problem
 
 
 def test_range_of_floats_must_be_stated(path: Path) -> None:
     write(path, describe_new(data={"type": "float32"}), **TENSORS)
-    problem = read(path).values.problem
+    problem = read(path).preprocessing.problem
     assert problem is not None
     assert "does not say which range" in problem
 

@@ -32,7 +32,7 @@ def message(path: Path) -> str:
 def test_torchscript(path: Path) -> None:
     torch.jit.script(torch.nn.Conv2d(3, 4, 1)).save(str(path))
     assert "TorchScript" in message(path)
-    run_way_out(path)
+    run_advice(path)
 
 
 @pytest.mark.slow
@@ -41,10 +41,10 @@ def test_exported_program(path: Path) -> None:
     program = torch.export.export(torch.nn.Conv2d(3, 4, 1), (torch.zeros(1, 3, 8, 8),))
     torch.export.save(program, path)
     assert "(.pt2)" in message(path)
-    run_way_out(path)
+    run_advice(path)
 
 
-def run_way_out(path: Path) -> None:
+def run_advice(path: Path) -> None:
     """Run the lines of the message; they write a state dict."""
     lines = message(path).partition("run: ")[2].partition(", and import")[0]
     lines = lines.replace(path.name, str(path)).replace("weights.pth", str(path.parent / "w.pth"))

@@ -14,7 +14,7 @@ import pytest
 from app import cli
 from model.checkpoint import load_checkpoint
 from model.config import GraphConfig
-from model.convert.exports import export_onnx
+from model.convert.export import export_onnx
 from model.predict import Predictor
 from tests.conftest import write_tiny
 from tests.drawing import nuclei

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from model.arrays import AnyArray
 from model.checkpoint import Checkpoint
 from model.config import LEVELS, SKIP_MARGINS, UNetConfig
-from model.convert.metadata import describe
+from model.convert.metadata import describe_checkpoint
 from model.errors import ExportError
 
 Pixels = Literal["uint8", "float32"]
@@ -59,7 +59,7 @@ def build_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> onnx.ModelPr
 
     Returns:
         A model from `INPUT` to `OUTPUT`, (N, out_channels, H', W') float32, with the fields of
-        `describe` as metadata.
+        `describe_checkpoint` as metadata.
 
     Raises:
         ExportError: the weights are too large for a file of ONNX.
@@ -97,7 +97,7 @@ def build_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> onnx.ModelPr
         ir_version=_IR_VERSION,
         producer_name="unet-server",
     )
-    helper.set_model_props(model, describe(checkpoint))
+    helper.set_model_props(model, describe_checkpoint(checkpoint))
     return model
 
 

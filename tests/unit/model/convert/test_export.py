@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
 from model.checkpoint import load_checkpoint
-from model.convert import exports
-from model.convert.exports import export_onnx, export_state_dict
-from model.convert.onnx_graph import build_onnx
+from model.convert import export
+from model.convert.export import export_onnx, export_state_dict
+from model.convert.onnx import build_onnx
 from model.errors import ExportError
 from model.predict import build_network
 from tests.conftest import write_tiny
@@ -126,7 +126,7 @@ def test_graph_that_computes_something_else_is_rejected(
         bias.CopyFrom(numpy_helper.from_array(wrong, bias.name))
         return model
 
-    monkeypatch.setattr(exports, "build_onnx", build_wrongly)
+    monkeypatch.setattr(export, "build_onnx", build_wrongly)
     write_tiny(tmp_path / "tiny.safetensors")
     with pytest.raises(ExportError, match="tiny: the probabilities of ONNX Runtime differ"):
         export_onnx(load_checkpoint(tmp_path / "tiny.safetensors"))

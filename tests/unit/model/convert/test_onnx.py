@@ -12,8 +12,8 @@ import torch
 
 from model.checkpoint import Checkpoint
 from model.config import PreprocessConfig, UNetConfig
-from model.convert.exports import run_onnx
-from model.convert.onnx_graph import Pixels, build_onnx
+from model.convert.export import load_onnx
+from model.convert.onnx import Pixels, build_onnx
 from model.errors import ExportError
 from model.predict import build_network
 from model.transforms import normalize, probabilities
@@ -58,7 +58,7 @@ def test_probabilities_equal_those_of_the_network(
     checkpoint = make_checkpoint(architecture, **preprocess)
     model = build_onnx(checkpoint, pixels)
     onnx.checker.check_model(model, full_check=True)
-    compute = run_onnx(model.SerializeToString(), pixels)
+    compute = load_onnx(model.SerializeToString(), pixels)
     network = build_network(checkpoint).eval()
     rng = np.random.default_rng(0)
     for shape in shapes:
@@ -110,6 +110,6 @@ def test_metadata_describes_preprocessing_and_outputs() -> None:
 
 
 def test_network_above_the_limit_of_the_format_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.convert.onnx_graph._MAX_BYTES", 1000)
+    monkeypatch.setattr("model.convert.onnx._MAX_BYTES", 1000)
     with pytest.raises(ExportError, match="drawn is too large for ONNX"):
         build_onnx(make_checkpoint(UNetConfig(3, 1, 4)))

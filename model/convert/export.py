@@ -1,6 +1,7 @@
-"""Convert a checkpoint to files of other programs, and check them against the reference.
+"""Convert a checkpoint to files of other programs: an ONNX graph or a state dict.
 
-Results are bytes; the caller writes them. Knows no command line.
+The graph is compared with the reference. Results are bytes; the caller writes them. Knows no
+command line.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import numpy as np
 
 from model.arrays import AnyArray, ByteArray, FloatArray
 from model.checkpoint import Checkpoint
-from model.convert.metadata import describe
-from model.convert.onnx_graph import INPUT, Pixels, build_onnx
+from model.convert.metadata import describe_checkpoint
+from model.convert.onnx import INPUT, Pixels, build_onnx
 from model.errors import ExportError
 from model.sliding_window import sliding_window_inference
 
@@ -22,7 +23,7 @@ MAX_DIFFERENCE = 1e-4
 
 
 def export_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> tuple[bytes, float]:
-    """Build the ONNX file of a checkpoint, and run it by ONNX Runtime on the golden image.
+    """Build the ONNX file of a checkpoint, and compare it with the reference on the golden image.
 
     Returns:
         The file, and the largest difference of its probabilities from those of the reference.
@@ -32,7 +33,7 @@ def export_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> tuple[bytes
             `MAX_DIFFERENCE`.
     """
     content = build_onnx(checkpoint, pixels).SerializeToString()
-    difference = _measure_difference(checkpoint, run_onnx(content, pixels))
+    difference = _measure_difference(checkpoint, load_onnx(content, pixels))
     if not difference <= MAX_DIFFERENCE:  # true for NaN
         raise ExportError(
             f"{checkpoint.name}: the probabilities of ONNX Runtime differ from the reference by up "
@@ -41,8 +42,12 @@ def export_onnx(checkpoint: Checkpoint, pixels: Pixels = "uint8") -> tuple[bytes
     return content, difference
 
 
-def run_onnx(content: bytes, pixels: Pixels) -> Callable[[ByteArray], FloatArray]:
-    """Return a function that runs a graph of `build_onnx`: (1, h, w, C) uint8 -> (1, C, h', w')."""
+def load_onnx(content: bytes, pixels: Pixels) -> Callable[[ByteArray], FloatArray]:
+    """Load a graph of `build_onnx` into ONNX Runtime.
+
+    Returns:
+        A function that runs it: (N, H, W, C) uint8 -> (N, out_channels, H', W').
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -73,8 +78,8 @@ def export_state_dict(checkpoint: Checkpoint, suffix: str) -> bytes:
     """Build a state dict in fp32 under the names of the annotated implementation (labml.ai).
 
     Args:
-        suffix: ".safetensors", whose header gets the fields of `describe`; otherwise a file of
-            `torch.save`.
+        suffix: ".safetensors", whose header gets the fields of `describe_checkpoint`; otherwise a
+            file of `torch.save`.
     """
     if suffix == ".safetensors":
         from safetensors.numpy import save
@@ -83,7 +88,7 @@ def export_state_dict(checkpoint: Checkpoint, suffix: str) -> bytes:
             name: np.ascontiguousarray(array, np.float32)
             for name, array in checkpoint.state.items()
         }
-        return save(arrays, metadata={"format": "pt", **describe(checkpoint)})
+        return save(arrays, metadata={"format": "pt", **describe_checkpoint(checkpoint)})
     import torch
 
     from model.predict import load_tensors
