@@ -25,11 +25,10 @@ PREFIX = "UNET_"
 KEY_VARIABLE = f"{PREFIX}KEY"
 """The API key that a command sends to a running service. Not a setting of the service."""
 
-_KEY_CHARACTERS = "A-Za-z0-9._~+/-"
-KEY_PATTERN = re.compile(rf"[{_KEY_CHARACTERS}]+=*")
-"""An API key: what `Authorization: Bearer` can carry (b64token of RFC 6750, section 2.1; token68 of
-RFC 9110, section 11.2). The Python client has the same rule."""
-KEY_RULE = "letters, digits and -._~+/, with = only at the end"
+KEY_PATTERN = re.compile(r"[!-~]+")
+"""An API key: characters that a header carries unchanged (VCHAR of RFC 9110, section 5.5). The
+Python client and the web page have the same rule."""
+KEY_RULE = "visible ASCII characters without spaces"
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
 """An origin as browsers serialize it (RFC 6454, section 6.2), or any origin."""
 _HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
@@ -257,19 +256,8 @@ def load_settings(**flags: str) -> Settings:
             "false in the pod's spec, or rename the Service"
         )
     if name == "api_keys":
-        value = _mask_keys(str(value))
+        value = re.sub(r"[!-+\--~]", "*", str(value))  # only what is not allowed is shown
     raise SettingsError(f"{PREFIX}{name.upper()}={value!r}: {message}")
-
-
-def _mask_keys(text: str) -> str:
-    """Hide keys between commas: of each, only the first character that is not allowed is shown."""
-    return re.sub(r"[^,\s]([^,]*[^,\s])?", lambda key: _mask_key(key[0]), text)
-
-
-def _mask_key(key: str) -> str:
-    wrong = re.search(rf"[^={_KEY_CHARACTERS}]", key)
-    at = wrong.start() if wrong else len(key)
-    return "*" * at + key[at : at + 1] + "*" * len(key[at + 1 :])
 
 
 def _choose_only_model(settings: Settings) -> Settings:

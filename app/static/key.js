@@ -1,7 +1,7 @@
 // Asks for the API key where the service requires one, and keeps it until the tab is closed.
 
 const STORAGE_KEY = "unet-api-key";
-const VALID_KEY = /^[A-Za-z0-9._~+/=-]+$/; // the characters that the service allows
+const VALID_KEY = /^[\x21-\x7e]+$/; // the characters that the service allows
 
 const $ = (id) => document.getElementById(id);
 const KEY_REQUIRED = "This server requires an API key.";
@@ -28,7 +28,7 @@ export function askForKey(rejectedKey) {
       const invalid = [...key].find((character) => !VALID_KEY.test(character));
       if (invalid || !key) {
         $("key-note").textContent = invalid
-          ? `A key cannot contain “${invalid}”. Use letters A to Z, digits and - . _ ~ + / =.`
+          ? `A key cannot contain “${invalid}”. Use letters A to Z, digits and ASCII punctuation.`
           : KEY_REQUIRED;
         $("key").select();
         return;

@@ -39,8 +39,8 @@ _RETRIED = (429, 503)
 _DEFAULT_DELAY, _MIN_DELAY = 1.0, 0.1
 """Seconds before the next attempt: without Retry-After, and at least."""
 
-_KEY = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""A b64token (RFC 6750, section 2.1)."""
+_KEY = re.compile(r"[!-~]+")
+"""Characters that a header carries unchanged (VCHAR of RFC 9110, section 5.5)."""
 _TIMEOUTS = (TimeoutError, httpx.TimeoutException, httpcore.TimeoutException)
 _FAILURES = (
     httpx.RequestError,
@@ -246,7 +246,7 @@ def _parse_url(url: str) -> httpx.URL:
 def _check_key(key: str) -> str:
     """Check that a header can carry a key, by the rule of the service. Errors do not repeat it."""
     if not _KEY.fullmatch(key):
-        raise ValueError("the API key must be letters, digits and -._~+/, with = only at the end")
+        raise ValueError("the API key must be visible ASCII characters without spaces")
     return key
 
 

@@ -10,8 +10,6 @@ All of them can be pickled, so they can be raised in a worker process.
 
 from __future__ import annotations
 
-from unet_client.query import quote_words
-
 
 class UnetClientError(Exception):
     """Base class of all errors below."""
@@ -30,8 +28,7 @@ class SegmentationError(UnetClientError):
 
     Attributes:
         status: HTTP status code.
-        detail: what was wrong and what would be right, as the service sent it. The text of the
-            error itself writes parameters as keyword arguments: `page="all"`.
+        detail: what was wrong and what would be right.
         request_id: identifies the request in the log of the service; empty if there is none.
     """
 
@@ -42,4 +39,4 @@ class SegmentationError(UnetClientError):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        return f"{self.status}: {quote_words(self.detail)}"
+        return f"{self.status}: {self.detail}"

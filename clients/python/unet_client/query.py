@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -49,14 +48,6 @@ class SegmentQuery(TypedDict, total=False):
     percentiles: tuple[float, float] | None
     pixel_size: float | None
     background: tuple[int, int, int] | str | None
-
-
-_WORD = re.compile(rf"(?<![\w/.-])({'|'.join(SegmentQuery.__annotations__)})=([a-z]\w*)")
-
-
-def quote_words(message: str) -> str:
-    """Write the parameters in a message of the service as keyword arguments: `page="all"`."""
-    return _WORD.sub(r'\1="\2"', message)
 
 
 def encode_query(query: Mapping[str, Any]) -> dict[str, list[str]]:

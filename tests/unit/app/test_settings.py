@@ -73,31 +73,29 @@ def test_invalid_key_is_rejected_without_showing_keys(
         load_settings()
     (line,) = str(caught.value).splitlines()
     assert line.startswith("UNET_API_KEYS='**********,****\u00fc****': ")
-    assert "letters, digits and -._~+/, with = only at the end" in line
+    assert "visible ASCII characters without spaces" in line
 
 
 @pytest.mark.parametrize(
     ("keys", "shown"),
     [
         ("with space", "**** *****"),
-        (" a=b , good", " *** , ****"),
-        ("\u043a\u043b\u044e\u0447", "\u043a***"),
-        ("p@ss!word", "*@*******"),
+        ("\u043a\u043b\u044e\u0447", "\u043a\u043b\u044e\u0447"),
         ("tab\there", "***\\t****"),
     ],
 )
-def test_key_that_no_bearer_header_can_carry_is_rejected_and_hidden(
+def test_key_that_no_header_can_carry_is_rejected_and_hidden(
     keys: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNET_API_KEYS", keys)
     with pytest.raises(SettingsError) as caught:
         load_settings()
-    assert str(caught.value).startswith(f"UNET_API_KEYS='{shown}': each key must be letters, ")
+    assert str(caught.value).startswith(f"UNET_API_KEYS='{shown}': each key must be visible ")
 
 
-def test_keys_of_a_bearer_header_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNET_API_KEYS", "s3cret-Key, a+b/c==,x._~")
-    assert load_settings().api_keys == ("s3cret-Key", "a+b/c==", "x._~")
+def test_visible_keys_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNET_API_KEYS", "s3cret-Key, a+b/c==,p@ss!=x")
+    assert load_settings().api_keys == ("s3cret-Key", "a+b/c==", "p@ss!=x")
 
 
 @pytest.mark.parametrize("value", [",", ", ,", " "])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import gzip
-import json
 import pickle
 import socket
 from pathlib import Path
@@ -123,15 +122,6 @@ def test_error_without_a_body_has_the_phrase_that_was_sent(
     assert caught.value.detail == "Unprocessable Content"
 
 
-def test_text_of_an_error_names_keyword_arguments(fake: FakeServer, connect: Connect) -> None:
-    detail = "choose page=0 to page=2 for one of them, or page=all"
-    fake.respond = lambda _: Reply(422, body=json.dumps({"detail": detail}).encode())
-    with connect(fake.url) as client, pytest.raises(SegmentationError) as caught:
-        client.segment(b"image")
-    assert caught.value.detail == detail
-    assert str(caught.value) == '422: choose page=0 to page=2 for one of them, or page="all"'
-
-
 def test_unreachable_server_raises_connection_failed(connect: Connect) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -194,8 +184,8 @@ def test_large_image_is_sent_in_full(fake: FakeServer, connect: Connect) -> None
         ("http://host", {"timeout": 0}, "timeout must be a positive number of seconds, got 0"),
         ("http://host", {"timeout": float("inf")}, "timeout must be"),
         ("http://host", {"timeout": float("nan")}, "timeout must be"),
-        ("http://host", {"key": "line break\n"}, "the API key must be letters, digits and"),
-        ("http://host", {"key": "schlüssel"}, "the API key must be letters, digits and"),
+        ("http://host", {"key": "line break\n"}, "the API key must be visible ASCII"),
+        ("http://host", {"key": "schlüssel"}, "the API key must be visible ASCII"),
     ],
 )
 def test_invalid_argument_is_rejected_at_construction(
@@ -211,16 +201,14 @@ def test_invalid_argument_is_rejected_at_construction(
     [
         "s3cret-Key",
         "a+b/c==",
-        "x._~",
-        "=",
         "a=b",
+        "p@ss",
+        "a,b",
+        "#a",
         "with space",
         " a",
         "a\n",
-        "p@ss",
-        "a,b",
         "é",
-        "#a",
     ],
 )
 def test_client_sends_the_keys_that_the_service_accepts(key: str) -> None:
@@ -230,7 +218,7 @@ def test_client_sends_the_keys_that_the_service_accepts(key: str) -> None:
     except ValueError:
         accepted = False
     assert accepted == bool(KEY_PATTERN.fullmatch(key))
-    assert accepted == (key in ("s3cret-Key", "a+b/c==", "x._~"))
+    assert accepted == (key.isascii() and key == "".join(key.split()))
 
 
 @pytest.mark.parametrize(

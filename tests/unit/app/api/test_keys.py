@@ -99,7 +99,7 @@ def test_file_that_cannot_be_used_keeps_the_keys_and_is_logged_once(
     assert "secret" not in message.replace(str(file), "")
 
 
-@pytest.mark.parametrize("content", ["", "# none", "n\u00e4h", "with space", "a=b"])
+@pytest.mark.parametrize("content", ["", "# none", "n\u00e4h", "with space"])
 def test_unusable_file_aborts_the_start(content: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     with pytest.raises(SettingsError, match=r"UNET_API_KEYS_FILE=.*keys"):
