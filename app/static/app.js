@@ -3,6 +3,7 @@
 //   files.js     reads what was dropped or chosen
 //   items.js     the images                         queue.js     when requests are sent
 //   service.js   sends images to the service        key.js       asks for the API key
+//   connection.js  the header: whether the server can be used
 //   models.js    the models and their names         settings.js  model, threshold, page and channel
 //   objects.js   objects, labels and the filter     panel.js     texts, histogram, table
 //   viewer.js    zoom, pan, what is under the pointer
@@ -15,6 +16,7 @@
 //   png.js       PNGs of 8 and 16 bits              zip.js       the zip format
 
 import * as about from "./about.js";
+import * as connection from "./connection.js";
 import * as files from "./files.js";
 import { add, clear, inState, items, objectsChanged, onChange, remove, rerun, stop } from "./items.js";
 import * as panel from "./panel.js";
@@ -47,6 +49,7 @@ async function addSample(url) {
     add([{ file, path: file.name, sample: true }], settings.forNewImages());
   } catch {
     showNotice("The server cannot be reached.");
+    connection.check();
   }
 }
 
@@ -267,7 +270,11 @@ function render() {
 }
 
 onChange(render);
-onPause(render);
+onPause(() => {
+  connection.check(); // what a request found out is newer than the last probe
+  connection.render();
+  render();
+});
 progress.keepUpToDate(() => items.length && render());
 $("curl").textContent = `curl -F file=@image.png ${new URL("segment", document.baseURI)} -o mask.png`;
 about.start();

@@ -8,19 +8,22 @@ const MAX_DELAY_S = 15;
 const MAX_LATE = 4; // attempts of an image that misses its deadline
 const MAX_BROKEN = 3; // attempts of an image whose connection breaks while the service responds to others
 
-const REASONS = {
-  busy: "The server is busy with other work. This continues by itself.",
-  restarting: "The server is restarting. This continues by itself.",
-  late: "The server has much to do. This continues by itself.",
-  away: "The server cannot be reached. This continues by itself when it is back.",
+export const REASONS = {
+  busy: "The server is busy with other work.",
+  restarting: "The server is restarting.",
+  late: "The server has much to do.",
+  away: "The server cannot be reached.",
 };
 
 let pause = null; // {reason, until, delay, trying}
 let largeImage = Promise.resolve(); // settles when no large image is in flight
 let notify = () => {};
 
-/** Why the queue waits, or "". */
-export const pauseReason = () => (pause ? REASONS[pause.reason] : "");
+/** Why the queue waits: a key of `REASONS`, or "". */
+export const pauseKind = () => pause?.reason || "";
+
+/** Why the queue waits, for people, or "". */
+export const pauseReason = () => (pause ? `${REASONS[pause.reason]} This continues by itself.` : "");
 
 /** Call `listener` when the queue begins or ends to wait. */
 export function onPause(listener) {

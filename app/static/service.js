@@ -6,6 +6,7 @@ import { askForKey, storedKey } from "./key.js";
 import { unzip } from "./zip.js";
 
 const LONGEST_TIMEOUT_S = 3600; // more than a service allows; it takes its own limit then
+const PROBE_MS = 8000; // a server that takes longer for a probe does not respond
 const LARGE_UPLOAD = 1e8; // bytes; a server or proxy may close the connection instead of responding
 
 /** A request that gave no result. `temporary` is busy, restarting, late or away; empty if a retry is useless. */
@@ -73,6 +74,16 @@ export async function isAlive() {
     return (await fetch("livez")).status < 500;
   } catch {
     return false;
+  }
+}
+
+/** Why the service cannot be used now: "away", "restarting" and so on, as of a Failure; "" if it can. */
+export async function findTrouble() {
+  try {
+    const { status } = await fetch("readyz", { cache: "no-store", signal: AbortSignal.timeout?.(PROBE_MS) });
+    return TEMPORARY[status] || "";
+  } catch {
+    return "away";
   }
 }
 

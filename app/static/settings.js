@@ -1,5 +1,6 @@
 // Model, threshold, page and channel: of the shown image, and of those that are added next.
 
+import * as connection from "./connection.js";
 import { add, items, rerun } from "./items.js";
 import * as models from "./models.js";
 import * as viewer from "./viewer.js";
@@ -101,10 +102,8 @@ $("all-pages").addEventListener("click", () => {
 // --- the list of models -----------------------------------------------------------------------------
 
 function renderModels() {
-  const own = models.defaultModel();
   $("model").replaceChildren(...models.selectable().map((model) => new Option(models.titleOf(model), model.name)));
   $("models").hidden = models.selectable().length < 2;
-  $("service").textContent = own.ready ? `Ready. Finds ${models.findsOf(own)}.` : `Loading the model ${own.name}…`;
   render();
 }
 
@@ -112,9 +111,10 @@ async function loadModels() {
   try {
     await models.load();
     renderModels();
+    connection.setListFailed(false);
     if (models.areLoading()) setTimeout(loadModels, 1000);
   } catch {
-    $("service").textContent = "The list of models is not available.";
+    connection.setListFailed(true);
     setTimeout(loadModels, 5000); // the service may be starting
   }
 }
@@ -122,4 +122,5 @@ async function loadModels() {
 export function start() {
   place(false);
   loadModels();
+  connection.start(loadModels);
 }

@@ -82,6 +82,62 @@ def test_changed_model_applies_to_the_shown_image_and_on_request_to_all(page: Pa
     assert used[8:] == ["c"]
 
 
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (None, "The server cannot be reached."),
+        (502, "The server cannot be reached."),
+        (503, "The server is restarting."),
+    ],
+)
+def test_header_follows_the_server_while_nothing_is_sent(
+    clocked_page: Page, expected_errors: list[str], status: int | None, text: str
+) -> None:
+    expected_errors += ["ERR_CONNECTION_REFUSED", "502", "503"]
+    page = clocked_page
+    line = page.locator("#service")
+    expect(line).to_have_text("Ready. Finds cell nuclei.")
+
+    def fail(route: Route) -> None:
+        route.fulfill(status=status) if status else route.abort("connectionrefused")
+
+    page.route("**/readyz", fail)
+    page.evaluate("dispatchEvent(new Event('offline'))")  # probes at once
+    expect(line).to_have_text(text)
+    page.route(
+        "**/models", lambda route: route.fulfill(json={"models": [model_entry("a")]})
+    )  # another service than before
+    page.unroute("**/readyz")
+    advance_until(page, lambda: line.inner_text() != text, step_ms=1_000)
+    expect(line).to_have_text("Ready. Finds a.")
+    page.route("**/readyz", fail)
+    advance_until(page, lambda: line.inner_text() == text, step_ms=1_000)
+
+
+def test_header_agrees_with_the_reason_why_images_wait(
+    clocked_page: Page, expected_errors: list[str]
+) -> None:
+    expected_errors += ["ERR_CONNECTION_REFUSED"]
+    page = clocked_page
+    line = page.locator("#service")
+    expect(line).to_have_text("Ready. Finds cell nuclei.")
+    for path in ("segment*", "livez", "readyz"):
+        page.route(f"**/{path}", lambda route: route.abort("connectionrefused"))
+    choose_files(page, ("a.png", CELLS))
+    expect(page.locator("#waiting")).to_contain_text("The server cannot be reached.")
+    expect(line).to_have_text("The server cannot be reached.")
+    page.click("#stop")
+    page.wait_for_timeout(200)
+    expect(line).to_have_text("The server cannot be reached.")  # nothing is sent any more
+    for path in ("segment*", "livez", "readyz"):
+        page.unroute(f"**/{path}")
+    page.route("**/segment*", always_send_mask)
+    page.click("#resume")
+    advance_until(page, lambda: line.inner_text() != "The server cannot be reached.", step_ms=500)
+    expect(line).to_have_text("Ready. Finds cell nuclei.")
+    wait_done(page)
+
+
 def test_key_form_is_shown_until_the_key_is_accepted(browser: Browser, closed: Server) -> None:
     page = browser.new_page()
     page.set_default_timeout(TIMEOUT_MS)
