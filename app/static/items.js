@@ -14,7 +14,7 @@ const LARGE_PIXELS = 4e6; // such an image is sent alone
 const LARGE_BYTES = 8e6; // the same for a format that the browser does not read
 
 // An item: {file, path, sample, settings, state, outputs, table, deleted, size, statistics, seconds, date, note,
-// unlike, uncertainty, doubt, choices, error, saved, controller, used, removed}. settings is {model,
+// unlike, uncertainty, doubt, parts, choices, cutOff, error, saved, controller, used, removed}. settings is {model,
 // threshold, page, channel}; used are those of the outputs. deleted has the labels of deleted objects, removed their
 // boxes, by which they are recognized when the image is run again. state is waiting, working, done, failed or stopped.
 export const items = [];
@@ -151,6 +151,7 @@ async function process(item, signal) {
   }
   const table = await runTask("readTable", outputs.polygons, size);
   const preview = outputs.preview && (await runTask("inspectImage", outputs.preview, strip.SIDE)).thumbnail;
+  const parts = table.count ? null : await runTask("inspectParts", outputs.mask);
   const doubt = await readDoubt(outputs, statistics);
   const tint = await runTask("tintThumbnail", outputs.mask, strip.SIDE);
   drawThumbnail(item.thumbnail, preview || thumbnail, tint);
@@ -160,7 +161,7 @@ async function process(item, signal) {
   const { deleted, missing } = findAgain(item.removed || [], table);
   if (item.removed?.length) note = [note, describeDeleted(deleted.size, missing)].filter(Boolean).join(" ");
   const uncertainty = readUncertainty(item, statistics);
-  Object.assign(item, { outputs, table, statistics, seconds, size, note, deleted, uncertainty, doubt, date: new Date(), saved: false });
+  Object.assign(item, { outputs, table, statistics, seconds, size, note, deleted, uncertainty, doubt, parts, date: new Date(), saved: false });
   item.used = item.settings;
   item.unlike = describeUnlike(item);
   await viewer.refresh(item);

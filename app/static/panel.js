@@ -129,8 +129,29 @@ function renderObjects(item) {
   $("filter-reset").hidden = !isFiltering();
   $("undelete").hidden = !item.deleted.size;
   $("undelete").textContent = `Restore ${item.deleted.size} deleted`;
+  $("hidden-note").textContent = describeHidden(item, removed);
+  $("hidden-note").hidden = !$("hidden-note").textContent;
   drawHistogram(item, kept);
   renderTable(item, kept);
+  renderObject(item, kept);
+}
+
+/** Say why none of the objects is shown, or "". */
+function describeHidden(item, removed) {
+  const { count } = item.table;
+  if (!count || removed < count) return "";
+  const objects = count === 1 ? "The only object" : `All ${count.toLocaleString("en")} objects`;
+  const verb = count === 1 ? "is" : "are";
+  if (!item.deleted.size) return `${objects} ${verb} hidden by the filter.`;
+  return `${objects} ${verb} deleted${item.deleted.size < count ? " or hidden by the filter" : ""}.`;
+}
+
+/** Show the selected object beside the picture, unless it was removed. */
+function renderObject(item, kept) {
+  const label = viewer.selectedObject();
+  const shown = Boolean(label && kept[label - 1]);
+  $("object").hidden = !shown;
+  if (shown) $("object-text").textContent = describeObject(item, label);
 }
 
 /** Describe what the picture shows, for those who do not see it. */
@@ -250,9 +271,9 @@ function renderTable(item, kept) {
 /** Show the selected object beside the picture and in the table. */
 export function renderSelected(label) {
   const item = viewer.current();
-  $("object").hidden = !label;
+  $("object").hidden = true;
   if (!item?.table) return;
-  if (label) $("object-text").textContent = describeObject(item, label);
+  renderObject(item, keptObjects(item));
   for (const row of $("table").querySelectorAll("[aria-selected]")) row.removeAttribute("aria-selected");
   if (!label) return;
   let row = $("table").querySelector(`[data-object="${label}"]`);
@@ -266,6 +287,7 @@ export function renderSelected(label) {
 
 export function deleteObject(label) {
   const item = viewer.current();
+  if (!keptObjects(item)[label - 1]) return; // the filter hides it
   item.deleted.add(label);
   item.removed = [...(item.removed || []), item.table.boxes[label - 1]];
   item.saved = false;

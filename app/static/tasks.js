@@ -7,6 +7,7 @@ import { measureDoubt } from "./doubt.js";
 import { createPyramid, cropSquare, decode, release, sameSize, stretchContrast, tintMask } from "./imaging.js";
 import { rasterize, readTable } from "./objects.js";
 import { readPng, writePng } from "./png.js";
+import { inspectParts } from "./parts.js";
 import { encodeRois } from "./rois.js";
 import { crc32 } from "./zip.js";
 
@@ -101,6 +102,7 @@ export const TASKS = {
   readTable: async (polygons, size) => readTable(await parse(polygons), size),
   readLabels,
   measureDoubt: async (png, threshold) => measureDoubt(await readPng(png), threshold),
+  inspectParts: async (mask) => inspectParts(await readPng(mask)),
   readSamples: async (png) => (await readPng(png)).data,
   writeLabels,
   writeMask: async (outputs, kept) => writePng(await readMask(outputs, kept)),

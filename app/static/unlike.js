@@ -2,6 +2,7 @@
 
 import { run } from "./background.js";
 import { findModel, findsOf } from "./models.js";
+import { MIN_PIXELS } from "./parts.js";
 
 const MARGIN = 1.25; // beyond what 95 % of the test images stay below, as the model's card says
 
@@ -30,9 +31,9 @@ const nameOf = (model) => model?.split("@")[0];
 const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)}%`;
 
 /** A sentence for the user, or "". */
-export function describeUnlike({ table, statistics, settings, uncertainty, doubt }) {
+export function describeUnlike({ table, size, parts, statistics, settings, uncertainty, doubt }) {
   const model = findModel(nameOf(statistics.model) || settings.model);
-  if (!table.count) return `Nothing was found.${model ? ` The model finds ${findsOf(model)}.` : ""}`;
+  if (!table.count) return describeNoObjects(parts, size, model);
   const check = "Check this result: the image may be unlike those that the model was trained on.";
   const usual = model?.metrics?.uncertainty?.p95;
   if (usual && uncertainty > MARGIN * usual) {
@@ -44,4 +45,17 @@ export function describeUnlike({ table, statistics, settings, uncertainty, doubt
   if (!(doubt > limit)) return "";
   const usually = `less than ${percent(limit, 1)} is usual`;
   return `${check} Away from outlines the model expects ${percent(doubt, 1)} of what it found to be wrong; ${usually}.`;
+}
+
+/** Say why an image has no objects: the mask is empty, or none of its parts counts as one. */
+function describeNoObjects({ pixels, large }, { width, height }, model) {
+  const finds = model ? ` The model finds ${findsOf(model)}.` : "";
+  if (!pixels) return `Nothing was found.${finds}`;
+  if (!large) {
+    const found = `${pixels.toLocaleString("en")} ${pixels === 1 ? "pixel" : "pixels"}`;
+    return `No object was found. The mask has ${found}, but its parts are too small: an object has at least ${MIN_PIXELS}.${finds}`;
+  }
+  const share = Number(((100 * pixels) / (width * height)).toPrecision(2));
+  const covered = `The mask covers ${share}% of the image, but its parts`;
+  return `No object was found. ${covered} are too uncertain, or smaller than ${MIN_PIXELS} pixels.${finds}`;
 }

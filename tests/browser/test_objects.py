@@ -264,6 +264,44 @@ def test_pixel_size_gives_square_micrometers_and_a_scale_bar(page: Page) -> None
     assert read_table(archive)[0]["pixel_size_um"] == "0.5"
 
 
+def test_selected_object_has_the_unit_of_the_table(page: Page) -> None:
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    wait_drawn(page)
+    page.click("#table tbody tr:nth-child(2) button")
+    area = int(page.inner_text("#table tbody tr:nth-child(2) td:nth-child(2)").replace(",", ""))
+    text = page.inner_text("#object-text")
+    assert f"· {area:,} px ·" in text
+    page.fill("#pixel-size", "0.5")
+    assert page.inner_text("#object-text") == text.replace(f"{area:,} px", f"{area / 4:,.4g} µm²")
+    page.fill("#pixel-size", "")
+    assert page.inner_text("#object-text") == text
+    page.fill("#min-area", str(area + 1))
+    assert not page.is_visible("#object")  # the filter hides the object
+    page.fill("#min-area", "")
+    assert page.inner_text("#object-text") == text
+
+
+def test_objects_that_are_all_removed_are_explained(page: Page) -> None:
+    choose_files(page, ("cells.png", CELLS))
+    wait_done(page)
+    wait_drawn(page)
+    count = page.locator("#table tbody tr").count()
+    assert count > 1
+    assert not page.is_visible("#hidden-note")
+    page.fill("#min-area", "1000000")
+    assert page.inner_text("#count") == "0 nuclei"
+    assert page.inner_text("#hidden-note") == f"All {count} objects are hidden by the filter."
+    page.click("#filter-reset")
+    assert not page.is_visible("#hidden-note")
+    page.click("#table tbody tr:first-child button")
+    page.click("#object-delete")
+    assert not page.is_visible("#hidden-note")
+    page.fill("#min-area", "1000000")
+    expected = f"All {count} objects are deleted or hidden by the filter."
+    assert page.inner_text("#hidden-note") == expected
+
+
 def test_pixel_size_of_the_file_is_used(page: Page, tmp_path: Path) -> None:
     path = tmp_path / "cells.tif"
     metadata = {"unit": "um", "axes": "YX"}
