@@ -12,6 +12,7 @@
 //   imaging.js   decodes images, draws thumbnails   strip.js     thumbnails
 //   progress.js  bar, time left, announcements
 //   unlike.js    the hint that a result should be checked       doubt.js     uncertainty away from outlines
+//   parts.js     why a mask has no objects          names.js     names of images and of their files
 //   results.js   downloads                          tables.js    results.csv and objects.csv
 //   png.js       PNGs of 8 and 16 bits              zip.js       the zip format
 
@@ -19,6 +20,7 @@ import * as about from "./about.js";
 import * as connection from "./connection.js";
 import * as files from "./files.js";
 import { add, clear, inState, items, objectsChanged, onChange, remove, rerun, stop } from "./items.js";
+import { describeName } from "./names.js";
 import * as panel from "./panel.js";
 import * as progress from "./progress.js";
 import { onPause } from "./queue.js";
@@ -169,7 +171,7 @@ $("remove").addEventListener("click", () => {
   const unsaved = item.state === "done" && item.deleted.size && !item.saved;
   if (unsaved && !confirm("Objects of this image were deleted and not downloaded. Remove it?")) return;
   remove(item);
-  progress.announce(`${item.path} removed.`);
+  progress.announce(`${describeName(item)} removed.`);
   focusSelected();
 });
 $("clear").addEventListener("click", () => {

@@ -126,7 +126,10 @@ async function run(item) {
   }
 }
 
+const EMPTY = "This file is empty: it has 0 bytes. It may not have been copied or saved completely.";
+
 async function process(item, signal) {
+  if (!item.file.size) throw new Error(EMPTY);
   const { size: decodedSize, thumbnail, reason } = await runTask("inspectImage", item.file, strip.SIDE);
   signal.throwIfAborted();
   if (!item.outputs) drawThumbnail(item.thumbnail, thumbnail);
@@ -178,21 +181,24 @@ function describeDeleted(found, missing) {
   return parts.join(" ");
 }
 
-const CHOICE = /has (\d+) (page|channel)s: send \2=/;
+const CHOICE = /has (\d+) (page|channel)s\b.*\b\2=0/;
+
+const CUT_OFF = /only its first page can be read/;
 
 /**
  * Send an item. Where a file has several pages or channels, the service asks for a choice: the first is taken,
- * and the page says so and offers the others.
+ * and the page says so and offers the others. Of a file that is cut off, the first page is all that can be read.
  */
 async function segmentWithChoices(item, wanted, signal) {
   for (;;) {
     try {
       return await segmentPatiently(item, wanted, signal);
     } catch (error) {
-      const choice = CHOICE.exec(error.message);
-      if (!choice || item.settings[choice[2]] != null) throw error;
-      item.choices = { ...item.choices, [choice[2]]: Number(choice[1]) };
-      item.settings = { ...item.settings, [choice[2]]: 0 };
+      const [, count, name] = CHOICE.exec(error.message) || (CUT_OFF.test(error.message) ? [null, 1, "page"] : []);
+      if (!name || item.settings[name] != null) throw error;
+      if (count > 1) item.choices = { ...item.choices, [name]: Number(count) };
+      else item.cutOff = true;
+      item.settings = { ...item.settings, [name]: 0 };
     }
   }
 }

@@ -5,6 +5,7 @@ import {
   pixelSizeOf, scale,
 } from "./objects.js";
 import { thresholdOf } from "./models.js";
+import { describeName, selectionOf } from "./names.js";
 import * as viewer from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
@@ -32,8 +33,8 @@ const element = (name, text, attributes = {}) => {
 export function renderText(item, layers) {
   const finished = item.state === "failed" || item.state === "done";
   $("stage").classList.toggle("blank", finished && (layers.empty || item.state === "failed"));
-  $("name").textContent = item.path;
-  $("name").title = item.path;
+  $("name").textContent = describeName(item);
+  $("name").title = describeName(item);
   $("error").hidden = item.state !== "failed";
   $("error").textContent = item.error || "";
   $("rerun").hidden = !["failed", "stopped"].includes(item.state);
@@ -50,12 +51,18 @@ export function renderText(item, layers) {
 
 function renderChoices(item) {
   const { pages, channels, frames } = describeChoices(item);
-  $("choices").hidden = !(pages || channels || frames);
-  const shown = [pages && `page ${item.settings.page + 1}`, frames && "frame 1", channels && `channel ${item.settings.channel + 1}`];
-  const has = [pages && `${pages} pages`, frames && `${frames} frames`, channels && `${channels} channels`];
+  $("choices").hidden = !(pages || channels || frames || item.cutOff);
+  const { page, channel } = selectionOf(item);
+  const shown = [pages && `page ${page}`, frames && "the first frame", channels && `channel ${channel}`];
+  const number = (count, noun) => count && `${count} ${noun} (0 to ${count - 1})`;
+  const has = [number(pages, "pages"), frames && `${frames} frames`, number(channels, "channels")];
   const join = (parts, word) => parts.filter(Boolean).join(word);
   const choose = pages || channels ? " Choose:" : "";
-  $("choices-text").textContent = `This file has ${join(has, " and ")}. Only ${join(shown, ", ")} was used.${choose}`;
+  const texts = [
+    item.cutOff && "This file is cut off. Only its first page could be read.",
+    shown.some(Boolean) && `This file has ${join(has, " and ")}. Only ${join(shown, ", ")} was used.${choose}`,
+  ];
+  $("choices-text").textContent = join(texts, " ");
   fillChoice("page", pages, item.settings.page);
   fillChoice("channel", channels, item.settings.channel);
   $("all-pages").hidden = !pages;
@@ -71,7 +78,7 @@ function fillChoice(name, count, chosen) {
   $(`${name}-choice`).hidden = !count;
   if (!count) return;
   if ($(name).options.length !== count) {
-    $(name).replaceChildren(...Array.from({ length: count }, (_, index) => new Option(`${index + 1} of ${count}`, index)));
+    $(name).replaceChildren(...Array.from({ length: count }, (_, index) => new Option(index)));
   }
   $(name).value = chosen;
 }
@@ -117,7 +124,7 @@ function renderObjects(item) {
   const shown = Boolean(table) && item.state !== "failed";
   $("objects").hidden = !shown;
   $("count").textContent = shown ? describeCount(item) : UNFINISHED[item.state] || "";
-  $("description").textContent = shown ? describeImage(item) : `${item.path}, ${item.state}.`;
+  $("description").textContent = shown ? describeImage(item) : `${describeName(item)}, ${item.state}.`;
   if (!shown) return;
   const kept = keptObjects(item);
   const removed = table.count - kept.filter(Boolean).length;

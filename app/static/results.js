@@ -4,6 +4,7 @@
 import { run } from "./background.js";
 import { exportView, pictureOf } from "./layers.js";
 import { classesOf, isMultiClass, thresholdOf } from "./models.js";
+import { makeSafe, nameImages, stemOf, uniqueStems } from "./names.js";
 import { isEdited, keptObjects, measure, pixelSizeOf, scale } from "./objects.js";
 import { formatMeasurements, formatObjects, formatResults } from "./tables.js";
 import { look } from "./viewer.js";
@@ -58,9 +59,6 @@ function makeCutout(item) {
   return run("writeCutout", pictureOf({ item, outputs: item.outputs }), item.outputs, isEdited(item) ? keptObjects(item) : null, threshold);
 }
 
-const removeExtension = (path) => path.replace(/(?<=[^/])\.[^./]+$/, "");
-const stemOf = (item) => removeExtension(item.path) + (item.choices?.page ? `-page${item.settings.page + 1}` : "");
-
 /** Save the chosen files of one item: one as it is, several in a zip. */
 export async function saveOne(item, kinds, version) {
   const name = stemOf(item).split("/").at(-1);
@@ -83,7 +81,8 @@ export async function saveOne(item, kinds, version) {
  */
 export async function saveAll(items, kinds, version, { onProgress = () => {}, signal, name } = {}) {
   const done = items.filter((item) => item.state === "done");
-  const stems = uniqueStems(done, kinds);
+  const stems = uniqueStems(done, kinds.map((kind) => KINDS[kind].suffix));
+  const names = nameImages(items);
   const made = new Map();
   const errors = new Map();
   for (const item of done) {
@@ -101,30 +100,11 @@ export async function saveAll(items, kinds, version, { onProgress = () => {}, si
   const entries = saved.flatMap((item) => kinds.map((kind) => [fileName(item, kind), made.get(item).get(kind)]));
   const files = new Map(saved.map((item) => [item, kinds.map((kind) => fileName(item, kind)).join("; ")]));
   const table = (text) => new Blob([text], { type: "text/csv" });
-  entries.push(["results.csv", table(formatResults(items, files, errors, version))]);
-  entries.push(["objects.csv", table(formatObjects(saved))]);
+  entries.push(["results.csv", table(formatResults(items, names, files, errors, version))]);
+  entries.push(["objects.csv", table(formatObjects(saved, names))]);
   save(await zip(entries, (blob) => run("checksum", blob)), name || `${kinds.length === 1 ? { mask: "masks" }[kinds[0]] || kinds[0] : "results"}.zip`);
   for (const item of saved) item.saved = true;
   return errors.size;
-}
-
-/** Names of devices, which Windows does not allow for a file or folder, whatever the extension. */
-const RESERVED = /^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])(?= *(\.|$))/i;
-const makeSafe = (path) => path.split("/").map((part) => part.replace(RESERVED, "$&_")).join("/");
-
-/** A path per item, whose files Windows allows. Equal paths get a number; Windows and macOS ignore case. */
-function uniqueStems(items, kinds) {
-  const used = new Set();
-  const stems = new Map();
-  for (const item of items) {
-    const wanted = stemOf(item);
-    const names = (stem) => kinds.map((kind) => makeSafe(stem + KINDS[kind].suffix).toLowerCase());
-    let stem = wanted;
-    for (let n = 2; names(stem).some((name) => used.has(name)); n += 1) stem = `${wanted}-${n}`;
-    for (const name of names(stem)) used.add(name);
-    stems.set(item, stem);
-  }
-  return stems;
 }
 
 function save(blob, name) {

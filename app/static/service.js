@@ -91,7 +91,7 @@ export async function findTrouble() {
 function rephrase(detail) {
   const late = /estimated ([\d.]+) s exceeds the ([\d.]+) s remaining/.exec(detail);
   if (late) return `Too large for this server now (about ${Math.round(late[1])} s, limit ${Math.round(late[2])} s).`;
-  return detail.replace(/; send (JPEG.*?)\.?$/, ". Use $1.").replace(/^[a-z](?=[a-z]* )/, (letter) => letter.toUpperCase());
+  return detail.replace(/; send (.*?)\.?$/, ". Use $1.").replace(/^[a-z](?=[a-z]* )/, (letter) => letter.toUpperCase());
 }
 
 async function checkReadable(file) {

@@ -1,7 +1,8 @@
-// The strip of thumbnails. It is one tab stop; arrow keys move inside it. Uses an item's path, state and
+// The strip of thumbnails. It is one tab stop; arrow keys move inside it. Uses an item's names, state and
 // objects, and adds its thumbnail and button.
 
 import { createCanvas } from "./imaging.js";
+import { describeName, describeSelection } from "./names.js";
 import { describeCount, keptCount } from "./objects.js";
 
 const strip = document.getElementById("strip");
@@ -12,11 +13,11 @@ export function add(item, onSelect) {
   const button = document.createElement("button");
   item.thumbnail = createCanvas(SIDE, SIDE);
   item.badge = createLabel("", "count");
+  item.selection = createLabel("", "selection");
   item.button = button;
   button.type = "button";
-  button.title = item.path;
   button.tabIndex = -1;
-  button.append(item.thumbnail, item.badge, createLabel(name, "file"));
+  button.append(item.thumbnail, item.badge, createLabel(name, "file"), item.selection);
   if (folder) button.append(createLabel(folder, "folder"));
   button.addEventListener("click", onSelect);
   const entry = document.createElement("li");
@@ -34,11 +35,13 @@ function createLabel(text, className) {
 
 export function render(item) {
   const counted = item.state === "done" && item.table;
+  item.button.title = describeName(item);
+  item.selection.textContent = describeSelection(item);
   item.button.dataset.state = item.state;
   item.button.dataset.unlike = counted && item.unlike ? "true" : "false";
   item.badge.textContent = counted ? keptCount(item).toLocaleString("en") : "";
   const count = counted ? `, ${describeCount(item)}${item.unlike ? ", check the result" : ""}` : "";
-  item.button.setAttribute("aria-label", `${item.path}, ${item.state}${count}`);
+  item.button.setAttribute("aria-label", `${describeName(item)}, ${item.state}${count}`);
 }
 
 export function select(item) {

@@ -1,6 +1,7 @@
 // results.csv and objects.csv: everything that is needed to repeat a run. Knows no page.
 
 import { thresholdOf } from "./models.js";
+import { selectionOf } from "./names.js";
 import { filter, isEdited, keptObjects, lacksPixelSize, measure, pixelSizeOf } from "./objects.js";
 
 const RESULT_COLUMNS = [
@@ -9,11 +10,11 @@ const RESULT_COLUMNS = [
   "model_seconds", "date", "uncertainty", "hint", "error",
 ];
 
-/** A line per image, failed ones too. `files` and `errors` are maps by item. */
-export function formatResults(items, files, errors, version) {
+/** A line per image, failed ones too. `names`, `files` and `errors` are maps by item. */
+export function formatResults(items, names, files, errors, version) {
   const rows = items.map((item) => {
     const error = errors.get(item) || item.error || ({ done: "", stopped: "stopped" }[item.state] ?? "pending");
-    const common = { image: item.path, model: item.settings.model, error };
+    const common = { image: names.get(item), ...selectionOf(item), model: item.settings.model, error };
     if (item.state !== "done") return common;
     return { ...describeRun(item, version), ...common, model: item.statistics.model || item.settings.model, file: error ? "" : files.get(item) };
   });
@@ -21,7 +22,7 @@ export function formatResults(items, files, errors, version) {
 }
 
 function describeRun(item, version) {
-  const { table, size, statistics, settings, choices = {} } = item;
+  const { table, size, statistics } = item;
   const kept = keptObjects(item);
   const area = table.areas.reduce((sum, each, index) => sum + (kept[index] ? each : 0), 0);
   const edited = isEdited(item);
@@ -29,23 +30,20 @@ function describeRun(item, version) {
   const pixels = edited || coverage === null ? area : Math.round(coverage * size.width * size.height);
   const unit = filter.inMicrometers ? "um2" : "px";
   const limit = (value) => (value > 0 && value < Infinity && !lacksPixelSize(item) ? `${value} ${unit}` : "");
-  const counted = (value, count) => (count && value != null ? value : "");
   return {
     objects: kept.filter(Boolean).length,
     foreground: coverage === null ? "" : Number(coverage.toFixed(6)),
     foreground_px: pixels,
     width: size.width,
     height: size.height,
-    page: counted(settings.page, choices.page),
     pages: statistics.pages ?? "",
-    channel: counted(settings.channel, choices.channel),
     pixel_size_um: pixelSizeOf(item) || "",
     threshold: thresholdOf(item),
     min_area: limit(filter.minArea),
     max_area: limit(filter.maxArea),
     min_score: filter.minScore || "",
     exclude_edges: filter.excludeEdges ? "true" : "",
-    deleted: [...item.deleted].join(" "),
+    deleted: [...item.deleted].sort((a, b) => a - b).join(" "),
     engine: statistics.engine,
     server: version,
     seconds: item.seconds.toFixed(2),
@@ -56,12 +54,17 @@ function describeRun(item, version) {
   };
 }
 
-/** The kept objects of all images, a line each. Columns that an image does not have stay empty. */
-export function formatObjects(items) {
+/**
+ * The kept objects of all images, a line each. Columns that an image does not have stay empty. There are columns for
+ * the page and the channel where a file has several. `imageNames` is a map by item.
+ */
+export function formatObjects(items, imageNames) {
+  const selections = ["page", "channel"].filter((name) => items.some((item) => name in selectionOf(item)));
   const tables = items.map((item) => [item, new Map(measure(item.table, pixelSizeOf(item)))]);
   const names = [...new Set(tables.flatMap(([, measured]) => [...measured.keys()]))].filter((name) => name !== "score");
-  const rows = tables.flatMap(([item, measured]) => objectRows(item, measured, names).map((row) => [item.path, ...row]));
-  return formatCsv([["image", "id", "class", ...names, "score"], ...rows]);
+  const identify = (item) => [imageNames.get(item), ...selections.map((name) => selectionOf(item)[name])];
+  const rows = tables.flatMap(([item, measured]) => objectRows(item, measured, names).map((row) => [...identify(item), ...row]));
+  return formatCsv([["image", ...selections, "id", "class", ...names, "score"], ...rows]);
 }
 
 /** The kept objects of one image, in the columns of the service's `measurements`. */

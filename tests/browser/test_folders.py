@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from app.api.body.names import strip_image_suffix
+from model.pixels import IMAGE_SUFFIXES
 from tests.browser.conftest import (
     always_send_mask,
     choose_files,
@@ -20,6 +22,7 @@ from tests.browser.conftest import (
     send_mask,
     send_outputs,
     send_problem,
+    settings_of,
     square_mask,
     unzip,
     wait_done,
@@ -109,6 +112,82 @@ def test_names_in_the_zip_differ_by_more_than_case(page: Page) -> None:
     names = download_zip(page).namelist()
     assert len({name.lower() for name in names}) == len(names) == 6
     assert {"a-mask.png", "b.tar-mask.png"} < {name.lower() for name in names}
+
+
+def test_page_of_a_stack_and_an_image_of_its_name_have_files_of_their_own(page: Page) -> None:
+    def serve(route: Route) -> None:
+        if b"stack" in (route.request.post_data_buffer or b"") and "page" not in settings_of(route):
+            return send_problem(
+                route, 422, "the image has 3 pages; choose page=0 to page=2 for one of them"
+            )
+        return send_mask(route)
+
+    page.route("**/segment*", serve)
+    names = ("stack-page1.png", "stack-page1-2.png", "STACK-PAGE2.png")
+    choose_files(page, ("stack.tif", CELLS + b"stack"), *((name, CELLS) for name in names))
+    wait_done(page, 4)
+    page.click("#strip [title^='stack.tif']")
+    page.click("#all-pages")
+    wait_done(page, 6)
+    archive = download_zip(page)
+    files = [row["file"] for row in read_table(archive)]
+    assert sorted([*files, "objects.csv", "results.csv"]) == sorted(archive.namelist())
+    assert len({name.lower() for name in files}) == 6
+    by_page = {row["page"]: row["file"] for row in read_table(archive) if row["page"]}
+    assert by_page["0"] == "stack-page0-mask.png"
+    assert {row["image"] for row in read_table(archive, "objects.csv")} == {"stack.tif", *names}
+
+
+def test_image_that_was_added_twice_is_told_apart_in_the_tables(page: Page) -> None:
+    page.route("**/segment*", always_send_mask)
+    choose_files(page, ("a.png", CELLS), ("a.png", CELLS), ("b.png", CELLS))
+    wait_done(page, 3)
+    archive = download_zip(page)
+    named = [(row["image"], row["file"]) for row in read_table(archive)]
+    assert named == [
+        ("a.png", "a-mask.png"),
+        ("a.png (2)", "a-2-mask.png"),
+        ("b.png", "b-mask.png"),
+    ]
+    objects = read_table(archive, "objects.csv")
+    assert [row["image"] for row in objects] == ["a.png", "a.png (2)", "b.png"]
+    assert list(objects[0])[:2] == ["image", "id"]  # no file has several pages or channels
+
+
+def test_pages_that_failed_are_told_apart_in_the_tables(page: Page) -> None:
+    def serve(route: Route) -> None:
+        if "page" not in settings_of(route):
+            return send_problem(
+                route, 422, "the image has 3 pages; choose page=0 to page=2 for one of them"
+            )
+        if settings_of(route)["page"] == "1":
+            return send_problem(route, 422, "the page is missing in the TIFF")
+        return send_mask(route)
+
+    page.route("**/segment*", serve)
+    choose_files(page, ("stack.tif", CELLS))
+    wait_done(page)
+    page.click("#all-pages")
+    wait_done(page, 2)
+    wait_finished(page)
+    errors = {row["page"]: row["error"] for row in read_table(download_zip(page))}
+    assert errors == {"0": "", "1": "The page is missing in the TIFF", "2": ""}
+
+
+def test_files_have_the_stem_that_the_service_gives(page: Page) -> None:
+    names = [
+        *("a.png", "a.OME.TIF", "a.ome.tiff", "a.ome", "a.tar.png", "scan.001", "img_1.5um"),
+        *("a.png.tif", "a.txt", "a.", "a", "a.lsm", "a.jfif", "a.stk", "a.svs", "a.apng", "a.tf8"),
+        *("a.ndpi", "a.dib", "a.btf", "a.scn", "a.qptiff", *(f"a{end}" for end in IMAGE_SUFFIXES)),
+    ]
+    found = page.evaluate(
+        """async (paths) => {
+            const {stemOf} = await import('./static/names.js');
+            return paths.map((path) => stemOf({path, settings: {}}));
+        }""",
+        [f"plate/{name}" for name in names],
+    )
+    assert found == [f"plate/{strip_image_suffix(name)}" for name in names]
 
 
 def test_names_in_the_zip_are_allowed_on_windows(page: Page, tmp_path: Path) -> None:
