@@ -154,7 +154,7 @@ async function process(item, signal) {
   }
   const table = await runTask("readTable", outputs.polygons, size);
   const preview = outputs.preview && (await runTask("inspectImage", outputs.preview, strip.SIDE)).thumbnail;
-  const parts = table.count ? null : await runTask("inspectParts", outputs.mask);
+  const parts = table.count ? null : await runTask("inspectParts", outputs.mask).catch(() => null); // may lack the memory
   const doubt = await readDoubt(outputs, statistics);
   const tint = await runTask("tintThumbnail", outputs.mask, strip.SIDE);
   drawThumbnail(item.thumbnail, preview || thumbnail, tint);

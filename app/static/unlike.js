@@ -48,8 +48,10 @@ export function describeUnlike({ table, size, parts, statistics, settings, uncer
 }
 
 /** Say why an image has no objects: the mask is empty, or none of its parts counts as one. */
-function describeNoObjects({ pixels, large }, { width, height }, model) {
+function describeNoObjects(parts, { width, height }, model) {
   const finds = model ? ` The model finds ${findsOf(model)}.` : "";
+  if (!parts) return `No object was found.${finds}`;
+  const { pixels, large } = parts;
   if (!pixels) return `Nothing was found.${finds}`;
   if (!large) {
     const found = `${pixels.toLocaleString("en")} ${pixels === 1 ? "pixel" : "pixels"}`;
