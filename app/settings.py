@@ -208,6 +208,13 @@ class Settings(BaseSettings):
             is_folder = value.is_dir()
         except OSError as error:
             raise ValueError(f"cannot be read: {error.strerror}") from error
+        if value.is_file():
+            folder = value.absolute().parent
+            model = f", and {PREFIX}MODEL or --model to {value.stem}"
+            raise ValueError(
+                f"this is a file; set {PREFIX}WEIGHTS_DIR or --weights-dir to its folder {folder}"
+                + (model if value.suffix == SUFFIX else "")
+            )
         if not is_folder:
             raise ValueError(
                 f"folder {value.absolute()} not found; set {PREFIX}WEIGHTS_DIR or --weights-dir "

@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 from fastapi import Request
 
 from app.api.body.codings import Decompressor, find_coding
-from app.api.body.form import FormParser
+from app.api.body.form import FILE, FilePart, FormParser
 from app.api.body.names import safe_name, safe_stem
-from app.errors import InvalidRequest, UploadTooLarge
+from app.errors import CorruptImage, InvalidRequest, UploadTooLarge
+from app.imaging.no_image import FORM, check_not_empty, name_text
 from app.inference.budget import Allocation
 
 _QUICK_JOIN = 1 << 20
@@ -34,11 +35,13 @@ class Upload:
             none.
         data: its bytes.
         file_name: its name with the suffix, just as safe.
+        is_field: a part of a form without a file name, as fields with a value are.
     """
 
     name: str
     data: bytes
     file_name: str = ""
+    is_field: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +57,24 @@ class Form:
     values: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-async def read_uploads(request: Request, max_bytes: int, allocation: Allocation) -> list[Upload]:
+async def read_uploads(
+    request: Request,
+    max_bytes: int,
+    allocation: Allocation,
+    *,
+    parameters: Collection[str] = (),
+) -> list[Upload]:
     """Read the files of a body: see `read_form`, without other fields."""
-    return (await read_form(request, max_bytes, allocation)).uploads
+    return (await read_form(request, max_bytes, allocation, parameters=parameters)).uploads
 
 
 async def read_form(
-    request: Request, max_bytes: int, allocation: Allocation, *, fields: Collection[str] = ()
+    request: Request,
+    max_bytes: int,
+    allocation: Allocation,
+    *,
+    fields: Collection[str] = (),
+    parameters: Collection[str] = (),
 ) -> Form:
     """Read a multipart body, or a raw body as one file.
 
@@ -70,22 +84,25 @@ async def read_form(
         max_bytes: of the body, both as it is sent and decompressed.
         allocation: grows with every chunk that is kept.
         fields: of a multipart body, besides its parts `file`.
+        parameters: of the query, which are not fields.
 
     Raises:
         UploadTooLarge: more than `max_bytes`; the excess was never buffered.
         QueueFull: the memory budget is used up.
         UnsupportedContentEncoding: a Content-Encoding other than gzip and deflate.
         InvalidRequest: no file, an unknown field, or not valid in its Content-Encoding.
+        CorruptImage: the body is empty.
     """
     content_type = request.headers.get("content-type", "")
     if content_type.strip().lower().startswith("multipart/"):
-        parser = FormParser(content_type, fields)
+        parser = FormParser(content_type, fields, parameters)
         return await _read_parts(parser, _decoded_body(request, max_bytes), allocation)
     data = await read_body(request, max_bytes, allocation)
-    if not data:
+    check_not_empty(data)
+    if name_text(data) == FORM:
         raise InvalidRequest(
-            "the body is empty; send the bytes of an image, or multipart/form-data with a part "
-            "named 'file'"
+            "the body is a multipart form, but its Content-Type does not say so; leave this "
+            "header to the library that makes the body"
         )
     return Form([Upload("", data)])
 
@@ -106,14 +123,18 @@ async def read_body(request: Request, max_bytes: int, allocation: Allocation) ->
     return await asyncio.to_thread(b"".join, chunks)
 
 
-def check_not_empty(data: bytes) -> None:
-    """Check that a file has content.
+def check_upload(upload: Upload) -> None:
+    """Check that a file has content, and is not the text of a field. Its format is not checked.
 
     Raises:
-        InvalidRequest: it is empty.
+        CorruptImage: it is empty, or a text, as curl sends it for `-F file=cells.png`.
     """
-    if not data:
-        raise InvalidRequest("empty file (0 bytes)")
+    check_not_empty(upload.data)
+    if upload.is_field and (text := name_text(upload.data)):
+        raise CorruptImage(
+            f"the part {FILE!r} has no file name and is {text}, not an image; send the file "
+            "itself, with curl as -F file=@cells.png"
+        )
 
 
 def _decoded_body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -165,12 +186,13 @@ async def _read_parts(
     return Form(await asyncio.to_thread(_join_files, parser.files), values)
 
 
-def _join_files(files: list[tuple[str, list[bytes]]]) -> list[Upload]:
+def _join_files(files: list[FilePart]) -> list[Upload]:
     """Join the chunks of each file, and free them."""
     uploads = []
-    for name, chunks in files:
-        uploads.append(Upload(safe_stem(name), b"".join(chunks), safe_name(name)))
-        chunks.clear()
+    for file in files:
+        data = b"".join(file.chunks)
+        uploads.append(Upload(safe_stem(file.name), data, safe_name(file.name), file.is_field))
+        file.chunks.clear()
     return uploads
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Hashable
 from typing import NoReturn
 
 from app.batching.backlog import Backlog
-from app.batching.deadline import Deadline
+from app.batching.deadline import Deadline, describe_lateness
 from app.batching.device_worker import Observer
 from app.batching.estimates import Estimates
 from app.batching.reservation import Share
@@ -133,8 +133,8 @@ class Admission:
         self._estimates.discount(windows, remaining, exclude=self._keys_in_flight())
         # A request that is too large for its deadline will not fit later either.
         retry_after = total - remaining if own < remaining else None
-        message = f"estimated {total:.1f} s exceeds the {remaining:.1f} s remaining"
-        self.reject("deadline", DeadlineExceeded(message, retry_after=retry_after))
+        error = DeadlineExceeded(describe_lateness(total, remaining), retry_after=retry_after)
+        self.reject("deadline", error)
 
 
 def _max_per_request(capacity: int) -> int:

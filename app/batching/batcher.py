@@ -30,7 +30,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic
 
 from app.batching.admission import Admission
-from app.batching.deadline import Deadline
+from app.batching.deadline import Deadline, describe_lateness
 from app.batching.device_worker import (
     MAX_BATCHES,
     DeviceWorker,
@@ -312,10 +312,7 @@ class Batcher(Generic[PayloadT, ResultT]):
             if estimated < remaining:
                 return True
             self.estimates.discount(to_run, remaining, exclude=self._keys_in_flight())
-            message = (
-                f"dropped from the queue: estimated {estimated:.1f} s exceeds the "
-                f"{max(0.0, remaining):.1f} s remaining"
-            )
+            message = f"dropped from the queue: {describe_lateness(estimated, remaining)}"
             self._discard_waiting(reservation, "expired", DeadlineExceeded(message))
             return False
 

@@ -65,6 +65,19 @@ class Deadline:
         return EnforcedDeadline(self, message, on_exceeded)
 
 
+def describe_lateness(estimated: float, remaining: float) -> str:
+    """Compare the estimated seconds of a request with those that remain until its deadline."""
+    return (
+        f"estimated {_format_seconds(estimated)} s exceeds the {_format_seconds(remaining)} s "
+        "remaining"
+    )
+
+
+def _format_seconds(seconds: float) -> str:
+    """One decimal place from a second on, and two digits below, where 0.0 would say nothing."""
+    return f"{seconds:.1f}" if seconds >= 1 else f"{round(max(0.0, seconds), 4):.2g}"
+
+
 class EnforcedDeadline:
     """See `Deadline.enforced`. An asynchronous context manager."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from app.cli.errors import CommandError, check_parent_folder, writing
+from app.cli.service_errors import describe_refusal
 from app.engine.predictor import engine_predictor
 from app.engine.selection import build_engine, choose_engines, resolve
 from app.errors import EngineUnavailable
@@ -44,7 +45,7 @@ from model.training.plots import draw_confusion, format_confusion, make_worst_sh
 from model.training.recipe import Recipe
 from model.training.sections import DataConfig
 from model.training.split import split_dataset
-from unet_client import Client, UnetClientError
+from unet_client import Client, SegmentationError, UnetClientError
 
 
 def http_predictor(client: Client, *, instances: bool = False, model: str | None = None) -> Predict:
@@ -129,6 +130,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         with _open_subject(args) as subject:
             _measure(args, subject)
+    except SegmentationError as error:
+        raise CommandError(f"{error.status}: {describe_refusal(error)}") from error
     except UnetClientError as error:
         raise CommandError(str(error)) from error
     return 0
@@ -222,6 +225,14 @@ def _open_service(args: argparse.Namespace) -> _Subject:
         client = Client(args.url, key=args.key or os.environ.get(KEY_VARIABLE))
     except ValueError as error:  # the URL or the key
         raise CommandError(str(error)) from error
+    try:
+        return _describe_service(client, args)
+    except Exception:
+        client.close()
+        raise
+
+
+def _describe_service(client: Client, args: argparse.Namespace) -> _Subject:
     model = client.model(args.model)
     if not model["ready"]:
         reason = model["error"] or "still loading"

@@ -17,20 +17,27 @@ from PIL import Image
 
 from app.errors import CorruptImage, ServiceError, UnsupportedImage, WrongSelection
 from app.imaging import bounds, formats
+from app.imaging.no_image import ACCEPTED, check_not_empty, describe_no_image
 from app.imaging.structure import check_structure
 from model.arrays import AnyArray
 from model.pixels import SIDEWAYS, SelectionError, describe_choices, is_tiff, turn
 from model.readers import open_image
-from model.readers.base import ImageReader, MissingPixels, UnknownFormat, UnsupportedKind
+from model.readers.base import (
+    DamagedImage,
+    ImageReader,
+    MissingPixels,
+    UnknownFormat,
+    UnsupportedKind,
+)
 
 if TYPE_CHECKING:
     from model.tiff.reader import TiffReader
 
 Image.MAX_IMAGE_PIXELS = None  # `app.imaging.bounds` has a limit, as an error and not a warning
 
-_NO_REASONS = ("cannot identify image file", "image file is truncated", "broken data stream")
-"""Beginnings of Pillow's messages that say no more than that an image is damaged."""
-_ACCEPTED = "JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF or JPEG 2000"
+_DAMAGED = "the image is damaged or incomplete"
+_HEADER, _TAGS, _PIXELS = "header", "tags", "pixels"
+"""Parts of an image file that are read one after another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +83,13 @@ def open_and_inspect(
         channel: from 0; None for all colors.
 
     Raises:
-        CorruptImage: not an image.
+        CorruptImage: empty, or not an image.
         WrongSelection: a page or a channel has to be chosen, or the chosen one does not exist.
         UnsupportedImage: an image of a format, or a TIFF of a kind, that is not accepted.
         ImageTooLarge: more than `max_pixels`, more bytes than they may have, or parts beyond the
             bounds of `check_structure`.
     """
+    check_not_empty(data)
     check_structure(data)
     if is_tiff(data):
         return _inspect_tiff(data, max_pixels, page, channel), None
@@ -115,7 +123,7 @@ def count_pages(data: bytes, *, max_pixels: int) -> int:
     if not is_tiff(data):
         return 1
     check_structure(data)
-    with _image_errors(data):
+    with _image_errors(data, _TAGS):
         sizes = _open_tiff(data).sizes()
         bounds.check_pages(sizes, max_pixels)
         return len(sizes)
@@ -143,13 +151,13 @@ def decode(
         CorruptImage: truncated or damaged.
     """
     if header.format == "TIFF":
-        with _image_errors(data):
+        with _image_errors(data, _PIXELS):
             pixels = _open_tiff(data).select(header.page, header.channel).read()
     else:
         reader = reader or _open(data)
         if at_least is not None and header.orientation in SIDEWAYS:
             at_least = at_least[::-1]
-        with _image_errors(data):
+        with _image_errors(data, _PIXELS):
             pixels = turn(reader.read(at_least), header.orientation)
         if header.channel is not None and pixels.ndim == 3:
             pixels = pixels[:, :, header.channel]
@@ -160,7 +168,7 @@ def decode(
 
 def _open(data: bytes) -> ImageReader:
     """Open an image of any format but TIFF, and map what goes wrong meanwhile."""
-    with _image_errors(data):
+    with _image_errors(data, _HEADER):
         return open_image(data)
 
 
@@ -169,7 +177,7 @@ def _inspect_tiff(
 ) -> ImageHeader:
     from model.tiff.colors import UnsupportedTiff
 
-    with _image_errors(data):
+    with _image_errors(data, _TAGS):
         reader = _open_tiff(data)
         try:
             image = reader.select(page, channel)
@@ -215,8 +223,14 @@ def _check_selection(header: ImageHeader) -> None:
 
 
 @contextmanager
-def _image_errors(data: bytes) -> Iterator[None]:
-    """Map whatever decoders raise to an `ImageError`."""
+def _image_errors(data: bytes, part: str) -> Iterator[None]:
+    """Map whatever decoders raise to an `ImageError`.
+
+    Messages of libraries, and of Python, are not for clients: they speak of arrays and buffers.
+
+    Args:
+        part: of the file that the block reads.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata
@@ -227,22 +241,14 @@ def _image_errors(data: bytes) -> Iterator[None]:
         hint = f"; choose {error.choices}" if error.choices else ""
         raise WrongSelection(f"{error}{hint}") from None
     except UnsupportedKind as error:
-        raise UnsupportedImage(f"{error} is not accepted; send {_ACCEPTED}") from None
+        raise UnsupportedImage(f"{error} is not accepted; send {ACCEPTED}") from None
     except MissingPixels as error:
         raise CorruptImage(str(error)) from None
     except UnknownFormat:
         if other := formats.name_format(data):
-            raise UnsupportedImage(f"{other} is not accepted; send {_ACCEPTED}") from None
-        raise CorruptImage(
-            f"not a recognised image ({len(data)} bytes); send {_ACCEPTED}"
-        ) from None
+            raise UnsupportedImage(f"{other} is not accepted; send {ACCEPTED}") from None
+        raise CorruptImage(describe_no_image(data)) from None
+    except DamagedImage as error:
+        raise CorruptImage(f"{_DAMAGED}: {error}") from None
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble on
-        raise CorruptImage(_describe_damage(error)) from error
-
-
-def _describe_damage(error: Exception) -> str:
-    """Say that an image is damaged, and how, if its decoder says more than that."""
-    reason = str(error)
-    if not reason or reason.startswith(_NO_REASONS):
-        return "the image is damaged or incomplete"
-    return f"the image is damaged or incomplete: {reason}"
+        raise CorruptImage(f"{_DAMAGED}: its {part} cannot be read") from error

@@ -136,7 +136,8 @@ class ModelEntry:
         loaded: fingerprint of the file when it was last loaded, successfully or not.
         scanned: fingerprint of the file at the last scan.
         served: the model in service, if there is one.
-        error: why the file could not be loaded, if it could not.
+        error: why the file could not be loaded, or that it is missing.
+        missing: the model is in service, and its file was deleted.
     """
 
     path: Path
@@ -144,6 +145,7 @@ class ModelEntry:
     scanned: Fingerprint | None = None
     served: ServedModel | None = None
     error: str | None = None
+    missing: bool = False
 
 
 GoldenMaskFn = Callable[[ServedModel], Awaitable[ByteArray]]
@@ -261,7 +263,8 @@ class Registry:
         """Load files that are new or changed.
 
         A file that has changed since the last scan is left for the next one: it may still be
-        copied. A model whose file was deleted stays in service.
+        copied. A model whose file was deleted stays in service, because a program that copies
+        files may delete one for a moment. A file that comes back is loaded again.
         """
         for path in await asyncio.to_thread(lambda: sorted(self.folder.glob(f"*{SUFFIX}"))):
             self.entries.setdefault(path.stem, ModelEntry(path))
@@ -269,9 +272,16 @@ class Registry:
             previous = entry.scanned
             entry.scanned = _fingerprint(entry.path)
             if entry.scanned is None:
-                if entry.served is None and name != self.default:
+                if entry.served is not None:
+                    if previous is None:
+                        _note_missing(entry)
+                elif name != self.default:
                     del self.entries[name]
-            elif entry.scanned == previous and entry.scanned != entry.loaded:
+                continue
+            if entry.missing:
+                entry.missing = False
+                log.info("model %s: its file is back, and is loaded again", name)
+            if entry.scanned == previous and entry.scanned != entry.loaded:
                 result = await self._reload(entry)
                 if result is not None:
                     self._metrics.reloads.labels(result).inc()
@@ -371,6 +381,15 @@ class Registry:
                 choice.reason,
                 served.golden_iou,
             )
+
+
+def _note_missing(entry: ModelEntry) -> None:
+    """Report once that the file of a model in service was deleted."""
+    if entry.missing:
+        return
+    entry.missing, entry.loaded = True, None
+    entry.error = f"{entry.path} was deleted; the model is served until the service stops"
+    log.warning("model %s: %s", entry.path.stem, entry.error)
 
 
 def _labels(served: ServedModel, choice: EngineChoice) -> tuple[str, ...]:

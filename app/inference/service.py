@@ -14,7 +14,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app import logs
@@ -32,7 +31,7 @@ from app.inference.registry import Registry, WrapEngineFn, use_as_built
 from app.inference.rendering import preload_object_modules
 from app.inference.segmenter import Segmenter
 from app.metrics import Metrics
-from app.settings import Settings
+from app.settings import PREFIX, Settings
 from model.arrays import Probabilities
 from model.checkpoint import SUFFIX
 
@@ -76,7 +75,7 @@ class Service:
         tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings
-        check_model(settings.weights_dir, settings.model)
+        check_model(settings)
         choices = choose_engines(
             device=settings.device,
             engine=settings.engine,
@@ -383,13 +382,22 @@ class Service:
         return 1 / seconds if seconds else 0.0
 
 
-def check_model(folder: Path, name: str) -> None:
-    """Check that a folder holds a checkpoint of this name.
+def check_model(settings: Settings) -> None:
+    """Check that the weights folder holds the default model.
 
     Raises:
         SettingsError: it does not; the message says which ones it holds.
     """
+    folder, name = settings.weights_dir, settings.model
     available = sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
-    if name not in available:
-        names = ", ".join(available) if available else f"no {SUFFIX} files"
-        raise SettingsError(f"UNET_MODEL={name!r}: {folder} holds {names}")
+    if name in available:
+        return
+    if not available:
+        raise SettingsError(f"{PREFIX}WEIGHTS_DIR={str(folder)!r}: it holds no {SUFFIX} files")
+    names = ", ".join(available)
+    if "model" in settings.model_fields_set:
+        raise SettingsError(f"{PREFIX}MODEL={name!r}: {folder} holds {names}")
+    raise SettingsError(
+        f"{PREFIX}MODEL is not set, and {folder} holds {names}; set {PREFIX}MODEL or --model to "
+        "one of them"
+    )

@@ -24,6 +24,10 @@ class UnsupportedKind(ValueError):
     """An image of a kind that is not read; the message is the name of the kind."""
 
 
+class DamagedImage(ValueError):
+    """An image is damaged; the message names the part. Libraries raise exceptions of their own."""
+
+
 class MissingPixels(ValueError):
     """Pixels are missing, or overwritten; the message says which."""
 
@@ -63,6 +67,7 @@ class ImageReader(abc.ABC):
 
         Raises:
             MissingPixels: the reader knows which pixels are missing.
+            DamagedImage: the reader knows which other part is damaged.
             OSError, ValueError: otherwise damaged.
         """
 

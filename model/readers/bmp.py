@@ -15,7 +15,7 @@ from PIL import Image
 
 from model.arrays import AnyArray, Shape
 from model.pixels import lay_on_black, map_rows, to_array
-from model.readers.base import ImageReader, MissingPixels, UnsupportedKind
+from model.readers.base import DamagedImage, ImageReader, MissingPixels, UnsupportedKind
 
 _CORE = 12
 _OS2 = (16, 64)
@@ -32,25 +32,25 @@ class BmpReader(ImageReader):
 
     Raises:
         UnsupportedKind: JPEG or PNG inside, a compression of OS/2 alone, or 64 bits per pixel.
-        ValueError: damaged.
+        DamagedImage: the header is damaged or incomplete.
     """
 
     format = "BMP"
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._pixels_at, self._header = struct.unpack_from("<II", data, 10)
+        self._pixels_at, self._header = self._unpack("<II", 10)
         self._compression, self._colors = _RGB, 0
         if self._header == _CORE:
-            self.width, self.height, _, self._bits = struct.unpack_from("<HHHH", data, 18)
+            self.width, self.height, _, self._bits = self._unpack("<HHHH", 18)
             self._bottom_up = True
         else:
-            self.width, height, _, self._bits = struct.unpack_from("<iiHH", data, 18)
+            self.width, height, _, self._bits = self._unpack("<iiHH", 18)
             self.height, self._bottom_up = abs(height), height > 0
             if self._header >= 40:
-                self._compression, *_, self._colors = struct.unpack_from("<I12xI", data, 30)
+                self._compression, *_, self._colors = self._unpack("<I12xI", 30)
         if self.width <= 0 or self.height <= 0:
-            raise ValueError(f"the BMP has {self.width} x {self.height} pixels")
+            raise DamagedImage(f"the BMP has {self.width} x {self.height} pixels")
         self._check_kind()
         self._palette = self._read_palette() if self._bits <= 8 else None
         if self._palette is not None and (self._palette == self._palette[:, :1]).all():
@@ -65,6 +65,17 @@ class BmpReader(ImageReader):
         if self._bits == 24:
             return self._read_colors()
         return self._read_fields()
+
+    def _unpack(self, fields: str, at: int) -> tuple[int, ...]:
+        """Read fields of the headers, which `struct` describes.
+
+        Raises:
+            DamagedImage: the file ends before they do.
+        """
+        try:
+            return struct.unpack_from(fields, self._data, at)
+        except struct.error:
+            raise DamagedImage("the header of the BMP is incomplete") from None
 
     def _check_kind(self) -> None:
         if self._compression in _BY_NAME and self._header not in _OS2:
@@ -135,7 +146,7 @@ class BmpReader(ImageReader):
         if self._compression not in (_BITFIELDS, _ALPHA_BITFIELDS):
             return _USUAL_MASKS[self._bits]
         has_alpha = self._header >= 56 or self._compression == _ALPHA_BITFIELDS
-        masks = struct.unpack_from("<4I" if has_alpha else "<3I", self._data, _FILE_HEADER + 40)
+        masks = self._unpack("<4I" if has_alpha else "<3I", _FILE_HEADER + 40)
         return (*masks, 0)[:4]
 
     def _read_fields(self) -> AnyArray:

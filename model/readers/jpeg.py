@@ -25,6 +25,7 @@ from PIL import Image
 
 from model.arrays import AnyArray, Shape
 from model.readers.base import (
+    DamagedImage,
     ImageReader,
     MissingPixels,
     UnsupportedKind,
@@ -82,7 +83,7 @@ class JpegReader(ImageReader):
         self._exif, self._xmp = b"", b""
         self._read_segments(memoryview(data))
         if not self._frame:
-            raise ValueError("the JPEG has no frame header")
+            raise DamagedImage("the JPEG has no frame header")
         if not self.height:
             raise UnsupportedKind("a JPEG whose height follows its pixels")
         if len(self._components) not in (1, 3, 4):
@@ -139,16 +140,18 @@ class JpegReader(ImageReader):
         if marker in _HIERARCHICAL:
             raise UnsupportedKind("a hierarchical JPEG")
         if self._frame or len(body) < 6:
-            raise ValueError("the frame header of the JPEG is invalid")
+            raise DamagedImage("the frame header of the JPEG is invalid")
         self._frame = marker
         self._bits, self.height, self.width, channels = struct.unpack_from(">BHHB", body)
         if not channels or len(body) != 6 + 3 * channels:
-            raise ValueError("the frame header of the JPEG is invalid")
+            raise DamagedImage("the frame header of the JPEG is invalid")
         self._components = set(body[6 : 6 + 3 * channels : 3])
         self._add(marker, body)
 
     def _note_scan(self, body: memoryview) -> None:
         """Note which bits of which coefficients a scan has (T.81, B.2.3 and G.1.1)."""
+        if len(body) < 6:
+            raise DamagedImage("the header of a scan of the JPEG is invalid")
         first, last, bits = body[-3:]
         for component in body[1 : 1 + 2 * body[0] : 2]:
             lowest = self._precision.setdefault(component, [_NO_BIT] * 64)

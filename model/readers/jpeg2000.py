@@ -13,6 +13,7 @@ import numpy as np
 from model.arrays import AnyArray, Shape
 from model.pixels import spread
 from model.readers.base import (
+    DamagedImage,
     ImageReader,
     MissingPixels,
     UnsupportedKind,
@@ -98,15 +99,17 @@ class CodestreamSize:
         subsampling: (horizontal, vertical) of the first component.
 
     Raises:
-        ValueError: sizes that are impossible.
+        DamagedImage: sizes that are impossible, or are not in the file.
     """
 
     def __init__(self, data: bytes, start: int) -> None:
+        if len(data) < start + 45:
+            raise DamagedImage("the header of the JPEG 2000 is incomplete")
         fields = struct.unpack_from(">8IH", data, start + 8)
         right, bottom, left, top, tile_width, tile_height, tile_left, tile_top, count = fields
         self.width, self.height = right - left, bottom - top
         if min(self.width, self.height, tile_width, tile_height) <= 0:
-            raise ValueError("the size of the JPEG 2000 is invalid")
+            raise DamagedImage("the size of the JPEG 2000 is invalid")
         columns = -(-(right - tile_left) // tile_width)
         rows = -(-(bottom - tile_top) // tile_height)
         self.tiles = columns * rows
@@ -119,7 +122,7 @@ def find_codestream(data: bytes) -> tuple[int, int]:
     """Find where the codestream begins and ends, in a JP2 (T.800, I.5) or alone.
 
     Raises:
-        ValueError: there is none.
+        DamagedImage: there is none.
     """
     if data.startswith(_CODESTREAM):
         return 0, len(data)
@@ -136,4 +139,4 @@ def find_codestream(data: bytes) -> tuple[int, int]:
         if end <= at:
             break
         at = end
-    raise ValueError("the JPEG 2000 has no codestream")
+    raise DamagedImage("the JPEG 2000 has no codestream")

@@ -15,6 +15,7 @@ from zlib_ng import zlib_ng
 
 from model.arrays import AnyArray, Shape
 from model.readers.base import (
+    DamagedImage,
     ImageReader,
     MissingPixels,
     UnsupportedKind,
@@ -112,10 +113,10 @@ class PngReader(ImageReader):
         if b"CgBI" in self._chunks:
             raise UnsupportedKind("a PNG of Apple's variant for iOS (CgBI)")
         if chunk is None or len(chunk.data) != 13 or not chunk.intact:
-            raise ValueError("the PNG has no intact IHDR chunk")
+            raise DamagedImage("the PNG has no intact IHDR chunk")
         header = struct.unpack(">IIBBBBB", chunk.data)
         if not header[0] or not header[1] or header[3] not in _SAMPLES:
-            raise ValueError("the IHDR chunk of the PNG is invalid")
+            raise DamagedImage("the IHDR chunk of the PNG is invalid")
         return header
 
     def _assemble(self, packed: bytes) -> bytes:

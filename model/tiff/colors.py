@@ -15,7 +15,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT, TiffPage
 
 from model.arrays import AnyArray
 from model.pixels import lay_on_black, map_rows, spread
-from model.readers.base import scale_to_bits
+from model.readers.base import DamagedImage, scale_to_bits
 
 _PHOTOMETRIC, _NODATA, _PLANAR = 262, 42113, 2
 _PREMULTIPLIED, _STRAIGHT = 1, 2
@@ -42,6 +42,8 @@ _KINDS: dict[int, str] = {
     SAMPLEFORMAT.COMPLEXIEEEFP: "complex floats",
 }
 _MAX_BITS = 128
+_MAX_SHOWN = 4
+"""Samples whose depths a message repeats, where they differ."""
 
 
 class UnsupportedTiff(ValueError):
@@ -93,7 +95,7 @@ def describe_samples(page: TiffPage) -> Samples:
     straight = next((index for index, kind in alphas.items() if kind == _STRAIGHT), None)
     if photometric == PHOTOMETRIC.PALETTE:
         if page.colormap is None:
-            raise ValueError("a palette image without a palette")
+            raise DamagedImage("a palette image without a palette")
         return Samples(photometric, 1, (0, 1, 2))
     if photometric in _INKS:
         if count < _INKS[photometric] or (photometric == PHOTOMETRIC.YCBCR and count != 3):
@@ -144,18 +146,33 @@ def _check_numbers(page: TiffPage, photometric: int) -> None:
     """
     bits, kind = page.bitspersample, page.sampleformat
     if isinstance(bits, int) and (kind not in _KINDS or not 0 < bits <= _MAX_BITS):
-        raise ValueError(f"impossible samples in the TIFF tags: {bits} bits of the type {kind}")
+        raise DamagedImage(f"the TIFF tags give impossible samples: {bits} bits of the type {kind}")
     if page.dtype is None or page.dtype.kind == "c" or kind not in _KINDS:
-        raise UnsupportedTiff(f"of {bits}-bit {_KINDS.get(kind, 'samples of different types')}")
+        what = _KINDS.get(kind, "samples of different types")
+        raise UnsupportedTiff(f"of {_join_bits(bits)}-bit {what}")
     depths = _DEPTHS.get(photometric)
     if depths is not None and (bits not in depths or page.dtype.kind not in "bu"):
         raise UnsupportedTiff(
-            f"of {bits}-bit {_KINDS[kind]} in {name_value(PHOTOMETRIC, photometric)} colors"
+            f"of {_join_bits(bits)}-bit {_KINDS[kind]} in {name_value(PHOTOMETRIC, photometric)} "
+            "colors"
         )
 
 
+def _join_bits(bits: int | Sequence[int]) -> str:
+    """The bits of a sample, or those of the first samples where they differ: 5, 6, 5."""
+    if isinstance(bits, int):
+        return str(bits)
+    return ", ".join(map(str, bits[:_MAX_SHOWN])) + (", ..." if len(bits) > _MAX_SHOWN else "")
+
+
 def name_value(names: type[Any], value: int) -> str:
-    """Name a tag's value as TIFF does, with the number where it is unknown."""
+    """Name a tag's value as TIFF does, with the number where it is unknown.
+
+    Raises:
+        DamagedImage: the tag has no value, or several.
+    """
+    if not isinstance(value, int):
+        raise DamagedImage(f"the TIFF tag {names.__name__} has an impossible value")
     try:
         return f"{names(value).name} ({int(value)})"
     except ValueError:

@@ -17,6 +17,7 @@ import numpy as np
 from tifffile import COMPRESSION, PHOTOMETRIC, PREDICTOR, TiffPage
 
 from model.arrays import AnyArray
+from model.readers.base import DamagedImage
 from model.tiff.pages import Plane
 
 _PLANAR = 2
@@ -85,7 +86,7 @@ def check_complete(page: TiffPage, plane: Plane, size: int) -> None:
     """
     if page.is_contiguous:  # read in one piece, whatever the sizes of its strips are said to be
         if page.dataoffsets[0] + plane.skip + page.nbytes > size:
-            raise ValueError("the TIFF ends before its pixels do")
+            raise DamagedImage("the TIFF ends before its pixels do")
         return
     count = math.prod(page.chunked)
     ends = [
@@ -94,7 +95,7 @@ def check_complete(page: TiffPage, plane: Plane, size: int) -> None:
         if offset > 0 and length > 0
     ][:count]
     if len(ends) < count or max(ends) > size:
-        raise ValueError("some strips or tiles of the TIFF are missing")
+        raise DamagedImage("some strips or tiles of the TIFF are missing")
 
 
 def read_samples(page: TiffPage, plane: Plane, data: bytes) -> AnyArray:
@@ -237,7 +238,7 @@ def _decode_embedded(page: TiffPage, encoded: bytes, index: int, shape: Sequence
     """
     depth, height, width, samples = shape
     if depth != 1:
-        raise ValueError("a volume of tiles that are images")
+        raise DamagedImage("a volume of tiles that are images")
     if page.compression == COMPRESSION.LERC:
         encoded = bytes(_unpack_lerc(page, encoded, shape))
     _, (_, _, top, left, _), _ = page.decode(None, index)
@@ -291,9 +292,9 @@ def _check_jpeg_2000(encoded: bytes, height: int, width: int, samples: int) -> N
     signature, right, bottom, left, top = struct.unpack_from(">4s4xIIII", encoded)
     (count,) = struct.unpack_from(">H", encoded, 40)
     if signature != b"\xff\x4f\xff\x51" or count != samples:
-        raise ValueError("not a JPEG 2000 codestream of as many channels as the TIFF has")
+        raise DamagedImage("not a JPEG 2000 codestream of as many channels as the TIFF has")
     if (bottom - top, right - left) != (height, width):
-        raise ValueError("a JPEG 2000 codestream of another size than its TIFF states")
+        raise DamagedImage("a JPEG 2000 codestream of another size than its TIFF states")
 
 
 def _unpack_lerc(page: TiffPage, encoded: bytes, shape: Sequence[int]) -> bytes | bytearray:

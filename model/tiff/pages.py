@@ -30,6 +30,8 @@ from xml.etree import ElementTree
 import numpy as np
 from tifffile import TiffFile, TiffPage, TiffPageSeries
 
+from model.readers.base import DamagedImage
+
 _IMAGE_WIDTH, _STRIP_OFFSETS, _JPEG_THUMBNAIL = 256, 273, 513
 _MAX_DIRECTORIES = 10_000
 """As many as a service allows; a loop of directories ends there at the latest."""
@@ -111,7 +113,7 @@ def open_tiff(file: Path | io.BytesIO) -> TiffFile:
             file, _multifile=False, is_mmstack=False, is_ndtiff=False, is_scanimage=False
         )
         if not opened.pages:
-            raise ValueError("the TIFF has no directory")
+            raise DamagedImage("the TIFF has no directory")
         return opened
 
 

@@ -16,6 +16,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, PREDICTOR, TiffFile, TiffPage
 
 from model.arrays import AnyArray, Shape
 from model.pixels import SIDEWAYS, SelectionError, describe_choices, to_array, turn
+from model.readers.base import DamagedImage
 from model.tiff.colors import (
     Samples,
     UnsupportedTiff,
@@ -154,7 +155,7 @@ class TiffImage:
         self._file, self._data = file, data
         first = next((plane for plane in page.channels if plane is not None), None)
         if first is None:
-            raise ValueError("the page is missing in the TIFF")
+            raise DamagedImage("the page is missing in the TIFF")
         tags = read_directory(file, first)
         _check_tags(tags, data)
         _check_supported(tags)
@@ -248,18 +249,18 @@ class TiffImage:
     def _plane(self, index: int) -> Plane:
         plane = self._planes[index]
         if plane is None:
-            raise ValueError("a channel is missing in the TIFF")
+            raise DamagedImage("a channel is missing in the TIFF")
         return plane
 
     def _read_tags(self, plane: Plane | None) -> TiffPage:
         """Read and check the tags of a plane anew."""
         if plane is None:
-            raise ValueError("a channel is missing in the TIFF")
+            raise DamagedImage("a channel is missing in the TIFF")
         page = read_directory(self._file, plane)
         _check_tags(page, self._data)
         _check_supported(page)
         if describe_samples(page) != self._samples:
-            raise ValueError("the channels of the TIFF differ in kind")
+            raise DamagedImage("the channels of the TIFF differ in kind")
         return page
 
     def _read_joined(self) -> AnyArray:
@@ -276,7 +277,7 @@ class TiffImage:
         plane = self._plane(0)
         check_complete(page, plane, len(self._data))
         if plane.index is None:
-            raise ValueError("an image of half the colors that is not in the chain")
+            raise DamagedImage("an image of half the colors that is not in the chain")
         with Image.open(io.BytesIO(self._data), formats=("TIFF",)) as image:
             image.seek(plane.index)
             pixels = to_array(image)  # upright: Pillow turns TIFFs itself
@@ -312,17 +313,26 @@ def _check_tags(page: TiffPage, data: bytes) -> None:
         for index in range(count)
     }
     if lost := (listed & _LAYOUT_TAGS).difference(page.tags.keys()):
-        raise ValueError(f"the TIFF tag {min(lost)} cannot be read")
-    sizes = [
-        *(page.imagelength, page.imagewidth, page.imagedepth),
-        *(page.samplesperpixel, page.rowsperstrip),
-    ]
+        raise DamagedImage(f"the TIFF tag {min(lost)} cannot be read")
+    sizes = {
+        "height": page.imagelength,
+        "width": page.imagewidth,
+        "depth": page.imagedepth,
+        "number of samples": page.samplesperpixel,
+    }
     if page.is_tiled:
-        sizes = [*sizes[:4], page.tilelength, page.tilewidth, page.tiledepth]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"impossible sizes in the TIFF tags: {sizes}")
+        sizes |= {
+            "height of tiles": page.tilelength,
+            "width of tiles": page.tilewidth,
+            "depth of tiles": page.tiledepth,
+        }
+    else:
+        sizes["height of strips"] = page.rowsperstrip
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size <= 0:
+            raise DamagedImage(f"the TIFF tags give an impossible {name}")
     if not page.dataoffsets or page.dataoffsets[0] >= len(data):
-        raise ValueError("the TIFF tags give no place for the pixels")
+        raise DamagedImage("the TIFF tags give no place for the pixels")
 
 
 def _check_supported(page: TiffPage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import struct
@@ -194,9 +195,49 @@ def test_request_without_a_file_is_422(server: Server) -> None:
     assert_problem(httpx.post(url, data={"file": "x"}), 422)
 
 
-def test_empty_file_is_named_as_such(server: Server) -> None:
-    answer = httpx.post(f"{server.url}/segment", files={"file": ("a.png", b"", "image/png")})
-    assert "empty file" in assert_problem(answer, 422)["detail"]
+def test_empty_file_is_named_as_such_however_it_is_sent(server: Server) -> None:
+    part = {"file": ("a.png", b"", "image/png")}
+    answers = [
+        httpx.post(f"{server.url}/segment", content=b""),
+        httpx.post(f"{server.url}/segment", files=part),
+        httpx.post(f"{server.url}/segment", files={"file": (None, b"")}),
+        httpx.post(f"{server.url}/segment", params={"page": "all"}, files=part),
+        httpx.post(f"{server.url}/api/remove", files=part),
+    ]
+    details = [assert_problem(answer, 422)["detail"] for answer in answers]
+    assert set(details) == {
+        "empty file (0 bytes); send JPEG, PNG, TIFF, WebP, BMP, GIF, AVIF or JPEG 2000"
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"json": {"image": base64.b64encode(JPEG).decode()}}, ": JSON; send the image itself"),
+        ({"content": base64.b64encode(JPEG)}, ": base64 text; send the bytes that it encodes"),
+        ({"content": b"data:image/jpeg;base64," + base64.b64encode(JPEG)}, ": a data URL; send "),
+        ({"data": {"file": "cells.png"}}, ": a URL-encoded form; send the image itself"),
+        ({"files": {"file": (None, b"cells.png")}}, "with curl as -F file=@cells.png"),
+        ({"files": {"file": (None, base64.b64encode(JPEG))}}, "has no file name and is base64 "),
+    ],
+)
+def test_body_that_is_not_the_image_itself_is_named(
+    server: Server, body: dict[str, Any], name: str
+) -> None:
+    answer = httpx.post(f"{server.url}/segment", **body)
+    assert name in assert_problem(answer, 422)["detail"]
+
+
+def test_field_without_a_file_name_does_not_affect_other_files(server: Server) -> None:
+    parts = [("file", (None, b"cells.png")), ("file", ("good.jpg", JPEG))]
+    answer = httpx.post(
+        f"{server.url}/segment", files=parts, headers={"Accept": "application/json"}
+    )
+    first, second = answer.json()["images"]
+    assert first["error"]["status"] == 422
+    assert "has no file name" in first["error"]["detail"]
+    assert second["name"] == "good"
+    assert "error" not in second
 
 
 def test_truncated_multipart_body_is_422(server: Server) -> None:

@@ -93,6 +93,16 @@ def test_part_of_another_name_is_named_with_what_is_right(server: Server) -> Non
     assert answer.json()["detail"] == "unknown form field 'image'; send images as 'file'"
 
 
+@pytest.mark.parametrize("name", ["output", "threshold", "page"])
+def test_parameter_in_the_form_is_pointed_to_the_query(server: Server, name: str) -> None:
+    answer = send_form(server, (f'form-data; name="{name}"', b"0"))
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == (
+        f"{name} is a parameter of the query, not a field of the form; write it after the path: "
+        f"?{name}=VALUE"
+    )
+
+
 def test_several_outputs_come_from_one_inference(server: Server, post: Post) -> None:
     inferred = server.metric("unet_images_total", model="nuclei")
     answer = post(CELLS, output=["mask", "polygons", "instances"])

@@ -6,6 +6,7 @@ the caller does not ask for.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection
 
@@ -18,6 +19,8 @@ from app.errors import InvalidRequest
 FILE = "file"
 """Name of the parts that are files."""
 
+_FILE_NAMES = {"filename", "filename*"}
+"""Parameters of a Content-Disposition that are the name of a file."""
 _MAX_CONTENT_TYPE = 1000
 """Characters of a Content-Type. Parsing its parameters takes quadratic time."""
 _MAX_FILES = 1000
@@ -30,6 +33,21 @@ _ESCAPED = re.compile(rb'\\(["\\])')
 """Escapes, as curl writes them. A backslash before anything else belongs to a Windows path."""
 
 
+@dataclasses.dataclass(frozen=True)
+class FilePart:
+    """A file of a form.
+
+    Attributes:
+        name: as the client sent it; empty if it sent none.
+        chunks: its bytes.
+        is_field: the part has the name `file`, but no file name, as a field with a value has it.
+    """
+
+    name: str
+    chunks: list[bytes]
+    is_field: bool = False
+
+
 class FormParser:
     """Collects the files and the fields of a form.
 
@@ -38,9 +56,10 @@ class FormParser:
     Args:
         content_type: of the body.
         fields: names of the parts that are values; others than these and `file` are errors.
+        parameters: names that belong in the query of the request.
 
     Attributes:
-        files: name, as the client sent it, and chunks of each.
+        files: in the order of their parts.
         file_bytes: in all files.
         values: of the fields.
 
@@ -48,11 +67,14 @@ class FormParser:
         InvalidRequest: the content type declares no boundary, or not a valid one.
     """
 
-    def __init__(self, content_type: str, fields: Collection[str] = ()) -> None:
-        self.files: list[tuple[str, list[bytes]]] = []
+    def __init__(
+        self, content_type: str, fields: Collection[str] = (), parameters: Collection[str] = ()
+    ) -> None:
+        self.files: list[FilePart] = []
         self.file_bytes = 0
         self.values: dict[str, bytes] = {}
         self._fields = fields
+        self._parameters = parameters
         self._field = ""
         self._boundary = read_boundary(content_type)
         self._begun = self._complete = False
@@ -135,7 +157,13 @@ class FormParser:
         elif name == FILE:
             if len(self.files) == _MAX_FILES:
                 raise InvalidRequest(f"too many files; at most {_MAX_FILES} are allowed")
-            self.files.append((decode_filename(parameters), []))
+            is_field = "name" in parameters and not parameters.keys() & _FILE_NAMES
+            self.files.append(FilePart(decode_filename(parameters), [], is_field))
+        elif name in self._parameters:
+            raise InvalidRequest(
+                f"{name} is a parameter of the query, not a field of the form; write it after the "
+                f"path: ?{name}=VALUE"
+            )
         else:
             accepted = f"send images as {FILE!r}"
             accepted += f"; fields are {', '.join(self._fields)}" if self._fields else ""
@@ -149,7 +177,7 @@ class FormParser:
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         if not self._field:
-            self.files[-1][1].append(data[start:end])
+            self.files[-1].chunks.append(data[start:end])
             self.file_bytes += end - start
             return
         if len(self.values[self._field]) + end - start > _MAX_VALUE_BYTES:

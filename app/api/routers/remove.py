@@ -19,7 +19,7 @@ from app.api.dependencies import accept_request, find_service, model_headers
 from app.api.parameters import describe_parameters, read_deadline, read_query
 from app.api.problems import problem_response
 from app.api.schemas import PROBLEM_RESPONSES
-from app.api.uploads import Form, check_not_empty, read_form
+from app.api.uploads import Form, check_upload, read_form
 from app.api.validation import ParametersModel, describe_validation_error
 from app.errors import InvalidRequest
 from app.inference.budget import Allocation
@@ -127,10 +127,10 @@ async def remove_background(request: Request) -> Response:
         options = query.options
         if len(form.uploads) > 1:
             raise InvalidRequest(f"the form has {len(form.uploads)} files; send one")
-        data = form.uploads[0].data
-        check_not_empty(data)
+        (upload,) = form.uploads
+        check_upload(upload)
         with service.registry.lease(_choose_model(service, query)) as model:
-            result = await service.segmenter.segment(model, data, options, deadline)
+            result = await service.segmenter.segment(model, upload.data, options, deadline)
             allocation.grow(result.size)
             (rendered,) = result.rendered.values()
             request.state.log_fields |= {

@@ -28,7 +28,7 @@ from app.api.dependencies import accept_request, find_service, model_headers
 from app.api.pages import ImageRequest, join_stacks, list_images
 from app.api.parameters import describe_parameters, read_deadline, read_query
 from app.api.schemas import ALL_PAGES, PROBLEM_RESPONSES, SegmentQuery
-from app.api.uploads import check_not_empty, read_uploads
+from app.api.uploads import Upload, check_upload, read_uploads
 from app.batching.deadline import Deadline
 from app.errors import ServiceError
 from app.inference.budget import Allocation
@@ -38,6 +38,8 @@ from app.inference.segmenter import Segmenter
 from app.inference.service import Service
 
 router = APIRouter(tags=["segmentation"])
+
+_read_files = functools.partial(read_uploads, parameters=SegmentQuery.model_fields)
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _BODY = {
@@ -96,7 +98,7 @@ async def segment(request: Request) -> Response:
     options = query.options
     as_json = prefers_json(request.headers.getlist("accept"))
     check = functools.partial(Segmenter.check, options=options)
-    async with accept_request(request, service, query.model, deadline, read_uploads, check) as (
+    async with accept_request(request, service, query.model, deadline, _read_files, check) as (
         model,
         uploads,
     ):
@@ -106,7 +108,7 @@ async def segment(request: Request) -> Response:
         stacked = query.page == ALL_PAGES and options.format is FileFormat.TIFF
         copies = _count_copies(images, options, as_json=as_json, stacked=stacked)
         results = await _segment_images(
-            service, model, images, deadline, request.state.allocation, copies
+            service, model, uploads, images, deadline, request.state.allocation, copies
         )
         if stacked:
             images, results = await join_stacks(service.segmenter, images, results, deadline)
@@ -146,6 +148,7 @@ async def _respond(model: ServedModel, answers: Sequence[Answer], *, as_json: bo
 async def _segment_images(
     service: Service,
     model: ServedModel,
+    uploads: Sequence[Upload],
     images: Sequence[ImageRequest],
     deadline: Deadline,
     allocation: Allocation,
@@ -163,7 +166,7 @@ async def _segment_images(
     async def segment_image(image: ImageRequest) -> Result:
         try:
             deadline.check()
-            check_not_empty(image.data)
+            check_upload(uploads[image.upload])
             if image.error is not None:
                 raise image.error
             result = await service.segmenter.segment(

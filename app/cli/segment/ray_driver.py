@@ -101,7 +101,7 @@ def _check(settings: Settings, work: Work) -> None:
     Raises:
         UserError: it does not, or cannot.
     """
-    check_model(settings.weights_dir, settings.model)
+    check_model(settings)
     checkpoint = load_checkpoint(settings.weights_dir / f"{settings.model}{SUFFIX}")
     try:
         work.options.check(checkpoint.preprocess)

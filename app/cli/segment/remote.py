@@ -16,11 +16,11 @@ from app.cli.segment.results import ResultFiles, Work, read_image
 from app.cli.segment.run import Report, Run, RunStopped
 from app.cli.segment.sources import STANDARD, Target
 from app.cli.segment.wording import describe_error, name_flags
+from app.cli.service_errors import WRONG_KEY, describe_refusal
 from app.errors import ServiceError
 from app.imaging.decode import count_pages
 from app.inference.image_group import ImageGroup
 from app.inference.outputs import Output
-from app.settings import KEY_VARIABLE
 from model.config import PreprocessConfig
 from unet_client import (
     AsyncClient,
@@ -33,8 +33,7 @@ from unet_client import (
 
 _RECONNECT_S = 1.0
 """Pause before a request is sent again because the connection failed."""
-_WRONG_KEY = 401
-_SHARED_STATUSES = (_WRONG_KEY, 404)
+_SHARED_STATUSES = (WRONG_KEY, 404)
 """The key is wrong, or the model does not exist: all images would fail."""
 
 _OWN = {"model", "output", "page"}
@@ -188,10 +187,7 @@ class _RemoteSegmenter:
 
 def _describe(error: SegmentationError) -> str:
     """The message of a service, with flags in place of parameters and headers."""
-    if error.status == _WRONG_KEY:
-        return f"the API key is missing or wrong; set --key or {KEY_VARIABLE}"
-    in_log = f" (request {error.request_id})" if error.status == 500 else ""
-    return name_flags(error.detail) + in_log
+    return name_flags(describe_refusal(error))
 
 
 def _by_output(outputs: Mapping[str, bytes]) -> dict[Output, bytes]:

@@ -64,6 +64,7 @@ class Client:
             TypeError: the image is not an `ImageInput`.
             ValueError: a parameter cannot be encoded.
             OSError: the file cannot be read.
+            RuntimeError: the client is closed.
         """
         return self._run(self._calls.segment(encode_image(image), name_image(image), query))
 
@@ -87,6 +88,7 @@ class Client:
         Raises:
             TypeError: an image is not an `ImageInput`.
             ValueError: `concurrency` is below 1.
+            RuntimeError: the client is closed.
         """
         check_concurrency(concurrency)
         remaining = iter(images)
@@ -104,7 +106,7 @@ class Client:
         """Return the models of the service.
 
         Raises:
-            UnetClientError: as `segment`.
+            UnetClientError, RuntimeError: as `segment`.
         """
         return self._run(self._calls.models())
 
@@ -112,7 +114,7 @@ class Client:
         """Return one model: architecture, preprocessing, metrics and engine.
 
         Raises:
-            UnetClientError: as `segment`; status 404 if the service has no such model.
+            UnetClientError, RuntimeError: as `segment`; status 404 if there is no such model.
         """
         return self._run(self._calls.model(name))
 

@@ -131,6 +131,18 @@ def test_invalid_value_is_one_line(
     assert line.startswith(f"UNET_{name}={value!r}: {says}")
 
 
+def test_checkpoint_in_place_of_the_weights_folder_is_named(tmp_path: Path) -> None:
+    for name, model in (("lit.safetensors", ", and UNET_MODEL or --model to lit"), ("a.txt", "")):
+        file = tmp_path / name
+        file.touch()
+        with pytest.raises(SettingsError) as caught:
+            load_settings(weights_dir=str(file))
+        assert str(caught.value) == (
+            f"UNET_WEIGHTS_DIR='{file}': this is a file; set UNET_WEIGHTS_DIR or --weights-dir to "
+            f"its folder {tmp_path}{model}"
+        )
+
+
 def test_flag_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNET_PORT", "wrong")
     monkeypatch.setenv("UNET_THREADS", "2")

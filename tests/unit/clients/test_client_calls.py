@@ -38,6 +38,25 @@ def test_segment_posts_the_image_with_query_and_key(fake: FakeServer, connect: C
     assert 29 < request.timeout <= 30
 
 
+def test_closed_client_raises_the_error_of_httpx(fake: FakeServer) -> None:
+    async def call_closed() -> None:
+        client = AsyncClient(fake.url)
+        await client.close()
+        with pytest.raises(RuntimeError, match="client has been closed"):
+            await client.models()
+        with pytest.raises(RuntimeError, match="client has been closed"):
+            await anext(client.segment_many([b"image"]))
+
+    asyncio.run(call_closed())
+    client = Client(fake.url)
+    client.close()
+    with pytest.raises(RuntimeError, match="client has been closed"):
+        client.models()
+    with pytest.raises(RuntimeError, match="client has been closed"):
+        next(client.segment_many([b"image"]))
+    assert not fake.requests
+
+
 def test_key_is_not_sent_unless_given(fake: FakeServer, connect: Connect) -> None:
     with connect(fake.url) as client:
         client.segment(b"image")

@@ -15,12 +15,12 @@ from fastapi import Request
 from app.api.uploads import (
     Form,
     Upload,
-    check_not_empty,
+    check_upload,
     read_body,
     read_form,
     read_uploads,
 )
-from app.errors import InvalidRequest, UploadTooLarge
+from app.errors import CorruptImage, InvalidRequest, UploadTooLarge
 from app.inference.budget import Budget
 
 FORM = {"content-type": "multipart/form-data; boundary=B"}
@@ -53,6 +53,7 @@ def part(content: bytes, disposition: bytes = b'name="file"; filename="a.png"') 
 
 
 END = b"--B--\r\n"
+IMAGE = b"\x89PNG\r\n\x1a\n and more"
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
@@ -137,12 +138,44 @@ def test_body_is_inflated_whatever_chunks_it_arrives_in(size: int) -> None:
 
 
 def test_file_needs_content() -> None:
-    with pytest.raises(InvalidRequest, match="empty file"):
-        check_not_empty(b"")
-    check_not_empty(b".")
+    with pytest.raises(CorruptImage, match=r"^empty file"):
+        check_upload(Upload("a", b""))
+    check_upload(Upload("a", b"."))
 
 
-IMAGE = b"\x89PNG\r\n\x1a\n and more"
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (b"cells.png", "the text 'cells.png'"),
+        (b"iVBORw0KGgoAAAANSUhEUgAAAB4AAAAUCA", "base64 text"),
+        (b'{"a": 1}', "JSON"),
+    ],
+)
+def test_text_of_a_field_is_named_with_what_curl_needs(value: bytes, name: str) -> None:
+    (field,) = upload(part(value, b'name="file"') + END)
+    with pytest.raises(CorruptImage) as caught:
+        check_upload(field)
+    assert str(caught.value) == (
+        f"the part 'file' has no file name and is {name}, not an image; send the file itself, with "
+        "curl as -F file=@cells.png"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "disposition"),
+    [
+        (IMAGE, b'name="file"'),
+        (b"cells.png", b'name="file"; filename="a.png"'),
+        (b"cells.png", b"name=\"file\"; filename*=UTF-8''a.png"),
+        (b"cells.png", b'name="file"; filename=""'),
+        (b"cells.png", b""),
+    ],
+)
+def test_image_without_a_name_and_file_with_one_are_left_to_the_decoder(
+    content: bytes, disposition: bytes
+) -> None:
+    (file,) = upload(part(content, disposition) + END)
+    check_upload(file)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +201,14 @@ def test_raw_body_is_taken_whatever_its_content_type(kind: str) -> None:
     assert upload(IMAGE[:5], IMAGE[5:], content_type=kind) == [Upload("", IMAGE)]
 
 
-def test_empty_body_is_invalid() -> None:
-    with pytest.raises(InvalidRequest, match="the body is empty"):
+def test_empty_body_is_an_empty_file() -> None:
+    with pytest.raises(CorruptImage, match=r"^empty file"):
         upload(content_type="image/png")
+
+
+def test_form_whose_content_type_does_not_say_so_is_named() -> None:
+    with pytest.raises(InvalidRequest, match="a multipart form, but its Content-Type does not say"):
+        upload(part(b"x") + END, content_type="application/octet-stream")
 
 
 @pytest.mark.parametrize("body", [IMAGE, b"{}", b"--C\r\n", b"file=x"])
@@ -199,6 +237,16 @@ def test_part_without_a_name_is_a_file(disposition: bytes) -> None:
 
 def test_part_without_a_disposition_is_a_file() -> None:
     assert upload(b"--B\r\nContent-Type: image/png\r\n\r\nx\r\n" + END) == [Upload("", b"x")]
+
+
+def test_parameter_in_the_form_is_pointed_to_the_query() -> None:
+    async def read() -> None:
+        with Budget(1e9, "MB", lambda: None).allocate() as allocation:
+            body = request([part(b"polygons", b'name="output"'), END], FORM)
+            await read_uploads(body, 10_000_000, allocation, parameters=("model", "output"))
+
+    with pytest.raises(InvalidRequest, match=r"^output is a parameter .*: \?output=VALUE"):
+        asyncio.run(read())
 
 
 def read_with_fields(*parts: bytes) -> Form:

@@ -251,7 +251,7 @@ def test_deadline_is_enforced_at_admission_and_in_the_queue() -> None:
     async def body(batcher: Batcher[Any, Any]) -> None:
         device.seconds = 0.05
         await request(batcher, *range(8))
-        with pytest.raises(DeadlineExceeded, match=r"estimated .* s exceeds the 0\.0 s") as alone:
+        with pytest.raises(DeadlineExceeded, match=r"estimated .* exceeds the 0\.0\d+ s") as alone:
             batcher.admit(["k"] * 90, deadline=Deadline.after(0.01))  # 90 windows of 12 ms
         assert alone.value.retry_after is None
         with pytest.raises(DeadlineExceeded, match="the deadline has passed"):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from app.batching.deadline import Deadline
+from app.batching.deadline import Deadline, describe_lateness
 from app.errors import DeadlineExceeded
 
 
@@ -81,3 +81,19 @@ def test_cancelling_the_task_is_not_a_missed_deadline() -> None:
         assert task.cancelled()
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("estimated", "remaining", "shown"),
+    [
+        (35.2, 30, ("35.2", "30.0")),
+        (0.71, 0.0096, ("0.71", "0.0096")),
+        (0.00031, 0.00002, ("0.0003", "0")),
+        (1.26, -0.1, ("1.3", "0")),
+    ],
+)
+def test_short_times_keep_two_digits(
+    estimated: float, remaining: float, shown: tuple[str, str]
+) -> None:
+    text = f"estimated {shown[0]} s exceeds the {shown[1]} s remaining"
+    assert describe_lateness(estimated, remaining) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from app import cli
 from model.checkpoint import load_checkpoint
 from tests.conftest import nuclei, write_tiny
+from tests.unit.clients.fake_server import FakeServer, Reply
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,18 @@ def test_key_of_the_service_is_read_from_the_environment(
     monkeypatch.setenv("UNET_KEY", "schl\u00fcssel")
     assert evaluate(folder, "one", "--url", "http://localhost:1") == 2
     assert "the API key must be" in capsys.readouterr().err
+
+
+def test_refused_key_names_the_flag(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FakeServer() as service:
+        service.respond = lambda _: Reply(401, body=b'{"detail": "send it as X-API-Key: KEY"}')
+        thread = threading.Thread(target=service.serve_forever, args=(0.01,))
+        thread.start()
+        assert evaluate(folder, "one", "--url", service.url) == 2
+        service.shutdown()
+        thread.join()
+    said = "unet: error: 401: the API key is missing or wrong; set --key or UNET_KEY\n"
+    assert capsys.readouterr().err == said
 
 
 def test_report_names_the_precision_that_auto_chose(

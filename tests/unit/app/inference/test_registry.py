@@ -190,6 +190,41 @@ def test_model_whose_file_is_deleted_stays_in_service(versions: list[Path], tmp_
     with_service(tmp_path, body, load=False)
 
 
+def test_deleted_file_is_reported_once_and_when_it_is_back(
+    versions: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(versions[0], tmp_path)
+    path = tmp_path / "nuclei.safetensors"
+    caplog.set_level("INFO", "app.inference.registry")
+
+    def messages() -> list[str]:
+        return [
+            record.getMessage() for record in caplog.records if record.name.endswith("registry")
+        ]
+
+    async def body(service: Service) -> None:
+        await service.registry.load_default()
+        entry = service.registry.entries["nuclei"]
+        served = entry.served
+        await scan_twice(service)
+        caplog.clear()
+        path.rename(tmp_path / "aside")
+        await service.registry.scan()
+        assert messages() == []  # it may be replaced at this moment
+        await scan_twice(service)
+        await scan_twice(service)
+        says = f"{path} was deleted; the model is served until the service stops"
+        assert messages() == [f"model nuclei: {says}"]
+        assert caplog.records[0].levelname == "WARNING"
+        assert (entry.served, entry.error) == (served, says)
+        (tmp_path / "aside").rename(path)
+        await scan_twice(service)
+        assert messages()[1:] == ["model nuclei: its file is back, and is loaded again"]
+        assert (entry.served, entry.error) == (served, None)
+
+    with_service(tmp_path, body, load=False)
+
+
 def test_bad_default_model_can_be_replaced(versions: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "nuclei.safetensors"
     path.write_bytes(b"not a checkpoint")

@@ -18,8 +18,9 @@ from app.inference import service as service_module
 from app.inference.allocator import trim_memory
 from app.inference.service import Service
 from app.metrics import Metrics
-from app.settings import Settings
+from app.settings import Settings, load_settings
 from model.arrays import FloatArray
+from tests.conftest import write_tiny
 from tests.devices import until
 from tests.in_process import read_metric, with_service
 
@@ -29,6 +30,14 @@ def test_default_model_that_does_not_exist_aborts_startup(tiny: Path, tmp_path: 
         Service(Settings(weights_dir=tiny, model="cells"))
     with pytest.raises(SettingsError, match=r"holds no \.safetensors files$"):
         Service(Settings(weights_dir=tmp_path))
+    for name in ("lit", "whole"):
+        write_tiny(tmp_path / f"{name}.safetensors")
+    with pytest.raises(SettingsError) as caught:
+        Service(load_settings(weights_dir=str(tmp_path)))
+    assert str(caught.value) == (
+        f"UNET_MODEL is not set, and {tmp_path} holds lit, whole; set UNET_MODEL or --model to one "
+        "of them"
+    )
 
 
 def test_service_is_ready_once_the_default_model_is_loaded(tiny: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.pixels import decode_image
-from model.readers.base import MissingPixels, UnsupportedKind
+from model.readers.base import DamagedImage, MissingPixels, UnsupportedKind
 from tests.unit.model.readers.writers import bits_of, bmp
 
 RNG = np.random.default_rng(0)
@@ -125,6 +125,14 @@ def test_run_lengths_are_read(header: int) -> None:
     assert (decode_image(data) == colors[indices]).all()
     with pytest.raises(ValueError, match="not enough image data"):
         decode_image(bmp(rows, 31, 8, body=run_lengths(indices)[:400], **options))
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_incomplete_header_is_damage(header: int) -> None:
+    whole = bmp(ROWS, 31, 24, header=header)
+    for length in range(2, 50):
+        with pytest.raises(DamagedImage, match="the header of the BMP is incomplete"):
+            decode_image(whole[:length])
 
 
 def test_missing_rows_are_counted() -> None:

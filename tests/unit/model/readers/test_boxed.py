@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from model.pixels import decode_image
 from model.readers import open_image
-from model.readers.base import MissingPixels, UnsupportedKind
+from model.readers.base import DamagedImage, MissingPixels, UnsupportedKind
 from tests.conftest import FIXTURES
 from tests.unit.model.readers.writers import saved
 
@@ -118,6 +118,15 @@ def test_tiles_of_jpeg_2000_are_counted() -> None:
     with pytest.raises(MissingPixels, match="without the end"):
         decode_image(whole[:-2])
     assert (decode_image(whole + b"rest") == RGB).all()
+
+
+@pytest.mark.parametrize("codec", ["j2k", "jp2"])
+def test_incomplete_header_of_a_jpeg_2000_is_damage(codec: str) -> None:
+    data = imagecodecs.jpeg2k_encode(np.zeros((20, 31, 3), np.uint8), codecformat=codec)
+    start = data.index(b"\xff\x4f\xff\x51")
+    for length in range(start + 4, start + 45):
+        with pytest.raises(DamagedImage, match="the header of the JPEG 2000 is incomplete"):
+            decode_image(data[:length])
 
 
 def test_zeros_in_place_of_a_jpeg_2000_are_an_error_also_before_its_end() -> None:

@@ -62,6 +62,16 @@ def test_failure_of_one_image_does_not_stop_the_others(
     assert last == "2 written to out/, 3 failed"
 
 
+@pytest.mark.parametrize("page", [[], ["--page", "all"]])
+def test_empty_file_is_named_as_the_service_names_it(
+    images: Path, page: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "3.png").write_bytes(b"")
+    assert cli.main(["segment", "in/3.png", "-o", "out", *page]) == 1
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith("unet: in/3.png: empty file (0 bytes); send JPEG, PNG, ")
+
+
 def test_bug_is_raised_and_the_service_is_stopped(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
