@@ -57,7 +57,8 @@ def choose_inheritance(
     if "base_features" not in given:
         inherited["base_features"] = network.base_features
         findings.append(f"{network.base_features} base features")
-    if not _CHANNELS & set(given) and not (is_color and network.in_channels == 1):
+    channels = (3,) if is_color else (1, 3)
+    if not _CHANNELS & set(given) and network.in_channels in channels:
         inherited["in_channels"] = network.in_channels
         names |= {"mean", "std"}
         findings.append("1 channel" if network.in_channels == 1 else "3 channels")
