@@ -62,17 +62,18 @@ def choose_inheritance(
         inherited["in_channels"] = network.in_channels
         names |= {"mean", "std"}
         findings.append("1 channel" if network.in_channels == 1 else "3 channels")
-    if "intensity" not in given:
-        names |= {"intensity", "percentiles"} - set(given)
-        findings.append(f"intensity {describe_intensity(preprocess)}")
+    if values := {"intensity", "percentiles"} - set(given):
+        names |= values
+        both = f"intensity {describe_intensity(preprocess)}"
+        findings.append(both if len(values) == 2 else min(values))
     if is_binary and preprocess.binary and "threshold" not in given:
         names.add("threshold")
         findings.append(f"threshold {preprocess.threshold:g}")
     if not (_WINDOWS | {"padding"}) & set(given) and network.padding == 1:
         names |= _WINDOWS
-        findings.append("windows" if preprocess.mode == "native" else "resized images")
-    values = {name: value for name, value in preprocess.to_json().items() if name in names}
-    return Inheritance(start.id, inherited, values, tuple(findings))
+        findings.append(_describe_windows(preprocess))
+    kept = {name: value for name, value in preprocess.to_json().items() if name in names}
+    return Inheritance(start.id, inherited, kept, tuple(findings))
 
 
 def describe_intensity(preprocess: PreprocessConfig) -> str:
@@ -81,3 +82,10 @@ def describe_intensity(preprocess: PreprocessConfig) -> str:
         low, high = preprocess.percentiles
         return f"percentiles {low:g} to {high:g}"
     return preprocess.intensity
+
+
+def _describe_windows(preprocess: PreprocessConfig) -> str:
+    if preprocess.mode == "native":
+        return "windows"
+    height, width = preprocess.resized
+    return f"images resized to {width}x{height}"

@@ -69,7 +69,7 @@ def assert_start_is_shipped(data: Path, out: str) -> None:
 def test_start_is_shipped_if_no_step_improves_it(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, *write_start(data, 9.0)) == 0
+    assert run(data, *write_start(data, 9.0), "--steps", "4") == 0
     assert_start_is_shipped(data, "run")
     output = capsys.readouterr().out
     assert re.search(r"step 0: validation Dice 0\.[1-9].*, the start, begin@", output)
@@ -88,6 +88,7 @@ def test_start_is_shipped_if_no_step_improves_it(
     assert (first["step"], first["dice"]) == (0, report["validation"]["dice"])
 
 
+@pytest.mark.slow
 def test_trained_weights_are_shipped_if_they_are_better(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_start_is_compared_on_all_validation_images(
     assert_start_is_shipped(data, "run")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("destructive_steps")
 def test_resumed_run_still_has_its_start(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if the checkpoint was deleted since."""
@@ -162,6 +164,7 @@ def test_resumed_fine_tuning_has_the_same_result(
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_restart_without_a_state_validates_the_start_once(data: Path) -> None:
     flags = write_start(data, 9.0)
     assert run(data, *flags, "--steps", "4") == 0

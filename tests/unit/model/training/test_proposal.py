@@ -204,8 +204,11 @@ def test_values_of_the_user_are_not_inherited(isbi: Path) -> None:
     assert len(recipe.preprocess.window) > 1
     assert recipe.preprocess.interpolation == "bilinear"
     assert (recipe.preprocess.threshold, recipe.optim.learning_rate) == (0.4, 0.1)
-    assert "threshold" not in findings["start"]
+    assert "channels, intensity; learning" in findings["start"]
     assert findings["start"].endswith("; learning rate 0.1")
+    recipe, findings, _ = propose(isbi, isbi, init_from=start, intensity="range")
+    assert recipe.preprocess.intensity == "range"
+    assert "range" not in findings["start"]
 
 
 def test_number_of_channels_is_inherited(isbi: Path) -> None:
