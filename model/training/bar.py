@@ -72,9 +72,9 @@ class ProgressBar:
         steps = self.length.describe_steps(self.trainer)
         self._clock.print(lambda: f"step {steps}: {text}")
 
-    def show_scores(self, step: int, scores: dict[str, Any]) -> None:
-        """Print a validation's scores above the bar."""
-        self._bar.write(f"step {step}: validation {describe_scores(scores)}")
+    def show_scores(self, step: int, scores: dict[str, Any], note: str = "") -> None:
+        """Print a validation's scores above the bar, followed by a note."""
+        self._bar.write(f"step {step}: validation {describe_scores(scores)}{note}")
         sys.stdout.flush()
 
 

@@ -16,13 +16,32 @@ from model.checkpoint import load_checkpoint
 from model.config import PreprocessConfig
 from model.convert.widen import narrow, widen
 from model.predict import load_tensors
+from model.training.inheritance import describe_intensity
 from model.training.recipe import Recipe
 
 _INPUT = "down_conv.0.first"
 _OUTPUT = "final_conv"
 
 
-def load_initial_weights(path: Path, recipe: Recipe) -> tuple[dict[str, Tensor], list[str]]:
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """Weights with which training starts.
+
+    Attributes:
+        checkpoint: id of the checkpoint that they were made of.
+        weights: state dict of the recipe's network without batch normalization.
+        changes: one line for each difference from the checkpoint.
+        solve_task: every output has weights of the checkpoint, so that scores before training say
+            what the start is worth.
+    """
+
+    checkpoint: str
+    weights: dict[str, Tensor]
+    changes: tuple[str, ...]
+    solve_task: bool
+
+
+def load_initial_weights(path: Path, recipe: Recipe) -> InitialWeights:
     """Load the weights of a checkpoint, and adapt them to a recipe's network.
 
     - Other input channels: a channel's weights become the sum over the former channels, divided by
@@ -33,9 +52,6 @@ def load_initial_weights(path: Path, recipe: Recipe) -> tuple[dict[str, Tensor],
       their names. Other outputs start at 0, so that all classes are equally likely.
     - Other width: the network is widened or narrowed.
 
-    Returns:
-        The state dict, and one line per change.
-
     Raises:
         CheckpointError: the checkpoint is invalid.
         ConfigError: it cannot be widened or narrowed to the recipe's network.
@@ -44,25 +60,26 @@ def load_initial_weights(path: Path, recipe: Recipe) -> tuple[dict[str, Tensor],
     network, preprocess = recipe.network, recipe.preprocess
     before, former = checkpoint.unet, checkpoint.preprocess
     state = load_tensors(checkpoint)
-    notes = []
+    changes = []
     changes_scale = _list_scales(former) != _list_scales(preprocess)
     if before.in_channels != network.in_channels or changes_scale:
         _change_inputs(state, former, preprocess)
     if before.in_channels != network.in_channels:
-        notes.append(
+        changes.append(
             f"{before.in_channels} input channels become {network.in_channels}: their weights are "
             "added up and divided by the new number"
         )
     if changes_scale:
-        notes.append(
+        changes.append(
             f"mean {_format(former.mean)} and std {_format(former.std)} become "
             f"{_format(preprocess.mean)} and {_format(preprocess.std)}, for which the first layer "
             "is converted"
         )
-    if _intensity(former) != _intensity(preprocess):
-        notes.append(
-            f"intensity {_intensity(former)} becomes {_intensity(preprocess)}: weights cannot be "
-            "converted, and training has to adapt them"
+    intensities = [describe_intensity(each) for each in (former, preprocess)]
+    if intensities[0] != intensities[1]:
+        changes.append(
+            f"intensity {' becomes '.join(intensities)}: weights cannot be converted, and training "
+            "has to adapt them"
         )
     names = _name_outputs(former, before.out_channels)
     wanted = _name_outputs(preprocess, network.out_channels)
@@ -71,23 +88,15 @@ def load_initial_weights(path: Path, recipe: Recipe) -> tuple[dict[str, Tensor],
         kept = [name for name in wanted if name in names]
         new = [name for name in wanted if name not in names]
         parts = [f"{text} {', '.join(each)}" for text, each in (("keeps", kept), ("adds", new))]
-        notes.append("the last layer " + " and ".join(p for p in parts if not p.endswith(" ")))
+        changes.append("the last layer " + " and ".join(p for p in parts if not p.endswith(" ")))
     changed = dataclasses.replace(
         before, in_channels=network.in_channels, out_channels=network.out_channels
     )
     if before.base_features != network.base_features:
-        notes.append(f"{before.base_features} base features become {network.base_features}")
+        changes.append(f"{before.base_features} base features become {network.base_features}")
     convert = narrow if before.base_features > network.base_features else widen
-    lines = [f"initial weights of {checkpoint.id}", *notes]
-    return convert(state, changed, network), lines
-
-
-def _intensity(preprocess: PreprocessConfig) -> str:
-    """Describe how intensities are scaled to 0..1."""
-    if preprocess.intensity == "percentile":
-        low, high = preprocess.percentiles
-        return f"percentiles {low:g} to {high:g}"
-    return preprocess.intensity
+    weights = convert(state, changed, network)
+    return InitialWeights(checkpoint.id, weights, tuple(changes), set(wanted) <= set(names))
 
 
 def _list_scales(preprocess: PreprocessConfig) -> set[tuple[float, float]]:

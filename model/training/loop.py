@@ -54,7 +54,7 @@ def train(recipe: Recipe, folder: Path, command: str = "", recipe_text: str = ""
     Returns:
         The checkpoint, `folder`/NAME.safetensors: the moving average of the weights at the step
         that validated best, a golden pair, and a card with the scores on training and validation
-        images.
+        images. Initial weights that no step improves are shipped as they were.
 
     Raises:
         DataError: the data set is invalid; see `open_dataset`, `split_dataset` and `CropDataset`.
@@ -207,6 +207,9 @@ def _train_loop(
         ProgressBar(trainer, length) as bar,
         Validator(trainer.device, recipe, validation, length, run, bar, best) as validator,
     ):
+        if trainer.initial is not None and trainer.initial.solve_task:
+            validator.validate_start(trainer.initial)
+            clock = time.monotonic()
         for pixels, labels, weights, indices in load_batches(trainer, crops, length):
             progress = length.progress(trainer)
             if progress >= 1:

@@ -23,6 +23,7 @@ from model.config import DIVISOR, check_name
 from model.errors import ConfigError
 from model.training.data import PairedDataset, code_masks
 from model.training.images import list_images
+from model.training.inheritance import Inheritance, choose_inheritance
 from model.training.masks import pack_colors
 from model.training.pairs import Pair, find_named_pairs, prefix_of
 from model.training.recipe import SECTIONS, Recipe
@@ -48,6 +49,8 @@ _DEFAULTS = {
 """Width, crops per step and length of a run, by type of device."""
 _FAST_START = {"learning_rate": 3e-3, "batch_norm": True, "initialisation": "torch"}
 """With these a small network learns within a hundred steps; see docs/decisions/0038."""
+_TUNING_RATE = 1e-3
+"""Learning rate for weights of a checkpoint; see docs/train.md."""
 _IMBALANCE = 4.0
 """Ratio of the largest to the smallest class from which on classes are weighted."""
 _VOID = {"void", "unlabelled", "unlabeled", "ignore", "ignored"}
@@ -105,12 +108,14 @@ def propose_recipe(
     names, palette = _name_classes(meaning, by_color, in_order)
     document: dict[str, Any] = {"name": _choose_name(images)}
     document["data"] = _data_section(images, masks, meaning, pairs)
-    document |= _image_sections(pictures, meaning, device)
+    inherited = None
+    if start := flags.get("init_from"):
+        checkpoint = load_checkpoint(Path(start))
+        is_binary = meaning.labels != "classes"
+        inherited = choose_inheritance(checkpoint, flags, pictures.is_color, is_binary)
+    document |= _image_sections(pictures, meaning, device, inherited)
     document["network"]["out_channels"] = _count_outputs(meaning, len(names))
     document["preprocess"] |= {"classes": list(names), "palette": [list(c) for c in palette]}
-    if start := flags.get("init_from"):
-        network = load_checkpoint(Path(start)).unet
-        document["network"]["base_features"] = network.base_features
     if weights := _weigh_classes(meaning):
         document["loss"]["class_weights"] = weights
     if {"steps", "epochs", "minutes"} & flags.keys():
@@ -122,6 +127,7 @@ def propose_recipe(
         ("images", _describe_pairs(images, masks, pairs)),
         ("size", _describe_images(pictures)),
         ("masks", _describe_masks(meaning, names)),
+        *([("start", _describe_start(inherited, recipe))] if inherited else []),
         *([("weights", _describe_weights(recipe))] if recipe.loss.class_weights else []),
         ("input", _describe_input(recipe)),
     )
@@ -157,11 +163,13 @@ def _have_prefixes(pairs: Sequence[Pair]) -> bool:
     return 4 <= len(sizes) <= len(groups) / 2 and min(sizes.values()) > 1
 
 
-def _image_sections(pictures: ImageSurvey, meaning: MaskMeaning, device: str) -> dict[str, Any]:
+def _image_sections(
+    pictures: ImageSurvey, meaning: MaskMeaning, device: str, inherited: Inheritance | None
+) -> dict[str, Any]:
     """Choose network, preprocessing, crops and length by the kind of the images.
 
     Color images without masks of instances are taken for photographs: the network sees them as
-    a whole. All others are seen at their own resolution.
+    a whole. All others are seen at their own resolution. What is inherited replaces this choice.
     """
     defaults = _DEFAULTS["cpu" if device == "cpu" else "cuda"]
     optim = {"batch_size": defaults["batch_size"], **_FAST_START}
@@ -169,17 +177,22 @@ def _image_sections(pictures: ImageSurvey, meaning: MaskMeaning, device: str) ->
     sections: dict[str, Any] = {"network": {"base_features": defaults["base_features"]}}
     is_photo = pictures.is_color and meaning.labels != "instances"
     height, width = pictures.middle
+    preprocess: dict[str, Any] = {"intensity": "percentile"}
     if is_photo:
         scale = min(1.0, _LONG_SIDE / max(height, width))
-        height, width = _round(height * scale), _round(width * scale)
-        preprocess: dict[str, Any] = {"mode": "resize", "window": [[height, width]]}
-        preprocess["overlap"] = 0
+        window = [_round(height * scale), _round(width * scale)]
+        preprocess = {"mode": "resize", "window": [window], "overlap": 0}
+    if inherited:
+        optim["learning_rate"] = _TUNING_RATE
+        sections["network"] |= inherited.network
+        preprocess |= inherited.preprocess
+    if preprocess.get("mode") == "resize":
+        height, width = preprocess.get("size") or preprocess["window"][0]
         augment = {
             "crop": [_round(0.7 * height), _round(0.7 * width)], "zoom": [0.6, 1.2],
             "rotate": 12, "elastic": 4, "invert": 0, "gamma": 0.3, "color": 0.1, "noise": 0.02,
         }  # fmt: skip
     else:
-        preprocess = {"intensity": "percentile"}
         augment = {"crop": [_round(min(_CROP, side), down=True) for side in (height, width)]}
     pixels = _VALIDATION_PIXELS["cpu" if device == "cpu" else "cuda"]
     sections["preprocess"] = preprocess
@@ -276,6 +289,11 @@ def _describe_masks(meaning: MaskMeaning, names: Sequence[str]) -> str:
         f"{name} {share:.1%}" for name, share in zip(names, meaning.shares, strict=False)
     )
     return f"{text}: {shares}"
+
+
+def _describe_start(inherited: Inheritance, recipe: Recipe) -> str:
+    values = f", with its {', '.join(inherited.findings)}" if inherited.findings else ""
+    return f"{inherited.checkpoint}{values}; learning rate {recipe.optim.learning_rate:g}"
 
 
 def _describe_weights(recipe: Recipe) -> str:

@@ -24,8 +24,7 @@ from model.training.data import PairedDataset
 from model.training.length import RunLength
 from model.training.run_folder import RunFolder, report_write_errors
 from model.training.trainer import Snapshot, Trainer
-from model.training.validation import measure
-from model.unet import UNet
+from model.training.validation import load_predictor, measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,34 +32,47 @@ class Outcome:
     """Which weights are shipped, and why.
 
     Attributes:
-        step: of the shipped weights.
+        step: of the shipped weights; 0 for those that the run started from.
         report: of them on all validation images.
-        scores: by step, of the last weights and, if they are others, of the best ones.
+        scores: by step, of the last weights and, if they are others, of the best ones and of those
+            that the run started from.
+        start: id of the checkpoint whose weights were validated before the first step, or "".
     """
 
     step: int
     report: Report
     scores: dict[int, dict[str, Any]]
+    start: str = ""
+
+    @property
+    def warning(self) -> str:
+        """That training improved nothing, with advice; "" if it did."""
+        if self.step > 0:
+            return ""
+        return (
+            f"training did not improve the weights of {self.start}, which are shipped unchanged; "
+            "train longer, or use a lower learning rate"
+        )
 
 
 def choose_weights(
     trainer: Trainer, validation: PairedDataset, best: BestWeights
 ) -> tuple[Predictor, Outcome]:
-    """Measure the last weights and the best ones on all validation images; choose the better."""
-    recipe, last = trainer.recipe, trainer.predictor
-    report = measure(last, recipe, validation)
-    scores = {trainer.steps_done: report.summary()}
-    if not best.weights or best.step == trainer.steps_done:
-        return last, Outcome(trainer.steps_done, report, scores)
-    network = UNet.from_config(recipe.network)
-    network.load_state_dict(best.weights)
-    network = network.to(device=trainer.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    earlier = Predictor(network, recipe.preprocess)
-    earlier_report = measure(earlier, recipe, validation)
-    scores[best.step] = earlier_report.summary()
-    if rate_scores(scores[best.step]) > rate_scores(scores[trainer.steps_done]):
-        return earlier, Outcome(best.step, earlier_report, scores)
-    return last, Outcome(trainer.steps_done, report, scores)
+    """Measure the last weights, the best ones and the start's on all validation images.
+
+    Returns:
+        A predictor with the weights of the highest score, the latest of equal ones, and why.
+    """
+    recipe, device = trainer.recipe, trainer.device
+    candidates = {trainer.steps_done: trainer.predictor}
+    if best.weights and best.step != trainer.steps_done:
+        candidates[best.step] = load_predictor(best.weights, recipe, device)
+    if best.start:
+        candidates[0] = load_predictor(best.start_weights, recipe, device)
+    reports = {step: measure(each, recipe, validation) for step, each in candidates.items()}
+    scores = {step: report.summary() for step, report in reports.items()}
+    step = max(scores, key=lambda step: (rate_scores(scores[step]), step))
+    return candidates[step], Outcome(step, reports[step], scores, best.start)
 
 
 def summarize(
@@ -71,10 +83,12 @@ def summarize(
     first = f"trained    {length.describe_steps(trainer)} steps in {time_taken}"
     lines = ["", f"{first}, {ending}" if ending else first]
     for step in sorted(outcome.scores):
-        name = "last" if step == trainer.steps_done else "best"
+        name = "last" if step == trainer.steps_done else "best" if step else "start"
         shipped = "  <- in the checkpoint" if step == outcome.step else ""
         scores = describe_scores(outcome.scores[step])
-        lines.append(f"{name}       step {step}: validation {scores}{shipped}")
+        lines.append(f"{name:<10} step {step}: validation {scores}{shipped}")
+    if outcome.warning:
+        lines.append(f"{'warning':<10} {outcome.warning}")
     if not trainer.recipe.preprocess.binary:
         lines += ["", *format_classes(outcome.report.summary()["by_class"]), ""]
     lines.append(f"pictures   {run.path}/samples.png, {run.path}/curves.png")
@@ -105,6 +119,7 @@ def build_report(
         "images": {"training": len(training), "validation": len(validation)},
         "steps": trainer.steps_done,
         "shipped_step": outcome.step,
+        **_describe_start(outcome),
         "validation_by_step": {str(step): scores for step, scores in outcome.scores.items()},
         "hours": round(trainer.seconds / 3600, 3),
         "hardware": _describe_hardware(trainer.device),
@@ -138,11 +153,14 @@ def export_checkpoint(
                 "images",
                 "steps",
                 "shipped_step",
+                "start",
+                "warning",
                 "hours",
                 "hardware",
                 "torch",
                 "revision",
             )
+            if key in report
         },
     }
     path = run.path / f"{recipe.name}.safetensors"
@@ -153,6 +171,14 @@ def export_checkpoint(
         save_checkpoint(path, checkpoint)
         update_manifest(path)
     return path
+
+
+def _describe_start(outcome: Outcome) -> dict[str, Any]:
+    """Return the start's id and its scores, and a warning if nothing is better."""
+    if not outcome.start:
+        return {}
+    start = {"checkpoint": outcome.start, "validation": outcome.scores[0]}
+    return {"start": start, **({"warning": outcome.warning} if outcome.warning else {})}
 
 
 def _describe_hardware(device: torch.device) -> str:

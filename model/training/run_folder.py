@@ -101,7 +101,7 @@ class RunFolder:
         state: dict[str, Any] | None = None
         if self.has_state:
             state = torch.load(self.path / "state.pt", map_location=device, weights_only=True)
-        step = state["step"] if state else 0
+        step = state["step"] if state else -1  # the start of a run is validated at step 0
         kept = [record for record in self.read_metrics() if record["step"] <= step]
         lines = "".join(json.dumps(record) + "\n" for record in kept)
         with report_write_errors(self.path):

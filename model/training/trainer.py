@@ -24,7 +24,7 @@ from model.errors import TrainingDiverged
 from model.predict import Predictor
 from model.training.batchnorm import add_batch_norm, fold_batch_norm
 from model.training.crops import CropDataset
-from model.training.initial import load_initial_weights
+from model.training.initial import InitialWeights, load_initial_weights
 from model.training.losses import label_weights, make_targets, segmentation_loss
 from model.training.recipe import Recipe
 from model.training.sections import OptimConfig
@@ -100,6 +100,8 @@ class Trainer:
 
     Attributes:
         network: in training; with batch normalization if the recipe says so.
+        initial: weights of a checkpoint, with which the run starts here; None if it starts without
+            one, or is resumed.
         ema: exponential moving average of the network's weights: validated and exported.
         steps_done: number of steps so far, over all starts of the run.
         read_every: after so many steps the caller should call `read_steps`.
@@ -125,10 +127,12 @@ class Trainer:
         self.read_every = READ_EVERY.get(device.type, 1)
         self._unread: list[tuple[Tensor, Tensor]] = []
         calibration_inputs = None
+        self.initial: InitialWeights | None = None
         if state is None and optim.init_from:
-            weights, notes = load_initial_weights(Path(optim.init_from), recipe)
-            logger.warning("%s", "; ".join(notes))
-            self.network.load_state_dict(weights)
+            self.initial = load_initial_weights(Path(optim.init_from), recipe)
+            lines = [f"initial weights of {self.initial.checkpoint}", *self.initial.changes]
+            logger.warning("%s", "; ".join(lines))
+            self.network.load_state_dict(self.initial.weights)
             if optim.batch_norm:
                 calibration_inputs = self._to_inputs(crops.first_crops(_CALIBRATION_CROPS))
         elif state is None and optim.initialisation == "he":

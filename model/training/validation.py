@@ -5,6 +5,7 @@ On a CUDA device this happens beside training. Knows no steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -16,6 +17,7 @@ from model.predict import Predictor
 from model.training.bar import ProgressBar
 from model.training.best import BestWeights, rate_scores
 from model.training.data import PairedDataset
+from model.training.initial import InitialWeights
 from model.training.length import RunLength
 from model.training.plots import draw_comparison, draw_legend, make_contact_sheet
 from model.training.progress import track
@@ -23,6 +25,7 @@ from model.training.recipe import Recipe
 from model.training.run_folder import RunFolder
 from model.training.trainer import Snapshot, Trainer
 from model.transforms import to_mask
+from model.unet import UNet
 
 _SAMPLE_COUNT = 6
 """Validation images in samples.png."""
@@ -93,6 +96,19 @@ class Validator:
             ready = torch.cuda.current_stream(self.device).record_event()
         self._pending = self._thread.submit(self._validate_beside, snapshot, ready)
 
+    def validate_start(self, initial: InitialWeights) -> None:
+        """Measure the weights that the run starts from, before its first step.
+
+        Raises:
+            WriteError: the run's folder cannot be written.
+        """
+        predictor = load_predictor(initial.weights, self.recipe, self.device)
+        samples = self.validation.spread(self.recipe.run.validate_images)
+        scores = measure(predictor, self.recipe, samples).summary()
+        self.best.take_start(rate_scores(scores), initial)
+        self.run.log_metrics(0, {**scores, "seconds": 0.0})
+        self.bar.show_scores(0, scores, f", the start, {initial.checkpoint}")
+
     def _wait(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -113,9 +129,11 @@ class Validator:
         samples = self.validation.spread(self.recipe.run.validate_images)
         scores = measure(snapshot.predictor, self.recipe, samples).summary()
         is_late = self.length.progress_at(snapshot.step, snapshot.seconds) > 0.5
-        self.best.update(rate_scores(scores), snapshot, is_late)
+        score = rate_scores(scores)
+        self.best.update(score, snapshot, is_late)
         self.run.log_metrics(snapshot.step, {**scores, "seconds": snapshot.seconds})
-        self.bar.show_scores(snapshot.step, scores)
+        note = "; the start is better" if score < self.best.start_score else ""
+        self.bar.show_scores(snapshot.step, scores, note)
         # before the images, which take as long as the validation
         self.run.save_state({**snapshot.state, "best": self.best.to_state()})
         samples_picture = draw_samples(snapshot.predictor, self.validation)
@@ -131,6 +149,16 @@ def save_state(snapshot: Snapshot, run: RunFolder, best: BestWeights) -> None:
     """
     snapshot.export_weights()
     run.save_state({**snapshot.state, "best": best.to_state()})
+
+
+def load_predictor(
+    weights: Mapping[str, torch.Tensor], recipe: Recipe, device: torch.device
+) -> Predictor:
+    """Make a predictor of weights without batch normalization."""
+    network = UNet.from_config(recipe.network)
+    network.load_state_dict(weights)
+    network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Predictor(network, recipe.preprocess)
 
 
 def measure(predictor: Predictor, recipe: Recipe, samples: PairedDataset) -> Report:

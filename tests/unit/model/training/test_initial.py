@@ -65,10 +65,10 @@ def test_grey_images_give_the_same_logits(
     checkpoint = write_checkpoint(tmp_path / "a.safetensors", **former)
     channels = len(present.get("mean", (0, 0, 0)))
     recipe = make_recipe(channels, **present)
-    state, notes = load_initial_weights(tmp_path / "a.safetensors", recipe)
-    assert any(said in note for note in notes)
+    initial = load_initial_weights(tmp_path / "a.safetensors", recipe)
+    assert any(said in change for change in initial.changes)
     network = UNet.from_config(recipe.network)
-    network.load_state_dict(state)
+    network.load_state_dict(initial.weights)
     grey = np.full((320, 320, 1), 40, np.uint8)
     grey[150:170, 140:180] = 200
     before = compute(
@@ -84,24 +84,25 @@ def test_grey_images_give_the_same_logits(
 
 def test_unchanged_network_is_loaded_exactly(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "a.safetensors", 2)
-    state, notes = load_initial_weights(tmp_path / "a.safetensors", make_recipe(outputs=2))
-    assert notes == [f"initial weights of {checkpoint.id}"]
+    initial = load_initial_weights(tmp_path / "a.safetensors", make_recipe(outputs=2))
+    assert initial.checkpoint == checkpoint.id
+    assert not initial.changes
     for name, value in checkpoint.state.items():
-        assert torch.equal(state[name], torch.from_numpy(value).float())
+        assert torch.equal(initial.weights[name], torch.from_numpy(value).float())
 
 
 def test_foreground_is_kept_when_a_border_is_added_or_removed(tmp_path: Path) -> None:
     for former, present, said in ((1, 2, "keeps foreground and adds border"), (2, 1, "keeps fore")):
         path = tmp_path / "a.safetensors"
         checkpoint = write_checkpoint(path, former)
-        state, notes = load_initial_weights(path, make_recipe(outputs=present))
-        assert said in notes[-1]
-        weight = state["final_conv.weight"]
+        initial = load_initial_weights(path, make_recipe(outputs=present))
+        assert said in initial.changes[-1]
+        weight = initial.weights["final_conv.weight"]
         assert weight.shape[0] == present
         expected = torch.from_numpy(checkpoint.state["final_conv.weight"][0]).float()
         assert torch.equal(weight[0], expected)
         assert not weight[1:].any()
-        assert not state["final_conv.bias"][1:].any()
+        assert not initial.weights["final_conv.bias"][1:].any()
 
 
 def test_classes_are_kept_by_their_names(tmp_path: Path) -> None:
@@ -110,10 +111,14 @@ def test_classes_are_kept_by_their_names(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(path, 3, classes=names, palette=three)
     wanted = ("background", "debris", "wall", "cell")
     recipe = make_recipe(outputs=4, classes=wanted, palette=((0, 0, 0),) * 4)
-    state, notes = load_initial_weights(path, recipe)
-    assert "keeps class background, class debris, class cell and adds class wall" in notes[-1]
+    initial = load_initial_weights(path, recipe)
+    assert (
+        "keeps class background, class debris, class cell and adds class wall"
+        in initial.changes[-1]
+    )
     former = torch.from_numpy(checkpoint.state["final_conv.bias"]).float()
-    assert torch.equal(state["final_conv.bias"], torch.tensor([*former[[0, 2]], 0, former[1]]))
+    bias = initial.weights["final_conv.bias"]
+    assert torch.equal(bias, torch.tensor([*former[[0, 2]], 0, former[1]]))
 
 
 def test_several_classes_start_anew_after_a_binary_network(tmp_path: Path) -> None:
@@ -121,15 +126,28 @@ def test_several_classes_start_anew_after_a_binary_network(tmp_path: Path) -> No
     recipe = make_recipe(
         features=8, outputs=3, classes=("background", "cell", "wall"), palette=((0, 0, 0),) * 3
     )
-    state, notes = load_initial_weights(tmp_path / "a.safetensors", recipe)
-    assert "adds class background, class cell, class wall" in notes[1]
-    assert "4 base features become 8" in notes[2]
-    assert not state["final_conv.weight"].any()
-    UNet.from_config(recipe.network).load_state_dict(state)
+    initial = load_initial_weights(tmp_path / "a.safetensors", recipe)
+    assert "adds class background, class cell, class wall" in initial.changes[0]
+    assert "4 base features become 8" in initial.changes[1]
+    assert not initial.weights["final_conv.weight"].any()
+    UNet.from_config(recipe.network).load_state_dict(initial.weights)
 
 
 def test_other_intensities_are_reported(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a.safetensors", intensity="range")
     recipe = make_recipe(intensity="percentile", percentiles=(1.0, 99.8))
-    notes = load_initial_weights(tmp_path / "a.safetensors", recipe)[1]
-    assert "intensity range becomes percentiles 1 to 99.8" in notes[-1]
+    changes = load_initial_weights(tmp_path / "a.safetensors", recipe).changes
+    assert "intensity range becomes percentiles 1 to 99.8" in changes[-1]
+
+
+@pytest.mark.parametrize(("former", "present"), [(1, 1), (2, 2), (2, 1)])
+def test_weights_of_every_output_solve_the_task(tmp_path: Path, former: int, present: int) -> None:
+    write_checkpoint(tmp_path / "a.safetensors", former)
+    recipe = make_recipe(outputs=present)
+    assert load_initial_weights(tmp_path / "a.safetensors", recipe).solve_task
+
+
+def test_weights_without_one_of_the_outputs_do_not_solve_the_task(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.safetensors", 1)
+    recipe = make_recipe(outputs=2)
+    assert not load_initial_weights(tmp_path / "a.safetensors", recipe).solve_task

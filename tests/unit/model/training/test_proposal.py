@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +15,14 @@ from PIL import Image
 
 from app import cli
 from model.arrays import AnyArray
-from model.checkpoint import load_checkpoint
+from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from model.config import PreprocessConfig, UNetConfig
+from model.predict import attach_golden
 from model.training.data import open_dataset
 from model.training.proposal import propose_recipe
 from model.training.recipe import Recipe
 from model.training.split import split_dataset
-from tests.conftest import nuclei, write_tiny
+from tests.conftest import drawn_weights, nuclei, write_tiny
 
 SHORT = ["--steps", "2", "--base-features", "2", "--batch-size", "1"]
 
@@ -136,6 +141,94 @@ def test_flags_override_what_was_understood(isbi: Path) -> None:
     assert (recipe.data.labels, recipe.optim.minutes) == ("instances", 3)
     assert "--labels says so" in findings["masks"]
     assert "minutes = 3" in text
+
+
+def write_start(folder: Path, channels: int = 3, **preprocess: Any) -> str:
+    """Write a checkpoint with this preprocessing; return its path."""
+    architecture = UNetConfig(channels, 1, 4, 1)
+    config = PreprocessConfig(**preprocess)
+    state = drawn_weights(architecture, 0)
+    path = folder / "start.safetensors"
+    save_checkpoint(
+        path, attach_golden(Checkpoint("a", architecture, config, state), nuclei(64, 64)[0])
+    )
+    return str(path)
+
+
+NATIVE: dict[str, Any] = {
+    "window": ((64, 64),),
+    "overlap": 16,
+    "intensity": "range",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "threshold": 0.65,
+}
+WHOLE: dict[str, Any] = {
+    "mode": "resize",
+    "window": ((128, 96),),
+    "size": (120, 90),
+    "overlap": 0,
+    "interpolation": "bicubic",
+    "intensity": "percentile",
+    "percentiles": (0.2, 99.9),
+}
+
+
+@pytest.mark.parametrize("preprocess", [NATIVE, WHOLE], ids=["native", "resize"])
+@pytest.mark.parametrize("layout", ["isbi", "carvana"])
+def test_preprocessing_of_the_start_is_inherited(
+    layout: str, preprocess: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    """Whatever would be chosen for these images: isbi is seen in windows, carvana as a whole."""
+    folder: Path = request.getfixturevalue(layout)
+    images, masks = {
+        "isbi": (folder, folder),
+        "carvana": (folder / "train", folder / "train_masks"),
+    }[layout]
+    start = write_start(folder, **preprocess)
+    recipe, findings, text = propose(images, masks, init_from=start)
+    expected = PreprocessConfig(**preprocess)
+    assert dataclasses.replace(recipe.preprocess, classes=expected.classes) == expected
+    assert recipe.network.base_features == 4
+    assert recipe == Recipe.merge(tomllib.loads(text), {})
+    assert findings["start"].startswith(f"start@{load_checkpoint(Path(start)).sha256[:12]}, with")
+    intensity = "range" if preprocess is NATIVE else "percentiles 0.2 to 99.9"
+    assert f"4 base features, 3 channels, intensity {intensity}, threshold" in findings["start"]
+
+
+def test_values_of_the_user_are_not_inherited(isbi: Path) -> None:
+    start = write_start(isbi, **WHOLE)
+    flags = {"mode": "native", "percentiles": "[2.0, 98.0]", "threshold": "0.4"}
+    recipe, findings, _ = propose(isbi, isbi, init_from=start, learning_rate="0.1", **flags)
+    assert (recipe.preprocess.mode, recipe.preprocess.percentiles) == ("native", (2, 98))
+    assert len(recipe.preprocess.window) > 1
+    assert recipe.preprocess.interpolation == "bilinear"
+    assert (recipe.preprocess.threshold, recipe.optim.learning_rate) == (0.4, 0.1)
+    assert "channels, intensity; learning" in findings["start"]
+    assert findings["start"].endswith("; learning rate 0.1")
+    recipe, findings, _ = propose(isbi, isbi, init_from=start, intensity="range")
+    assert recipe.preprocess.intensity == "range"
+    assert "range" not in findings["start"]
+
+
+def test_number_of_channels_is_inherited(isbi: Path) -> None:
+    start = write_start(isbi, channels=1, mean=(0.4,), std=(0.2,))
+    recipe, _, _ = propose(isbi, isbi, init_from=start)
+    assert (recipe.network.in_channels, recipe.preprocess.mean) == (1, (0.4,))
+    recipe, _, _ = propose(isbi, isbi, init_from=start, in_channels="3")
+    assert recipe.preprocess.mean == PreprocessConfig().mean
+
+
+def test_network_for_grey_images_gets_channels_for_colors(carvana: Path) -> None:
+    start = write_start(carvana, channels=1, mean=(0.4,), std=(0.2,))
+    recipe, _, _ = propose(carvana / "train", carvana / "train_masks", init_from=start)
+    assert (recipe.network.in_channels, recipe.preprocess.mean) == (3, PreprocessConfig().mean)
+
+
+def test_learning_rate_is_lower_after_a_checkpoint(isbi: Path) -> None:
+    fresh, _, _ = propose(isbi, isbi)
+    tuned, _, _ = propose(isbi, isbi, init_from=write_start(isbi))
+    assert tuned.optim.learning_rate < fresh.optim.learning_rate
 
 
 def test_images_without_a_mask_are_left_out_and_counted(carvana: Path) -> None:
