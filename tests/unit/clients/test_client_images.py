@@ -25,8 +25,8 @@ def read_form(request: ReceivedRequest) -> tuple[str, bytes]:
     parser = FormParser(request.headers["content-type"])
     parser.feed(request.body)
     parser.finish()
-    ((name, chunks),) = parser.files
-    return name, b"".join(chunks)
+    (part,) = parser.files
+    return part.name, b"".join(part.chunks)
 
 
 def result(content: bytes, output: str = "mask") -> SegmentationResult:

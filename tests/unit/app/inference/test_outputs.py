@@ -55,10 +55,10 @@ def test_options_that_fit_are_accepted(options: Options) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(min_area=-1), "min_area must be at least 0"),
-        (Options(pixel_size=0), "pixel_size must be more than 0"),
-        (Options(pixel_size=float("inf")), "pixel_size must be more than 0"),
-        (Options(percentiles=(5, 5)), "0 <= LOW < HIGH <= 100, not 5,5"),
+        (Options(min_area=-1), "min_area=-1 must be at least 0 pixels"),
+        (Options(pixel_size=0), "pixel_size=0 must be more than 0"),
+        (Options(pixel_size=float("inf")), "pixel_size=inf must be more than 0"),
+        (Options(percentiles=(5, 5)), "percentiles=5,5 must be LOW,HIGH"),
         (Options(percentiles=(90, 10)), "LOW < HIGH"),
         (Options(percentiles=(0, 101)), "LOW < HIGH"),
         (Options(percentiles=(float("nan"), 50)), "LOW < HIGH"),
