@@ -27,6 +27,7 @@ from app.engine.selection import build_engine, choose_engines
 from model.arrays import Shape
 from model.checkpoint import GRAPH_TENSOR, Checkpoint
 from model.config import Activation, GraphConfig, PreprocessConfig
+from model.convert.file_kinds import check_kind
 from model.golden import make_golden
 from model.graph import parse_graph, read_graph_file
 
@@ -50,6 +51,7 @@ def import_graph(args: argparse.Namespace, content: bytes | None = None) -> Path
     if args.divisor is not None and args.divisor < 1:
         raise CommandError(f"--divisor must be at least 1, not {args.divisor}")
     if content is None:
+        check_kind(args.foreign)
         content = read_graph_file(args.foreign)
     model = parse_graph(content)
     finding = inspect_graph(model, content, _read_options(args), _default_windows(args))
