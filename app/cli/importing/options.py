@@ -6,14 +6,13 @@ Knows no torch.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.cli.errors import CommandError, writing
+from app.cli.errors import CommandError, check_destination, writing
 from app.cli.importing.normalization import check_normalization, count, write_flag
 from app.engine.inspection.facts import MAX_SIDE
 from model.arrays import AnyArray, Shape
@@ -54,16 +53,7 @@ def choose_path(args: argparse.Namespace) -> Path:
         ConfigError: the name is not a valid model name.
     """
     path = _read_path(args)
-    with writing(path):
-        if path.is_dir():
-            raise CommandError(f"{path} is a folder; use another --name")
-        if path.exists() and not args.force:
-            raise CommandError(f"{path} exists; use another --name, or --force to replace it")
-        nearest = next(parent for parent in path.parents if parent.exists())
-        if not nearest.is_dir():
-            raise CommandError(f"{path} cannot be written: {nearest} is not a folder")
-        with contextlib.suppress(FileNotFoundError):
-            (nearest / path.name).stat()  # fails if the name is too long, which `exists` hides
+    check_destination(path, args.force)
     return path
 
 

@@ -230,7 +230,7 @@ def test_graph_is_recognised_without_its_suffix(tmp_path: Path) -> None:
 def test_existing_checkpoint_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(Net(), tmp_path) == 0
     assert run(Net(), tmp_path) == 2
-    assert "exists; use another --name, or --force" in capsys.readouterr().err
+    assert "exists; choose another name, or --force" in capsys.readouterr().err
     assert run(Net(outputs=3), tmp_path, "--force") == 0
 
 

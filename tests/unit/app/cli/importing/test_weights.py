@@ -1,4 +1,4 @@
-"""What docs/import-export.md says of imported weights and the sizes of images."""
+"""Imported weights and the sizes of images: the statements of docs/import-export.md."""
 
 from __future__ import annotations
 
