@@ -56,7 +56,7 @@ def _suggest_normalization(mean: list[float], std: list[float]) -> str:
     if is_mean_scaled:
         flags.append(write_flag("--mean", [value / unit for value in mean]))
         std = std or [1.0] * len(mean)
-    # a std of 1 leaves values as they are, in either unit
+    # a std of 1 does not scale pixels 0..255, which is a division by 1/255 here
     if any(value > 1 for value in std) or (is_mean_scaled and set(std) == {1.0}):
         flags.append(write_flag("--std", [value / unit for value in std]))
     return f"; if your values are for pixels 0..{unit}, set {' '.join(flags)}"
