@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +23,28 @@ def check_parent_folder(path: Path) -> None:
     with reading(path.parent):
         if not path.parent.is_dir():
             raise CommandError(f"{path}: {path.parent} is not a folder")
+
+
+def check_destination(path: Path, force: bool) -> None:
+    """Check, before a long computation, that a file can be written.
+
+    Args:
+        path: of the file. Its folders may be missing.
+        force: whether a file may be replaced.
+
+    Raises:
+        CommandError: a file is there and may not be replaced, or none can be there.
+    """
+    with writing(path):
+        nearest = next(parent for parent in path.parents if parent.exists())
+        if not nearest.is_dir():
+            raise CommandError(f"{path} cannot be written: {nearest} is not a folder")
+        with contextlib.suppress(FileNotFoundError):
+            (nearest / path.name).stat()  # fails if the name is too long
+        if path.is_dir():
+            raise CommandError(f"{path} is a folder; choose another name")
+        if path.exists() and not force:
+            raise CommandError(f"{path} exists; choose another name, or --force to replace it")
 
 
 def reading(path: object) -> AbstractContextManager[None]:

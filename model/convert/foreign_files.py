@@ -10,6 +10,7 @@ Knows files; no networks.
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from model.checkpoint import FORMAT
+from model.convert.file_kinds import check_kind, is_safetensors
 from model.errors import CheckpointError, first_line
 from model.files import check_regular
 
@@ -35,7 +37,9 @@ _NUMPY_NAMES = (
 """Names in files with NumPy values beside the weights, for torch's format before 1.6, in which the
 names cannot be listed."""
 
-_ZIP = b"PK\x03\x04"
+_ZIP = b"PK"
+_PICKLE = b"\x80"
+"""Start of a pickle of protocol 2 or later, which torch writes."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _TRAIN = "train a network with `unet train` on its data"
 _KERAS_ADVICE = f"convert it to ONNX where its code is, and import the .onnx file; or {_TRAIN}"
@@ -72,15 +76,18 @@ def load_content(path: Path) -> Any:
     """
     try:
         check_regular(path)
+        check_kind(path)
         with path.open("rb") as file:
             start = file.read(16)
         is_archive = start.startswith(_ZIP)
         if is_archive:
             _check_archive(path)
-        elif start[8:9] == b"{":
+        elif is_safetensors(start):
             return _load_safetensors(path)
         elif start.startswith(_HDF5):
             raise CheckpointError(f"{path} is an HDF5 file, as Keras writes; {_KERAS_ADVICE}")
+        elif not start.startswith(_PICKLE):
+            raise CheckpointError(f"{path} is not a torch or safetensors file")
         return _load_torch(path, is_archive)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -91,10 +98,11 @@ def load_content(path: Path) -> Any:
         ) from error
     except (
         RuntimeError, EOFError, LookupError, TypeError, ValueError, AttributeError, SafetensorError,
-        zipfile.BadZipFile,
+        zipfile.BadZipFile, struct.error, AssertionError,
     ) as error:  # fmt: skip
         raise CheckpointError(
-            f"{path} is not a torch or safetensors file: {first_line(error)}"
+            f"{path} is damaged, cut off or of another format ({first_line(error)}); copy or "
+            "download it again"
         ) from error
 
 

@@ -154,7 +154,10 @@ def _choose(path: Path, networks: Sequence[ForeignNetwork], location: str | None
 
 
 def _find_tensors(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield every mapping of names to tensors, and every list of them, with its location."""
+    """Yield every mapping of names to tensors, and every list of them, with its location.
+
+    The state of an optimizer is left out: its tensors are not those of a network.
+    """
     seen: set[int] = set()
     pending: list[tuple[str, Any, int]] = [("", content, 0)]
     for _ in range(_MAX_NODES):
@@ -164,6 +167,8 @@ def _find_tensors(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
         if id(value) in seen or depth > _MAX_DEPTH:
             continue
         items: Mapping[Any, Any] = {}
+        if _is_optimizer(value):
+            continue
         if isinstance(value, InertObject):
             tensors = _collect_module(value)
             items = {} if tensors else value.attributes
@@ -180,6 +185,18 @@ def _find_tensors(content: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
             yield location, tensors
         for key, each in reversed(list(itertools.islice(items.items(), _MAX_NODES))):
             pending.append((f"{location}.{key}" if location else str(key), each, depth + 1))
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whether a value is the state dict of a `torch.optim.Optimizer`."""
+    return {"state", "param_groups"} <= _as_mapping(value).keys()
+
+
+def _has_optimizer(content: Any) -> bool:
+    """Whether a file is the state of an optimizer, or has it under a key, or in a list there."""
+    values = [content, *_as_mapping(content).values()]
+    values += [each for value in values if isinstance(value, list | tuple) for each in value]
+    return any(map(_is_optimizer, values))
 
 
 def _collect_module(module: InertObject) -> dict[str, Tensor]:
@@ -259,6 +276,11 @@ def _describe_content(content: Any, groups: Sequence[tuple[str, dict[str, Tensor
     if groups:
         _, largest = max(groups, key=lambda group: len(group[1]))
         return f": {describe_unknown(largest)}"
+    if _has_optimizer(content):
+        return (
+            " contains the state of an optimizer, and no weights of a network; import the file "
+            "with the network's state dict"
+        )
     if isinstance(content, Mapping | list | tuple | InertObject):
         return " contains no tensors"
     return f" contains a {type(content).__name__}, not a state dict"

@@ -14,11 +14,17 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from app.cli.errors import CommandError, writing
+from app.cli.errors import CommandError, check_destination, writing
 from app.cli.export.formats import add_format_arguments, plan_exports
 from app.engine.calibrate import calibrate
-from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, update_manifest
-from model.config import UNetConfig
+from model.checkpoint import (
+    SUFFIX,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    update_manifest,
+)
+from model.config import UNetConfig, check_name
 from model.training.data import PairedDataset, open_dataset
 from model.training.recipe import Recipe
 from model.training.sections import DataConfig
@@ -59,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="FILE",
+        metavar="FILE.safetensors",
         help="checkpoint to write after --base-features or --calibrate (default: replace the one "
         "that was read)",
     )
@@ -75,18 +81,41 @@ def main(args: argparse.Namespace) -> int:
             "set what to export: --base-features N, --calibrate RECIPE, --onnx FILE, "
             "--openvino FOLDER, --state-dict FILE or --bioimageio FILE"
         )
+    if args.out is not None:
+        _check_out(args)
     if args.masks and not (args.calibrate and args.calibrate.is_dir()):
         raise CommandError("--masks needs --calibrate with the folder of the images")
     checkpoint = load_checkpoint(args.checkpoint)
+    if exports:
+        _ = checkpoint.unet  # an error for an ONNX graph, before it is calibrated
+    data = _choose_data(checkpoint, args) if args.calibrate else None
     if args.base_features:
         checkpoint = _change_width(checkpoint, args.base_features)
-    if args.calibrate:
-        checkpoint = _calibrate(checkpoint, _choose_data(checkpoint, args), args.images)
+    if data:
+        checkpoint = _calibrate(checkpoint, data, args.images)
     if changes:
         checkpoint = _save(checkpoint, args.out or args.checkpoint)
     for write in exports:
         write(checkpoint)
     return 0
+
+
+def _check_out(args: argparse.Namespace) -> None:
+    """Check --out before a long computation.
+
+    Raises:
+        CommandError: no checkpoint is written, its name has another suffix, or it cannot be
+            written or would replace another file without --force.
+        ConfigError: its name is not a valid model name.
+    """
+    if not (args.base_features or args.calibrate):
+        raise CommandError("--out needs --base-features or --calibrate")
+    if args.out.suffix != SUFFIX:
+        raise CommandError(f"--out {args.out}: the file's name ends with {SUFFIX}")
+    check_name(args.out.stem)
+    with writing(args.out):
+        is_replaced = args.out.exists() and args.out.samefile(args.checkpoint)
+    check_destination(args.out, args.force or is_replaced)
 
 
 def _change_width(checkpoint: Checkpoint, base_features: int) -> Checkpoint:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from app.cli.errors import CommandError, writing
+from app.cli.errors import CommandError, check_destination, writing
 from model.arrays import ByteArray, FloatArray
 from model.checkpoint import Checkpoint, write_atomically
 from model.config import GOLDEN_IOU, UNetConfig
@@ -104,9 +104,13 @@ def plan_exports(args: argparse.Namespace) -> list[Callable[[Checkpoint], None]]
         options = {"authors": args.author, "licence": args.licence}
         exports.append((args.bioimageio, write_bioimageio, options))
     for path, _, _ in exports:
-        _check_absent(path, args)
+        _check_file(path, args)
+        folder = path.parent
         if path.suffix == ".xml":
-            _check_absent(path.with_suffix(".bin"), args)
+            _check_file(path.with_suffix(".bin"), args)
+            folder = folder if folder.exists() else folder.parent  # one folder may be missing
+        if not folder.is_dir():
+            raise CommandError(f"{path} cannot be written: {folder} is not a folder")
     return [functools.partial(write, path=path, **options) for path, write, options in exports]
 
 
@@ -126,12 +130,12 @@ def _find_graph_path(path: Path, name: str) -> Path:
     return path / f"{name}.xml"
 
 
-def _check_absent(path: Path, args: argparse.Namespace) -> None:
+def _check_file(path: Path, args: argparse.Namespace) -> None:
     """Check that an export does not replace a file without --force, and the checkpoint never."""
-    if path.exists() and path.samefile(args.checkpoint):
-        raise CommandError(f"{path} is the checkpoint itself; choose another name")
-    if path.exists() and not args.force:
-        raise CommandError(f"{path} exists; choose another name, or --force to replace it")
+    with writing(path):
+        if path.exists() and path.samefile(args.checkpoint):
+            raise CommandError(f"{path} is the checkpoint itself; choose another name")
+    check_destination(path, args.force)
 
 
 def write_onnx(checkpoint: Checkpoint, path: Path, pixels: Literal["uint8", "float32"]) -> None:

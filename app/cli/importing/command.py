@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from app.cli.errors import CommandError, reading
+from app.cli.importing.options import check_options
 from model.convert.bioimage_package import read_package
 from model.files import check_regular
 
@@ -24,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="weights of torch or safetensors, an ONNX graph, or a package of bioimage.io",
     )
-    parser.add_argument("--name", help="name of the model (default: the name of FILE)")
+    parser.add_argument("--name", help="name of the model (default: that of --out, or of FILE)")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("weights"),
         metavar="PATH",
-        help="folder for the checkpoint, or the checkpoint file itself (default: weights)",
+        help="folder for the checkpoint, or the checkpoint itself, FILE.safetensors (default: "
+        "weights)",
     )
     _add_network_arguments(parser)
     _add_graph_arguments(parser)
@@ -142,14 +144,15 @@ def _add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=float,
         metavar="X",
-        help="mean that is subtracted from values in 0..1, for each channel (default: 0)",
+        help="mean of values in 0..1, for each channel, which is subtracted (default: 0)",
     )
     group.add_argument(
         "--std",
         nargs="+",
         type=float,
         metavar="X",
-        help="standard deviation that divides the result, for each channel (default: 1)",
+        help="standard deviation of values in 0..1, for each channel, which divides the result "
+        "(default: 1)",
     )
     group.add_argument(
         "--intensity",
@@ -170,6 +173,7 @@ def _add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     with reading(args.foreign):
         check_regular(args.foreign)
+    check_options(args)
     package = read_package(args.foreign)
     if package is not None:
         _reject_flags(args, _WEIGHTS_FLAGS, "does not apply to an ONNX graph")

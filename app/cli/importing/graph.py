@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from app.cli.errors import CommandError
+from app.cli.importing.normalization import describe_defaults
 from app.cli.importing.options import (
-    choose_golden_image,
+    check_channels,
+    check_two_outputs,
     choose_overlap,
     choose_path,
     make_card,
     make_preprocess,
+    read_golden_image,
     read_windows,
     save,
 )
@@ -27,7 +31,8 @@ from app.engine.selection import build_engine, choose_engines
 from model.arrays import Shape
 from model.checkpoint import GRAPH_TENSOR, Checkpoint
 from model.config import Activation, GraphConfig, PreprocessConfig
-from model.golden import make_golden
+from model.convert.file_kinds import check_kind
+from model.golden import draw_synthetic_image, make_golden
 from model.graph import parse_graph, read_graph_file
 
 _RESIZED: Shape = (512, 512)
@@ -49,32 +54,41 @@ def import_graph(args: argparse.Namespace, content: bytes | None = None) -> Path
     path = choose_path(args)
     if args.divisor is not None and args.divisor < 1:
         raise CommandError(f"--divisor must be at least 1, not {args.divisor}")
+    golden_image = read_golden_image(args)
     if content is None:
+        check_kind(args.foreign)
         content = read_graph_file(args.foreign)
     model = parse_graph(content)
-    finding = inspect_graph(model, content, _read_options(args), _default_windows(args))
+    finding = inspect_graph(
+        model,
+        content,
+        _read_options(args),
+        _default_windows(args),
+        functools.partial(check_channels, args),
+    )
     architecture, meaning = _choose_activation(args, finding)
-    channels, outputs = architecture.in_channels, architecture.out_channels
     opset = max(each.version for each in model.opset_import)
     draft = Checkpoint(
         path.stem,
         architecture,
-        make_preprocess(args, channels, outputs, _window_values(args, finding)),
+        make_preprocess(args, architecture, _window_values(args, finding)),
         {GRAPH_TENSOR: np.frombuffer(content, np.uint8)},
         card=make_card(args)
         | {"onnx": {"opset": opset, "sha256": hashlib.sha256(content).hexdigest()}},
     )
-    image = choose_golden_image(args, channels)
     (choice,) = choose_engines(device="cpu", engine="openvino", precision="fp32")
     predict = engine_predictor(build_engine(choice, draft), draft)
-    golden = make_golden(image, draft.preprocess, predict)
+    if golden_image is None:
+        golden_image = draw_synthetic_image(architecture.in_channels)
+    golden = make_golden(golden_image, draft.preprocess, predict)
     line = save(path, dataclasses.replace(draft, golden=golden))
     producer = " ".join(filter(None, (model.producer_name, model.producer_version)))
     print(
         f"{args.foreign}: ONNX graph of {producer or 'an unnamed program'}, opset {opset}, "
         f"{len(model.graph.node)} nodes"
     )
-    for note in (*finding.notes, meaning, _describe_windows(draft.preprocess)):
+    windows = _describe_windows(draft.preprocess)
+    for note in (*finding.notes, meaning, windows, *describe_defaults(args)):
         print(note)
     print(line)
     return path
@@ -113,6 +127,7 @@ def _choose_activation(args: argparse.Namespace, finding: Finding) -> tuple[Grap
     """
     config, values = finding.config, finding.values
     count = config.out_channels
+    check_two_outputs(args, count)
     if count == 1 and values == "softmax":
         raise CommandError("a softmax over one channel is 1 everywhere; export the logits")
     if count == 2 and values != "softmax" and args.two_outputs is None:
@@ -120,6 +135,9 @@ def _choose_activation(args: argparse.Namespace, finding: Finding) -> tuple[Grap
             f"{args.foreign} has two output channels: set --two-outputs softmax (background and "
             "foreground) or --two-outputs border (foreground, and the border between objects)"
         )
+    if values == "softmax" and args.two_outputs == "border":
+        raise CommandError("--two-outputs border: the outputs are a softmax, which are background "
+                           "and foreground; leave it out")  # fmt: skip
     activation: Activation
     if count == 2 and (values == "softmax" or args.two_outputs == "softmax"):
         activation = "softmax" if values == "logits" else "none"

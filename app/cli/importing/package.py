@@ -77,7 +77,8 @@ def _set_outputs(args: argparse.Namespace, package: Package) -> None:
     classes = read_own_field(package.own, "classes")
     if args.classes is None:
         args.classes = classes or list(package.classes) or None
-    if args.two_outputs is None and read_own_field(package.own, "outputs") is not None:
+    outputs = read_own_field(package.own, "outputs")
+    if args.two_outputs is None and outputs is not None and len(outputs) == 2:
         args.two_outputs = "border"
 
 

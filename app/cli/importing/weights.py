@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.errors import CommandError
+from app.cli.importing.normalization import describe_defaults
 from app.cli.importing.options import (
-    choose_golden_image,
+    check_channels,
+    check_two_outputs,
     choose_overlap,
     choose_path,
     make_card,
     make_preprocess,
+    read_golden_image,
     read_windows,
     save,
 )
@@ -26,6 +29,7 @@ from model.convert.import_weights import (
     infer_architecture,
 )
 from model.errors import CheckpointError
+from model.golden import draw_synthetic_image
 from model.predict import attach_golden
 
 
@@ -35,23 +39,28 @@ def import_weights(args: argparse.Namespace) -> None:
     Raises:
         UserError: they cannot be converted, or the arguments do not fit.
     """
+    golden_image = read_golden_image(args)
     finding = find_network(args.foreign, args.weights)
     family = finding.network.family
     padding = _choose_padding(args, family)
     state = _convert(args, finding)
     architecture = _infer_architecture(args, state, padding)
+    check_channels(args, architecture)
     path = choose_path(args)
-    channels, outputs = architecture.in_channels, architecture.out_channels
     checkpoint = Checkpoint(
         path.stem,
         architecture,
-        make_preprocess(args, channels, outputs, _window_values(args, architecture)),
+        make_preprocess(args, architecture, _window_values(args, architecture)),
         choose_precision(state, args.half),
         card=make_card(args),
     )
-    checkpoint = attach_golden(checkpoint, choose_golden_image(args, channels))
+    if golden_image is None:
+        golden_image = draw_synthetic_image(architecture.in_channels)
+    checkpoint = attach_golden(checkpoint, golden_image)
     line = save(path, checkpoint)
     _print_finding(args.foreign, finding, architecture)
+    for note in describe_defaults(args):
+        print(note)
     print(line)
 
 
@@ -96,7 +105,15 @@ def _convert(args: argparse.Namespace, finding: Finding) -> State:
         others = ", ".join(map(repr, finding.others))
         hint = f"; --weights can choose another network: {others}" if others else ""
         raise CheckpointError(f"{args.foreign}: {error}{hint}") from error
-    if infer_architecture(state).out_channels != 2:
+    outputs = infer_architecture(state).out_channels
+    family = finding.network.family
+    if family.output == "softmax" and args.two_outputs == "border":
+        raise CommandError(
+            f"--two-outputs border: {family.name} applies a softmax to two outputs; leave it out"
+        )
+    if family.output != "softmax":  # otherwise two outputs have become one
+        check_two_outputs(args, outputs)
+    if outputs != 2:
         return state
     if args.two_outputs is None:
         raise CommandError(

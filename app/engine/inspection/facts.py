@@ -8,6 +8,9 @@ from typing import Literal
 from model.arrays import Shape
 from model.config import GraphConfig
 
+MAX_SIDE = 4096
+"""Height and width of a window, in pixels."""
+
 Layout = Literal["NCHW", "NHWC"]
 Values = Literal["logits", "sigmoid", "softmax"]
 """Meaning of the outputs: values of any size, or probabilities, each by itself (sigmoid) or with a

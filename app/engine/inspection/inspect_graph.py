@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from onnx import ModelProto
 
@@ -31,7 +31,11 @@ from model.graph import find_input
 
 
 def inspect_graph(
-    model: ModelProto, content: bytes, options: GraphOptions, windows: Sequence[Shape]
+    model: ModelProto,
+    content: bytes,
+    options: GraphOptions,
+    windows: Sequence[Shape],
+    check: Callable[[GraphConfig], None] = lambda config: None,
 ) -> Finding:
     """Find out how a graph is used.
 
@@ -39,6 +43,8 @@ def inspect_graph(
         model, content: the graph, parsed and as a file.
         windows: used if neither the graph nor `options` has any; their sides are rounded up to what
             the graph accepts.
+        check: raises an error if the input and the outputs are not as wanted, before the graph
+            runs.
 
     Raises:
         CheckpointError: the graph does not make a map of classes from an image, or leaves open what
@@ -60,6 +66,7 @@ def inspect_graph(
         margin=first_map.margin,
         out_channels=sum(each.channels for each in used.values()),
     )
+    check(config)
     if config.size:
         accepted: tuple[Shape, ...] = ((config.size[0], config.size[1]),)
     else:

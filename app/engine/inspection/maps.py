@@ -12,14 +12,12 @@ from typing import Literal
 
 import openvino as ov
 
-from app.engine.inspection.facts import GraphOptions, Layout
+from app.engine.inspection.facts import MAX_SIDE, GraphOptions, Layout
 from app.engine.inspection.running import find_output_shapes
 from model.arrays import Shape
 from model.config import GraphConfig
 from model.errors import CheckpointError
 
-MAX_SIDE = 4096
-"""Height and width of a window, in pixels."""
 _DIVISORS = (1, 2, 4, 8, 16, 32, 64, 128)
 _LEAST_SIDE = 160
 """Pixels. Smaller images vanish in some encoders."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from model.convert.foreign_files import InertObject, load_content
 from model.errors import CheckpointError
@@ -56,15 +57,30 @@ def run_advice(path: Path) -> None:
     ("start", "says"),
     [
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file, as Keras writes"),
-        (b"hello", "is not a torch or safetensors file"),
-        (b"", "is not a torch or safetensors file"),
-        (b"PK\x03\x04", "is not a torch or safetensors file"),
-        (b"\x10\0\0\0\0\0\0\0{", "is not a torch or safetensors file"),
+        (b"\x89PNG\r\n\x1a\n", "is an image (PNG)"),
+        (b"\x01\x02\x03\x04", "is not a torch or safetensors file"),
+        (b"PK\x03\x04", "is damaged, cut off or of another format (File is not a zip file)"),
+        (b"\x10\0\0\0\0\0\0\0{", "is damaged, cut off or of another format"),
+        (b"\x80\x02", "is damaged, cut off or of another format"),
     ],
 )
 def test_first_bytes(path: Path, start: bytes, says: str) -> None:
     path.write_bytes(start)
     assert says in message(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_file_that_is_cut_off(path: Path, kind: str) -> None:
+    state = {"weight": torch.ones(1000)}
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    content = path.read_bytes()
+    for length in (*range(0, 400, 7), len(content) // 2):
+        path.write_bytes(content[:length])
+        text = message(path)
+    assert "is damaged, cut off or of another format" in text
 
 
 @pytest.mark.parametrize(

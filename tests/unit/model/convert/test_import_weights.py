@@ -361,6 +361,38 @@ def test_file_that_cannot_be_imported_is_reported_in_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.pth"]
 
 
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda optimizer: optimizer.state_dict(),
+        lambda optimizer: {"optimizer": optimizer.state_dict()},
+        lambda optimizer: {"optimizer_states": [optimizer.state_dict()], "epoch": 3},
+    ],
+    ids=["state dict", "key", "list"],
+)
+def test_state_of_an_optimizer_is_named(
+    network: UNet, tmp_path: Path, make: Callable[..., Any], wrap: Callable[[Any], Any]
+) -> None:
+    optimizer = make(network.parameters(), lr=0.1)
+    network(torch.zeros(1, 3, 16, 16)).sum().backward()
+    optimizer.step()
+    torch.save(wrap(optimizer), tmp_path / "optim.pth")
+    with pytest.raises(CheckpointError, match="contains the state of an optimizer, and no weights"):
+        find_network(tmp_path / "optim.pth")
+
+
+def test_weights_of_another_network_are_named_beside_an_optimizer(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.zeros(1, 1)).sum().backward()
+    optimizer.step()
+    content = {"optimizer": optimizer.state_dict(), "model": {"only.weight": torch.zeros(3)}}
+    torch.save(content, tmp_path / "both.pth")
+    with pytest.raises(CheckpointError, match=r"the first tensor is 'only\.weight'"):
+        find_network(tmp_path / "both.pth")
+
+
 def test_wrong_base_features_are_rejected(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

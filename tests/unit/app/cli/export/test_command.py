@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from app import cli
+from app.cli.export import command
 from model.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -20,6 +21,7 @@ from model.checkpoint import (
 )
 from model.config import Calibration
 from model.predict import Predictor, attach_golden
+from model.unet import UNet
 from tests.conftest import nuclei, write_tiny
 from tests.onnx_networks import Net, export
 
@@ -52,7 +54,7 @@ def test_widened_checkpoint_gives_the_same_probabilities(
     difference = Predictor.of(wide)(image) - Predictor.of(before)(image)
     assert np.abs(difference).max() < 1e-4
     assert np.array_equal(wide.golden.image, before.golden.image)
-    assert cli.main([*arguments, str(2 * features + 1)]) == 2
+    assert cli.main([*arguments, str(2 * features + 1), "--force"]) == 2
     assert "multiple" in capsys.readouterr().err
     assert load_checkpoint(narrow).calibration == calibration
 
@@ -131,6 +133,15 @@ def in_fp16(path: Path) -> Checkpoint:
     [
         ([], "--base-features N, --calibrate RECIPE, --onnx FILE, --openvino"),
         (["--base-features", "8", "--out", "/dev/null/x.safetensors"], "cannot be written"),
+        (["--base-features", "8", "--out", "wide.pt"], "wide.pt: the file's name ends with .safe"),
+        (["--base-features", "8", "--out", "wide"], "wide: the file's name ends with .safetensors"),
+        (["--base-features", "8", "--out", "é.safetensors"], "invalid model name 'é'"),
+        (["--base-features", "8", "--out", f"{'x' * 300}.safetensors"], "File name too long"),
+        (["--base-features", "8", "--out", "{other}"], "other.safetensors exists; choose another"),
+        (
+            ["--out", "w.safetensors", "--state-dict", "{other}.pt"],
+            "--out needs --base-features or --calibrate",
+        ),
         (["--calibrate", "none.toml"], "none.toml: cannot be read: No such file"),
         (["--calibrate", "."], "--calibrate .: set the folder of the masks too, --masks FOLDER"),
         (["--calibrate", ".", "--masks", "none"], "none"),
@@ -138,11 +149,18 @@ def in_fp16(path: Path) -> Checkpoint:
         (["--base-features", "8", "--masks", "."], "--masks needs --calibrate with the folder"),
     ],
 )
-def test_mistake_is_one_line(
-    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_mistake_is_one_line_before_the_network_runs(
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = tmp_path / "tiny.safetensors"
+    path, other = tmp_path / "tiny.safetensors", tmp_path / "other.safetensors"
     write_tiny(path)
+    write_tiny(other)
+    arguments = [each.format(other=other) for each in arguments]
+    monkeypatch.setattr(UNet, "forward", None)
     assert cli.main(["export", str(path), *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("unet: error: ")
@@ -170,6 +188,24 @@ def test_network_is_calibrated_on_one_half_of_a_folder_and_compared_on_the_other
     assert calibration is not None
     assert len(calibration.ranges) == 22
     assert calibration.images == 3
+
+
+def test_checkpoint_may_be_named_as_its_own_destination(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    write_tiny(path)
+    assert cli.main(["export", str(path), "--base-features", "8", "--out", str(path)]) == 0
+    assert load_checkpoint(path).unet.base_features == 8
+
+
+def test_graph_is_not_calibrated_for_a_format_that_it_cannot_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.onnx").write_bytes(export(Net()))
+    assert cli.main(["import", str(tmp_path / "theirs.onnx"), "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(command, "calibrate", None)
+    flags = [*write_pairs(tmp_path), "--onnx", str(tmp_path / "new.onnx")]
+    assert cli.main(["export", str(tmp_path / "theirs.safetensors"), *flags]) == 2
+    assert "theirs is an ONNX graph; this works with U-Nets" in capsys.readouterr().err
 
 
 def test_graph_without_the_package_that_calibrates_it_is_one_line(

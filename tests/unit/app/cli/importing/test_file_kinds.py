@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import io
 import json
 import pickle
 import re
@@ -188,6 +190,22 @@ def make_zip(files: Mapping[str, bytes]) -> Callable[[Path], None]:
     return write
 
 
+def optimizer_state() -> list[Case]:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    return [Case(optimizer.state_dict()), Case({"optimizer": optimizer.state_dict()})]
+
+
+def named(*contents: bytes) -> list[Case]:
+    """Each content under the names of weights and of a graph."""
+    return [Case(each, name=f"theirs.{end}") for each in contents for end in ("pth", "onnx")]
+
+
+def part() -> list[Case]:
+    buffer = io.BytesIO()
+    torch.save(make_unet().state_dict(), buffer)
+    return [Case(buffer.getvalue()[:2000])]
+
+
 def own_checkpoint() -> list[Case]:
     return [Case(lambda path: write_tiny(path), name="theirs.safetensors")]
 
@@ -229,6 +247,14 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "bioimage.io package with neither": lambda: package_of("weights.h5", "keras_hdf5"),
     "Keras": keras,
     "other archives": archives,
+    "compressed files": lambda: named(gzip.compress(b"weights")),
+    "state of an optimizer": optimizer_state,
+    "an image": lambda: named(encode(nuclei(16, 16)[0]), encode(nuclei(16, 16)[0], "TIFF")),
+    "a pointer of Git LFS": lambda: named(b"version https://git-lfs.github.com/spec/v1\n"),
+    "a web page": lambda: named(b"<!DOCTYPE html>\n<title>Not found"),
+    "other text": lambda: named(b'{"error": "not found"}'),
+    "an empty file": lambda: named(b""),
+    "a part of a file": part,
     "checkpoint of this project": own_checkpoint,
     "state of a training run": run_state,
 }  # fmt: skip

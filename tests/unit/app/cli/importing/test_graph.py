@@ -188,10 +188,11 @@ def test_checkpoint_describes_itself(tmp_path: Path, capsys: pytest.CaptureFixtu
         (Net(levels=1), ["--window", "65x64"], "window 65x64 is not divisible by 2"),
         (Net(levels=3), ["--window", "68x64"], "window 68x64 is not divisible by 8"),
         (Net(), ["--window", "16x64"], "window 16x64 must have sides of at least 32"),
-        (Net(), ["--window", "8192x64"], "sides of at most 4096"),
-        (Net(), ["--mean", "1", "2"], "mean and std need one value per channel"),
-        (Net(), ["--mean", "1", "--std", "1"], "mean has 1 values for 3 input channels"),
-        (Net(outputs=3), ["--classes", "a", "b", "c", "d"], "4 classes need 4 output channels"),
+        (Net(), ["--window", "8192x64"], "sides of 1 to 4096"),
+        (Net(), ["--mean", "0", "1"], "--mean 0 1: the network takes 3 channels; give 3 values"),
+        (Net(outputs=3), ["--classes", "a", "b", "c", "d"], "--classes has 4 names; a network"),
+        (Net(), ["--two-outputs", "border"], "theirs.onnx has 1 output; leave it out"),
+        (Net(outputs=2, ending=nn.Softmax(1)), ["--two-outputs", "border"], "are a softmax"),
         (Net(), ["--output", "no"], "'no' is not an output with values for each pixel"),
         (Net(), ["--layout", "NHWC"], "any number of channels in NHWC"),
         (Net(), ["--divisor", "0"], "--divisor must be at least 1"),
@@ -229,7 +230,7 @@ def test_graph_is_recognised_without_its_suffix(tmp_path: Path) -> None:
 def test_existing_checkpoint_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(Net(), tmp_path) == 0
     assert run(Net(), tmp_path) == 2
-    assert "exists; use another --name, or --force" in capsys.readouterr().err
+    assert "exists; choose another name, or --force" in capsys.readouterr().err
     assert run(Net(outputs=3), tmp_path, "--force") == 0
 
 
