@@ -35,7 +35,8 @@ def test_failed_image_does_not_affect_the_others(page: Page, server: Server) -> 
     page.wait_for_selector("#strip [data-state=failed]")
     page.click("#strip [data-state=failed]")
     detail = segment(server, b"not an image").json()["detail"].partition(";")[0]
-    assert page.inner_text("#error").lower().startswith(f"{detail.lower()}. use the image itself, as jpeg")
+    shown = page.inner_text("#error").lower()
+    assert shown.startswith(f"{detail.lower()}. use the image itself, as jpeg")
     assert page.is_disabled("#download")
     assert page.inner_text("#status") == "3 done, 1 failed"
     archive = unzip(save_file(page, "#download-all")[1])
