@@ -354,7 +354,7 @@ def test_segment_command_mirrors_folders_and_never_overwrites_an_image(tmp_path:
 @pytest.mark.parametrize(
     "command",
     [
-        ("import", "weights/person.safetensors"),
+        ("import", "weights/person.safetensors", "--name", "other"),
         ("train", "x.toml"),
         ("evaluate", "weights/person.safetensors"),
     ],
