@@ -166,7 +166,8 @@ def test_unknown_host_raises_connection_failed(connect: Connect) -> None:
         b"",
         b"not HTTP\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort",
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nabcd",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Encoding: gzip\r\n"
+        b"Content-Length: 4\r\n\r\nabcd",
     ],
 )
 def test_broken_response_raises_connection_failed(
