@@ -49,10 +49,10 @@ FOREIGN_TESTS := tests/unit/app/cli/export/test_bioimage.py tests/unit/app/cli/i
   tests/unit/app/engine/test_graph_ranges.py
 
 # Tests run side by side, in the order of their files, so that those of a file share a server. A
-# worker without tests takes half of those that another has left. Many tests wait, so three workers
-# keep two CPUs busy.
+# worker without tests takes half of those that another has left. Three workers are no faster on two
+# CPUs, and miss deadlines of some tests.
 test: $(EVERYTHING) $(FOREIGN)  ## run all tests
-	$(BIN)/python -m pytest --ignore tests/scale -n 3 --dist worksteal
+	$(BIN)/python -m pytest --ignore tests/scale -n 2 --dist worksteal
 	$(FOREIGN_PYTHON) -m pytest $(FOREIGN_TESTS) -n 2
 
 test-unit: $(EVERYTHING)  ## run the quick tests that start no server and no browser
