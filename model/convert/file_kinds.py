@@ -10,24 +10,16 @@ from pathlib import Path
 
 from model.errors import CheckpointError
 from model.pixels import is_tiff
-from model.readers import AVIF_BRANDS, HEIC_BRANDS, read_brands
+from model.readers import name_image_format
 
 _HEAD_BYTES = 512
 _SHOWN = 40
 """Characters of a text that a message repeats."""
 
-_IMAGE = "{path} is an image ({format}); import weights or an ONNX graph"
 _ARCHIVE = "{path} is a {format} archive; unpack it, and import the file of the network in it"
 _NO_NETWORK = "{path} is a {format} file, not a network"
 
 _SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
-    (0, b"\x89PNG\r\n\x1a\n", _IMAGE, "PNG"),
-    (0, b"\xff\xd8\xff", _IMAGE, "JPEG"),
-    (0, b"GIF8", _IMAGE, "GIF"),
-    (0, b"BM", _IMAGE, "BMP"),
-    (8, b"WEBP", _IMAGE, "WebP"),
-    (0, b"\0\0\0\x0cjP  ", _IMAGE, "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", _IMAGE, "JPEG 2000"),
     (0, b"\x1f\x8b", _ARCHIVE, "gzip"),
     (0, b"BZh", _ARCHIVE, "bzip2"),
     (0, b"\xfd7zXZ\0", _ARCHIVE, "xz"),
@@ -63,10 +55,11 @@ def check_kind(path: Path) -> None:
     for offset, signature, message, name in _SIGNATURES:
         if head.startswith(signature, offset):
             raise CheckpointError(message.format(path=path, format=name))
-    if is_tiff(head):
-        raise CheckpointError(_IMAGE.format(path=path, format="TIFF"))
-    if read_brands(head) & (AVIF_BRANDS | HEIC_BRANDS):
-        raise CheckpointError(_IMAGE.format(path=path, format="AVIF or HEIC"))
+    image_format = "TIFF" if is_tiff(head) else name_image_format(head)
+    if image_format:
+        raise CheckpointError(
+            f"{path} is an image ({image_format}); import weights or an ONNX graph"
+        )
 
 
 def is_safetensors(head: bytes) -> bool:

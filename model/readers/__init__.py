@@ -24,17 +24,23 @@ def open_image(data: bytes) -> ImageReader:
         UnsupportedKind: an image of a kind that is not read.
         OSError, ValueError, SyntaxError: a damaged header.
     """
-    for signature, load in _READERS:
-        if data.startswith(signature):
-            return load(data)
-    if data[8:12] == b"WEBP" and data.startswith(b"RIFF"):
-        return _open_webp(data)
-    brands = read_brands(data)
+    name = name_image_format(data)
+    if name is None:
+        raise UnknownFormat("not a recognised image")
+    return _READERS[name](data)
+
+
+def name_image_format(head: bytes) -> str | None:
+    """Name the format of an image by its first bytes; None if `open_image` does not read it."""
+    for signature, name in _SIGNATURES:
+        if head.startswith(signature):
+            return name
+    if head[8:12] == b"WEBP" and head.startswith(b"RIFF"):
+        return "WebP"
+    brands = read_brands(head)
     if brands & AVIF_BRANDS:
-        return _open_avif(data)
-    if brands & HEIC_BRANDS:
-        return _open_heic(data)
-    raise UnknownFormat("not a recognised image")
+        return "AVIF"
+    return "HEIC" if brands & HEIC_BRANDS else None
 
 
 def read_brands(data: bytes) -> frozenset[bytes]:
@@ -96,11 +102,23 @@ def _open_jpeg2000(data: bytes) -> ImageReader:
     return Jpeg2000Reader(data)
 
 
-_READERS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], ImageReader]], ...] = (
-    (b"\x89PNG\r\n\x1a\n", _open_png),
-    (b"\xff\xd8\xff", _open_jpeg),
-    ((b"GIF87a", b"GIF89a"), _open_gif),
-    (b"BM", _open_bmp),
-    ((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), _open_jpeg2000),
+_SIGNATURES: tuple[tuple[bytes | tuple[bytes, ...], str], ...] = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    ((b"GIF87a", b"GIF89a"), "GIF"),
+    (b"BM", "BMP"),
+    ((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"), "JPEG 2000"),
 )
-"""First bytes of a file, and what opens it."""
+"""First bytes of a file, and the name of its format."""
+
+_READERS: dict[str, Callable[[bytes], ImageReader]] = {
+    "PNG": _open_png,
+    "JPEG": _open_jpeg,
+    "GIF": _open_gif,
+    "BMP": _open_bmp,
+    "JPEG 2000": _open_jpeg2000,
+    "WebP": _open_webp,
+    "AVIF": _open_avif,
+    "HEIC": _open_heic,
+}
+"""Name of a format -> what opens an image of it."""
