@@ -65,7 +65,7 @@ def choose_weights(
     """
     recipe, device = trainer.recipe, trainer.device
     candidates = {trainer.steps_done: trainer.predictor}
-    if best.weights and best.step != trainer.steps_done:
+    if best.step not in (0, trainer.steps_done):
         candidates[best.step] = load_predictor(best.weights, recipe, device)
     if best.start:
         candidates[0] = load_predictor(best.start_weights, recipe, device)
