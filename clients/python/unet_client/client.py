@@ -106,7 +106,7 @@ class Client:
         """Return the models of the service.
 
         Raises:
-            UnetClientError, RuntimeError: as `segment`.
+            UnetClientError, RuntimeError: as for `segment`.
         """
         return self._run(self._calls.models())
 
@@ -114,7 +114,9 @@ class Client:
         """Return one model: architecture, preprocessing, metrics and engine.
 
         Raises:
-            UnetClientError, RuntimeError: as `segment`; status 404 if there is no such model.
+            SegmentationError: the service has no model of this name (status 404), or responded with
+                another error.
+            ResponseTimeout, ConnectionFailed, RuntimeError: as for `segment`.
         """
         return self._run(self._calls.model(name))
 
